@@ -1,0 +1,64 @@
+# Every target sets up what it needs, once. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Nobody's usage is reported to anybody; GNU make hands this to every tool.
+export DVC_NO_ANALYTICS := 1
+export GX_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export ORT_DISABLE_TELEMETRY := 1
+# Where torch comes from: a folder of wheels if PIP_FIND_LINKS names one, else PyTorch's own index: auto finds a GPU, cpu is small.
+TORCH ?= auto
+WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
+UV_VERSION := 0.13.8
+
+.PHONY: help setup repro test lint bench data-add mlflow lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/ready ## install everything into .venv (15 s to 3 min, once)
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Loopline needs Python 3.11 or newer: make setup PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(WHEELS) -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+repro: setup ## data to three released bundles: what is up to date is left alone (5 min)
+	dvc repro
+
+test: setup ## the tests
+	pytest --numprocesses auto --dist loadfile $(ARGS)
+
+lint: setup ## style, strict types, import rules
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+bench: setup ## speed of what is worth being fast, side by side
+	python -m benchmarks
+
+data-add: setup ## make a labelled batch the next dataset version: make data-add MODEL=classifier FROM=folder [REMOTE=name]
+	@test -n "$(MODEL)" -a -n "$(FROM)" || { echo "usage: make data-add MODEL=classifier FROM=path/to/folder [REMOTE=name]"; exit 2; }
+	loopline data add "$(MODEL)" "$(FROM)" $(if $(REMOTE),--remote "$(REMOTE)")
+
+mlflow: setup ## the tracking page on http://127.0.0.1:5000
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000}
+
+lock: setup ## resolve requirements.lock anew from pyproject.toml
+	@# the old lock is no preference: a plain torch in it would draw in the CUDA build
+	rm -f requirements.lock
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-find-links $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu) \
+		pyproject.toml $(addprefix --extra ,train detect serve monitor dev) --output-file requirements.lock
+	sed -i -E 's/^(torch(vision)?==[0-9.]+)\+cpu/\1/; /^--/d' requirements.lock
+
+clean: ## remove what the pipeline made, keep .venv, the data cache and MLflow's history
+	rm -rf reports .loopline/work .loopline/timings .pytest_cache .mypy_cache .ruff_cache .hypothesis models/*/{train,export,quantize,pictures,calibrate,bundle}

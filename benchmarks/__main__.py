@@ -1,0 +1,83 @@
+"""`make bench`: what is worth being fast, each beside what it is compared with, in one run, interleaved, as medians.
+
+Needs the models of `make repro`. The ratios are the result; the times depend on the machine and on who else uses it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+
+from loopline import settings
+from loopline.data import manifest
+from loopline.release import runner
+from loopline.stages import files
+from loopline.stages.quantize import best_candidate
+from loopline.tasks.spec import ModelSpec
+from loopline.training.hardware import cpu_name
+
+ROUNDS = 7
+
+
+def models() -> None:
+    """FP32 against INT8, one sample and a batch of 32; and what preprocessing costs beside them."""
+    print(
+        "| model | batch | preprocess ms | FP32 ms | INT8 ms | speed-up | size ratio |\n|---|---|---|---|---|---|---|"
+    )
+    for name, model in settings.load().models.items():
+        source = files.stage(name, "export") / "model.onnx"
+        spec = ModelSpec.from_dict(files.read_json(source.with_name("spec.json")))
+        preprocess = import_module(f"loopline.tasks.{model.task}").preprocessor(spec, files.stage(name, "train"))
+        train = manifest.load_split(files.manifest(name), "train").inputs[: model.quantize.calibration_samples]
+        test = manifest.load_split(files.manifest(name), "test").inputs
+        with tempfile.TemporaryDirectory(dir=files.SCRATCH) as folder:
+            int8 = Path(folder) / "int8.onnx"
+            best_candidate(
+                source, int8, preprocess(train), import_module(f"loopline.training.{model.task}"), model.quantize
+            )
+            ratio = int8.stat().st_size / source.stat().st_size
+            for batch in (1, 32):
+                inputs = preprocess(test[:batch])
+                spent = _median(lambda batch=batch, preprocess=preprocess, test=test: preprocess(test[:batch]))
+                seconds = runner.side_by_side(source, int8, inputs)
+                times = f"{spent * 1e3:.3f} | {seconds['a'] * 1e3:.3f} | {seconds['b'] * 1e3:.3f}"
+                print(f"| {name} | {batch} | {times} | {seconds['a'] / seconds['b']:.2f}x | {ratio:.2f} |")
+
+
+def commands() -> None:
+    """The command line against a bare Python, and a pipeline with nothing to do against a bare dvc."""
+    print("\n| command | s | beside | s | ratio |\n|---|---|---|---|---|")
+    python = sys.executable
+    for ours, theirs in (
+        (["loopline", "--help"], [python, "-c", "pass"]),
+        (["dvc", "repro"], ["dvc", "version"]),
+    ):
+        spent: dict[int, list[float]] = {0: [], 1: []}
+        for _ in range(ROUNDS):
+            for side, command in enumerate((ours, theirs)):
+                start = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True)
+                spent[side].append(time.perf_counter() - start)
+        a, b = median(spent[0]), median(spent[1])
+        print(f"| {' '.join(ours)} | {a:.2f} | {' '.join(theirs).replace(python, 'python')} | {b:.2f} | {a / b:.1f} |")
+
+
+def _median(call: Callable[[], object]) -> float:
+    spent = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - start)
+    return median(spent)
+
+
+if __name__ == "__main__":
+    print(f"{cpu_name()}\n")
+    models()
+    commands()

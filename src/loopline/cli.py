@@ -1,0 +1,150 @@
+"""`loopline VERB`: the verbs that the Makefile and dvc.yaml call. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from loopline import __version__
+from loopline.errors import LooplineError
+
+STAGES = ("ingest", "validate", "train", "export", "quantize", "evaluate", "calibrate", "package")
+
+
+def _stage(options: argparse.Namespace) -> int:
+    import_module(f"loopline.stages.{options.stage}").main(options.model)
+    return 0
+
+
+def _data_list(_: argparse.Namespace) -> int:
+    from loopline.data import catalog
+
+    print(catalog.listing())
+    return 0
+
+
+def _data_fetch(options: argparse.Namespace) -> int:
+    from loopline.data import catalog, download
+
+    for name in options.dataset:
+        print(download.fetch(catalog.find(name)))
+    return 0
+
+
+def _data_add(options: argparse.Namespace) -> int:
+    from loopline.data import versions
+
+    print(versions.add(options.model, options.folder, remote=options.remote))
+    return 0
+
+
+def _track_sync(_: argparse.Namespace) -> int:
+    from loopline.training import tracking
+
+    print("\n".join(tracking.sync()) or "nothing to send")
+    return 0
+
+
+def _release(options: argparse.Namespace) -> int:
+    from loopline.release import registry
+
+    code = 0
+    for name in options.model or _models():
+        if options.verb == "register":
+            print(registry.register(Path("models") / name / "bundle"))
+        elif options.verb == "promote":
+            decision = registry.promote(name, again=options.again)
+            print(f"{name}: {decision}")
+            code = max(code, 0 if decision.promote else 2)
+        else:
+            print(registry.rollback(name, options.reason))
+    return code
+
+
+def _history(options: argparse.Namespace) -> int:
+    from loopline.release import decisions, registry
+
+    log = registry.history(options.model, decisions.moment(options.at) if options.at else None)
+    print("\n".join(map(str, log.records)) or ("no champion then" if options.at else "no decision yet"))
+    if log.damaged:
+        print(f"{decisions.path()}: unreadable line(s) {', '.join(map(str, log.damaged))}", file=sys.stderr)
+    return 0
+
+
+def _models() -> list[str]:
+    from loopline import settings
+
+    return list(settings.load().models)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; `tests/test_cli.py` checks that it answers fast."""
+    top = argparse.ArgumentParser(prog="loopline", description="From data to a monitored service and back again.")
+    top.add_argument("--version", action="version", version=f"loopline {__version__}")
+    rooms = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(
+        into: argparse._SubParsersAction[argparse.ArgumentParser],
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        text: str,
+    ) -> argparse.ArgumentParser:
+        made = into.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run, verb=name)
+        return made
+
+    def room(name: str, text: str) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+        return rooms.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar="VERB")
+
+    stage = verb(rooms, "stage", _stage, "run one stage of the pipeline for one model, as dvc.yaml does")
+    stage.add_argument("stage", choices=STAGES)
+    stage.add_argument("model", help="a name under models: in params.yaml")
+
+    data = room("data", "datasets: list the catalogue, fetch, add a labelled batch")
+    verb(data, "list", _data_list, "the catalogue, and what of it is on this machine")
+    fetch = verb(data, "fetch", _data_fetch, "download datasets of the catalogue now")
+    fetch.add_argument("dataset", nargs="+")
+    add = verb(data, "add", _data_add, "validate a labelled batch and make it the model's next dataset version")
+    add.add_argument("model")
+    add.add_argument("folder")
+    add.add_argument("--remote", help="the DVC remote that keeps this batch (default: the repository's)")
+
+    track = room("track", "experiment tracking")
+    verb(track, "sync", _track_sync, "send the runs that were kept while the tracking server was away")
+
+    release = room("release", "the model registry")
+    for name, text in {
+        "register": "put the bundles in the registry as challengers",
+        "promote": "make the challenger champion if it wins on evidence; exits with 2 if it is refused",
+        "rollback": "put the champion before this one back",
+    }.items():
+        made = verb(release, name, _release, text)
+        made.add_argument("model", nargs="*", help="default: all")
+        if name == "promote":
+            made.add_argument("--again", action="store_true", help="even if it was rolled back before")
+        if name == "rollback":
+            made.add_argument("--reason", default="asked for", help="for the decision log")
+    history = verb(release, "history", _history, "every decision, or who was champion at a time, and why")
+    history.add_argument("model", nargs="*", help="default: all")
+    history.add_argument("--at", metavar="TIME", help="say who was champion then, e.g. 2026-11-21T14:05")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; returns the exit code. A user's mistake is one message, never a traceback."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except LooplineError as error:
+        print(f"loopline: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("loopline: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

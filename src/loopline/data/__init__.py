@@ -1,0 +1,1 @@
+"""Where samples come from: catalogue, downloads, formats, manifest, expectations."""

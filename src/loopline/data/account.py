@@ -1,0 +1,90 @@
+"""What ingest reports of cleaned samples: counts for `ingest.json` and `classes.csv`, and what makes training impossible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loopline.data.clean import Aside, Cleaned
+from loopline.data.formats.common import natural
+from loopline.data.manifest import SPLITS, Sample
+
+
+def labels(samples: list[Sample]) -> tuple[str, ...]:
+    """The class names in index order: `2` before `10`."""
+    names = {name for sample in samples for name in _labels(sample)}
+    return tuple(sorted(names, key=natural))
+
+
+def classes(samples: list[Sample]) -> dict[str, dict[str, int]]:
+    """Class -> split -> samples, for detection boxes."""
+    counts = {label: dict.fromkeys(SPLITS, 0) for label in labels(samples)}
+    for sample in samples:
+        for label in _labels(sample):
+            counts[label][sample.split] += 1
+    return counts
+
+
+def summary(cleaned: Cleaned) -> dict[str, Any]:
+    """The content of `ingest.json`. seen == samples + what is set aside; likewise for boxes."""
+    samples = cleaned.samples
+    report: dict[str, Any] = {
+        "seen": cleaned.seen,
+        "samples": len(samples),
+        "splits": {split: sum(sample.split == split for sample in samples) for split in SPLITS},
+        "sources": {},
+        "classes": classes(samples),
+        "set_aside": _reasons(cleaned.aside),
+    }
+    for sample in samples:
+        report["sources"][sample.source] = report["sources"].get(sample.source, 0) + 1
+    if any(sample.boxes is not None for sample in samples):
+        kept = sum(len(sample.boxes or ()) for sample in samples)
+        report["boxes"] = {
+            "seen": cleaned.boxes_seen,
+            "kept": kept,
+            "clipped": cleaned.boxes_clipped,
+            "in_samples_set_aside": cleaned.boxes_seen - kept - cleaned.boxes_aside.total,
+            "set_aside": _reasons(cleaned.boxes_aside),
+            "images_without": sum(not sample.boxes for sample in samples),
+        }
+    return report
+
+
+def obstacles(cleaned: Cleaned) -> list[str]:
+    """Why nothing can be trained on these samples, in sentences; empty if something can."""
+    if not cleaned.samples:
+        return ["No sample is left." if cleaned.seen else "There are no samples."]
+    counts = classes(cleaned.samples)
+    present = {sample.split for sample in cleaned.samples}
+    found = [f"Split {split} is empty." for split in SPLITS if split not in present]
+    if len(counts) < 2 and cleaned.samples[0].boxes is None:
+        found.append(f"There is one class only: {', '.join(counts)}. A classifier needs two.")
+    if not counts:
+        found.append("There is no box in any image.")
+    if "train" in present:
+        missing = [label for label, count in counts.items() if count["train"] == 0]
+        found += [f"Class {label!r} has no training sample, only {_elsewhere(counts[label])}." for label in missing]
+    return found
+
+
+def reasons(aside: Aside) -> list[str]:
+    """What was set aside, a line a reason, most frequent first, with an example."""
+    return [f"{count:,} x {reason}, e.g. {aside.examples[reason][0]}" for reason, count in _ordered(aside)]
+
+
+def _reasons(aside: Aside) -> dict[str, Any]:
+    return {reason: {"count": count, "examples": aside.examples[reason]} for reason, count in _ordered(aside)}
+
+
+def _ordered(aside: Aside) -> list[tuple[str, int]]:
+    return sorted(aside.counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _labels(sample: Sample) -> list[str]:
+    if sample.boxes is not None:
+        return [box.label for box in sample.boxes]
+    return [sample.label] if sample.label is not None else []
+
+
+def _elsewhere(count: dict[str, int]) -> str:
+    return " and ".join(f"{number} in {split}" for split, number in count.items() if number)

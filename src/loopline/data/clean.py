@@ -1,0 +1,242 @@
+"""The pure half of ingest: raw samples in; clean ones with splits out, and a count and a reason for all that is set aside.
+
+A sample is set aside if it cannot be read, is empty, has no label, or is a copy; if copies disagree on the label, all of
+them are. A box is set aside if it has no area, lies outside of its image or is a copy; one that sticks out is clipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
+
+from loopline.data.formats.common import MAX_BYTES
+from loopline.data.manifest import SPLITS, Box, Sample
+from loopline.data.raw import RawBox, RawSample
+from loopline.settings import Split
+from loopline.tasks.image import UnreadableImage, decode
+from loopline.tasks.spec import TaskName
+
+EXAMPLES = 5
+MAX_CHARACTERS = 1_000_000  # of a text; more is a file that was taken for one
+ROUNDING = 0.5  # pixels by which a box may stick out before its clipping counts: shares of the image are rounded
+LEAST_SIDE = 0.001  # pixels; less may be nothing in the manifest's 32 bits
+
+
+class SetAside(Exception):
+    """A sample is set aside: args are the reason, which is counted, and what is special to this one."""
+
+
+@dataclass(frozen=True)
+class Aside:
+    """What was set aside: reason -> how many, and the first few paths."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, path: str, detail: str = "") -> None:
+        """Count one, and keep it as an example while there are few."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < EXAMPLES:
+            examples.append(f"{path} ({detail})" if detail else path)
+
+    @property
+    def total(self) -> int:
+        """All that was set aside."""
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """The samples that are left and the account: seen == len(samples) + aside.total.
+
+    Of boxes_seen, boxes_aside were set aside by themselves, the rest are in `samples` or went with a sample set aside.
+    boxes_clipped stuck out of their image.
+    """
+
+    samples: list[Sample]
+    seen: int
+    aside: Aside
+    boxes_seen: int
+    boxes_clipped: int
+    boxes_aside: Aside
+
+
+@dataclass
+class _Group:
+    """All copies of one content. published: the splits given to those in the first one's source."""
+
+    first: Sample
+    published: set[str | None]
+    paths: list[str] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)  # the different ones
+
+
+def assign(content_id: str, published: str | None, of_source: Iterable[str], split: Split) -> str:
+    """The split of a sample. It depends on its content, the seed and its source alone: other samples never move it.
+
+    The hash of "seed:id" is a number in [0, 1): the lowest `split.test` of them are test, the highest `split.val` val.
+    A published val or test is kept; of the rest, the hash takes those that the source publishes none of (of_source).
+    """
+    if published in ("val", "test"):
+        return published
+    number = int.from_bytes(hashlib.sha256(f"{split.seed}:{content_id}".encode()).digest()[:8]) / 2**64
+    if "test" not in of_source and number < split.test:
+        return "test"
+    return "val" if "val" not in of_source and number >= 1 - split.val else "train"
+
+
+def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName, split: Split) -> Cleaned:
+    """Check each sample, drop copies, assign splits. Decodes one image at a time and keeps the encoded ones.
+
+    sources: (name, samples) in the order they were added: the dataset, then its batches. A copy of what an earlier
+    source holds changes nothing; of copies in one source, test wins over val, val over train.
+    """
+    boxes = _Boxes()
+    aside = Aside()
+    groups: dict[str, _Group] = {}
+    published: dict[str, set[str]] = {}
+    seen = 0
+    for source, samples in sources:
+        of_source = published.setdefault(source, set())
+        for raw in samples:
+            seen += 1
+            boxes.seen += len(raw.boxes or ())
+            if raw.split:
+                of_source.add(raw.split)
+            try:
+                sample = _check(raw, source, task, boxes)
+            except SetAside as verdict:
+                aside.add(verdict.args[0], _encodable(raw.path), *verdict.args[1:])
+            else:
+                _join(groups, sample, raw.split)
+    kept = list(_settle(groups, published, split, aside))
+    return Cleaned(kept, seen, aside, boxes.seen, boxes.clipped, boxes.aside)
+
+
+def _join(groups: dict[str, _Group], sample: Sample, published: str | None) -> None:
+    """Put the sample to its copies."""
+    group = groups.setdefault(sample.id, _Group(sample, {published}))
+    if sample.source == group.first.source:
+        group.published.add(published)
+    label = sample.label if sample.boxes is None else sorted(map(astuple, sample.boxes))
+    if label not in group.labels:
+        group.labels.append(label)
+    group.paths.append(sample.path)
+
+
+def _settle(groups: dict[str, _Group], published: dict[str, set[str]], split: Split, aside: Aside) -> Iterator[Sample]:
+    """One sample of each group of copies, with its split; none where they disagree on the label."""
+    for group in groups.values():
+        first, *copies = group.paths
+        if len(group.labels) > 1:
+            labels = "boxes differ" if group.first.boxes is not None else f"labels {', '.join(group.labels)}"
+            for path in group.paths:
+                aside.add("copies with different labels", path, f"{labels}; first copy {first}")
+            continue
+        for path in copies:
+            aside.add("copy of another sample", path, f"of {first}")
+        of_source = published[group.first.source]
+        splits = [assign(group.first.id, own, of_source, split) for own in group.published]
+        yield replace(group.first, split=max(splits, key=SPLITS.index))
+
+
+def _check(raw: RawSample, source: str, task: TaskName, boxes: _Boxes) -> Sample:
+    """A clean sample, its split still open. Raises SetAside."""
+    if raw.problem:
+        raise SetAside(raw.problem)
+    label, path = _encodable((raw.label or "").strip()), _encodable(raw.path)
+    if task != "detection" and not label:
+        raise SetAside("no label")
+    if task == "text":
+        text, digest = _text(raw.text or "")
+        return Sample(id=digest, source=source, path=path, split="", label=label, text=text)
+    width, height = _size(raw.image or b"")
+    image = Sample(
+        id=hashlib.sha256(raw.image or b"").hexdigest(),
+        source=source,
+        path=path,
+        split="",
+        image=raw.image,
+        width=width,
+        height=height,
+    )
+    if task == "classification":
+        return replace(image, label=label)
+    if raw.boxes is None:
+        raise SetAside("image without annotation")
+    if raw.size not in (None, (width, height)):
+        raise SetAside("boxes drawn for another size", f"for {raw.size}, the upright image has {(width, height)}")
+    found = boxes.clean(raw.boxes, width, height, path)
+    if raw.boxes and not found:
+        raise SetAside("no usable box left")
+    return replace(image, boxes=found)
+
+
+def _encodable(name: str) -> str:
+    """The name with `?` for what is no character: file names may hold any bytes, the manifest only UTF-8."""
+    return name if name.isascii() else name.encode(errors="replace").decode()
+
+
+def _text(text: str) -> tuple[str, str]:
+    """The text without white space around it, and its sha256."""
+    text = text.strip()
+    if not text:
+        raise SetAside("empty text")
+    if len(text) > MAX_CHARACTERS:
+        raise SetAside("text too long", f"{len(text):,} characters, at most {MAX_CHARACTERS:,} are accepted")
+    try:
+        return text, hashlib.sha256(text.encode()).hexdigest()
+    except UnicodeEncodeError:
+        raise SetAside("text with halves of characters") from None  # lone surrogates, from JSON escapes
+
+
+def _size(image: bytes) -> tuple[int, int]:
+    """Width and height of the upright image."""
+    if not image:
+        raise SetAside("empty file")
+    if len(image) > MAX_BYTES:
+        raise SetAside(f"file over {MAX_BYTES // 2**20} MB")
+    try:
+        height, width, _ = decode(image, 3).shape
+    except UnreadableImage as error:
+        raise SetAside("unreadable image", str(error)) from error
+    return width, height
+
+
+@dataclass
+class _Boxes:
+    """Cleans boxes and keeps their account."""
+
+    seen: int = 0
+    clipped: int = 0
+    aside: Aside = field(default_factory=Aside)
+
+    def clean(self, raw: Iterable[RawBox], width: int, height: int, path: str) -> tuple[Box, ...]:
+        """The usable boxes of an image, clipped to it."""
+        kept: dict[Box, None] = {}
+        for box in raw:
+            corners = (box.x1, box.y1, box.x2, box.y2)
+            x1, y1, x2, y2 = max(box.x1, 0.0), max(box.y1, 0.0), min(box.x2, width), min(box.y2, height)
+            clipped = Box(box.label.strip(), float(x1), float(y1), float(x2), float(y2))
+            reason = box.problem
+            if reason is None and not all(map(math.isfinite, corners)):
+                reason = "box with corners that are no numbers"
+            elif reason is None and not clipped.label:
+                reason = "box without a class"
+            elif reason is None and min(box.x2 - box.x1, box.y2 - box.y1) < LEAST_SIDE:
+                reason = "box without area"
+            elif reason is None and min(x2 - x1, y2 - y1) < LEAST_SIDE:
+                reason = "box outside of its image"
+            elif reason is None and clipped in kept:
+                reason = "copy of another box"
+            if reason is not None:
+                self.aside.add(reason, path, f"{box.label} ({', '.join(f'{corner:g}' for corner in corners)})".strip())
+                continue
+            overhang = max(abs(a - b) for a, b in zip(corners, (x1, y1, x2, y2), strict=True))
+            self.clipped += overhang > ROUNDING
+            kept[clipped] = None
+        return tuple(kept)

@@ -1,0 +1,57 @@
+"""How many samples (or boxes) each class has, before and after a batch: counted, as a table, as a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from loopline.data.formats.common import natural
+from loopline.data.manifest import Sample
+
+MOST = 60  # classes in the picture; the table has them all
+
+
+def count(samples: Iterable[Sample]) -> Counter[str]:
+    """Class -> samples, or boxes where the samples have boxes."""
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        labels = [sample.label or ""] if sample.boxes is None else [box.label for box in sample.boxes]
+        counts.update(labels)
+    return counts
+
+
+def table(before: Counter[str], after: Counter[str]) -> str:
+    """One line a class, `2` before `10`: before, new, after, and the shares of before and after."""
+    rows = [("CLASS", "BEFORE", "NEW", "AFTER", "SHARE BEFORE", "SHARE AFTER")]
+    for label in sorted(after, key=natural):
+        counts = (f"{before[label]:,}", f"{after[label] - before[label]:+,}", f"{after[label]:,}")
+        rows.append((label, *counts, f"{_share(before, label):.1%}", f"{_share(after, label):.1%}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = "  ".join(f"{{:{'>' if column else '<'}{width}}}" for column, width in enumerate(widths))
+    return "\n".join(line.format(*row) for row in rows)
+
+
+def draw(path: Path, before: Counter[str], after: Counter[str], *, title: str) -> None:
+    """A bar chart of what each class had and what it gains, as a PNG at `path`; the largest classes first. Atomic."""
+    from matplotlib.figure import Figure
+
+    labels = [label for label, _ in sorted(after.items(), key=lambda item: (-item[1], item[0]))][:MOST]
+    old, new = [before[label] for label in labels], [after[label] - before[label] for label in labels]
+    figure = Figure(figsize=(7, 1.2 + 0.28 * len(labels)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(labels, old, color="#8da0b3", label="before")
+    axes.barh(labels, new, left=old, color="#d9822b", label="this batch")
+    axes.invert_yaxis()
+    axes.set_title(title if len(labels) == len(after) else f"{title}: the {MOST} largest of {len(after)} classes")
+    axes.set_xlabel("samples or boxes")
+    axes.legend(loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", dpi=110)
+    partial.replace(path)
+
+
+def _share(counts: Counter[str], label: str) -> float:
+    return counts[label] / (counts.total() or 1)

@@ -1,0 +1,83 @@
+"""Finds the format of a folder and reads it; where none fits, says what was seen and what would be accepted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from loopline.data.formats import columns
+from loopline.data.formats.coco import COCO
+from loopline.data.formats.columns import TABLES
+from loopline.data.formats.common import Folder, Format, list_folder, split_of_folder, suffix
+from loopline.data.formats.folders import IMAGE_FOLDERS, ONE_IMAGE_FOLDER, ONE_TEXT_FOLDER, TEXT_FOLDERS
+from loopline.data.formats.idx import IDX
+from loopline.data.formats.lines import CLASS_FILES, PARALLEL, TABBED
+from loopline.data.formats.voc import VOC
+from loopline.data.formats.yolo import YOLO
+from loopline.data.raw import RawSample
+from loopline.errors import LooplineError
+
+FORMATS = (IMAGE_FOLDERS, IDX, YOLO, COCO, VOC, TABLES, CLASS_FILES, TABBED, PARALLEL, TEXT_FOLDERS)
+LAST_RESORT = (ONE_IMAGE_FOLDER, ONE_TEXT_FOLDER)  # one class alone: a batch may bring just one, but so does any folder
+
+
+def recognise(folder: Path, task: str) -> Format:
+    """The format of the dataset in `folder`. Raises LooplineError where none fits the task, or more than one."""
+    return _recognise(folder, task)[0]
+
+
+def read(folder: Path, task: str) -> Iterator[RawSample]:
+    """The samples of a dataset, whatever its format; paths are relative to `folder`. Raises LooplineError."""
+    found, inner = _recognise(folder, task)
+    prefix = inner.root.relative_to(folder).as_posix()
+    for sample in found.read(inner):
+        yield sample if prefix == "." else replace(sample, path=f"{prefix}/{sample.path}")
+
+
+def _recognise(folder: Path, task: str) -> tuple[Format, Folder]:
+    if not folder.is_dir():
+        raise LooplineError(f"{folder} is no folder: give the folder that holds the dataset")
+    inners = list(_inwards(list_folder(folder)))
+    for inner in inners:
+        if found := _one(inner, task, FORMATS):
+            return found, inner
+    others = {form.name: form for inner in inners for form in FORMATS if task not in form.tasks and form.detect(inner)}
+    for inner in () if others else inners:
+        if found := _one(inner, task, LAST_RESORT):
+            return found, inner
+    raise LooplineError(_unknown(folder, inners[0], task, list(others.values())))
+
+
+def _inwards(folder: Folder) -> Iterator[Folder]:
+    """The folder, and as long as it holds nothing but one other folder, that one: archives often add such a layer."""
+    yield folder
+    above = {PurePosixPath(name).parts[0] for name in folder.files}
+    only = next(iter(above), "")
+    if len(above) == 1 and only not in folder.files and split_of_folder(only) is None:
+        yield from _inwards(Folder(folder.root / only, tuple(name[len(only) + 1 :] for name in folder.files)))
+
+
+def _one(folder: Folder, task: str, formats: tuple[Format, ...]) -> Format | None:
+    found = [form for form in formats if task in form.tasks and form.detect(folder)]
+    if len(found) > 1:
+        raise LooplineError(
+            f"{folder.root} looks like more than one format: {', '.join(form.name for form in found)}.\n"
+            "Keep the files of one of them, or give a folder that holds only those."
+        )
+    return found[0] if found else None
+
+
+def _unknown(folder: Path, listed: Folder, task: str, others: list[Format]) -> str:
+    kinds = Counter(suffix(name) or "without suffix" for name in listed.files)
+    seen = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0])))
+    few = ", ".join(listed.files[:3]) + (", ..." if len(listed.files) > 3 else "")
+    text = [f"{folder} is in no format that is known for {task}."]
+    text.append(f"Seen: {seen} ({few})" if listed.files else "Seen: no files (hidden ones, readmes and licences aside)")
+    tables = listed.suffixed({".csv", ".tsv", ".jsonl", ".parquet"}) if task == "text" else ()
+    text += [f"Columns of {name}: {', '.join(columns.columns(listed.root / name))}" for name in tables[:3]]
+    for form in others:
+        text.append(f"It looks like {form.name}, which is for {', '.join(form.tasks)}: see `task` in params.yaml.")
+    text += ["Accepted:", *(f"  - {form.layout}" for form in FORMATS if task in form.tasks)]
+    return "\n".join([*text, "See docs/bring-your-own-data.md."])

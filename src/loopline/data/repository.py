@@ -1,0 +1,125 @@
+"""Adds a folder to DVC and git in one step: in the end files, commit and tags are all there, or none is.
+
+Runs `git` and `dvc` as programs in the current folder, which is the repository's root.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import yaml
+
+from loopline.errors import LooplineError
+
+INCOMING = Path(".loopline/incoming")
+# Never data; and some of them would make git or DVC look away from a part of the batch.
+_HIDDEN = shutil.ignore_patterns(".*", "*.dvc", "__MACOSX")
+
+
+def git(*arguments: str) -> str:
+    """Run git and return what it prints. Raises LooplineError with git's own words."""
+    return _run(f"git {arguments[0]}", "git", *arguments)
+
+
+def dvc(*arguments: str) -> str:
+    """Run DVC and return what it prints. Raises LooplineError with DVC's own words."""
+    return _run(f"dvc {arguments[0]}", sys.executable, "-m", "dvc", *arguments)
+
+
+def _run(name: str, *command: str) -> str:
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    except FileNotFoundError as error:
+        raise LooplineError(f"`{name}` did not start: dataset versions need git") from error
+    if done.returncode:
+        raise LooplineError(f"`{name}` failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout.rstrip("\n")
+
+
+def check_ready(folder: Path) -> None:
+    """Refuse where a commit would take more along than the batch, or would be lost. Raises LooplineError."""
+    if git("rev-parse", "--show-prefix"):
+        raise LooplineError("run this from the repository's root")
+    if git("rev-parse", "--abbrev-ref", "HEAD") == "HEAD":
+        raise LooplineError(
+            "no branch is checked out, a commit would be lost: `git switch main` (or another branch) first"
+        )
+    staged = git("diff", "--cached", "--name-only").splitlines()
+    if staged:
+        raise LooplineError(f"there are staged changes ({_few(staged)}): commit them or `git restore --staged .` first")
+    changed = git("status", "--porcelain", "--untracked-files=all", "--", str(folder)).splitlines()
+    if changed:
+        raise LooplineError(
+            f"{folder} has changes that no commit has ({_few([line[3:] for line in changed])}): commit or remove them"
+        )
+
+
+def check_remote(remote: str) -> None:
+    """Raises LooplineError if DVC knows no remote of that name."""
+    from dvc.config import Config
+
+    known = list(Config(".dvc")["remote"])
+    if remote not in known:
+        raise LooplineError(
+            f"DVC has no remote {remote!r}, it has {', '.join(known)}: `dvc remote add {remote} URL` first"
+        )
+
+
+def add_folder(source: Path, target: Path, *, remote: str | None, tag: str, base_tag: str | None, message: str) -> None:
+    """Copy `source` to `target`, put it under DVC, commit that alone, and set tags.
+
+    remote: the DVC remote that keeps the folder, None for the default one. tag: of the new commit. base_tag: of the one
+    before it, if it is to have one.
+    On any failure everything is put back as it was; DVC's cache may keep the content, which `dvc gc` removes.
+    """
+    pointer, ignored = target.with_name(target.name + ".dvc"), target.with_name(".gitignore")
+    own = [str(pointer), str(ignored)]
+    before = git("rev-parse", "HEAD")
+    with ExitStack() as undo:
+        undo.callback(_restore, target, pointer, ignored, ignored.read_bytes() if ignored.exists() else None)
+        _copy(source, target)
+        dvc("add", str(target))
+        if remote is not None:
+            content = yaml.safe_load(pointer.read_text(encoding="utf-8"))
+            content["outs"][0]["remote"] = remote
+            pointer.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        undo.callback(git, "reset", "--quiet", "--", *own)
+        git("add", "--", *own)
+        git("commit", "--quiet", f"--message={message}", "--", *own)
+        undo.callback(git, "reset", "--quiet", "--soft", before)
+        if base_tag is not None:
+            git("tag", "--annotate", "--message=The data before the first labelled batch", base_tag, before)
+            undo.callback(git, "tag", "--delete", base_tag)
+        git("tag", "--annotate", f"--message={message}", tag)
+        undo.pop_all()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy aside first: a copy that breaks off leaves nothing where datasets are looked for."""
+    aside = INCOMING / target.parent.name / target.name
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        shutil.copytree(source, aside, ignore=_HIDDEN)
+    except OSError as error:
+        raise LooplineError(f"{source} cannot be copied: {error}") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(aside, target)
+
+
+def _restore(target: Path, pointer: Path, ignored: Path, content: bytes | None) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    pointer.unlink(missing_ok=True)
+    if content is None:
+        ignored.unlink(missing_ok=True)
+    else:
+        ignored.write_bytes(content)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

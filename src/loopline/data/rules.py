@@ -1,0 +1,213 @@
+"""What is demanded of a manifest: each rule is one expectation on one of the tables of `data.tables`, with its words.
+
+An empty cell passes every rule on values, so that `complete` and `corners` alone speak of empty cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from loopline.data.manifest import SPLITS
+from loopline.data.tables import REQUIRED
+from loopline.settings import Model
+
+BETWEEN = "ColumnValuesToBeBetween"
+EQUAL = "ColumnPairValuesToBeEqual"
+AMONG = "ColumnValuesToBeInSet"
+EMPTY = "ColumnValuesToBeNull"
+AGAIN = "The file was changed or damaged after it was written: run `dvc repro -f ingest`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """kind: a built-in expectation without its `Expect`, with its options. remedy: what to do where it fails."""
+
+    table: str
+    name: str
+    sentence: str
+    remedy: str
+    kind: str = BETWEEN
+    options: dict[str, Any]
+
+
+def rules(settings: Model, labels: tuple[str, ...]) -> list[Rule]:
+    """The rules for a task and its `expectations`, in the order in which a reader wants them."""
+    per_task = {"classification": _images, "detection": _detection, "text": _texts}[settings.task]
+    return [*_always(settings, labels), *per_task(settings)]
+
+
+def _always(settings: Model, labels: tuple[str, ...]) -> list[Rule]:
+    limits = settings.expectations
+    boxes = settings.task == "detection"
+    thing, things = ("box", "boxes") if boxes else ("sample", "samples")
+    read = "samples, and of the boxes," if boxes else "samples"
+    return [
+        Rule(
+            table="columns",
+            name="columns",
+            sentence="The manifest has the columns and types of its schema and was made for this task.",
+            remedy="Run `dvc repro ingest`. If it is the task that differs, correct it in params.yaml.",
+            kind=EQUAL,
+            options={"column_A": "found", "column_B": "wanted"},
+        ),
+        Rule(
+            table="samples",
+            name="samples",
+            sentence=f"There are at least {limits.min_samples:,} samples.",
+            remedy="Add data, or lower min_samples.",
+            kind="TableRowCountToBeBetween",
+            options={"min_value": limits.min_samples},
+        ),
+        Rule(
+            table="samples",
+            name="complete",
+            sentence=f"Every sample has its {', '.join(REQUIRED[settings.task])}.",
+            remedy=AGAIN,
+            kind=EMPTY,
+            options={"column": "missing"},
+        ),
+        Rule(
+            table="samples",
+            name="content",
+            sentence="Every id is the sha256 of its sample's content, so that one content has one id.",
+            remedy=AGAIN,
+            kind=EQUAL,
+            options={"column_A": "id", "column_B": "content", "ignore_row_if": "either_value_is_missing"},
+        ),
+        Rule(
+            table="samples",
+            name="once",
+            sentence="No sample stands twice in one split.",
+            remedy="Run `dvc repro -f ingest`, which keeps one copy.",
+            kind="CompoundColumnsToBeUnique",
+            options={"column_list": ["id", "split"]},
+        ),
+        Rule(
+            table="samples",
+            name="leak",
+            sentence="No sample is in two splits: a model must not be tested on what it learned.",
+            remedy="Run `dvc repro -f ingest`, which keeps one copy.",
+            options={"column": "in_splits", "min_value": 1, "max_value": 1},
+        ),
+        Rule(
+            table="samples",
+            name="split_names",
+            sentence=f"Every sample is in one of the splits {', '.join(SPLITS)}.",
+            remedy="Rename the folders, or the cells, that name the splits.",
+            kind=AMONG,
+            options={"column": "split", "value_set": list(SPLITS)},
+        ),
+        Rule(
+            table="splits",
+            name="split_sizes",
+            sentence=f"Every split has a {thing}.",
+            remedy="Raise the share of the empty split in params.yaml, or add data.",
+            options={"column": "size", "min_value": 1},
+        ),
+        Rule(
+            table="boxes" if boxes else "samples",
+            name="known_classes",
+            sentence=f"Every {thing} has one of the {len(labels)} classes of the manifest's schema.",
+            remedy="Correct the label. If the class is new, run `dvc repro ingest`, which takes it in.",
+            kind=AMONG,
+            options={"column": "label", "value_set": list(labels)},
+        ),
+        Rule(
+            table="classes",
+            name="used_classes",
+            sentence=f"Every class of the manifest's schema has a {thing}.",
+            remedy="Run `dvc repro ingest`, which drops a class that has none.",
+            options={"column": "all", "min_value": 1},
+        ),
+        Rule(
+            table="classes",
+            name="per_class",
+            sentence=f"Every class has at least {limits.min_per_class:,} {things} in training.",
+            remedy="Add samples of the class, drop the class, or lower min_per_class.",
+            options={"column": "train", "min_value": limits.min_per_class},
+        ),
+        Rule(
+            table="classes",
+            name="balance",
+            sentence=f"In training no class has more than {limits.max_imbalance:g} times the {things} of another.",
+            remedy="Add samples of the rare class, or raise max_imbalance.",
+            options={"column": "imbalance", "max_value": limits.max_imbalance},
+        ),
+        Rule(
+            table="ingest",
+            name="set_aside",
+            sentence=f"Ingest set aside at most {limits.max_set_aside:.1%} of the {read} that it read (unreadable files …).",
+            remedy="Correct those files (see Set aside at ingest), or raise max_set_aside.",
+            options={"column": "share", "max_value": limits.max_set_aside},
+        ),
+    ]
+
+
+def _images(settings: Model) -> list[Rule]:
+    limits = settings.expectations
+    return [
+        Rule(
+            table="samples",
+            name="min_side",
+            sentence=f"No image has a side under {limits.min_side:,} pixels.",
+            remedy="Remove the image, or lower min_side.",
+            options={"column": "short_side", "min_value": limits.min_side},
+        ),
+        Rule(
+            table="samples",
+            name="max_side",
+            sentence=f"No image has a side over {limits.max_side:,} pixels.",
+            remedy="Shrink the image, or raise max_side.",
+            options={"column": "long_side", "max_value": limits.max_side},
+        ),
+    ]
+
+
+def _detection(settings: Model) -> list[Rule]:
+    correct = "Correct the box in its annotation file."
+    return [
+        *_images(settings),
+        Rule(
+            table="boxes",
+            name="corners",
+            sentence="Every box has a label and four corners that are numbers.",
+            remedy=correct,
+            kind=EMPTY,
+            options={"column": "missing"},
+        ),
+        Rule(
+            table="boxes",
+            name="area",
+            sentence="Every box has a positive area.",
+            remedy=correct,
+            options={"column": "side", "min_value": 0, "strict_min": True},
+        ),
+        Rule(
+            table="boxes",
+            name="inside",
+            sentence="Every box lies inside its image.",
+            remedy=correct,
+            options={"column": "overhang", "max_value": 0},
+        ),
+    ]
+
+
+def _texts(settings: Model) -> list[Rule]:
+    limits = settings.expectations
+    return [
+        Rule(
+            table="samples",
+            name="blank",
+            sentence="No text is blank.",
+            remedy="Fill the row, or remove it.",
+            options={"column": "ink", "min_value": 1},
+        ),
+        Rule(
+            table="samples",
+            name="length",
+            sentence=f"No text is longer than {limits.max_characters:,} characters.",
+            remedy="Cut the text, or raise max_characters.",
+            options={"column": "characters", "max_value": limits.max_characters},
+        ),
+    ]

@@ -1,0 +1,87 @@
+"""Opens what `dataset:` in params.yaml names, a dataset of the catalogue or a folder, and a model's labelled batches.
+
+Reads `data/catalog.yaml`, `.loopline/datasets/` (fetched if need be), `data/batches/<model>/`, or the user's folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from loopline.data import catalog, download, formats
+from loopline.data.catalog import Dataset
+from loopline.data.raw import RawSample
+from loopline.errors import LooplineError
+from loopline.tasks.spec import TaskName
+
+BATCHES = Path("data/batches")
+_VERSION = re.compile(r"v(\d+)")
+
+
+def open_dataset(dataset: str, task: TaskName) -> Iterator[RawSample]:
+    """The samples of a dataset of the catalogue, or of a folder in any format that `formats` recognises.
+
+    Downloads what is not here yet. Raises LooplineError if there is no such dataset, or if it is for another task.
+    """
+    known = catalog.load()
+    if dataset in known:
+        return _open_known(known[dataset], task, known)
+    folder = Path(dataset).expanduser()
+    if folder.is_dir():
+        return formats.read(folder, task)
+    raise LooplineError(
+        f"dataset: {dataset!r} is neither a folder ({folder.absolute()} is not there) "
+        f"nor a dataset of {catalog.CATALOG}{catalog.suggest(dataset, known)}"
+    )
+
+
+def open_batches(model: str, task: TaskName, *, root: Path = BATCHES) -> Iterator[tuple[str, Iterator[RawSample]]]:
+    """The labelled batches of a model in the order of their versions: ("v2", its samples), ("v3", ...).
+
+    A batch is there if its `.dvc` file is. Raises LooplineError if its files are not, or if something
+    else lies beside it.
+    """
+    folders = [batch_folder(root / model, number) for number in batch_numbers(root / model)]
+    return ((folder.name, formats.read(folder, task)) for folder in folders)
+
+
+def batch_numbers(folder: Path) -> list[int]:
+    """The numbers N of the batches `vN.dvc` in a model's folder, ascending. Raises LooplineError on other things."""
+    numbers = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _VERSION.fullmatch(path.name.removesuffix(".dvc"))
+        if path.suffix == ".dvc" and match:
+            numbers.append(int(match[1]))
+        elif not path.name.startswith(".") and not (match and path.with_name(path.name + ".dvc").exists()):
+            raise LooplineError(
+                f"{path} is not part of this data version. If it is left from another one, run `dvc checkout`; "
+                f"if it is a new labelled batch, move it away and add it: make data-add MODEL={folder.name} FROM=folder"
+            )
+    return sorted(numbers)
+
+
+def batch_folder(folder: Path, number: int) -> Path:
+    """Where the files of batch `number` are. Raises LooplineError if DVC has not put them there yet."""
+    path = folder / f"v{number}"
+    if not path.is_dir():
+        raise LooplineError(
+            f"{path} is not here, only its .dvc file: run `dvc checkout`, or `dvc pull` on a new machine"
+        )
+    return path
+
+
+def _open_known(dataset: Dataset, task: TaskName, known: dict[str, Dataset]) -> Iterator[RawSample]:
+    if dataset.task != task:
+        fitting = ", ".join(name for name, entry in known.items() if entry.task == task)
+        raise LooplineError(
+            f"{dataset.name} is a {dataset.task} dataset, the model's task is {task}: take one of {fitting}"
+        )
+    if dataset.format == "embedded":
+        module = import_module(f"loopline.data.embedded.{dataset.name.replace('-', '_')}")
+        samples: Iterator[RawSample] = module.read()
+        return samples
+    samples = formats.read(download.fetch(dataset), task)
+    return (replace(s, label=dataset.labels.get(s.label, s.label)) if s.label else s for s in samples)

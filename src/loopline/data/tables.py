@@ -1,0 +1,164 @@
+"""The small pandas tables that `data.expectations` checks, made from a manifest. Reads `data/<model>/manifest.parquet`.
+
+Each table has a column `row` that says in words which row it is; the other columns are what an expectation looks at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loopline.data import manifest as manifests
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+IMAGE = ("image", "width", "height")
+REQUIRED = {
+    "classification": ("id", "source", "path", "split", "label", "bytes", *IMAGE),
+    "detection": ("id", "source", "path", "split", "boxes", "bytes", *IMAGE),
+    "text": ("id", "source", "path", "split", "label", "bytes", "text"),
+}
+SIDES = ("x1", "y1", "x2", "y2")
+
+
+def columns(path: Path, task: str) -> pd.DataFrame:
+    """One row a column of the manifest, and one for its task: the type that was found and the one that is wanted."""
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    wanted = {field.name: str(field.type) for field in manifests.schema(task, ())} | {"(task)": task}
+    # Parquet calls a list's child "element", Arrow "item".
+    found = {field.name: str(field.type).replace("<element:", "<item:") for field in pq.read_schema(path)}
+    found["(task)"] = manifests.task(path)
+    names = list(wanted | found)
+    cells = {"found": [found.get(n, "absent") for n in names], "wanted": [wanted.get(n, "absent") for n in names]}
+    return pd.DataFrame({"row": names, **cells})
+
+
+def derive(path: Path, task: str, ingest: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """The tables `samples`, `classes`, `splits`, `ingest` and, for detection, `boxes`.
+
+    The manifest's columns must be right. ingest: see `expectations.check`.
+    """
+    import pandas as pd
+
+    rows = manifests.table(path, columns=[name for name in manifests.schema(task, ()).names if name != "image"])
+    samples = _samples(rows, _content(path, "text" if task == "text" else "image"), task)
+    frames = {"samples": samples}
+    if task == "detection":
+        frames["boxes"] = _boxes(rows, samples)
+    labelled = frames.get("boxes", samples)
+    frames["classes"] = _classes(labelled, manifests.labels(path))
+    sizes = [int((labelled["split"] == split).sum()) for split in manifests.SPLITS]
+    frames["splits"] = pd.DataFrame({"row": manifests.SPLITS, "size": sizes})
+    frames["ingest"] = _ingest(ingest)
+    return frames
+
+
+def _ingest(ingest: Mapping[str, Any]) -> pd.DataFrame:
+    """One row for the samples, and one for the boxes where ingest counted them: the share that it set aside."""
+    import pandas as pd
+
+    rows = []
+    boxes = ingest.get("boxes")
+    for thing, kept, part in (("samples", ingest["samples"], ingest), ("boxes", boxes and boxes["kept"], boxes)):
+        if part:
+            aside = sum(reason["count"] for reason in part["set_aside"].values())
+            rows.append((f"{aside:,} of {aside + kept:,} {thing}", aside / max(1, aside + kept)))
+    return pd.DataFrame(rows, columns=["row", "share"])
+
+
+def _content(path: Path, column: str) -> list[str | None]:
+    """The sha256 of each image or text; the column is read in pieces, as the images may not fit into memory."""
+    import pyarrow.parquet as pq
+
+    hashes: list[str | None] = []
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=[column]):
+        for value in batch.column(0).to_pylist():
+            data = value.encode() if isinstance(value, str) else value
+            hashes.append(None if data is None else hashlib.sha256(data).hexdigest())
+    return hashes
+
+
+def _samples(rows: pa.Table, content: list[str | None], task: str) -> pd.DataFrame:
+    """One row a sample: id, split, label and
+
+    missing (names of empty cells, or None); content (sha256 of the image or text); in_splits (how many splits hold this
+    id); short_side and long_side in pixels; characters of the text, and ink: those without surrounding white space.
+    """
+    import pandas as pd
+
+    frame: pd.DataFrame = rows.drop_columns(["boxes", "text"]).to_pandas()
+    frame["content"] = content
+    empty = pd.DataFrame(
+        {n: frame["content"].isna() if n == "image" else rows[n].is_null().to_numpy() for n in REQUIRED[task]}
+    )
+    frame["missing"] = _names(empty)
+    frame["in_splits"] = frame.groupby("id")["split"].transform("nunique")
+    if task == "text":
+        texts = rows["text"].to_pandas()
+        frame["characters"], frame["ink"] = texts.str.len(), texts.str.strip().str.len()
+    else:
+        sides = frame[["width", "height"]]
+        frame["short_side"], frame["long_side"] = sides.min(axis=1), sides.max(axis=1)
+    frame["row"] = frame["path"].fillna("(no path)")
+    return frame
+
+
+def _names(empty: pd.DataFrame) -> list[str | None]:
+    """For each row the names of its true columns, None without one."""
+    columns = list(empty.columns)
+    return [" ".join(name for name, cell in zip(columns, row, strict=True) if cell) or None for row in empty.to_numpy()]
+
+
+def _boxes(rows: pa.Table, samples: pd.DataFrame) -> pd.DataFrame:
+    """One row a box: label, split and
+
+    missing (names of corners or label that are empty or no number, or None), side (the shorter one, pixels),
+    overhang (pixels by which it leaves its image, 0 inside).
+    """
+    import pandas as pd
+    import pyarrow.compute as pc
+
+    lists = rows["boxes"].combine_chunks()
+    flat = pc.list_flatten(lists)
+    frame = pd.DataFrame({name: pc.struct_field(flat, name).to_pandas() for name in ("label", *SIDES)})
+    image = samples.iloc[pc.list_parent_indices(lists).to_numpy()].reset_index(drop=True)
+    frame["split"] = image["split"]
+    empty = frame[["label", *SIDES]].isna()
+    frame["missing"] = _names(empty)
+    x1, y1, x2, y2 = (frame[side].to_numpy(np.float64) for side in SIDES)
+    frame["side"] = np.minimum(x2 - x1, y2 - y1)
+    outside = np.stack([-x1, -y1, x2 - image["width"].to_numpy(np.float64), y2 - image["height"].to_numpy(np.float64)])
+    frame["overhang"] = np.maximum(outside.max(axis=0, initial=-math.inf), 0)
+    corners = zip(frame["label"], x1, y1, x2, y2, strict=True)
+    frame["row"] = [
+        f"{path}: {label} ({a:g}, {b:g}, {c:g}, {d:g})"
+        for path, (label, a, b, c, d) in zip(image["row"], corners, strict=True)
+    ]
+    return frame
+
+
+def _classes(labelled: pd.DataFrame, labels: tuple[str, ...]) -> pd.DataFrame:
+    """One row a class of the schema: `all` samples (or boxes) and by split, and
+
+    imbalance (training samples of the largest class / of this one). A class that occurs nowhere has no number in
+    `train`, and one that is not trained on has none in `imbalance`: each fault is told once.
+    """
+    import pandas as pd
+
+    counts = pd.crosstab(labelled["label"], labelled["split"]).reindex(
+        index=labels, columns=manifests.SPLITS, fill_value=0
+    )
+    frame = counts.astype("float64").reset_index(names="row")
+    frame["all"] = frame[list(manifests.SPLITS)].sum(axis=1)
+    frame["imbalance"] = frame["train"].max() / frame["train"].where(frame["train"] > 0)
+    frame["train"] = frame["train"].where(frame["all"] > 0)
+    return frame

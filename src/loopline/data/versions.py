@@ -1,0 +1,134 @@
+"""`loopline data add MODEL FOLDER`, or `make data-add`: a labelled batch becomes the model's next dataset version.
+
+Reads the batch, the dataset and the batches before it. Writes `data/batches/<model>/vN/` (the files as they were given),
+its `.dvc` file, a commit with that alone, the tag `data/<model>/vN`, and the picture `reports/<model>/classes-vN.png`.
+`git checkout data/<model>/vN && dvc checkout` brings any version back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from loopline import settings
+from loopline.data import account, distribution, formats, repository, sources
+from loopline.data.clean import Cleaned, clean
+from loopline.data.lock import exclusive
+from loopline.data.manifest import Sample
+from loopline.data.raw import RawSample
+from loopline.errors import LooplineError
+
+
+def add(model: str, folder: str | Path, *, remote: str | None = None) -> str:
+    """Validate the batch in `folder`, add it, and return what is to be told about it.
+
+    remote: the DVC remote that keeps this batch. Raises LooplineError, with nothing changed, if the batch is refused
+    (nothing usable, too much set aside, labels that contradict the dataset's, nothing new, a class that nothing could be
+    trained on) or if the repository is not ready for a commit.
+    """
+    _, wanted = settings.model(model)
+    source, home = Path(folder).expanduser(), sources.BATCHES / model
+    if not source.is_dir():
+        raise LooplineError(f"{source} is not a folder: give the one that holds the labelled batch")
+    if source.resolve().is_relative_to(home.resolve()):
+        raise LooplineError(f"{source} lies in {home}, where the batches that were added are: move it out first")
+    with exclusive(repository.INCOMING / "lock"):
+        return _add(model, source, home, wanted, remote)
+
+
+def _add(model: str, source: Path, home: Path, wanted: settings.Model, remote: str | None) -> str:
+    repository.check_ready(home)
+    if remote is not None:
+        repository.check_remote(remote)
+    tag = next_tag(model)
+    version = tag.rpartition("/")[2]
+
+    batch = _clean([(version, formats.read(source, wanted.task))], wanted)
+    _refuse_bad(batch, source, wanted.expectations.max_set_aside)
+    dataset = sources.open_dataset(wanted.dataset, wanted.task)
+    there = _clean([("dataset", dataset), *sources.open_batches(model, wanted.task)], wanted)
+    fresh = _refuse_contradictions(batch.samples, there.samples, source)
+
+    if obstacles := account.obstacles(replace(there, samples=there.samples + fresh)):
+        raise LooplineError(
+            f"{source} is refused, nothing could be trained with it:\n" + "\n".join(_indented(obstacles))
+        )
+
+    before = distribution.count(there.samples)
+    after = before + distribution.count(fresh)
+    new_classes = sorted(set(after) - set(before))
+    summary = f"{model} {version}: {len(fresh)} new samples"
+    summary += f", new classes {', '.join(new_classes)}" if new_classes else ""
+    picture = Path("reports") / model / f"classes-{version}.png"
+    distribution.draw(picture, before, after, title=f"{model}, data version {version}")
+    repository.add_folder(
+        source, home / version, remote=remote, tag=tag, base_tag=_base_tag(model), message=f"Data: {summary}"
+    )
+    copies = len(batch.samples) - len(fresh)
+    already = [f"{copies:,} x already in the dataset, counted once"] if copies else []
+    return "\n".join([
+        summary,
+        *_indented(already + account.reasons(batch.aside)),
+        "",
+        distribution.table(before, after),
+        "",
+        f"committed and tagged {tag}; picture: {picture}",
+        "next: `make repro` to train on it, `dvc push` and `git push --follow-tags` to share it",
+    ])  # fmt: skip
+
+
+def next_tag(model: str) -> str:
+    """The tag of the version to come: one more than any that a tag or a batch has; the dataset alone is v1."""
+    tags = repository.git("tag", "--list", f"data/{model}/v*").splitlines()
+    numbers = [int(number) for tag in tags if (number := tag.rpartition("/v")[2]).isdecimal()]
+    return f"data/{model}/v{max([1, *numbers, *sources.batch_numbers(sources.BATCHES / model)]) + 1}"
+
+
+def _base_tag(model: str) -> str | None:
+    """The tag v1, if it is still to be set: the commit before the first batch gets it."""
+    tag = f"data/{model}/v1"
+    first = not sources.batch_numbers(sources.BATCHES / model)
+    return tag if first and not repository.git("tag", "--list", tag) else None
+
+
+def _clean(named: Iterable[tuple[str, Iterable[RawSample]]], wanted: settings.Model) -> Cleaned:
+    return clean(named, task=wanted.task, split=wanted.split)
+
+
+def _refuse_bad(batch: Cleaned, source: Path, most: float) -> None:
+    left_out = batch.seen - len(batch.samples)
+    if batch.samples and left_out <= most * batch.seen:
+        return
+    why = "\n".join(_indented(account.reasons(batch.aside) or ["it holds no samples"]))
+    raise LooplineError(
+        f"{source} is refused: {left_out} of {batch.seen} samples would be set aside, at most {most:.0%} may "
+        f"(max_set_aside in params.yaml).\n{why}\nCorrect the files and add the folder again."
+    )
+
+
+def _refuse_contradictions(batch: list[Sample], there: list[Sample], source: Path) -> list[Sample]:
+    """The samples that are not there yet. Raises LooplineError if there are none, or if one is there with another label."""
+    known = {sample.id: sample for sample in there}
+    wrong = [sample for sample in batch if sample.id in known and _truth(sample) != _truth(known[sample.id])]
+    if wrong:
+        lines = [f"{s.path} is {_truth(s)}, but {_truth(known[s.id])} as {known[s.id].path}" for s in wrong[:5]]
+        examples = "\n".join(_indented(lines))
+        raise LooplineError(
+            f"{source} is refused: {len(wrong)} of its samples are in the dataset with another label, and ingest would "
+            f"set both aside.\n{examples}\nCorrect the labels or take the samples out, then add the folder again."
+        )
+    fresh = [sample for sample in batch if sample.id not in known]
+    if not fresh:
+        raise LooplineError(f"{source} is refused: the dataset has all its {len(batch)} samples already")
+    return fresh
+
+
+def _truth(sample: Sample) -> object:
+    if sample.boxes is None:
+        return sample.label
+    return sorted((box.label, box.x1, box.y1, box.x2, box.y2) for box in sample.boxes)
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]

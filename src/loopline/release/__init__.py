@@ -1,0 +1,1 @@
+"""Bundle, model card, registry, promotion on evidence."""

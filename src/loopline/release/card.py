@@ -1,0 +1,250 @@
+"""The model card, as Markdown: a pure function from evidence. Every sentence on what the model cannot do comes from a figure.
+
+After Mitchell et al., Model Cards for Model Reporting (FAT* 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loopline.release import markdown
+from loopline.release.bundle import Manifest
+
+MOST_CLASSES = 40  # rows of the table; the weakest come first where there are more
+MOST_NAMED = 5  # in a sentence
+WIDE = 0.2  # an interval this wide says little
+
+USE = {
+    "classification": "Says which of {k} classes an image shows, with a probability for each.",
+    "text": "Says which of {k} classes a text belongs to, with a probability for each.",
+    "detection": "Finds objects of {k} kinds in an image: a box, a class and a score for each.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the samples came from: the dataset, then labelled batches.
+
+    counts: source -> split -> samples. set_aside: reason -> samples that were left out.
+    """
+
+    name: str
+    description: str | None
+    licence: str | None
+    citation: str | None
+    counts: Mapping[str, Mapping[str, int]]
+    set_aside: Mapping[str, int]
+
+
+def card(
+    manifest: Manifest, source: Source, report: Mapping[str, Any], verdict: Mapping[str, Any], pictures: Sequence[str]
+) -> str:
+    """The text of MODEL_CARD.md.
+
+    report: the evaluation's `metrics.json`. verdict: the quantization's `verdict.json`. pictures: files in `pictures/`.
+    """
+    sections = {
+        "Intended use": _use(manifest),
+        "Training data": _data(source),
+        "How good it is": _metrics(report),
+        "Classes": _classes(report),
+        "Slices": _slices(report),
+        "Limits": _limits(manifest, report),
+        "Numbers and size": _quantization(verdict),
+        "Interface": _interface(manifest),
+        "Pictures": [f"![{markdown.title(name)}](pictures/{name})" for name in pictures],
+        "Lineage": _lineage(manifest),
+    }
+    parts = [f"# {manifest.name}", _summary(manifest, source, report)]
+    parts += ["\n\n".join([f"## {title}", *blocks]) for title, blocks in sections.items() if blocks]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(manifest: Manifest, source: Source, report: Mapping[str, Any]) -> str:
+    headline = report["headline"]
+    figure = markdown.figure(report["metrics"][headline])
+    size = f"{report['model_bytes'] / 1e6:.2f} MB"
+    return (
+        f"Learned from **{source.name}**. {markdown.word(headline)} **{figure}** on {report['n']:,} test samples. "
+        f"Serves as {manifest.quantization.upper()} ONNX, {size}."
+    )
+
+
+def _use(manifest: Manifest) -> list[str]:
+    labels = manifest.spec.labels
+    use = USE[manifest.spec.task].format(k=len(labels))
+    shape = manifest.spec.image
+    given = (
+        f"Inputs are scaled to {shape.width} x {shape.height} pixels, {'colour' if shape.channels == 3 else 'grey'}."
+        if shape
+        else f"It reads the first {manifest.spec.text.max_tokens} tokens of a text."
+        if manifest.spec.text
+        else ""
+    )
+    return [
+        f"{use} {given}",
+        f"Classes: {markdown.some(labels, MOST_CLASSES)}.",
+        "Meant for inputs like those it was trained on. Not meant for decisions about people without a person who checks them.",
+    ]
+
+
+def _data(source: Source) -> list[str]:
+    blocks = [f"**{source.name}**" + (f": {source.description}." if source.description else "")]
+    splits = list(dict.fromkeys(split for counts in source.counts.values() for split in counts))
+    rows = [[markdown.plain(name), *(f"{n.get(split, 0):,}" for split in splits)] for name, n in source.counts.items()]
+    blocks.append(markdown.table(["samples from", *splits], rows))
+    if source.licence:
+        blocks.append(f"Licence: {source.licence}")
+    else:
+        blocks.append("Licence: not recorded. The data is a folder of the user's own.")
+    if source.citation:
+        blocks.append(f"Citation: {source.citation}")
+    left_out = {reason: n for reason, n in source.set_aside.items() if n}
+    if left_out:
+        rows = [[reason, f"{n:,}"] for reason, n in sorted(left_out.items(), key=lambda item: (-item[1], item[0]))]
+        blocks.append("Set aside before training:\n\n" + markdown.table(["reason", "samples"], rows))
+    return blocks
+
+
+def _metrics(report: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [markdown.code(name), markdown.figure(value), markdown.METRICS.get(name, "")]
+        for name, value in report["metrics"].items()
+    ]
+    blocks = [
+        f"On the {report['n']:,} samples of the test split, which no training and no tuning saw. "
+        "In brackets: 95 % bootstrap intervals.",
+        markdown.table(["metric", "value", "meaning"], rows),
+    ]
+    if baselines := report.get("baselines"):
+        headline = report["headline"]
+        compared = [["this model", markdown.figure(report["metrics"][headline])]]
+        compared.append([baselines["simple"]["name"], f"{baselines['simple']['value']:.4f}"])
+        compared.append(["always the commonest answer", f"{baselines['majority']:.4f}"])
+        blocks.append(markdown.table([f"{markdown.code(headline)} of", "value"], compared))
+        if gain := baselines.get("gain_over_simple"):
+            blocks.append(f"Gain over the simple model, on the same samples: {markdown.figure(gain, signed=True)}.")
+    return blocks
+
+
+def _classes(report: Mapping[str, Any]) -> list[str]:
+    found = report.get("per_class") or {}
+    if not found:
+        return []
+    names = list(next(iter(found.values())))
+    ranked = list(found.items())
+    note = []
+    if len(ranked) > MOST_CLASSES:
+        ranked = sorted(ranked, key=lambda item: _low(item[1]))[:MOST_CLASSES]
+        note = [f"The {MOST_CLASSES} weakest of {len(found)}."]
+    return [
+        *note,
+        markdown.table(
+            ["class", *names],
+            [[markdown.plain(label), *(markdown.figure(row[name]) for name in names)] for label, row in ranked],
+        ),
+    ]
+
+
+def _slices(report: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [_third(trait, third), f"{figures['n']:,}", markdown.figure(figures)]
+        for trait, thirds in (report.get("slices") or {}).items()
+        for third, figures in thirds.items()
+    ]
+    return [markdown.table(["slice", "samples", markdown.code(report["headline"])], rows)] if rows else []
+
+
+def _limits(manifest: Manifest, report: Mapping[str, Any]) -> list[str]:
+    """Sentences from figures: what is clearly weaker than the whole, what too few samples say, how far to trust a score."""
+    headline = report["headline"]
+    whole = report["metrics"][headline]["value"]
+    lines = []
+    slices = {
+        _third(trait, third): figures
+        for trait, thirds in (report.get("slices") or {}).items()
+        for third, figures in thirds.items()
+    }
+    if weak := _weaker(slices, whole):
+        lines.append(f"Clearly weaker than on the whole ({headline} {whole:.3f}): {weak}.")
+    elif slices:
+        lines.append("No slice is clearly weaker than the whole.")
+    classes = {label: next(iter(row.values())) for label, row in (report.get("per_class") or {}).items()}
+    if classes:
+        metric = next(iter(next(iter(report["per_class"].values()))))
+        below = [(label, row) for label, row in classes.items() if markdown.value(row) < whole]
+        worst = sorted(below, key=lambda item: markdown.value(item[1]))[:MOST_NAMED]
+        if worst:
+            named = ", ".join(f"{markdown.plain(label)} ({markdown.short(row)})" for label, row in worst)
+            lines.append(f"Weakest classes by {metric}: {named}.")
+        wide = [label for label, figure in classes.items() if not markdown.width(figure) <= WIDE]
+        if wide:
+            lines.append(f"Too few test samples for a sharp figure: {markdown.some(wide, MOST_NAMED)}.")
+    if any(markdown.width(figure) == 0 for figure in [*classes.values(), *slices.values()]):
+        lines.append(
+            "An interval without width means that no error was seen in so few samples, not that there is none."
+        )
+    error = report.get("calibration_error")
+    if error is not None:
+        lines.append(f"The confidence that it states is off by {100 * error:.1f} points in the mean.")
+    if manifest.spec.task == "detection":
+        lines.append("It finds nothing but these kinds of objects. Boxes that overlap much are taken for one object.")
+    else:
+        lines.append("Every input gets one of these classes, even one that shows none of them.")
+    lines.append("On inputs unlike the test split these figures say nothing: `drift.json` is there to notice that.")
+    return ["\n".join(f"- {line}" for line in lines)]
+
+
+def _weaker(figures: Mapping[str, Mapping[str, Any]], whole: float) -> str:
+    """Those whose whole interval lies below the figure of all samples, the worst first."""
+    found = [(name, row) for name, row in figures.items() if row.get("high") is not None and row["high"] < whole]
+    return ", ".join(
+        f"{name} ({markdown.short(row)})" for name, row in sorted(found, key=lambda item: item[1]["value"])[:MOST_NAMED]
+    )
+
+
+def _quantization(verdict: Mapping[str, Any]) -> list[str]:
+    chosen = verdict["chosen"].upper()
+    blocks = [f"**{chosen}** ships: {'; '.join(verdict['reasons'])}."]
+    sizes = verdict.get("bytes") or {}
+    if sizes:
+        rows = [[kind.upper(), f"{size / 1e6:.2f} MB"] for kind, size in sizes.items()]
+        blocks.append(markdown.table(["graph", "size"], rows))
+    if features := verdict.get("cpu_features"):
+        blocks.append(f"Judged on a processor with {', '.join(features)}.")
+    return blocks
+
+
+def _interface(manifest: Manifest) -> list[str]:
+    sides = (("in", manifest.inputs), ("out", manifest.outputs))
+    rows = [
+        [
+            side,
+            markdown.code(tensor.name),
+            tensor.datatype,
+            " x ".join("n" if d == -1 else str(d) for d in tensor.shape),
+        ]
+        for side, tensors in sides
+        for tensor in tensors
+    ]
+    return [markdown.table(["", "tensor", "datatype", "shape"], rows)]
+
+
+def _lineage(manifest: Manifest) -> list[str]:
+    rows = [
+        ["data", f"`{manifest.lineage.data}`", "the manifest"],
+        ["parameters", f"`{manifest.lineage.parameters}`", "the model's part of params.yaml, and the seed"],
+        ["code", f"`{manifest.lineage.code}`", "data, tasks, training and stages"],
+    ]
+    check = "`sha256sum -c SHA256SUMS` checks this bundle; its version is the hash of those lines, sorted."
+    return [markdown.table(["what", "sha256", "of"], rows), check]
+
+
+def _low(row: Mapping[str, Any]) -> float:
+    return markdown.value(next(iter(row.values())))
+
+
+def _third(trait: str, third: str) -> str:
+    return markdown.THIRDS.get(trait, {}).get(third, f"{trait}, {third} third")

@@ -1,0 +1,76 @@
+"""Run an ONNX model over a split, and time two side by side, for stages and releases. The server has its own engine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.errors import LooplineError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def session(path: Path, *, threads: int = 1) -> ort.InferenceSession:
+    """Open a model on the CPU, where it will serve. Raises LooplineError if it cannot be opened.
+
+    One thread by default: figures do not depend on the machine's cores or accelerators, and timings are steadier.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common base for its errors
+        raise LooplineError(f"{path} cannot be opened as an ONNX model: {error}") from error
+
+
+def run(path: Path, inputs: Arrays, batch: int = 64) -> Arrays:
+    """Every output of the model at `path` for all samples, by output name, joined along the first axis.
+
+    inputs: by input name, the same length n >= 1 along the first axis.
+    """
+    opened = session(path)
+    names = [output.name for output in opened.get_outputs()]
+    n = len(next(iter(inputs.values())))
+    parts = [
+        opened.run(names, {key: value[start : start + batch] for key, value in inputs.items()})
+        for start in range(0, max(n, 1), batch)
+    ]
+    return {name: np.concatenate([part[row] for part in parts]) for row, name in enumerate(names)}
+
+
+def side_by_side(
+    a: Path, b: Path, inputs: Arrays, inputs_b: Arrays | None = None, *, rounds: int = 15, least_seconds: float = 0.01
+) -> dict[str, float]:
+    """Median seconds of one run of models `a` and `b` on `inputs`, timed in turn so that both meet the same noise.
+
+    inputs_b: for a model `b` whose inputs have other shapes. A round repeats the call until `least_seconds` have
+    passed, first with `a`, then with `b`.
+    """
+    calls = {"a": (session(a), inputs), "b": (session(b), inputs if inputs_b is None else inputs_b)}
+    seconds: dict[str, list[float]] = {"a": [], "b": []}
+    repeats = {}
+    for name, (model, given) in calls.items():
+        model.run(None, given)  # the first call allocates
+        start = time.perf_counter()
+        model.run(None, given)
+        repeats[name] = max(1, int(least_seconds / max(time.perf_counter() - start, 1e-6)))
+    for _ in range(rounds):
+        for name, (model, given) in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                model.run(None, given)
+            seconds[name].append((time.perf_counter() - start) / repeats[name])
+    return {name: float(np.median(values)) for name, values in seconds.items()}

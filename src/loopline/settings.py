@@ -1,0 +1,226 @@
+"""The only reader of `params.yaml`: frozen, strict, typed. An unknown or misspelt key is an error that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from loopline.errors import LooplineError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PARAMS = Path("params.yaml")
+
+
+class Strict(BaseModel):
+    """Frozen; refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Split(Strict):
+    """Shares of the samples that a hash of their content sends to validation and test; a published split is kept."""
+
+    seed: int
+    val: Fraction
+    test: Fraction
+
+
+class Expectations(Strict):
+    """What Great Expectations demands of the manifest before anything is trained."""
+
+    min_samples: int = Field(ge=1)
+    min_per_class: int = Field(ge=1)  # in the training split
+    max_imbalance: float = Field(ge=1)  # samples of the largest class / of the smallest, training split
+    max_set_aside: Fraction  # share of the samples that ingest may set aside
+    min_side: int = Field(default=1, ge=1)  # pixels
+    max_side: int = Field(default=8192, ge=1)  # pixels
+    max_characters: int = Field(default=10_000, ge=1)
+
+
+class ImageShape(Strict):
+    """The pixels that the model takes: any image is resized to them."""
+
+    height: int = Field(ge=8)
+    width: int = Field(ge=8)
+    channels: Literal[1, 3]
+
+
+class Fit(Strict):
+    """Settings that every training loop shares."""
+
+    epochs: int = Field(ge=1)
+    patience: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    pretrained: str | None = None
+
+
+class TextShape(Strict):
+    """How much of a text the model takes: what is beyond is cut off."""
+
+    max_tokens: int = Field(ge=4)
+
+
+class ClassificationTrain(Fit):
+    """How an image classifier is trained."""
+
+    width: int = Field(ge=4)
+    weight_decay: float = Field(ge=0)
+    label_smoothing: Fraction
+    class_weights: bool
+    rotate: float = Field(ge=0)  # degrees
+    shift: float = Field(ge=0)  # share of the side
+    scale: float = Field(ge=0)  # share
+    flip: bool
+    erase: Fraction
+
+
+class DetectionTrain(Fit):
+    """How a detector is trained."""
+
+    architecture: str
+    activation: Literal["silu", "relu"]
+    final_learning_rate: float = Field(gt=0, le=1)  # as a share of learning_rate
+    warmup_epochs: float = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    class_weights: bool
+    mosaic: Fraction
+    close_mosaic: int = Field(ge=0)
+    flip_horizontal: Fraction
+    flip_vertical: Fraction
+    shift: Fraction
+    scale: float = Field(ge=0)
+    hue: Fraction
+    saturation: Fraction
+    brightness: Fraction
+
+
+class TextTrain(Fit):
+    """How a text classifier is trained."""
+
+    weight_decay: float = Field(ge=0)
+    label_smoothing: Fraction
+    class_weights: bool
+    tokenizer: Literal["auto", "words", "characters"]
+    vocabulary: int = Field(ge=100)
+    word_dropout: Fraction
+
+
+class Export(Strict):
+    """Largest absolute difference allowed between torch and FP32 ONNX, in probability (or score)."""
+
+    tolerance: float = Field(gt=0)
+    embedding: int = Field(ge=1, le=64)
+
+
+class Quantize(Strict):
+    """When INT8 may ship instead of FP32."""
+
+    calibration_samples: int = Field(ge=8)
+    max_loss: Fraction  # INT8 ships only if the lower bound of (INT8 - FP32) stays above -max_loss
+    min_speedup: float = Field(ge=0)  # and FP32 time / INT8 time at batch 1 is at least this
+    tolerance: float = Field(gt=0)  # mean absolute difference allowed between FP32 and INT8, in probability
+    methods: tuple[Literal["minmax", "entropy", "percentile"], ...] = ("minmax",)
+
+
+class Evaluate(Strict):
+    """What the model must reach on the test split."""
+
+    floors: dict[str, float]  # metric name -> least value; the stage fails below it
+    must_beat_simple: bool
+    resamples: int = Field(default=1000, ge=100)
+
+
+class Calibrate(Strict):
+    """The drift reference's resolution."""
+
+    bins: int = Field(ge=2)
+
+
+class ModelBase(Strict):
+    """What every model has."""
+
+    dataset: str
+    split: Split
+    expectations: Expectations
+    export: Export
+    quantize: Quantize
+    evaluate: Evaluate
+    calibrate: Calibrate
+
+
+class Classification(ModelBase):
+    """An image classifier."""
+
+    task: Literal["classification"]
+    input: ImageShape
+    train: ClassificationTrain
+
+
+class Detection(ModelBase):
+    """An object detector."""
+
+    task: Literal["detection"]
+    input: ImageShape
+    train: DetectionTrain
+
+
+class Text(ModelBase):
+    """A text classifier."""
+
+    task: Literal["text"]
+    input: TextShape
+    train: TextTrain
+
+
+Model = Annotated[Classification | Detection | Text, Field(discriminator="task")]
+
+
+class Promotion(Strict):
+    """When a challenger may replace the champion: see docs/gates.md."""
+
+    min_gain: float  # lower bound of (challenger - champion) must be at least this
+    max_slice_loss: Fraction
+    max_size_ratio: float = Field(gt=0)
+    max_latency_ratio: float = Field(gt=0)
+
+
+class Settings(Strict):
+    """All of params.yaml."""
+
+    seed: int
+    models: dict[str, Model]
+    promotion: Promotion
+
+    @model_validator(mode="after")
+    def _names_are_paths(self) -> Settings:
+        for name in self.models:
+            if not name.replace("-", "").isalnum() or not name.islower():
+                raise ValueError(f"model name {name!r}: use lower-case letters, digits and '-'")
+        return self
+
+
+def load(path: Path = PARAMS) -> Settings:
+    """Read and check `path`. Raises LooplineError with one line for each wrong key."""
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LooplineError(f"{path} not found: run this from the repository's root") from error
+    except yaml.YAMLError as error:
+        raise LooplineError(f"{path} is not valid YAML: {error}") from error
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()]
+        raise LooplineError(f"{path} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from error
+
+
+def model(name: str, path: Path = PARAMS) -> tuple[Settings, Classification | Detection | Text]:
+    """The settings and the part of them that is `models.<name>`."""
+    settings = load(path)
+    if name not in settings.models:
+        raise LooplineError(f"no model {name!r} in {path}: there are {', '.join(settings.models)}")
+    return settings, settings.models[name]

@@ -1,0 +1,1 @@
+"""One thin module a DVC stage: each reads files, calls pure functions, writes files."""

@@ -1,0 +1,75 @@
+"""Measure what will be served, on the test split, and refuse it if it is not good enough.
+
+Writes `models/<model>/metrics.json`, tables for `dvc plots` in `models/<model>/plots/` and pictures in `models/<model>/pictures/`.
+Fails if the model falls under a floor of params.yaml or does not beat the simple baseline. Run by `dvc repro evaluate@<model>`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loopline import settings
+from loopline.data import manifest
+from loopline.errors import LooplineError
+from loopline.release import runner
+from loopline.stages import files
+from loopline.tasks import curves
+from loopline.tasks.spec import ModelSpec
+from loopline.training import baselines, evaluation, hardware, pictures
+
+
+def main(name: str) -> None:
+    """Evaluate `name`. Raises LooplineError with every reason if the model must not go on; the report is written first."""
+    everything, model = settings.model(name)
+    task = import_module(f"loopline.tasks.{model.task}")
+    spec = ModelSpec.from_dict(files.read_json(files.stage(name, "export") / "spec.json"))
+    splits = {split: manifest.load_split(files.manifest(name), split) for split in manifest.SPLITS}
+    test = splits["test"]
+    preprocess = task.preprocessor(spec, files.stage(name, "train"))
+    inputs = preprocess(test.inputs)
+    path = files.stage(name, "quantize") / "model.onnx"
+    outputs = runner.run(path, inputs)
+
+    report = evaluation.measure(task, outputs, inputs, test, spec, model.evaluate, everything.seed)
+    shape = (spec.image.height, spec.image.width) if spec.image else (0, 0)
+    report["baselines"] = evaluation.compare(
+        task,
+        outputs,
+        baselines.simple(model.task, splits, preprocess, inputs, spec, seed=everything.seed),
+        baselines.majority(model.task, splits["train"], test, shape),
+        test,
+        spec,
+        model.evaluate,
+        everything.seed,
+    )
+    report["model_bytes"] = path.stat().st_size
+    report["machine"] = {"cpu": hardware.cpu_name(), "features": hardware.cpu_features()}
+    files.write_json(Path("models") / name / "metrics.json", report)
+    _tables(Path("models") / name / "plots", task, outputs, test, spec)
+    pictures.draw(
+        files.stage(name, "pictures"),
+        task,
+        outputs,
+        test,
+        spec,
+        history=Path("models") / name / "history.csv",
+        classes=files.manifest(name).with_name("classes.csv"),
+    )
+    one = {key: value[:1] for key, value in inputs.items()}
+    seconds = runner.side_by_side(path, path, one)
+    files.write_json(files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": min(seconds.values()) * 1e3})
+    if reasons := evaluation.objections(report, model.evaluate):
+        raise LooplineError(f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nsee models/{name}/metrics.json")
+
+
+def _tables(folder: Path, task: Any, outputs: evaluation.Outputs, test: manifest.Split, spec: ModelSpec) -> None:
+    rows, names = task.pairs(outputs, test, spec)
+    files.write_csv(folder / "confusion.csv", ["actual", "predicted"], [[names[a], names[p]] for a, p in rows])
+    recall, precision = curves.precision_recall(curves.pool(task.ranked(outputs, test, spec)))
+    files.write_csv(folder / "precision_recall.csv", ["recall", "precision"], np.stack([recall, precision], 1).tolist())
+    bins = curves.reliability(*task.confidences(outputs, test, spec))
+    files.write_csv(folder / "reliability.csv", ["confidence", "accuracy", "count"], [list(row) for row in bins])

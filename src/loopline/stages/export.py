@@ -1,0 +1,55 @@
+"""Export to ONNX and check that torch and ONNX agree: `models/<model>/train/` in, `models/<model>/export/` out.
+
+Writes `model.onnx` (dynamic batch, uint8 images or token ids in), `spec.json` and `parity.json`. Run by `dvc repro export@<model>`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from loopline import settings
+from loopline.data import manifest
+from loopline.release import runner
+from loopline.stages import files
+from loopline.training import parity
+
+PARITY_SAMPLES = 64
+
+
+def main(name: str) -> None:
+    """Export `name`. Raises LooplineError where the parity tolerance is exceeded: nothing later runs on a wrong graph."""
+    _, model = settings.model(name)
+    trainer = import_module(f"loopline.training.{model.task}")
+    task = import_module(f"loopline.tasks.{model.task}")
+    trained, out = files.stage(name, "train"), files.stage(name, "export")
+    train = manifest.load_split(files.manifest(name), "train")
+    val = manifest.load_split(files.manifest(name), "val")
+    spec = trainer.export(trained, train, val, model, out=out / "model.onnx")
+    forget_origin(out / "model.onnx")
+    files.write_json(out / "spec.json", spec.to_dict())
+
+    inputs = task.preprocessor(spec, trained)(val.inputs[:PARITY_SAMPLES])
+    differences = parity.check(
+        trainer.reference(trained)(inputs),
+        runner.run(out / "model.onnx", inputs),
+        tolerance=model.export.tolerance,
+        what="torch and FP32 ONNX",
+    )
+    report = {"samples": len(next(iter(inputs.values()))), "tolerance": model.export.tolerance}
+    rounded = {output: float(f"{value:.1g}") for output, value in differences.items()}
+    files.write_json(out / "parity.json", report | {"largest_difference": rounded})
+
+
+def forget_origin(path: Path) -> None:
+    """Drop the exporter's notes from an ONNX file: they hold source paths, so two clones would not give the same bytes."""
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    partial = path.with_name(path.name + ".partial")
+    onnx.save(model, partial)
+    partial.replace(path)

@@ -1,0 +1,73 @@
+"""Where each stage keeps its files, and how they are written: whole or not at all, and the same bytes for the same content."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from loopline.errors import LooplineError
+
+SCRATCH = Path(".loopline")  # ignored by git: checkpoints, timings, downloads
+
+
+def manifest(name: str) -> Path:
+    """The model's manifest."""
+    return Path("data") / name / "manifest.parquet"
+
+
+def stage(name: str, stage: str) -> Path:
+    """The folder of a stage's outputs; made if it is missing."""
+    folder = Path("models") / name / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def scratch(kind: str, name: str) -> Path:
+    """A folder that no commit and no output sees; made if it is missing."""
+    folder = SCRATCH / kind / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to a temporary file beside `path`, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with two spaces of indent, keys in their order. Not-a-number becomes null."""
+    write_text(path, json.dumps(_clean(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that an earlier stage wrote. Raises LooplineError where it is missing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LooplineError(f"{path} not found: run `dvc repro` to make it") from error
+
+
+def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    """Write a small table for `dvc plots`."""
+    lines = [",".join(header), *(",".join(map(_cell, row)) for row in rows)]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.5f}" if isinstance(value, float) else str(value)
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text

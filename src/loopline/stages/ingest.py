@@ -1,0 +1,63 @@
+"""Stage `ingest`: from a dataset and its labelled batches to the manifest. Run it with `loopline stage ingest MODEL`.
+
+Reads the dataset that `models.<name>.dataset` in params.yaml names, and `data/batches/<name>/`. Writes in `data/<name>/`:
+`manifest.parquet`, `ingest.json` (counts, and what was set aside and why) and `classes.csv` (class, split, count).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from loopline import settings
+from loopline.data import account, manifest
+from loopline.data.clean import clean
+from loopline.data.raw import RawSample
+from loopline.data.sources import open_batches, open_dataset
+from loopline.errors import LooplineError
+from loopline.stages import files
+
+SHOWN = 10  # reasons and classes in an error
+
+
+def main(name: str) -> None:
+    """Ingest the data of model `name`. Raises LooplineError where nothing could be trained on it."""
+    _, model = settings.model(name)
+    cleaned = clean(_sources(name, model), task=model.task, split=model.split)
+    if found := account.obstacles(cleaned):
+        raise LooplineError(_message(model.dataset, found, account.reasons(cleaned.aside)))
+    folder = files.manifest(name).parent
+    manifest.write(files.manifest(name), cleaned.samples, task=model.task, labels=account.labels(cleaned.samples))
+    files.write_json(folder / "ingest.json", account.summary(cleaned))
+    rows = [
+        [label, split, count]
+        for label, counts in account.classes(cleaned.samples).items()
+        for split, count in counts.items()
+    ]
+    files.write_csv(folder / "classes.csv", ["class", "split", "count"], rows)
+
+
+def _sources(name: str, model: settings.Model) -> Iterator[tuple[str, Iterable[RawSample]]]:
+    """The dataset under its name, or its folder's, then the batches."""
+    dataset = Path(model.dataset).expanduser().resolve().name
+    yield dataset, _progress(open_dataset(model.dataset, model.task), dataset)
+    for batch, samples in open_batches(name, model.task):
+        yield batch, _progress(samples, batch)
+
+
+def _progress(samples: Iterable[RawSample], name: str) -> Iterable[RawSample]:
+    from tqdm import tqdm
+
+    return tqdm(samples, desc=f"ingest {name}", unit=" samples", disable=None, delay=1)
+
+
+def _message(dataset: str, found: list[str], aside: list[str]) -> str:
+    lines = [f"dataset {dataset} cannot be trained on:", *_few(found)]
+    if aside:
+        lines += ["Set aside:", *_few(aside)]
+    return "\n".join([*lines, "See docs/bring-your-own-data.md."])
+
+
+def _few(lines: list[str]) -> list[str]:
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [f"  {line}" for line in lines[:SHOWN] + more]

@@ -1,0 +1,118 @@
+"""Put the bundle together with its model card: `models/<model>/bundle/` out, the evidence to the training's run in MLflow.
+
+Reads what the stages before left in `data/<model>/` and `models/<model>/`. Run by `dvc repro package@<model>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import loopline
+from loopline import settings
+from loopline.data import catalog, manifest
+from loopline.release import bundle, card
+from loopline.stages import files
+from loopline.tasks.spec import ModelSpec
+
+CODE = ("data", "tasks", "training", "stages")  # the rooms whose code decides what a model becomes
+
+
+def main(name: str) -> None:
+    """Package `name`. Raises LooplineError where an earlier stage left something out."""
+    from loopline.training import tracking
+
+    everything, model = settings.model(name)
+    data, stages = files.manifest(name), Path("models") / name
+    report = files.read_json(stages / "metrics.json")
+    verdict = files.read_json(stages / "quantize" / "verdict.json")
+    inputs, outputs = tensors(stages / "quantize" / "model.onnx")
+    described = bundle.Manifest(
+        name=name,
+        spec=ModelSpec.from_dict(files.read_json(stages / "export" / "spec.json")),
+        inputs=inputs,
+        outputs=outputs,
+        quantization=verdict["chosen"],
+        metrics={key: report[key] for key in ("headline", "n", "metrics")},
+        lineage=bundle.Lineage(
+            data=sha256(data.read_bytes()),
+            parameters=sha256(canonical({"seed": everything.seed, "model": model.model_dump(mode="json")})),
+            code=code_hash(Path(loopline.__file__).parent, CODE),
+        ),
+    )
+    pictures = sorted((stages / "pictures").glob("*.png"))
+    tokenizer = stages / "train" / "tokenizer.json"
+    made = bundle.write(
+        stages / "bundle",
+        described,
+        model=stages / "quantize" / "model.onnx",
+        drift=stages / "calibrate" / "drift.json",
+        card=card.card(described, source(name, model.dataset), report, verdict, [path.name for path in pictures]),
+        pictures=pictures,
+        tokenizer=tokenizer if tokenizer.exists() else None,
+    )
+    tracking.package(
+        name,
+        weights_sha256=sha256((stages / "train" / "model.safetensors").read_bytes()),
+        bundle=made.folder,
+        bundle_version=made.version,
+        metrics={key: row["value"] for key, row in report["metrics"].items() if row["value"] is not None},
+        pictures=pictures,
+        reports=[path for path in (Path("reports") / name / "validation.html",) if path.exists()],
+    )
+
+
+def source(name: str, dataset: str) -> card.Source:
+    """What the card says of the data. Only the last part of a folder's path is told: the rest is its owner's affair."""
+    columns = manifest.table(files.manifest(name), ["source", "split"]).to_pydict()
+    counts: dict[str, dict[str, int]] = {}
+    for origin, split in zip(columns["source"], columns["split"], strict=True):
+        row = counts.setdefault(Path(origin).name, dict.fromkeys(manifest.SPLITS, 0))
+        row[split] += 1
+    entry = catalog.load().get(dataset)
+    left_out = files.read_json(files.manifest(name).with_name("ingest.json"))["set_aside"]
+    return card.Source(
+        name=Path(dataset).name,
+        description=entry.description if entry else None,
+        licence=entry.licence if entry else None,
+        citation=entry.citation if entry else None,
+        counts=dict(sorted(counts.items(), key=lambda item: (-sum(item[1].values()), item[0]))),
+        set_aside={reason: row["count"] for reason, row in left_out.items()},
+    )
+
+
+def tensors(path: Path) -> tuple[tuple[bundle.Tensor, ...], tuple[bundle.Tensor, ...]]:
+    """The graph's inputs and outputs in the terms of the Open Inference Protocol."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return tuple(map(_tensor, graph.input)), tuple(map(_tensor, graph.output))
+
+
+def _tensor(value: Any) -> bundle.Tensor:
+    from onnx import TensorProto
+
+    kind = TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    datatype: Any = {"FLOAT": "FP32", "FLOAT16": "FP16", "DOUBLE": "FP64", "STRING": "BYTES"}.get(kind, kind)
+    shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
+    return bundle.Tensor(name=value.name, datatype=datatype, shape=shape)
+
+
+def code_hash(package: Path, rooms: Iterable[str]) -> str:
+    """sha256 over the sorted paths and sha256 of every Python file in these folders of the package."""
+    paths = sorted(path for room in rooms for path in (package / room).rglob("*.py"))
+    lines = [f"{sha256(path.read_bytes())}  {path.relative_to(package).as_posix()}\n" for path in paths]
+    return sha256("".join(lines).encode())
+
+
+def canonical(content: Any) -> bytes:
+    """JSON with sorted keys and no spaces: the same bytes for the same content."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def sha256(content: bytes) -> str:
+    """In hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

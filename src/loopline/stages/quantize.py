@@ -1,0 +1,109 @@
+"""Choose the model that ships: INT8 if it is as good and faster, else FP32. `models/<model>/quantize/` out.
+
+Calibrates on training samples and judges on the validation split: a paired bootstrap for the accuracy, both models side by side for
+the speed. Writes `model.onnx` (the chosen one) and `verdict.json`. Timings change from run to run, so they go to
+`.loopline/timings/` and MLflow, never into an output. Run by `dvc repro quantize@<model>`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from loopline import settings
+from loopline.data import manifest
+from loopline.release import runner
+from loopline.stages import files
+from loopline.tasks import bootstrap
+from loopline.tasks.spec import ModelSpec
+from loopline.training import quantization
+from loopline.training.hardware import cpu_features
+
+
+def main(name: str) -> None:
+    """Search, judge and write the chosen model of `name` with the reasons."""
+    everything, model = settings.model(name)
+    trainer = import_module(f"loopline.training.{model.task}")
+    task = import_module(f"loopline.tasks.{model.task}")
+    source, out = files.stage(name, "export") / "model.onnx", files.stage(name, "quantize")
+    spec = ModelSpec.from_dict(files.read_json(source.with_name("spec.json")))
+    preprocess = task.preprocessor(spec, files.stage(name, "train"))
+    path = files.manifest(name)
+    calibration = preprocess(manifest.load_split(path, "train").inputs[: model.quantize.calibration_samples])
+    val = manifest.load_split(path, "val")
+    inputs = preprocess(val.inputs)
+
+    with tempfile.TemporaryDirectory(dir=files.SCRATCH) as folder:
+        int8 = Path(folder) / "int8.onnx"
+        candidate = best_candidate(source, int8, calibration, trainer, model.quantize)
+        full, small = runner.run(source, inputs), runner.run(int8, inputs)
+        change = bootstrap.paired(
+            task.scorer(small, val, spec),
+            task.scorer(full, val, spec),
+            len(val.ids),
+            metric=task.HEADLINE,
+            resamples=model.evaluate.resamples,
+            seed=everything.seed,
+        )
+        one = {key: value[:1] for key, value in inputs.items()}
+        seconds = runner.side_by_side(source, int8, one)
+        sizes = {"fp32": source.stat().st_size, "int8": int8.stat().st_size}
+        gap = quantization.distance(full, small)
+        reasons = objections(change, gap, seconds["a"] / seconds["b"], task.HEADLINE, model.quantize)
+        chosen = source if reasons else int8
+        shutil.copyfile(chosen, out / "model.onnx.partial")
+        (out / "model.onnx.partial").replace(out / "model.onnx")
+    verdict: dict[str, Any] = {
+        "chosen": "fp32" if reasons else "int8",
+        "reasons": reasons or ["as accurate as FP32 within the allowance, and faster"],
+        "candidate": {"method": candidate.method, "reduce_range": candidate.reduce_range},
+        task.HEADLINE: {
+            "int8_minus_fp32": change.rounded(),
+            "allowed_loss": model.quantize.max_loss,
+            "samples": len(val.ids),
+        },
+        "mean_difference": {"value": float(f"{gap:.2g}"), "tolerance": model.quantize.tolerance},
+        "bytes": sizes,
+        "size_ratio": round(sizes["int8"] / sizes["fp32"], 3),
+        "least_speedup": model.quantize.min_speedup,
+        "cpu_features": cpu_features(),
+    }
+    files.write_json(out / "verdict.json", verdict)
+    timing = {"fp32_ms": seconds["a"] * 1e3, "int8_ms": seconds["b"] * 1e3, "speedup": seconds["a"] / seconds["b"]}
+    files.write_json(files.scratch("timings", name) / "quantize.json", timing)
+    print(f"{name}: {verdict['chosen']} ships; {'; '.join(verdict['reasons'])} ({timing['speedup']:.2f}x)")
+
+
+def best_candidate(
+    source: Path, target: Path, calibration: quantization.Outputs, trainer: Any, options: settings.Quantize
+) -> quantization.Candidate:
+    """Write the grid's best INT8 model to `target`: the one closest to FP32 on the calibration samples."""
+    import onnx
+
+    exclude = trainer.nodes_to_exclude(onnx.load(source))
+    full = runner.run(source, calibration)
+    tried = []
+    for candidate in quantization.grid(trainer.QUANTIZATION, options.methods):
+        path = target.with_name(f"{candidate.method}.onnx")
+        quantization.quantize(source, path, candidate, calibration, exclude=exclude)
+        tried.append((quantization.distance(full, runner.run(path, calibration)), path, candidate))
+    _, path, candidate = min(tried, key=lambda row: row[0])
+    path.replace(target)
+    return candidate
+
+
+def objections(
+    change: bootstrap.Interval, gap: float, speedup: float, metric: str, options: settings.Quantize
+) -> list[str]:
+    """Why INT8 must not ship; empty if it may."""
+    found = []
+    if not change.low >= -options.max_loss:
+        found.append(f"{metric} may fall by {-change.low:.4f} (lower bound), {options.max_loss} is allowed")
+    if not gap <= options.tolerance:
+        found.append(f"outputs differ by {gap:.4f} in the mean, {options.tolerance} is allowed")
+    if not speedup >= options.min_speedup:
+        found.append(f"not {options.min_speedup} times as fast as FP32 on this processor")
+    return found

@@ -1,0 +1,44 @@
+"""Train a model: `data/<model>/manifest.parquet` in, `models/<model>/train/` out, a run in MLflow.
+
+Run by `dvc repro train@<model>`. A killed training goes on from its last epoch at the next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import import_module
+from pathlib import Path
+
+from loopline import settings
+from loopline.data import manifest
+from loopline.stages import files
+from loopline.training import tracking
+
+
+def main(name: str) -> None:
+    """Train `name`. Raises LooplineError on bad settings or a missing manifest."""
+    everything, model = settings.model(name)
+    path = files.manifest(name)
+    trainer = import_module(f"loopline.training.{model.task}")
+    out = files.stage(name, "train")
+    run = tracking.Training(
+        name,
+        parameters={"seed": everything.seed, **model.model_dump(exclude={"expectations", "calibrate"})},
+        dataset=model.dataset,
+        data_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    try:
+        trainer.train(
+            manifest.load_split(path, "train"),
+            manifest.load_split(path, "val"),
+            model,
+            seed=everything.seed,
+            out=out,
+            work=files.scratch("work", name),
+            log=run.log,
+        )
+    except BaseException:
+        run.fail()
+        raise
+    (out / "history.csv").replace(Path("models") / name / "history.csv")
+    run.finish(weights_sha256=hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest())

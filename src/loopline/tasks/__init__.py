@@ -1,0 +1,1 @@
+"""What differs between problems: preprocessing, answers, metrics, drift signals. Numpy only, so that the server shares it."""

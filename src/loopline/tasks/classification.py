@@ -1,0 +1,113 @@
+"""Image classification: one label an image. Text classification shares the answers and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.tasks import image
+from loopline.tasks.bootstrap import Scorer, Weights
+from loopline.tasks.curves import Ranked
+from loopline.tasks.spec import ModelSpec, Truth
+
+HEADLINE = "accuracy"
+BINS = 10  # of the calibration error
+
+
+def preprocessor(spec: ModelSpec, folder: Path) -> Callable[[Sequence[bytes]], dict[str, NDArray[Any]]]:
+    """From encoded images to `{"image": uint8 (n, h, w, c)}`."""
+    assert spec.image is not None, "a classifier's specification has an image input"
+    shape = spec.image
+    return lambda images: {"image": image.batch(list(images), shape)}
+
+
+def answers(outputs: dict[str, NDArray[Any]], spec: ModelSpec, sizes: NDArray[Any]) -> list[dict[str, Any]]:
+    """One `{"label", "probability", "probabilities"}` a sample, the classes in falling order of probability."""
+    found = []
+    for row in outputs["probabilities"]:
+        order = np.argsort(-row, kind="stable")
+        ranked = {spec.labels[i]: float(row[i]) for i in order}
+        found.append({"label": spec.labels[order[0]], "probability": float(row[order[0]]), "probabilities": ranked})
+    return found
+
+
+def scorer(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -> Scorer:
+    """Metrics as a function of sample weights: accuracy, macro_f1, log_loss, calibration_error.
+
+    calibration_error is the expected calibration error over 10 bins of equal width (Naeini et al., AAAI 2015).
+    macro_f1 is the mean over the classes that occur in the targets or the predictions.
+    """
+    probabilities, targets = np.asarray(outputs["probabilities"], np.float64), truth.targets
+    predicted = probabilities.argmax(1)
+    confidence = probabilities.max(1)
+    hit = (predicted == targets).astype(np.float64)
+    loss = -np.log(np.clip(probabilities[np.arange(len(targets)), targets], 1e-12, 1))
+    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    classes = probabilities.shape[1]
+
+    def score(weights: Weights | None = None) -> dict[str, float]:
+        w = np.ones(len(targets)) if weights is None else weights
+        total = w.sum()
+        true = np.bincount(targets, w * hit, classes)
+        both = np.bincount(targets, w, classes) + np.bincount(predicted, w, classes)
+        occurs = both > 0
+        gap = np.bincount(bins, w * (confidence - hit), BINS)
+        return {
+            "accuracy": float((w * hit).sum() / total),
+            "macro_f1": float((2 * true[occurs] / both[occurs]).mean()),
+            "log_loss": float((w * loss).sum() / total),
+            "calibration_error": float(np.abs(gap).sum() / total),
+        }
+
+    return score
+
+
+def per_class(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -> dict[str, Scorer]:
+    """For each class a scorer of its recall and precision."""
+    predicted, targets = np.asarray(outputs["probabilities"]).argmax(1), truth.targets
+
+    def of(index: int) -> Scorer:
+        wanted, said = targets == index, predicted == index
+        hit = wanted & said
+
+        def score(weights: Weights | None = None) -> dict[str, float]:
+            w = np.ones(len(targets)) if weights is None else weights
+            with np.errstate(invalid="ignore"):
+                return {
+                    "recall": float(np.divide((w * hit).sum(), (w * wanted).sum())),
+                    "precision": float(np.divide((w * hit).sum(), (w * said).sum())),
+                }
+
+        return score
+
+    return {label: of(index) for index, label in enumerate(spec.labels)}
+
+
+def correct(outputs: dict[str, NDArray[Any]], truth: Truth) -> NDArray[np.bool_]:
+    """Which samples were answered right, bool (n,)."""
+    right: NDArray[np.bool_] = np.asarray(outputs["probabilities"]).argmax(1) == truth.targets
+    return right
+
+
+def confidences(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -> tuple[NDArray[Any], NDArray[Any]]:
+    """How sure each answer is and whether it is right: float64 (n,), bool (n,)."""
+    return np.asarray(outputs["probabilities"], np.float64).max(1), correct(outputs, truth)
+
+
+def ranked(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -> dict[str, Ranked]:
+    """Each class against the rest, for its precision-recall curve."""
+    probabilities = np.asarray(outputs["probabilities"], np.float64)
+    hits = {label: truth.targets == index for index, label in enumerate(spec.labels)}
+    return {
+        label: Ranked(probabilities[:, i], hits[label], int(hits[label].sum())) for i, label in enumerate(spec.labels)
+    }
+
+
+def pairs(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """What was and what was said: class indices int64 (n, 2), and the names that they index."""
+    predicted = np.asarray(outputs["probabilities"]).argmax(1)
+    return np.stack([truth.targets, predicted], 1), spec.labels

@@ -1,0 +1,47 @@
+"""Slices of a data set: where a good average may hide a bad third. Numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.tasks.bootstrap import Scorer, Weights
+
+NAMES = ("low", "middle", "high")
+
+
+def traits(
+    inputs: dict[str, NDArray[Any]], originals: Sequence[bytes | str], sizes: NDArray[np.int32]
+) -> dict[str, NDArray[np.float64]]:
+    """What the slices are cut by, one figure a sample: brightness and original area of an image, or length of a text.
+
+    inputs: the model's input tensors; sizes: (n, 2) width and height of the originals.
+    """
+    if "image" not in inputs:
+        return {"length": np.array([len(text) for text in originals], np.float64)}
+    return {
+        "brightness": inputs["image"].mean((1, 2, 3), dtype=np.float64),
+        "size": sizes.astype(np.float64).prod(1),
+    }
+
+
+def thirds(values: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
+    """Masks of the low, middle and high third; fewer where the values do not tell the samples apart, none where all are equal."""
+    edges = np.quantile(values, [1 / 3, 2 / 3])
+    index = np.searchsorted(edges, values, side="left")
+    masks = {name: index == number for number, name in enumerate(NAMES)}
+    found = {name: mask for name, mask in masks.items() if mask.any()}
+    return found if len(found) > 1 else {}
+
+
+def restrict(scorer: Scorer, mask: NDArray[np.bool_]) -> Scorer:
+    """The scorer over the samples of `mask` alone."""
+    inside = mask.astype(np.float64)
+
+    def score(weights: Weights | None = None) -> dict[str, float]:
+        return scorer(inside if weights is None else inside * weights)
+
+    return score

@@ -1,0 +1,72 @@
+"""What a bundle says about its model's inputs and outputs. The server reads it too."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+TaskName = Literal["classification", "detection", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """How an encoded image becomes the tensor `image`: uint8, shape (n, height, width, channels), RGB or grey.
+
+    `fit` is `stretch` (resize both sides) or `letterbox` (keep the aspect, pad with `pad_value` right and below).
+    """
+
+    height: int
+    width: int
+    channels: Literal[1, 3]
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    pad_value: int = 114
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextInput:
+    """How a text becomes the tensor `ids`: int64, shape (n, length), padded with `pad_id` to the longest of the batch."""
+
+    max_tokens: int
+    pad_id: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything that preprocessing and post-processing need to know; a part of `bundle.json`."""
+
+    task: TaskName
+    labels: tuple[str, ...]
+    image: ImageInput | None = None
+    text: TextInput | None = None
+    temperature: float = 1.0
+    score_threshold: float = 0.25  # detection: boxes below it are not answered
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; what does not apply is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ModelSpec:
+        """The reverse of `to_dict`. Raises TypeError on an unknown field."""
+        image, text = fields.get("image"), fields.get("text")
+        return cls(
+            **fields
+            | {"labels": tuple(fields["labels"])}
+            | {"image": ImageInput(**image) if image else None, "text": TextInput(**text) if text else None}
+        )
+
+
+class Truth(Protocol):
+    """What a scorer needs of a split: see `data.manifest.Split`."""
+
+    @property
+    def targets(self) -> Any:
+        """Class indices (n,), or one (m, 5) array of boxes an image."""
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """Width and height of the originals (n, 2)."""

@@ -1,0 +1,1 @@
+"""The heavy half: torch, ultralytics, export, quantization, MLflow tracking."""

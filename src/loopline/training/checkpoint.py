@@ -1,0 +1,66 @@
+"""Where a killed training goes on: `work/checkpoint.pt`, replaced after each epoch, loaded without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "checkpoint.pt"
+
+
+@dataclass
+class State:
+    """How far a training is; `history` has a row an epoch, `best` the weights of the epoch with the least loss."""
+
+    epoch: int = 0  # finished
+    best_epoch: int = 0
+    best_loss: float = inf
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fingerprint(*parts: Any) -> str:
+    """The sha256 of what decides a training's result (settings, sample ids, seed): whose checkpoint is this?"""
+    return hashlib.sha256(json.dumps(parts, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if hasattr(value, "model_dump") else value.tolist()
+
+
+def save(work: Path, key: str, state: State, **parts: Any) -> None:
+    """Keep `state` and the state dicts of `parts` (model, optimizer, ...) under `key`."""
+    import torch
+
+    content = {"key": key, "state": vars(state), "parts": {name: part.state_dict() for name, part in parts.items()}}
+    work.mkdir(parents=True, exist_ok=True)
+    partial = work / f"{NAME}.partial"
+    torch.save(content, partial)
+    partial.replace(work / NAME)
+
+
+def load(work: Path, key: str, **parts: Any) -> State:
+    """Load the checkpoint of `key` into `parts`; a fresh state where there is none, or that of another training."""
+    import torch
+
+    if not (work / NAME).exists():
+        return State()
+    # To the CPU: optimizers and modules copy to their own device. weights_only: tensors and numbers, no code.
+    loaded = torch.load(work / NAME, map_location="cpu", weights_only=True)
+    if loaded["key"] != key:
+        return State()
+    for name, part in parts.items():
+        part.load_state_dict(loaded["parts"][name])
+    return State(**loaded["state"])
+
+
+def forget(work: Path) -> None:
+    """Remove the checkpoint, once everything that comes of it is written."""
+    (work / NAME).unlink(missing_ok=True)

@@ -1,0 +1,126 @@
+"""The classifier's network: a stem that halves the image, then stages of residual blocks, each at half the size.
+
+He et al., "Deep residual learning", 2015; the last normalisation of a block starts at zero (Goyal et al., 2017).
+All channels are multiples of `width`, and a width of 16 or 32 suits 8-bit kernels.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+if TYPE_CHECKING:
+    from loopline.tasks.spec import ImageInput
+
+SMALLEST = 8  # pixels: stages are added until the map is no larger
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and its batch normalisation."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv: nn.Module = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
+        found: torch.Tensor = self.norm(self.conv(x))
+        return found
+
+
+class Block(nn.Module):
+    """relu(x + f(x)) with two 3x3 convolutions in f; x goes through a 1x1 where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.first = ConvNorm(inputs, outputs, kernel=3, stride=stride)
+        self.second = ConvNorm(outputs, outputs, kernel=3)
+        nn.init.zeros_(self.second.norm.weight)  # type: ignore[arg-type]
+        same = inputs == outputs and stride == 1
+        self.short: nn.Module = nn.Identity() if same else ConvNorm(inputs, outputs, kernel=1, stride=stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
+        return torch.relu(self.second(torch.relu(self.first(x))) + self.short(x))
+
+
+class Network(nn.Module):
+    """Logits from images. The temperature and the embedding's linear map are fitted after the training."""
+
+    pixel_mean: torch.Tensor
+    pixel_scale: torch.Tensor
+    temperature: torch.Tensor
+
+    def __init__(self, shape: ImageInput, *, classes: int, width: int, embedding: int) -> None:
+        """width: channels of the first stage; the later ones have twice as many. embedding: how many outputs it has."""
+        super().__init__()
+        self.register_buffer("pixel_mean", torch.zeros(shape.channels))
+        self.register_buffer("pixel_scale", torch.full((shape.channels,), 1 / 255))
+        self.register_buffer("temperature", torch.ones(()))
+        self.stem = ConvNorm(shape.channels, width, kernel=5, stride=2)
+        blocks = [Block(width, width, stride=1)]
+        side = max(shape.height, shape.width) // 2
+        while side > SMALLEST or len(blocks) == 1:
+            blocks += [Block(width, 2 * width, stride=2) if len(blocks) == 1 else Block(2 * width, 2 * width, stride=2)]
+            blocks += [Block(2 * width, 2 * width, stride=1)]
+            side //= 2
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(2 * width, classes)
+        self.projection = nn.Linear(2 * width, embedding).requires_grad_(False)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def normalise(self, pixels: NDArray[np.uint8]) -> None:
+        """Take mean and deviation of each channel from the training images, uint8 (n, h, w, c)."""
+        sample = torch.from_numpy(pixels[:4096]).double()
+        self.pixel_mean.copy_(sample.mean((0, 1, 2)))
+        self.pixel_scale.copy_(1 / sample.std((0, 1, 2)).clamp_min(1.0))
+
+    @torch.no_grad()
+    def embed(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Set the linear map from features to the embedding: (d, 2 * width) and (d,)."""
+        self.projection.weight.copy_(weight)
+        self.projection.bias.copy_(bias)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (n, h, w, c), 0 to 255 of any type, to (n, 2 * width)."""
+        x = (pixels.float() - self.pixel_mean) * self.pixel_scale
+        found: torch.Tensor = self.blocks(torch.relu(self.stem(x.permute(0, 3, 1, 2))))
+        return found.mean((2, 3))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (n, h, w, c) to logits (n, classes)."""
+        logits: torch.Tensor = self.head(self.features(pixels))
+        return logits
+
+    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (n, h, w, c) to probabilities (n, classes) and embedding (n, d)."""
+        features = self.features(pixels)
+        return torch.softmax(self.head(features) / self.temperature, 1), self.projection(features)
+
+    def folded(self) -> Network:
+        """A copy for inference, with each normalisation folded into its convolution."""
+        copied = copy.deepcopy(self).eval()
+        for module in copied.modules():
+            if isinstance(module, ConvNorm):
+                module.conv, module.norm = fuse_conv_bn_eval(module.conv, module.norm), nn.Identity()  # type: ignore[type-var, arg-type]
+        return copied
+
+
+class Answer(nn.Module):
+    """`Network.answer` as a module's `forward`, which is what the exporter takes."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Network.answer`."""
+        return self.network.answer(image)

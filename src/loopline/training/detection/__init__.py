@@ -1,0 +1,186 @@
+"""The detector: YOLO from its YAML, from a manifest's splits to `model.onnx` with suppression in the graph.
+
+Writes `model.safetensors` (weights and embedding), `config.json` (layers, labels, thresholds) and `history.csv` to the train folder,
+and the ONNX graph to the export folder. Run by the stages `train` and `export`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.errors import LooplineError
+from loopline.tasks import detection as task
+from loopline.tasks import image
+from loopline.tasks.spec import ImageInput, ModelSpec
+from loopline.training import checkpoint, loop, posthoc
+from loopline.training.detection import fit, suppression
+
+if TYPE_CHECKING:
+    import onnx
+
+    from loopline.data.manifest import Split
+    from loopline.settings import Detection
+    from loopline.training.detection.mosaic import Scenes
+    from loopline.training.detection.yolo import Detector
+
+QUANTIZATION: Literal["static", "dynamic"] = "static"
+QUANTIZED = {"Conv", "Relu", "Concat", "Add", "MaxPool", "Resize", "Split"}
+EMBEDDING_SAMPLES = 1024
+NMS_IOUS = (0.6, 0.55, 0.65, 0.5, 0.7, 0.45, 0.4)  # of equals, the first
+Outputs = dict[str, NDArray[Any]]
+
+
+def train(
+    train: Split,
+    val: Split,
+    settings: Detection,
+    *,
+    seed: int,
+    out: Path,
+    work: Path,
+    log: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Train on `train`; choose the epoch, the overlap for suppression and the score threshold on `val`; write the files above.
+
+    A checkpoint in `work` of the same settings, data and seed is gone on with. Raises LooplineError on an architecture that
+    is unknown, does not fit the image's size, or on a bad `pretrained`.
+    """
+    import torch
+
+    from loopline.training.detection import yolo
+
+    if not val.ids:
+        raise LooplineError(
+            "the validation split is empty: set split.val above 0, epoch and thresholds are chosen on it"
+        )
+    shape = ImageInput(**settings.input.model_dump(), fit="letterbox")
+    labels, recipe = train.labels, settings.train
+    loop.reproducible(seed)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())  # its loss scatters, CUDA cannot
+    layers = yolo.architecture(recipe.architecture, recipe.activation)
+    network = yolo.Detector(yolo.build(layers, len(labels), shape), shape, settings.export.embedding)
+    if recipe.pretrained:
+        yolo.start_from(network.network, recipe.pretrained)
+    targets = np.concatenate([*train.targets, *val.targets])
+    if recipe.class_weights:
+        weights = loop.class_weights(np.concatenate(list(train.targets))[:, 0].astype(np.int64), len(labels))
+        network.network.class_weights = torch.from_numpy(weights / weights.mean())
+    spec = ModelSpec(task="detection", labels=labels, image=shape)
+    data, val_data = _scenes(train, shape), _scenes(val, shape)
+    key = checkpoint.fingerprint(recipe, settings.input, settings.export.embedding, train.ids, val.ids, targets)
+    history = fit.fit(network, data, val_data, val, spec, recipe, seed=seed, work=work, key=key, log=log)
+    config = {"image": vars(shape), "labels": list(labels), "layers": layers, "embedding": settings.export.embedding}
+    config |= _thresholds(network, val_data, val, spec)
+    few = type(data)(data.pixels[:EMBEDDING_SAMPLES], data.boxes[:EMBEDDING_SAMPLES], data.pad_value)
+    features = np.concatenate([part[2] for part in fit.predict(network, few)[0]])
+    weight, bias = posthoc.principal_components(torch.from_numpy(features), settings.export.embedding)
+    with torch.no_grad():
+        network.embedding.weight.copy_(weight)
+        network.embedding.bias.copy_(bias)
+    loop.write(out, network, history, config)
+    checkpoint.forget(work)
+
+
+def _scenes(split: Split, shape: ImageInput) -> Scenes:
+    from loopline.training.detection.mosaic import Scenes
+
+    pixels = image.batch([item for item in split.inputs if isinstance(item, bytes)], shape)
+    sizes = [(int(width), int(height)) for width, height in split.sizes]
+    boxes = [task.to_input(target, *size, shape) for target, size in zip(split.targets, sizes, strict=True)]
+    return Scenes(pixels, boxes, shape.pad_value)
+
+
+def _thresholds(network: Detector, scenes: Scenes, truth: Split, spec: ModelSpec) -> dict[str, float]:
+    """The overlap for suppression with the best map50 on the validation split, and then the score with the best F1."""
+    found = fit.predict(network, scenes)[0]
+    boxes, scores = (np.concatenate([part[number] for part in found]) for number in range(2))
+    tried = {iou: suppression.suppress(boxes, scores, iou=iou) for iou in NMS_IOUS}
+    best = max(NMS_IOUS, key=lambda iou: task.scorer(tried[iou], truth, spec)(None)["map50"])
+    return {"nms_iou": best, "score_threshold": round(task.best_threshold(tried[best], truth, spec), 4)}
+
+
+def _load(folder: Path) -> tuple[Detector, ModelSpec]:
+    from safetensors.torch import load
+
+    from loopline.training.detection import yolo
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shape, labels = ImageInput(**config["image"]), tuple(config["labels"])
+    network = yolo.Detector(yolo.build(config["layers"], len(labels), shape), shape, config["embedding"])
+    network.load_state_dict(load((folder / "model.safetensors").read_bytes()))
+    spec = ModelSpec(
+        task="detection",
+        labels=labels,
+        image=shape,
+        score_threshold=config["score_threshold"],
+        extra={"nms_iou": config["nms_iou"]},
+    )
+    return network.eval(), spec
+
+
+def reference(folder: Path) -> Callable[[Outputs], Outputs]:
+    """The network in torch, suppression in numpy: `image` uint8 (n, h, w, c) to the outputs that `tasks.detection` names."""
+    import torch
+
+    network, spec = _load(folder)
+
+    def run(inputs: Outputs) -> Outputs:
+        with torch.inference_mode():
+            boxes, scores, embedding = (tensor.numpy() for tensor in network(torch.from_numpy(inputs["image"])))
+        return {**suppression.suppress(boxes, scores, iou=spec.extra["nms_iou"]), "embedding": embedding}
+
+    return run
+
+
+def export(folder: Path, train: Split, val: Split, settings: Detection, *, out: Path) -> ModelSpec:  # noqa: ARG001
+    """Write the ONNX graph of the network in `folder` to `out`, with a dynamic batch, and say what it takes and gives.
+
+    Batch normalisation is folded into the convolutions; suppression is appended as standard ONNX operators.
+    """
+    import onnx
+    import torch
+
+    network, spec = _load(folder)
+    assert spec.image is not None
+    example = torch.zeros(2, spec.image.height, spec.image.width, spec.image.channels, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch deprecates
+        program = torch.onnx.export(
+            network.fused(),
+            (example,),
+            input_names=["image"],
+            output_names=["all_boxes", "all_scores", "all_embedding"],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    del model.graph.value_info[:]
+    joined = suppression.append(model, iou=spec.extra["nms_iou"])
+    partial = out.with_name(out.name + ".partial")
+    onnx.save(joined, partial)
+    partial.replace(out)
+    return spec
+
+
+def nodes_to_exclude(model: onnx.ModelProto) -> list[str]:
+    """All but the convolutions and what joins them on the way to another convolution.
+
+    From the decoding of the head on, eight bits cannot hold both a place in pixels and a small score: quantized, every box
+    may be lost, and the library raises no error.
+    """
+    leading: set[str] = set()  # names of values that a convolution is still to see
+    inside: set[str] = set()
+    for node in reversed(model.graph.node):
+        if node.op_type == "Conv" or leading.intersection(node.output):
+            leading.update(node.input)
+            inside.add(node.name)
+    return [node.name for node in model.graph.node if node.name not in inside or node.op_type not in QUANTIZED]

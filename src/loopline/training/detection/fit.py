@@ -1,0 +1,199 @@
+"""The detector's training loop: AdamW, warm-up and cosine, a running average of the weights, early stopping.
+
+Order and augmentation of an epoch are functions of (seed, epoch) alone, so a training that was killed and went on from its
+checkpoint ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loopline.errors import LooplineError
+from loopline.tasks import detection as task
+from loopline.tasks.spec import ModelSpec
+from loopline.training import checkpoint, loop
+from loopline.training.detection import suppression
+
+if TYPE_CHECKING:
+    import torch
+
+    from loopline.data.manifest import Split
+    from loopline.settings import DetectionTrain
+    from loopline.training.detection.mosaic import Scenes
+    from loopline.training.detection.yolo import Detector
+
+LARGEST_GRADIENT = 10.0  # norm
+MOST_INERTIA = 0.99  # of the running average: about the last hundred steps
+NMS_IOU = 0.6  # while training; what serves is chosen on the validation split afterwards
+EVALUATION_BATCH = 32
+
+
+class Average:
+    """A running average of a network's weights, quick to forget at first (TensorFlow's ExponentialMovingAverage)."""
+
+    def __init__(self, network: Detector) -> None:
+        self.network = copy.deepcopy(network).eval()
+        self.steps = 0
+        pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
+        self._pairs = [(mine, live) for mine, live in pairs if mine.is_floating_point()]  # changed in place from now on
+
+    def update(self) -> None:
+        """Move towards the network's weights."""
+        import torch
+
+        self.steps += 1
+        inertia = min(MOST_INERTIA, (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():
+            torch._foreach_lerp_([mine for mine, _ in self._pairs], [live for _, live in self._pairs], 1 - inertia)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"steps": self.steps, "network": self.network.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        self.steps = state["steps"]
+        self.network.load_state_dict(state["network"])
+
+
+def fit(
+    network: Detector,
+    train: Scenes,
+    val: Scenes,
+    truth: Split,
+    spec: ModelSpec,
+    recipe: DetectionTrain,
+    *,
+    seed: int,
+    work: Path,
+    key: str,
+    log: Callable[[int, dict[str, float]], None],
+) -> list[dict[str, float]]:
+    """Train `network` in place and leave the averaged weights of the epoch with the best validation map50_95 in it.
+
+    truth: the validation split that `val` was made from. work: holds the checkpoint; one with the same `key` and seed is gone on
+    with. log: called once an epoch with its metrics, first for the epochs that an earlier, killed process finished.
+    Returns a row an epoch: epoch, train_loss, val_loss, map50, map50_95. Raises LooplineError where the loss is no number.
+    """
+    import torch
+    from tqdm import tqdm
+
+    network.to(device=loop.device(), memory_format=torch.channels_last)  # type: ignore[call-overload] # a third faster
+    average = Average(network)
+    optimizer = _optimizer(network, recipe)
+    state = checkpoint.load(
+        work, checkpoint.fingerprint(key, seed), model=network, optimizer=optimizer, average=average
+    )
+    for epoch, row in enumerate(state.history, 1):
+        log(epoch, row)
+    steps = math.ceil(len(train.boxes) / recipe.batch_size)
+    bar = tqdm(total=recipe.epochs * steps, initial=state.epoch * steps, unit="step", disable=None)
+    while state.epoch < recipe.epochs and state.epoch - state.best_epoch < recipe.patience:
+        network.train()
+        total = 0.0
+        for number, (pixels, boxes) in enumerate(_batches(train, recipe, seed=seed, epoch=state.epoch)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(state.epoch + number / steps, recipe)
+            loss = _loss(network, pixels, boxes)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
+            optimizer.step()
+            average.update()
+            total += loss.item()
+            bar.update()
+        state.epoch += 1
+        row = {
+            "train_loss": total / len(train.boxes),
+            **validate(average.network, val, truth, spec),
+        }
+        if not math.isfinite(row["train_loss"]):
+            raise LooplineError(
+                f"the loss of epoch {state.epoch} is not a number: lower learning_rate ({recipe.learning_rate})"
+            )
+        state.history.append(row)
+        if not state.best or -row["map50_95"] < state.best_loss:
+            state.best_loss, state.best_epoch = -row["map50_95"], state.epoch
+            state.best = {name: tensor.cpu().clone() for name, tensor in average.network.state_dict().items()}
+        checkpoint.save(
+            work, checkpoint.fingerprint(key, seed), state, model=network, optimizer=optimizer, average=average
+        )
+        bar.set_postfix_str(" ".join(f"{name} {value:.3f}" for name, value in row.items()))
+        log(state.epoch, row)
+    bar.close()
+    network.load_state_dict(state.best)
+    network.eval()
+    return state.history
+
+
+def learning_rate(epoch: float, recipe: DetectionTrain) -> float:
+    """Straight up from nothing in `warmup_epochs`, then by a cosine down to `final_learning_rate` of the peak."""
+    if epoch < recipe.warmup_epochs:
+        return recipe.learning_rate * epoch / recipe.warmup_epochs
+    done = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
+    low = recipe.final_learning_rate
+    return recipe.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def predict(network: Detector, scenes: Scenes) -> tuple[list[Any], float]:
+    """Every box, its scores and the features of every image, as lists of arrays (a batch each); and the mean loss."""
+    import torch
+
+    network.eval()
+    found, total = [], 0.0
+    with torch.inference_mode():
+        for start in range(0, len(scenes.boxes), EVALUATION_BATCH):
+            rows = slice(start, start + EVALUATION_BATCH)
+            raw = network.raw(torch.from_numpy(scenes.pixels[rows]).to(loop.device()))
+            total += float(network.loss(raw, [torch.from_numpy(b) for b in scenes.boxes[rows]], _size(scenes.pixels)))
+            found.append([tensor.float().cpu().numpy() for tensor in network.decode(raw)])
+    return found, total / len(scenes.boxes)
+
+
+def validate(network: Detector, val: Scenes, truth: Split, spec: ModelSpec) -> dict[str, float]:
+    """val_loss, map50 and map50_95."""
+    found, loss = predict(network, val)
+    parts = [suppression.suppress(boxes, scores, iou=NMS_IOU) for boxes, scores, _ in found]
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    figures = task.scorer(outputs, truth, spec)(None)
+    return {"val_loss": loss, "map50": figures["map50"], "map50_95": figures["map50_95"]}
+
+
+def _size(pixels: Any) -> tuple[int, int]:
+    return pixels.shape[2], pixels.shape[1]
+
+
+def _loss(network: Detector, pixels: Any, boxes: list[Any]) -> torch.Tensor:
+    import torch
+
+    images = torch.from_numpy(pixels).to(loop.device())
+    mixed = images.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
+        raw = network.raw(images)
+    return network.loss(raw, [torch.from_numpy(b) for b in boxes], _size(pixels))
+
+
+def _batches(train: Scenes, recipe: DetectionTrain, *, seed: int, epoch: int) -> Any:
+    """Every image once, augmented, in batches of nearly equal size."""
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(train.boxes))
+    mosaic = epoch < recipe.epochs - recipe.close_mosaic
+    for rows in np.array_split(order, math.ceil(len(order) / recipe.batch_size)):
+        made = [train.augmented(int(row), recipe, random, mosaic=mosaic) for row in rows]
+        yield np.stack([pixels for pixels, _ in made]), [boxes for _, boxes in made]
+
+
+def _optimizer(network: Detector, recipe: DetectionTrain) -> torch.optim.Optimizer:
+    """AdamW in one fused step; biases and normalisation have no weight decay."""
+    import torch
+
+    matrices = [p for p in network.network.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in network.network.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)

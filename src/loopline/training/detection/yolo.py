@@ -1,0 +1,151 @@
+"""The network of the detector, built by ultralytics from a YAML. The only module that imports ultralytics (AGPL-3.0).
+
+Of it we use the network and its loss; training loop, augmentation, suppression and export are ours, so nothing here calls home,
+draws with a downloaded font or needs torchvision's compiled operators.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+os.environ["YOLO_VERBOSE"] = "False"  # read at import, like the folder of its settings
+os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(".loopline").resolve()))
+
+import torch
+from ultralytics.nn.modules.head import Detect, v10Detect
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+from ultralytics.utils.tal import make_anchors
+
+from loopline.errors import LooplineError
+
+if TYPE_CHECKING:
+    from loopline.tasks.spec import ImageInput
+
+GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}  # of the parts of the loss: ultralytics' defaults
+# ultralytics' .03 suits trainings of many thousand steps: in one of a few hundred the running statistics lag so far behind
+# that the average precision is a third lower.
+BATCH_NORM_MOMENTUM = 0.1
+ACTIVATIONS = {"silu": "torch.nn.SiLU()", "relu": "torch.nn.ReLU()"}
+Raw = dict[str, Any]
+
+
+def architecture(name: str, activation: str = "silu") -> dict[str, Any]:
+    """The layers of `name`: a YAML that ultralytics ships (`yolo11n.yaml`; the letter is the size) or a path to one's own."""
+    try:
+        if "://" in name:
+            raise FileNotFoundError("the network is not read")
+        layers: dict[str, Any] = yaml_model_load(name)
+    except FileNotFoundError as error:
+        raise LooplineError(
+            f"architecture: there is no {name!r}. Give a YAML that ultralytics knows, such as yolo11n.yaml, or a path to one"
+        ) from error
+    del layers["yaml_file"]  # a path of this machine
+    return layers | {"activation": ACTIVATIONS[activation]}
+
+
+def build(layers: dict[str, Any], classes: int, shape: ImageInput) -> DetectionModel:
+    """A network of `layers` with random weights. Raises LooplineError if it is no detector or the image does not fit it."""
+    network = DetectionModel(copy.deepcopy(layers) | {"nc": classes}, ch=shape.channels, verbose=False)
+    head = network.model[-1]
+    if type(head) not in (Detect, v10Detect):
+        raise LooplineError(f"architecture: its last layer is {type(head).__name__}, boxes need Detect")
+    step = int(network.stride.max())
+    if shape.height % step or shape.width % step:
+        raise LooplineError(f"image: {shape.width}x{shape.height} does not fit, both sides must be multiples of {step}")
+    network.args = SimpleNamespace(**GAINS)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = BATCH_NORM_MOMENTUM
+    return network
+
+
+def start_from(network: DetectionModel, pretrained: str) -> None:
+    """Load the tensors of `pretrained`, a .safetensors of ours or a .pt of ultralytics, that fit; other classes keep their head.
+
+    A .pt is unpickled, which can run code: use only files that you trust. Raises LooplineError where nothing fits.
+    """
+    from safetensors.torch import load
+
+    path = Path(pretrained)
+    if not path.exists():
+        raise LooplineError(f"pretrained: there is no file {pretrained!r}. Download the checkpoint and give its path")
+    tensors = load(path.read_bytes()) if path.suffix == ".safetensors" else load_checkpoint(path)[0].state_dict()
+    own = network.state_dict()
+    tensors = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+    fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+    if len(fitting) < len(own) / 2:
+        raise LooplineError(
+            f"pretrained: only {len(fitting)} of {len(own)} tensors of {pretrained!r} fit this architecture"
+        )
+    network.load_state_dict(fitting, strict=False)
+
+
+class Detector(torch.nn.Module):
+    """From uint8 images (n, h, w, c) to every box (n, a, 4) in pixels, its scores (n, classes, a) and an embedding (n, d).
+
+    The embedding is a linear map of the deepest features, averaged over the image.
+    """
+
+    anchors: torch.Tensor
+    strides: torch.Tensor
+    bins: torch.Tensor
+
+    def __init__(self, network: DetectionModel, shape: ImageInput, embedding: int) -> None:
+        super().__init__()
+        self.network = network
+        head = network.model[-1]
+        grids = [torch.zeros(1, 1, int(shape.height // s), int(shape.width // s)) for s in head.stride]
+        anchors, strides = make_anchors(grids, head.stride, 0.5)
+        self.register_buffer("anchors", anchors, persistent=False)
+        self.register_buffer("strides", strides, persistent=False)
+        self.register_buffer("bins", torch.arange(head.reg_max, dtype=torch.float32), persistent=False)
+        deepest = head.cv2[-1][0].conv.in_channels
+        self.embedding = torch.nn.Linear(deepest, embedding)
+        torch.nn.init.zeros_(self.embedding.weight)
+        torch.nn.init.zeros_(self.embedding.bias)
+
+    def raw(self, image: torch.Tensor) -> Raw:
+        """What the loss takes: `boxes` and `scores` before decoding, `feats` the feature maps."""
+        self.network.model[-1].training = True  # the head then leaves decoding to us; the layers in it do not change
+        found: Raw = self.network(image.permute(0, 3, 1, 2).float() / 255)
+        return found
+
+    def decode(self, raw: Raw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Boxes, scores and features of what `raw` gave."""
+        found = raw.get("one2many", raw)  # newer heads come in two: this is the one that expects suppression
+        n, _, count = found["boxes"].shape
+        sides = found["boxes"].view(n, 4, -1, count)  # for each side a distribution over whole strides
+        distance = (sides.softmax(2) * self.bins[:, None]).sum(2) if len(self.bins) > 1 else sides[:, :, 0]
+        left_top, right_bottom = distance.transpose(1, 2).split(2, 2)
+        boxes = torch.cat([self.anchors - left_top, self.anchors + right_bottom], 2) * self.strides
+        return boxes, found["scores"].sigmoid(), found["feats"][-1].mean((2, 3))
+
+    def loss(self, raw: Raw, targets: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        """The sum over the batch. targets: (k, 5) class and corners in input pixels, an image; size: width, height."""
+        count = torch.tensor([len(target) for target in targets])
+        joined = torch.cat(targets)
+        corners = joined[:, 1:] / torch.tensor([*size, *size])
+        middle, extent = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+        batch = {
+            "batch_idx": torch.arange(len(targets)).repeat_interleave(count).float(),
+            "cls": joined[:, :1],
+            "bboxes": torch.cat([middle, extent], 1),
+        }
+        device = self.anchors.device
+        loss: torch.Tensor = self.network.loss({key: value.to(device) for key, value in batch.items()}, raw)[0].sum()
+        return loss
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Boxes, scores and embedding."""
+        boxes, scores, features = self.decode(self.raw(image))
+        return boxes, scores, self.embedding(features)
+
+    def fused(self) -> Detector:
+        """Itself with batch normalisation folded into the convolutions; for inference alone."""
+        self.network.end2end = False
+        self.network.fuse(verbose=False)
+        return self

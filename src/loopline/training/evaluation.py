@@ -1,0 +1,96 @@
+"""The test report of the model that ships: figures with intervals, per class, per slice, against baselines and floors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from loopline.data.manifest import Split
+from loopline.settings import Evaluate
+from loopline.tasks import bootstrap, curves, slices
+from loopline.tasks.spec import ModelSpec
+
+Outputs = dict[str, NDArray[Any]]
+SLICE_RESAMPLES = 200  # enough for a slice's interval, and there are many slices
+
+
+def measure(
+    task: Any, outputs: Outputs, inputs: Outputs, test: Split, spec: ModelSpec, options: Evaluate, seed: int
+) -> dict[str, Any]:
+    """Every figure of the model: `headline`, `n`, `metrics`, `per_class`, `slices`, `calibration_error`."""
+    n, fewer = len(test.ids), min(options.resamples, SLICE_RESAMPLES)
+    scorer = task.scorer(outputs, test, spec)
+    figures = {
+        key: value.rounded()
+        for key, value in bootstrap.intervals(scorer, n, resamples=options.resamples, seed=seed).items()
+    }
+    found: dict[str, Any] = {}
+    for trait, values in slices.traits(inputs, test.inputs, test.sizes).items():
+        found[trait] = {
+            third: {"n": int(mask.sum())}
+            | bootstrap.intervals(
+                _headline(slices.restrict(scorer, mask), task.HEADLINE), n, resamples=fewer, seed=seed
+            )[task.HEADLINE].rounded()
+            for third, mask in slices.thirds(values).items()
+        }
+    confidence, hit = task.confidences(outputs, test, spec)
+    bins = curves.reliability(confidence, hit)
+    total = sum(count for *_, count in bins)
+    return {
+        "headline": task.HEADLINE,
+        "n": n,
+        "metrics": figures,
+        "per_class": {
+            label: _class(score, n, fewer, seed) for label, score in task.per_class(outputs, test, spec).items()
+        },
+        "slices": {trait: thirds for trait, thirds in found.items() if thirds},
+        "calibration_error": round(sum(abs(c - a) * count for c, a, count in bins) / max(total, 1), 4),
+    }
+
+
+def _headline(scorer: bootstrap.Scorer, name: str) -> bootstrap.Scorer:
+    return lambda weights: {name: scorer(weights)[name]}
+
+
+def _class(scorer: bootstrap.Scorer, n: int, resamples: int, seed: int) -> dict[str, Any]:
+    return {
+        name: value.rounded() for name, value in bootstrap.intervals(scorer, n, resamples=resamples, seed=seed).items()
+    }
+
+
+def compare(
+    task: Any,
+    outputs: Outputs,
+    simple: tuple[str, Outputs],
+    majority: Outputs,
+    test: Split,
+    spec: ModelSpec,
+    options: Evaluate,
+    seed: int,
+) -> dict[str, Any]:
+    """The baselines' headline figures, and ours minus the simple one's with its paired interval."""
+    ours, theirs = task.scorer(outputs, test, spec), task.scorer(simple[1], test, spec)
+    gain = bootstrap.paired(ours, theirs, len(test.ids), metric=task.HEADLINE, resamples=options.resamples, seed=seed)
+    return {
+        "majority": round(task.scorer(majority, test, spec)(None)[task.HEADLINE], 4),
+        "simple": {"name": simple[0], "value": round(theirs(None)[task.HEADLINE], 4)},
+        "gain_over_simple": gain.rounded(),
+    }
+
+
+def objections(report: dict[str, Any], options: Evaluate) -> list[str]:
+    """Why the model must not go on; empty if it may."""
+    headline = report["headline"]
+    found = []
+    for metric, floor in options.floors.items():
+        if metric not in report["metrics"]:
+            found.append(
+                f"a floor is set for {metric!r}, which is not measured: there are {', '.join(report['metrics'])}"
+            )
+        elif not report["metrics"][metric]["value"] >= floor:
+            found.append(f"{metric} {report['metrics'][metric]['value']} is below the floor of {floor}")
+    value, simple = report["metrics"][headline]["value"], report["baselines"]["simple"]
+    if options.must_beat_simple and not value > simple["value"]:
+        found.append(f"{headline} {value} does not beat {simple['name']}, which reaches {simple['value']}")
+    return found

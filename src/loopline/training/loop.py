@@ -1,0 +1,251 @@
+"""The training loop that the classifier and the text model share.
+
+    loop.reproducible(seed)                                    # before the model is made
+    key = checkpoint.fingerprint(settings.train, train.ids)
+    history = loop.fit(model, data, val_data, settings.train, seed=seed, work=work, key=key, log=log)
+    loop.write(out, model, history, config)                    # model.safetensors, history.csv, config.json
+    checkpoint.forget(work)
+
+`model(batch)` gives logits (n, classes); the splits come as `Data`. AdamW, one-cycle learning rate, early stopping on
+the validation loss (the best weights come back in `model`), mixed precision where there is a GPU.
+
+Order, dropout and augmentation of an epoch are functions of (seed, epoch) alone, so a training that was killed and went
+on from its checkpoint ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.errors import LooplineError
+from loopline.training import checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from loopline.settings import ClassificationTrain, TextTrain
+
+    Recipe = ClassificationTrain | TextTrain
+    Tensors = Callable[[torch.Tensor], torch.Tensor]
+
+WARM_UP = 0.15  # share of the steps in which the learning rate rises
+LARGEST_GRADIENT = 1.0  # norm
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """One split, as tensors.
+
+    inputs: from int64 indices (b,) to the batch that the model takes. targets: int64 (n,) class indices.
+    augment: changes a batch, on the model's device, with torch's global random numbers; training only.
+    lengths: (n,); where given, a batch is made of samples of like length, so that little of it is padding.
+    """
+
+    inputs: Tensors
+    targets: NDArray[np.int64]
+    augment: Tensors | None = None
+    lengths: NDArray[Any] | None = None
+
+
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def reproducible(seed: int) -> None:
+    """Seed torch and allow deterministic algorithms only. Call it before the model is made."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    # Filling memory that is written next anyway would take 8 % of the time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    torch.manual_seed(seed)
+
+
+def fit(
+    model: torch.nn.Module,
+    train: Data,
+    val: Data,
+    settings: Recipe,
+    *,
+    seed: int,
+    work: Path,
+    key: str,
+    log: Callable[[int, dict[str, float]], None],
+) -> list[dict[str, float]]:
+    """Train `model` in place and leave the weights of the epoch with the least validation loss in it.
+
+    work: holds the checkpoint. One with the same `key`, seed and tensor shapes is gone on with; any other is replaced.
+    log: called once an epoch with its metrics, and first for the epochs that an earlier, killed process finished.
+    Returns a row an epoch: train_loss, val_loss, val_accuracy. Raises LooplineError where the loss is no number.
+    """
+    import torch
+    from tqdm import tqdm
+
+    model.to(device())
+    key = checkpoint.fingerprint(key, seed, {name: list(tensor.shape) for name, tensor in model.state_dict().items()})
+    optimizer = _optimizer(model, settings)
+    scaler = torch.amp.GradScaler(device().type, enabled=_precision() is torch.float16)
+    state = checkpoint.load(work, key, model=model, optimizer=optimizer, scaler=scaler)
+    for epoch, row in enumerate(state.history, 1):
+        log(epoch, row)
+    loss_of = _loss(model, train, settings)
+    steps = math.ceil(len(train.targets) / settings.batch_size)
+    bar = tqdm(total=settings.epochs * steps, initial=state.epoch * steps, unit="step", disable=None)
+    while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
+        batches = _batches(train, settings.batch_size, seed=seed, epoch=state.epoch)
+        torch.manual_seed(int(np.random.SeedSequence([seed, state.epoch]).generate_state(1)[0]))
+        model.train()
+        total = torch.zeros((), device=device())
+        for number, indices in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = one_cycle(state.epoch * steps + number, settings.epochs * steps, settings.learning_rate)
+            inputs, targets = train.inputs(indices).to(device()), torch.from_numpy(train.targets)[indices].to(device())
+            inputs = train.augment(inputs) if train.augment else inputs
+            with torch.autocast(device().type, _precision(), enabled=_precision() is not torch.float32):
+                loss = loss_of(model(inputs), targets)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+            scaler.step(optimizer)
+            scaler.update()
+            total += loss.detach() * len(indices)
+            bar.update()
+        state.epoch += 1
+        row = {"train_loss": total.item() / len(train.targets), **_validate(model, val)}
+        if not math.isfinite(row["train_loss"] + row["val_loss"]):
+            raise LooplineError(
+                f"the loss of epoch {state.epoch} is not a number: lower learning_rate ({settings.learning_rate})"
+            )
+        state.history.append(row)
+        if row["val_loss"] < state.best_loss:
+            state.best_loss, state.best_epoch = row["val_loss"], state.epoch
+            state.best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        checkpoint.save(work, key, state, model=model, optimizer=optimizer, scaler=scaler)
+        bar.set_postfix_str(" ".join(f"{name} {value:.4f}" for name, value in row.items()))
+        log(state.epoch, row)
+    bar.close()
+    model.load_state_dict(state.best)
+    model.eval()
+    return state.history
+
+
+def predict(function: Tensors, data: Data) -> torch.Tensor:
+    """`function` of every sample in order, without gradients: float32 (n, ...) on the CPU.
+
+    `data.inputs` gives its batches. Set the model to `eval()` first.
+    """
+    import torch
+
+    lengths = np.zeros(len(data.targets)) if data.lengths is None else data.lengths
+    order = torch.from_numpy(np.argsort(lengths, kind="stable"))
+    with torch.inference_mode():
+        chunks = torch.split(order, EVALUATION_BATCH)
+        found = torch.cat([function(data.inputs(chunk).to(device())).float().cpu() for chunk in chunks])
+        return found[torch.argsort(order)]
+
+
+def write(out: Path, model: torch.nn.Module, history: list[dict[str, float]], config: dict[str, Any]) -> None:
+    """Write `out/model.safetensors` (the state dict), `history.csv` and `config.json`, each whole or not at all."""
+    from safetensors.torch import save
+
+    lines = [",".join(["epoch", *history[0]])]
+    lines += [f"{epoch}," + ",".join(f"{value:.6g}" for value in row.values()) for epoch, row in enumerate(history, 1)]
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    files = {
+        "model.safetensors": save(tensors),
+        "history.csv": "\n".join([*lines, ""]).encode(),
+        "config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (out / f"{name}.partial").write_bytes(content)
+        (out / f"{name}.partial").replace(out / name)
+
+
+def one_cycle(step: int, steps: int, peak: float) -> float:
+    """The learning rate at `step` of `steps`: by cosines from peak/25 up to peak, then down to nearly zero.
+
+    Smith and Topin, "Super-convergence", 2018, with fast.ai's cosines.
+    """
+    top = WARM_UP * steps
+    if step < top:
+        return peak / 25 + (peak - peak / 25) * (1 - math.cos(math.pi * step / top)) / 2
+    return peak * (1 + math.cos(math.pi * (step - top) / (steps - top))) / 2
+
+
+def class_weights(targets: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
+    """n / (classes present * count) for each class, so that all count alike in sum; 1 for a class without samples."""
+    counts = np.bincount(targets, minlength=classes)
+    weights = len(targets) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 1.0).astype(np.float32)
+
+
+def _loss(model: torch.nn.Module, train: Data, settings: Recipe) -> torch.nn.Module:
+    import torch
+
+    weight = None
+    if settings.class_weights:
+        model.eval()
+        with torch.inference_mode():
+            classes = model(train.inputs(torch.zeros(1, dtype=torch.int64)).to(device())).shape[1]
+        weight = torch.from_numpy(class_weights(train.targets, classes))
+    return torch.nn.CrossEntropyLoss(weight, label_smoothing=settings.label_smoothing).to(device())
+
+
+def _optimizer(model: torch.nn.Module, settings: Recipe) -> torch.optim.Optimizer:
+    """AdamW; biases and normalisation have no weight decay, which would only fight their job."""
+    import torch
+
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def _precision() -> torch.dtype:
+    """bfloat16 on GPUs that have it, float16 on older ones, float32 on the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _batches(data: Data, size: int, *, seed: int, epoch: int) -> list[torch.Tensor]:
+    """Every sample once, in ceil(n / size) batches of nearly equal size: no tiny last one to upset normalisation."""
+    import torch
+
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(data.targets))
+    count = math.ceil(len(order) / size)
+    if data.lengths is not None:  # neighbours of like length, but other neighbours each epoch
+        order = order[np.argsort(data.lengths[order] * random.uniform(0.9, 1.1, len(order)), kind="stable")]
+    parts = np.array_split(order, count)
+    if data.lengths is not None:
+        parts = [parts[number] for number in random.permutation(count)]
+    return [torch.from_numpy(part) for part in parts]
+
+
+def _validate(model: torch.nn.Module, val: Data) -> dict[str, float]:
+    import torch
+
+    model.eval()
+    logits, targets = predict(model, val), torch.from_numpy(val.targets)
+    loss = torch.nn.functional.cross_entropy(logits, targets)
+    return {"val_loss": loss.item(), "val_accuracy": (logits.argmax(1) == targets).double().mean().item()}

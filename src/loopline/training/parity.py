@@ -1,0 +1,41 @@
+"""Do torch, FP32 ONNX and INT8 ONNX say the same about the same samples?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.errors import LooplineError
+
+Outputs = dict[str, NDArray[Any]]
+
+
+def largest_difference(a: Outputs, b: Outputs) -> dict[str, float]:
+    """Largest absolute difference for each output. For boxes: in input pixels, of those that either side scores above 0.1."""
+    if a.keys() != b.keys():
+        raise LooplineError(f"the graphs differ in their outputs: {sorted(a)} and {sorted(b)}")
+    found = {}
+    for name in a:
+        if a[name].shape != b[name].shape:
+            raise LooplineError(
+                f"output {name!r} has shape {a[name].shape} on one side and {b[name].shape} on the other"
+            )
+        gap = np.abs(a[name].astype(np.float64) - b[name].astype(np.float64))
+        if name in ("boxes", "classes"):
+            gap = gap[np.maximum(a["scores"], b["scores"]) > 0.1]
+        found[name] = float(gap.max(initial=0.0))
+    return found
+
+
+def check(a: Outputs, b: Outputs, *, tolerance: float, what: str) -> dict[str, float]:
+    """The differences in probabilities or scores; raises LooplineError above the tolerance, naming the likely cause."""
+    differences = largest_difference(a, b)
+    for name in ("probabilities", "scores"):
+        if name in differences and not differences[name] <= tolerance:
+            raise LooplineError(
+                f"{what} differ by {differences[name]:.2g} in {name}, {tolerance:.2g} is allowed: "
+                "is the preprocessing the same on both sides (channel order, scaling, padding), and the opset supported?"
+            )
+    return differences

@@ -1,0 +1,108 @@
+"""INT8 by search: try a small grid, keep the candidate closest to FP32 on the calibration samples. The stage judges it elsewhere.
+
+Activations are unsigned and weights signed, per channel: the pairing that VNNI multiplies in one step. Signed activations are slower
+than FP32 on x86. Without VNNI the 16-bit sums of AVX2 can overflow, so weights get 7 bits (`reduce_range`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.training.hardware import cpu_features
+
+Outputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of the grid."""
+
+    method: Literal["minmax", "entropy", "percentile", "dynamic"]
+    reduce_range: bool
+
+
+def grid(kind: Literal["static", "dynamic"], methods: tuple[str, ...]) -> list[Candidate]:
+    """What to try on this processor. Dynamic quantization has no calibration method to choose."""
+    reduce_range = not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"} & set(cpu_features())
+    chosen: Any = methods if kind == "static" else ("dynamic",)
+    return [Candidate(method, reduce_range) for method in chosen]
+
+
+def quantize(source: Path, target: Path, candidate: Candidate, inputs: Outputs, *, exclude: list[str]) -> None:
+    """Write the INT8 version of `source`, calibrated on `inputs`; the nodes named in `exclude` stay FP32. Atomic."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+    partial = target.with_name(target.name + ".partial")
+    common = {"per_channel": True, "reduce_range": candidate.reduce_range, "weight_type": QuantType.QInt8}
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared = _prepare(source, Path(folder) / "prepared.onnx")
+        if candidate.method == "dynamic":
+            quantize_dynamic(prepared, partial, nodes_to_exclude=exclude, **common)
+        else:
+            quantize_static(
+                prepared,
+                partial,
+                _reader(inputs),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                calibrate_method=getattr(
+                    CalibrationMethod, {"minmax": "MinMax"}.get(candidate.method, candidate.method.title())
+                ),
+                nodes_to_exclude=exclude,
+                **common,
+            )
+    partial.replace(target)
+
+
+def _prepare(source: Path, target: Path) -> Path:
+    """Drop the shapes that the exporter wrote between the nodes: the quantizer trips over those of fused layers."""
+    import onnx
+
+    model = onnx.load(source)
+    del model.graph.value_info[:]
+    onnx.save(model, target)
+    return target
+
+
+def _reader(inputs: Outputs) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    rows = len(next(iter(inputs.values())))
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._rows: Iterator[Outputs] = ({k: v[i : i + 1] for k, v in inputs.items()} for i in range(rows))
+
+        def get_next(self) -> Outputs | None:
+            return next(self._rows, None)
+
+    return Reader()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer prints its progress and advises, at every call, a preparation that is ours to choose."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
+
+
+def distance(a: Outputs, b: Outputs) -> float:
+    """Mean absolute difference in probabilities, or in scores in falling order."""
+    name = "probabilities" if "probabilities" in a else "scores"
+    return float(np.abs(a[name].astype(np.float64) - b[name].astype(np.float64)).mean())

@@ -1,0 +1,276 @@
+"""The text classifier: n-grams of words or of characters, from a manifest's splits to `model.onnx`.
+
+Writes `tokenizer.json`, `model.safetensors` (weights, n-grams, temperature and embedding), `config.json` and
+`history.csv` to the train folder, and the ONNX graph to the export folder. Run by the stages `train` and `export`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.errors import LooplineError
+from loopline.tasks.spec import ModelSpec, TextInput
+from loopline.training import checkpoint, loop, posthoc
+from loopline.training.text import tokenizing
+
+if TYPE_CHECKING:
+    import onnx
+    from tokenizers import Tokenizer
+
+    from loopline.data.manifest import Split
+    from loopline.settings import Text
+    from loopline.training.text.ngrams import Network
+
+QUANTIZATION: Literal["static", "dynamic"] = "dynamic"
+EMBEDDING_SAMPLES = 8192  # enough for the principal components of some hundred features
+BATCH = 512  # texts counted at a time
+Outputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class View:
+    """How a text is looked at.
+
+    longest: tokens of an n-gram. informed: start from naive Bayes: good where texts are few and words say much; with
+    overlapping n-grams of characters it is a bad start (-2 points). convolve: see `ngrams.Network`; on words it only
+    learns the training texts by heart.
+    """
+
+    longest: int
+    informed: bool
+    convolve: bool
+
+
+VIEWS: dict[tokenizing.Kind, View] = {
+    "words": View(longest=2, informed=True, convolve=False),
+    "characters": View(longest=5, informed=False, convolve=True),
+}
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """The token ids of one split's texts, ragged."""
+
+    ids: list[NDArray[np.int64]]
+    targets: NDArray[np.int64]
+
+    def padded(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        found = np.full((len(rows), max(len(self.ids[row]) for row in rows)), tokenizing.PAD, np.int64)
+        for line, row in enumerate(rows):
+            found[line, : len(self.ids[row])] = self.ids[row]
+        return found
+
+    def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        for start in range(0, len(self.ids), BATCH):
+            rows = np.arange(start, min(start + BATCH, len(self.ids)))
+            yield self.padded(rows), self.targets[rows]
+
+    def data(self) -> loop.Data:
+        import torch
+
+        lengths = np.array([len(ids) for ids in self.ids])
+        return loop.Data(
+            inputs=lambda rows: torch.from_numpy(self.padded(rows.numpy())), targets=self.targets, lengths=lengths
+        )
+
+
+def _texts(split: Split) -> list[str]:
+    return [text.encode("utf-8", "replace").decode() for text in split.inputs if isinstance(text, str)]
+
+
+def _encode(tokenizer: Tokenizer, split: Split) -> _Encoded:
+    tokenizer.no_padding()
+    ids = [np.array(one.ids, np.int64) for one in tokenizer.encode_batch(_texts(split))]
+    tokenizer.enable_padding(pad_id=tokenizing.PAD)
+    return _Encoded(ids, np.asarray(split.targets, np.int64))
+
+
+def train(
+    train: Split,
+    val: Split,
+    settings: Text,
+    *,
+    seed: int,
+    out: Path,
+    work: Path,
+    log: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Train on `train`; choose the tokenizer, the epoch and the temperature on `val`; write the files named above.
+
+    A checkpoint in `work` of the same settings, data and seed is gone on with. Raises LooplineError on a bad
+    `pretrained`.
+    """
+    import torch
+
+    loop.reproducible(seed)
+    options, count = settings.train, len(train.labels)
+    kind, tokenizer, network = (
+        start_from(Path(options.pretrained), settings, classes=count)
+        if options.pretrained
+        else _fresh(train, val, settings)
+    )
+    encoded, val_encoded = _encode(tokenizer, train), _encode(tokenizer, val)
+    key = checkpoint.fingerprint(options, settings.input, settings.export.embedding, train.ids, val.ids)
+    val_data = val_encoded.data()
+    history = loop.fit(network, encoded.data(), val_data, options, seed=seed, work=work, key=key, log=log)
+    network.temperature.fill_(posthoc.temperature(loop.predict(network, val_data), torch.from_numpy(val_data.targets)))
+    sample = _Encoded(encoded.ids[:EMBEDDING_SAMPLES], encoded.targets[:EMBEDDING_SAMPLES])
+    features = loop.predict(network.features, sample.data())
+    network.embed(*posthoc.principal_components(features, settings.export.embedding))
+    _write_tokenizer(out, tokenizer)
+    text = {"max_tokens": settings.input.max_tokens, "pad_id": tokenizing.PAD}
+    config = {"text": text, "labels": list(train.labels), "tokens": kind, "rows": network.table.num_embeddings}
+    loop.write(out, network, history, config | {"embedding": settings.export.embedding})
+    checkpoint.forget(work)
+
+
+def _write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / "tokenizer.json.partial"
+    partial.write_text(tokenizer.to_str(), encoding="utf-8")
+    partial.replace(out / "tokenizer.json")
+
+
+def _fresh(train: Split, val: Split, settings: Text) -> tuple[tokenizing.Kind, Tokenizer, Network]:
+    """The kind of tokens asked for, or for `auto` the one whose naive Bayes classifier does better on `val`."""
+    from loopline.training.text import ngrams
+
+    wanted = settings.train.tokenizer
+    kinds: list[tokenizing.Kind] = list(VIEWS) if wanted == "auto" else [wanted]
+    tried = []
+    for kind in kinds:
+        tokenizer = tokenizing.learn(
+            _texts(train), kind, vocabulary=settings.train.vocabulary, max_tokens=settings.input.max_tokens
+        )
+        longest = VIEWS[kind].longest
+        dictionary = ngrams.count(_encode(tokenizer, train).batches(), longest, len(train.labels))
+        held = _encode(tokenizer, val).batches()
+        right = np.concatenate([dictionary.classify(ids, longest) == targets for ids, targets in held])
+        tried.append((float(right.mean()), kind, tokenizer, dictionary))
+    _, kind, tokenizer, dictionary = max(tried, key=lambda row: row[0])
+    network = _network(
+        kind,
+        rows=len(dictionary.keys),
+        classes=len(train.labels),
+        embedding=settings.export.embedding,
+        word_dropout=settings.train.word_dropout,
+    )
+    network.know(dictionary, informed=VIEWS[kind].informed)
+    return kind, tokenizer, network
+
+
+def _network(kind: tokenizing.Kind, *, rows: int, classes: int, embedding: int, word_dropout: float = 0.0) -> Network:
+    from loopline.training.text.ngrams import Network
+
+    view = VIEWS[kind]
+    sizes = {"rows": rows, "longest": view.longest, "classes": classes, "embedding": embedding}
+    return Network(convolve=view.convolve, word_dropout=word_dropout, **sizes)
+
+
+def start_from(pretrained: Path, settings: Text, *, classes: int) -> tuple[tokenizing.Kind, Tokenizer, Network]:
+    """The tokenizer and the network of an earlier run, with a fresh head where its classes were others in number.
+
+    pretrained: a model.safetensors, with the tokenizer.json and config.json that were written beside it. Raises
+    LooplineError where one of them is missing or broken.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+    from tokenizers import Tokenizer
+
+    try:
+        tensors = load(pretrained.read_bytes())
+        config = json.loads(pretrained.with_name("config.json").read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(pretrained.with_name("tokenizer.json").read_text(encoding="utf-8"))
+        kind, rows = config["tokens"], config["rows"]
+        network = _network(
+            kind,
+            rows=rows,
+            classes=classes,
+            embedding=settings.export.embedding,
+            word_dropout=settings.train.word_dropout,
+        )
+        own = network.state_dict()
+        fitting = {name: tensor for name, tensor in tensors.items() if own[name].shape == tensor.shape}
+        network.load_state_dict(fitting, strict=False)
+    except OSError as error:
+        raise LooplineError(
+            f"pretrained: no file {error.filename!r}. Give the path of a model.safetensors that an earlier training "
+            "wrote (models/<name>/train/model.safetensors), its tokenizer.json and config.json beside it"
+        ) from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise LooplineError(
+            f"pretrained: {pretrained} was not written by the training of a text model ({error})"
+        ) from error
+    tokenizer.enable_truncation(settings.input.max_tokens)
+    return kind, tokenizer, network
+
+
+def _load(folder: Path) -> tuple[Network, ModelSpec]:
+    from safetensors.torch import load
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    labels = tuple(config["labels"])
+    network = _network(config["tokens"], rows=config["rows"], classes=len(labels), embedding=config["embedding"])
+    network.load_state_dict(load((folder / "model.safetensors").read_bytes()))
+    network.eval()
+    text = TextInput(**config["text"])
+    return network, ModelSpec(task="text", labels=labels, text=text, temperature=float(network.temperature))
+
+
+def reference(folder: Path) -> Callable[[Outputs], Outputs]:
+    """The network in torch: `ids` int64 (n, l) to `probabilities` (n, classes) and `embedding` (n, d)."""
+    import torch
+
+    network, _ = _load(folder)
+
+    def run(inputs: Outputs) -> Outputs:
+        with torch.inference_mode():
+            probabilities, embedding = network.answer(torch.from_numpy(inputs["ids"]))
+        return {"probabilities": probabilities.numpy(), "embedding": embedding.numpy()}
+
+    return run
+
+
+def export(folder: Path, train: Split, val: Split, settings: Text, *, out: Path) -> ModelSpec:  # noqa: ARG001
+    """Write the ONNX graph of the network in `folder` to `out`, with free batch and length, and say what it takes."""
+    import onnx
+    import torch
+
+    from loopline.training.text.ngrams import Answer
+
+    network, spec = _load(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch deprecates
+        program = torch.onnx.export(
+            Answer(network).eval(),
+            (torch.full((2, 7), tokenizing.EDGE),),
+            input_names=["ids"],
+            output_names=["probabilities", "embedding"],
+            dynamic_shapes=({0: torch.export.Dim("n"), 1: torch.export.Dim("l")},),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.name = f"inner_{value.name}"  # torch calls the table's look-up `embedding`, as we call an output
+    model = program.model_proto
+    del model.graph.value_info[:]
+    partial = out.with_name(out.name + ".partial")
+    onnx.save(model, partial)
+    partial.replace(out)
+    return spec
+
+
+def nodes_to_exclude(model: onnx.ModelProto) -> list[str]:
+    """The head and the embedding stay in FP32: they are small, so that it takes longer to quantize their input."""
+    return [node.name for node in model.graph.node if node.op_type == "Gemm"]

@@ -1,0 +1,222 @@
+"""The text model's network: embeddings of the n-grams of tokens, summed over the text, beside a small convolution.
+
+The n-grams are found inside the graph. A hash of each one's token ids points into `slots`, a slot to a row of the
+embedding table, and the row's `keys` entry tells whether it is that n-gram's: one that the training texts lack counts as
+nothing, not as another one's double. (Hashed n-grams: Joulin et al., "Bag of tricks for efficient text classification",
+2017; there without the check, which costs 2 points on sentiment.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from loopline.training.text.tokenizing import EDGE, PAD, UNKNOWN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SLOTS = 2**18  # a sixth of 40,000 n-grams meet a commoner one in their slot, and are left out
+MOST_ROWS = 40_000
+PRIME = 2**31 - 1  # hashes are below it
+FACTORS = [
+    1103515245,
+    1597334677,
+    2654435761,
+    3812015801,
+    2246822519,
+]  # of the first token, the second, ...; any odd ones
+LEAST_COUNT = 2  # texts that an n-gram of two tokens or more must occur in
+DIMENSION = 64
+CHANNELS = 128  # of the convolution
+
+
+def windows(x: torch.Tensor, *, before: int, after: int) -> torch.Tensor:
+    """(n, l, ...) to (n, l, before + 1 + after, ...): each position with its neighbours; zeros beyond the ends."""
+    length, size = x.shape[1], before + 1 + after
+    padded = functional.pad(x, (0, 0) * (x.ndim - 2) + (before, after))
+    places = torch.arange(length, device=x.device)[:, None] + torch.arange(size, device=x.device)
+    return padded.index_select(1, places.flatten()).reshape(x.shape[0], length, size, *x.shape[2:])
+
+
+def hashes(ids: torch.Tensor, longest: int) -> torch.Tensor:
+    """Token ids (n, l) to hashes (n, l, longest) of the 1-gram, 2-gram, ... that start at each token; 0 past the end."""
+    tokens = windows(ids, before=0, after=longest - 1)
+    factors = torch.tensor(FACTORS[:longest], device=ids.device)
+    return torch.where(tokens != PAD, (tokens * factors).cumsum(2) % PRIME, 0)
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """The n-grams of the training texts that are worth an embedding, the commonest first. Row 0 is that of all others.
+
+    slots: int32 (SLOTS,), hash modulo SLOTS to row. keys: int32 (rows,), the row's hash.
+    evidence: float32 (rows, classes), log P(n-gram | class), add-one smoothed, less its mean over the classes.
+    """
+
+    slots: NDArray[np.int32]
+    keys: NDArray[np.int32]
+    evidence: NDArray[np.float32]
+
+    def classify(self, ids: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
+        """The naive Bayes classifier's answers (n,) for token ids (n, l), all classes alike likely beforehand."""
+        found = hashes(torch.from_numpy(ids), longest).numpy()
+        row = self.slots[found % SLOTS]
+        row = np.where(self.keys[row] == found, row, 0)
+        answers: NDArray[np.int64] = self.evidence[row].sum((1, 2)).argmax(1)
+        return answers
+
+
+def count(batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]], longest: int, classes: int) -> Dictionary:
+    """From batches of token ids (n, l) and targets (n,) to the n-grams and what each says about the classes.
+
+    A text counts an n-gram once (Wang and Manning, "Baselines and bigrams", 2012).
+    """
+    parts = []
+    for ids, targets in batches:
+        of_batch = hashes(torch.from_numpy(ids), longest).numpy()
+        for order in range(longest):
+            text, position = np.nonzero(of_batch[:, :, order])
+            pairs = np.unique(np.stack([of_batch[text, position, order], text], 1), axis=0)
+            parts.append(np.stack([pairs[:, 0], targets[pairs[:, 1]], np.full(len(pairs), order)], 1))
+    table = np.concatenate(parts)
+    keys, first, row, counts = np.unique(table[:, 0], return_index=True, return_inverse=True, return_counts=True)
+    wanted = np.flatnonzero((counts >= LEAST_COUNT) | (table[first, 2] == 0))
+    wanted = wanted[np.lexsort((keys[wanted], -counts[wanted]))]
+    _, owners = np.unique(keys[wanted] % SLOTS, return_index=True)  # of the n-grams in one slot, the commonest
+    kept = wanted[np.sort(owners)][:MOST_ROWS]
+
+    by_class = np.zeros((len(keys), classes))
+    np.add.at(by_class, (row, table[:, 1]), 1.0)
+    smoothed = by_class[kept] + 1
+    evidence = np.log(smoothed / smoothed.sum(0))
+    evidence -= evidence.mean(1, keepdims=True)
+    slots = np.zeros(SLOTS, np.int32)
+    slots[keys[kept] % SLOTS] = np.arange(1, len(kept) + 1)
+    return Dictionary(
+        slots=slots,
+        keys=np.concatenate([[0], keys[kept]]).astype(np.int32),
+        evidence=np.concatenate([np.zeros((1, classes)), evidence]).astype(np.float32),
+    )
+
+
+class Network(nn.Module):
+    """Logits from token ids. The temperature and the embedding's linear map are fitted after the training."""
+
+    slots: torch.Tensor
+    keys: torch.Tensor
+    temperature: torch.Tensor
+
+    def __init__(
+        self, *, rows: int, longest: int, convolve: bool, classes: int, embedding: int, word_dropout: float = 0.0
+    ) -> None:
+        """rows: of the embedding table. longest: tokens of an n-gram. convolve: has it the second branch?"""
+        super().__init__()
+        self.longest, self.word_dropout = longest, word_dropout
+        self.register_buffer("slots", torch.zeros(SLOTS, dtype=torch.int32))
+        self.register_buffer("keys", torch.zeros(rows, dtype=torch.int32))
+        self.register_buffer("temperature", torch.ones(()))
+        self.table = nn.Embedding(rows, DIMENSION, padding_idx=0)
+        nn.init.normal_(self.table.weight[1:], std=0.05)
+        width = DIMENSION
+        self.context: nn.Module | None = None
+        if convolve:
+            self.context = Context()
+            width += 2 * CHANNELS
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(width, classes)
+        nn.init.zeros_(self.head.bias)
+        self.projection = nn.Linear(width, embedding).requires_grad_(False)
+
+    @torch.no_grad()
+    def know(self, dictionary: Dictionary, *, informed: bool) -> None:
+        """Take over the n-grams. informed: start as the naive Bayes classifier that their evidence makes.
+
+        That is the starting point of the classifiers of Wang and Manning. Where there are more classes than
+        dimensions, it is the nearest one in as many dimensions.
+        """
+        self.slots.copy_(torch.from_numpy(dictionary.slots))
+        self.keys.copy_(torch.from_numpy(dictionary.keys))
+        if informed:
+            evidence = torch.from_numpy(dictionary.evidence)
+            vectors = torch.linalg.eigh(evidence.double().T @ evidence.double()).eigenvectors.float()
+            main = vectors.flip(1)[:, : min(DIMENSION, evidence.shape[1] - 1)]
+            self.table.weight[:, : main.shape[1]] = evidence @ main
+            self.head.weight[:, : main.shape[1]] = main
+
+    @torch.no_grad()
+    def embed(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Set the linear map from features to the embedding."""
+        self.projection.weight.copy_(weight)
+        self.projection.bias.copy_(bias)
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (n, l) to rows of the table (n, l, longest); 0 where an n-gram is not known."""
+        found = hashes(ids, self.longest)
+        row = self.slots[found % SLOTS].long()
+        return torch.where(self.keys[row] == found, row, 0)
+
+    def features(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (n, l) to what the head sees (n, width)."""
+        if self.training and self.word_dropout:
+            hidden = (torch.rand(ids.shape, device=ids.device) < self.word_dropout) & (ids > EDGE)
+            ids = torch.where(hidden, UNKNOWN, ids)
+        tokens = self.table(self.rows(ids)).sum(2)
+        real = (ids != PAD).float()[:, :, None]
+        count = real.sum(1).clamp_min(1)
+        bag: torch.Tensor = tokens.sum(1) / count.sqrt()
+        if self.context is None:
+            return bag
+        return torch.cat([bag, self.context(tokens, real, count)], 1)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (n, l) to logits (n, classes)."""
+        logits: torch.Tensor = self.head(self.dropout(self.features(ids)))
+        return logits
+
+    def answer(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids (n, l) to probabilities (n, classes) and embedding (n, d)."""
+        features = self.features(ids)
+        return torch.softmax(self.head(features) / self.temperature, 1), self.projection(features)
+
+
+class Context(nn.Module):
+    """Two convolutions over three tokens each, then the mean and the maximum over the text.
+
+    They are written as matrix products, which dynamic quantization turns into 8-bit ones; it has no fast convolution.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3 * DIMENSION, CHANNELS)
+        self.second = nn.Linear(3 * CHANNELS, CHANNELS)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, tokens: torch.Tensor, real: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        """(n, l, DIMENSION), 1 for tokens and 0 for padding (n, l, 1), and their count (n, 1), to (n, 2 * CHANNELS)."""
+        x = torch.relu(self.first(_triples(self.dropout(tokens)))) * real
+        x = (x + torch.relu(self.second(_triples(self.dropout(x))))) * real
+        return torch.cat([x.amax(1), x.sum(1) / count], 1)
+
+
+def _triples(x: torch.Tensor) -> torch.Tensor:
+    """(n, l, d) to (n, l, 3 d): each token's vector between its neighbours'."""
+    return windows(x, before=1, after=1).flatten(2)
+
+
+class Answer(nn.Module):
+    """`Network.answer` as a module's `forward`, which is what the exporter takes."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Network.answer`."""
+        return self.network.answer(ids)

@@ -1,0 +1,352 @@
+"""Cleaning: nothing is lost without a count, nothing moves between splits, each fault has its reason."""
+
+import io
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from loopline.data import account
+from loopline.data.clean import EXAMPLES, MAX_CHARACTERS, assign, clean
+from loopline.data.raw import RawBox, RawSample
+from loopline.settings import Split
+
+SPLIT = Split(seed=0, val=0.2, test=0.2)
+
+
+def picture(*, shade=0, form="PNG", mode="RGB", size=(10, 8), **options):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (shade % 256, shade // 256, 90)).convert(mode).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def say(text, label="a", *, path="p", split=None):
+    return RawSample(path, None, text, label, None, split)
+
+
+def show(image, label="a", *, path="p", split=None):
+    return RawSample(path, image, None, label, None, split)
+
+
+def draw(*boxes, image=None, path="p", split=None, size=None):
+    return RawSample(path, image or picture(), None, None, boxes, split, size)
+
+
+def texts(*samples, split=SPLIT):
+    return clean([("set", samples)], task="text", split=split)
+
+
+def images(*samples):
+    return clean([("set", samples)], task="classification", split=SPLIT)
+
+
+def scenes(*samples):
+    return clean([("set", samples)], task="detection", split=SPLIT)
+
+
+# Splits
+
+CONTENT = st.text(alphabet="abcdef", max_size=3)
+RAW_TEXT = st.builds(
+    RawSample,
+    path=st.just("p"),
+    image=st.none(),
+    text=CONTENT,
+    label=st.sampled_from(["a", "b", "", None]),
+    boxes=st.none(),
+    split=st.sampled_from([None, "train", "val", "test"]),
+    problem=st.sampled_from([None, None, None, "broken row"]),
+)
+
+
+def splits(sources):
+    return {sample.id: sample.split for sample in clean(sources, task="text", split=SPLIT).samples}
+
+
+@given(first=st.lists(RAW_TEXT, max_size=30), batch=st.lists(RAW_TEXT, max_size=30))
+def test_a_new_batch_moves_no_sample(first, batch):
+    before = splits([("set", first)])
+    after = splits([("set", first), ("v2", batch)])
+    assert {key: after[key] for key in before if key in after} == {k: v for k, v in before.items() if k in after}
+    labels = {(s.text.strip(), s.label) for s in first + batch if s.text.strip() and s.label and not s.problem}
+    contradicted = sum(sum(text == other for other, _ in labels) > 1 for text in {text for text, _ in labels})
+    assert len(before.keys() - after.keys()) <= contradicted
+
+
+@given(first=st.lists(CONTENT), more=st.lists(CONTENT), seed=st.integers(0, 9))
+def test_without_published_splits_no_other_sample_matters(first, more, seed):
+    chosen = Split(seed=seed, val=0.3, test=0.3)
+    few, all_ = texts(*map(say, first), split=chosen), texts(*map(say, more + first), split=chosen)
+    after = {sample.id: sample.split for sample in all_.samples}
+    assert all(after[sample.id] == sample.split for sample in few.samples)
+
+
+def test_hashing_gives_the_shares_that_were_asked_for():
+    kept = texts(*(say(f"text {number}") for number in range(5000))).samples
+    shares = {split: sum(s.split == split for s in kept) / 5000 for split in ("train", "val", "test")}
+    assert shares == pytest.approx({"train": 0.6, "val": 0.2, "test": 0.2}, abs=0.02)
+
+
+@given(st.text(), st.sampled_from(["val", "test"]))
+def test_a_published_val_or_test_is_kept(name, published):
+    assert assign(name, published, {"train", published}, SPLIT) == published
+
+
+@given(st.text())
+def test_the_hash_takes_only_what_is_not_published(name):
+    assert assign(name, "train", {"train", "val", "test"}, SPLIT) == "train"
+    assert assign(name, "train", {"train", "test"}, SPLIT) in ("train", "val")
+    assert assign(name, "train", {"train", "val"}, SPLIT) in ("train", "test")
+    assert assign(name, None, {"train", "val", "test"}, SPLIT) == "train"  # no publisher called it val or test
+
+
+def test_published_train_gives_the_share_of_val_that_was_asked_for():
+    rows = [say(f"text {n}", split="train") for n in range(3000)] + [say("t", split="test")]
+    assert sum(s.split == "val" for s in texts(*rows).samples) / 3000 == pytest.approx(0.2, abs=0.02)
+
+
+def test_another_seed_gives_other_splits():
+    rows = [say(f"text {number}") for number in range(100)]
+    one, two = (texts(*rows, split=replace_seed(seed)).samples for seed in (0, 1))
+    assert [s.split for s in one] != [s.split for s in two]
+
+
+def replace_seed(seed):
+    return SPLIT.model_copy(update={"seed": seed})
+
+
+# Nothing is lost
+
+WRONG = st.sampled_from([b"", b"no image", picture()[:40], picture(form="JPEG")[:-200]])
+RAW_IMAGE = st.builds(
+    RawSample,
+    path=st.just("p"),
+    image=WRONG | st.builds(picture, shade=st.integers(0, 3)),
+    text=st.none(),
+    label=st.sampled_from(["a", "b", " ", None]),
+    boxes=st.none(),
+    split=st.sampled_from([None, "train", "test"]),
+)
+CORNER = st.floats(-5, 15) | st.sampled_from([math.nan, math.inf, 0.0, 10.0])
+RAW_BOX = st.builds(
+    RawBox, st.sampled_from(["cat", "dog", ""]), CORNER, CORNER, CORNER, CORNER, st.sampled_from([None, None, "crowd"])
+)
+RAW_SCENE = st.builds(
+    draw,
+    RAW_BOX,
+    RAW_BOX,
+    image=WRONG | st.builds(picture, shade=st.integers(0, 3)),
+    split=st.sampled_from([None, "train", "test"]),
+    size=st.sampled_from([None, (10, 8), (8, 10)]),
+)
+
+
+@given(st.lists(RAW_TEXT))
+def test_no_text_is_lost_without_a_count(raw):
+    cleaned = texts(*raw)
+    assert len(raw) == cleaned.seen == len(cleaned.samples) + cleaned.aside.total
+
+
+@given(st.lists(RAW_IMAGE, max_size=12))
+def test_no_image_is_lost_without_a_count(raw):
+    cleaned = images(*raw)
+    assert len(raw) == cleaned.seen == len(cleaned.samples) + cleaned.aside.total
+    assert len({sample.id for sample in cleaned.samples}) == len(cleaned.samples)
+
+
+@given(st.lists(RAW_SCENE, max_size=8))
+def test_no_box_is_lost_without_a_count_and_those_kept_are_inside(raw):
+    cleaned = scenes(*raw)
+    assert len(raw) == cleaned.seen == len(cleaned.samples) + cleaned.aside.total
+    kept = [box for sample in cleaned.samples for box in sample.boxes]
+    assert all(0 <= b.x1 < b.x2 <= 10 and 0 <= b.y1 < b.y2 <= 8 and b.label for b in kept)
+    assert cleaned.boxes_seen == 2 * len(raw)
+    assert len(kept) + cleaned.boxes_aside.total <= cleaned.boxes_seen
+    if not cleaned.aside.total:
+        assert len(kept) + cleaned.boxes_aside.total == cleaned.boxes_seen
+
+
+# Copies
+
+
+def test_of_copies_in_one_set_the_test_copy_wins():
+    rows = [say("x", split=split, path=split) for split in ("train", "test", "val")]
+    for order in (rows, rows[::-1]):
+        cleaned = texts(*order, say("y", split="train"))
+        assert {s.text: s.split for s in cleaned.samples}["x"] == "test"
+        assert cleaned.aside.counts == {"copy of another sample": 2}
+
+
+def test_a_copy_in_a_later_batch_changes_nothing():
+    first, batch = [say("x", split="train"), say("y", split="test"), say("z", split="val")], [say("x", split="test")]
+    cleaned = clean([("set", first), ("v2", batch)], task="text", split=SPLIT)
+    assert [(s.text, s.source, s.split) for s in cleaned.samples if s.text == "x"] == [("x", "set", "train")]
+
+
+def test_copies_that_disagree_are_all_set_aside():
+    cleaned = images(show(picture(), "a", path="1"), show(picture(), "b", path="2"), show(picture(), "a", path="3"))
+    assert cleaned.samples == []
+    assert cleaned.aside.counts == {"copies with different labels": 3}
+    assert cleaned.aside.examples["copies with different labels"][1] == "2 (labels a, b; first copy 1)"
+
+
+def test_scenes_that_are_copies_must_have_the_same_boxes_in_any_order():
+    cat, dog = RawBox("cat", 0, 0, 5, 5), RawBox("dog", 1, 1, 6, 6)
+    assert scenes(draw(cat, dog), draw(dog, cat)).aside.counts == {"copy of another sample": 1}
+    assert scenes(draw(cat, dog), draw(dog)).aside.counts == {"copies with different labels": 2}
+
+
+def test_white_space_around_a_text_makes_no_other_text():
+    assert [s.text for s in texts(say(" x \n"), say("x")).samples] == ["x"]
+
+
+# Reasons
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (say(""), "empty text"),
+        (say(" \t\u0085\u2028"), "empty text"),
+        (say("x" * (MAX_CHARACTERS + 1)), "text too long"),
+        (say("\ud800"), "text with halves of characters"),
+        (say("x", label=None), "no label"),
+        (say("x", label="  "), "no label"),
+        (replace(say("x"), problem="broken row"), "broken row"),
+    ],
+)
+def test_a_text_is_set_aside_with_its_reason(raw, reason):
+    assert texts(raw).aside.counts == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (b"", "empty file"),
+        (b"hello", "unreadable image"),
+        (picture(form="JPEG", size=(99, 99))[:-300], "unreadable image"),
+        (picture(size=(8000, 8000), mode="1"), "unreadable image"),
+        (bytes(64 * 2**20 + 1), "file over 64 MB"),
+    ],
+    ids=["empty", "no image", "truncated", "too many pixels", "too many bytes"],
+)
+def test_an_image_is_set_aside_with_its_reason(image, reason):
+    cleaned = images(show(image, path="a.jpg"))
+    assert cleaned.aside.counts == {reason: 1}
+    assert cleaned.aside.examples[reason][0].startswith("a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("image", "size"),
+    [
+        (picture(form="PNG"), (10, 8)),
+        (picture(mode="L"), (10, 8)),
+        (picture(mode="I;16"), (10, 8)),
+        (picture(mode="CMYK", form="JPEG"), (10, 8)),
+        (picture(form="JPEG", exif=(turned := Image.Exif()).__setitem__(0x0112, 6) or turned), (8, 10)),
+    ],
+    ids=["PNG bytes in a .jpg", "grey", "16 bit", "CMYK", "turned"],
+)
+def test_unusual_images_are_kept_as_they_came_with_their_upright_size(image, size):
+    (sample,) = images(show(image, path="a.jpg")).samples
+    assert (sample.width, sample.height) == size
+    assert sample.image == image
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        (RawBox("cat", 4, 4, 4, 4), "box without area"),
+        (RawBox("cat", 4, 4, 2, 6), "box without area"),
+        (RawBox("cat", 10, 0, 12, 5), "box outside of its image"),
+        (RawBox("cat", 0, 0, math.nan, 5), "box with corners that are no numbers"),
+        (RawBox(" ", 0, 0, 5, 5), "box without a class"),
+        (RawBox("cat", 0, 0, 5, 5, "box around a crowd"), "box around a crowd"),
+        (RawBox("dog", 1, 1, 6, 6), "copy of another box"),
+    ],
+)
+def test_a_box_is_set_aside_apart_from_its_sample(box, reason):
+    cleaned = scenes(draw(RawBox("dog", 1, 1, 6, 6), box))
+    assert [b.label for b in cleaned.samples[0].boxes] == ["dog"]
+    assert cleaned.boxes_aside.counts == {reason: 1}
+    assert cleaned.aside.total == 0
+
+
+def test_a_box_that_sticks_out_is_clipped_and_counted():
+    cleaned = scenes(draw(RawBox("cat", -3, 2, 6, 99), RawBox("dog", 0, 0, 10.2, 8)))
+    assert [(b.x1, b.y1, b.x2, b.y2) for b in cleaned.samples[0].boxes] == [(0, 2, 6, 8), (0, 0, 10, 8)]
+    assert cleaned.boxes_clipped == 1
+
+
+def test_an_image_without_objects_is_kept_and_one_that_lost_all_its_boxes_is_not():
+    cleaned = scenes(draw(image=picture(shade=1)), draw(RawBox("cat", 4, 4, 4, 4)))
+    assert [s.boxes for s in cleaned.samples] == [()]
+    assert cleaned.aside.counts == {"no usable box left": 1}
+
+
+def test_boxes_drawn_for_another_size_are_not_trusted():
+    box = RawBox("cat", 0, 0, 5, 5)
+    cleaned = scenes(draw(box, size=(640, 480)), draw(box, image=picture(shade=1), size=(10, 8)))
+    assert cleaned.aside.counts == {"boxes drawn for another size": 1}
+    assert len(cleaned.samples) == 1
+
+
+def test_a_file_name_that_is_no_text_is_kept_readable():
+    odd = b"caf\xe9/1.png".decode(errors="surrogateescape")
+    cleaned = images(show(picture(), odd[:4], path=odd), show(b"", path=odd))
+    assert (cleaned.samples[0].path, cleaned.samples[0].label) == ("caf?/1.png", "caf?")
+    assert cleaned.aside.examples == {"empty file": ["caf?/1.png"]}
+
+
+def test_few_examples_are_kept_of_many():
+    cleaned = texts(*(say("", path=f"r.csv:{number}") for number in range(9)))
+    assert cleaned.aside.counts == {"empty text": 9}
+    assert cleaned.aside.examples == {"empty text": [f"r.csv:{number}" for number in range(EXAMPLES)]}
+
+
+# The account
+
+
+def test_classes_are_in_natural_order():
+    cleaned = texts(*(say(f"{name}{n}", name) for name in ("10", "2", "b10", "B2", "a") for n in range(3)))
+    assert account.labels(cleaned.samples) == ("2", "10", "a", "B2", "b10")
+
+
+def test_the_summary_adds_up():
+    box = RawBox("cat", 0, 0, 5, 5)
+    cleaned = scenes(
+        draw(box, RawBox("dog", 1, 1, 1, 1), split="train"),
+        draw(box, box, image=b"no", split="train"),
+        draw(image=picture(shade=1), split="test"),
+    )
+    report = account.summary(cleaned)
+    assert (report["seen"], report["samples"], report["sources"]) == (3, 2, {"set": 2})
+    assert report["classes"]["cat"]["train"] + report["classes"]["cat"]["val"] == 1
+    boxes = report["boxes"]
+    assert boxes["seen"] == 4
+    assert (boxes["kept"], boxes["in_samples_set_aside"], boxes["images_without"]) == (1, 2, 1)
+    assert boxes["set_aside"] == {"box without area": {"count": 1, "examples": ["p (dog (1, 1, 1, 1))"]}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "There are no samples."),
+        ([say("")], "No sample is left."),
+        ([say("x", split="train")], "There is one class only: a. A classifier needs two."),
+        ([say("x", split="train")], "Split test is empty."),
+        (
+            [say("x", split="train"), say("y", "b", split="test"), say("z", split="val")],
+            "Class 'b' has no training sample, only 1 in test.",
+        ),
+    ],
+)
+def test_obstacles_are_named(rows, said):
+    assert said in account.obstacles(texts(*rows))
+
+
+def test_a_sound_set_has_no_obstacles():
+    assert account.obstacles(texts(*(say(f"{label} {n}", label) for label in "ab" for n in range(50)))) == []

@@ -1,0 +1,95 @@
+"""Tiny real parts: ONNX models that tell bright images from dark ones by a threshold, a manifest, settings."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import yaml
+from onnx import TensorProto, helper, numpy_helper, save
+from PIL import Image
+
+from loopline.data import manifest
+from loopline.release import bundle
+from loopline.tasks.spec import ImageInput, ModelSpec
+
+LABELS = ("bright", "dark")
+ROOT = Path(__file__).parents[2]
+
+
+def params(**changes):
+    """The repository's params.yaml with one model, whose floor is low; `changes` are of that model."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    model = content["models"]["classifier"] | {
+        "evaluate": {"floors": {"accuracy": 0.6}, "must_beat_simple": True, "resamples": 200}
+    }
+    promotion = content["promotion"] | {
+        "min_gain": 0.0,
+        "max_latency_ratio": 20,
+    }  # such short runs are not worth timing
+    return yaml.safe_dump({"seed": 0, "models": {"classifier": model | changes}, "promotion": promotion})
+
+
+def onnx_model(path, threshold, *, labels=2, padding=0):
+    """`image` uint8 (n, 8, 8, 1) -> `probabilities`: bright above the threshold (0..255), else dark."""
+    # Each logit is brightness * slope + offset: rising for bright, falling for dark, far below both for the rest.
+    slope = np.array([[1.0, -1.0, *[0.0] * (labels - 2)]], np.float32) / 8
+    offset = np.array([-threshold, threshold, *[-1e4] * (labels - 2)], np.float32) / 8
+    constants = [
+        numpy_helper.from_array(slope, "slope"),
+        numpy_helper.from_array(offset, "offset"),
+        numpy_helper.from_array(np.array([1, 2, 3], np.int64), "axes"),
+        numpy_helper.from_array(np.array([-1, 1], np.int64), "column"),
+    ]
+    if padding:
+        constants.append(numpy_helper.from_array(np.zeros(padding, np.float32), "padding"))
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Reshape", ["mean", "column"], ["embedding"]),
+        helper.make_node("MatMul", ["embedding", "slope"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    values = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [values("image", TensorProto.UINT8, ["n", 8, 8, 1])],
+        [values("probabilities", TensorProto.FLOAT, ["n", labels]), values("embedding", TensorProto.FLOAT, ["n", 1])],
+        constants,
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def described(*, name="classifier", labels=LABELS, code="c" * 64):
+    """A `bundle.json` for the models above."""
+    return bundle.Manifest(
+        name=name,
+        spec=ModelSpec(task="classification", labels=labels, image=ImageInput(height=8, width=8, channels=1)),
+        inputs=(bundle.Tensor(name="image", datatype="UINT8", shape=(-1, 8, 8, 1)),),
+        outputs=(
+            bundle.Tensor(name="probabilities", datatype="FP32", shape=(-1, len(labels))),
+            bundle.Tensor(name="embedding", datatype="FP32", shape=(-1, 1)),
+        ),
+        quantization="fp32",
+        metrics={"headline": "accuracy", "n": 2, "metrics": {"accuracy": {"value": 1.0, "low": 1.0, "high": 1.0}}},
+        lineage=bundle.Lineage(data="a" * 64, parameters="b" * 64, code=code),
+    )
+
+
+def png(value):
+    content = io.BytesIO()
+    Image.new("L", (8, 8), value).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_manifest(path, *, labels=LABELS, labelled=lambda value: "bright" if value > 127 else "dark", split="test"):
+    """One sample for each brightness from 0 to 255."""
+    samples = [
+        manifest.Sample(
+            id=f"{v:064x}", source="s", path=f"{v}.png", split=split, label=labelled(v), image=png(v), width=8, height=8
+        )
+        for v in range(256)
+    ]
+    manifest.write(path, samples, task="classification", labels=labels)

@@ -1,0 +1,56 @@
+"""Bundles of tiny models, and a project with an MLflow store of its own."""
+
+import json
+import os
+import shutil
+
+import brightness
+import pytest
+
+from loopline.release import bundle
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make("good", 130) -> a bundle whose model takes 130 for the middle between dark and bright. The truth: 127.5."""
+
+    def build(folder, threshold, *, labels=brightness.LABELS, padding=0, **options):
+        parts = tmp_path / "parts"
+        parts.mkdir(exist_ok=True)
+        model = brightness.onnx_model(parts / "model.onnx", threshold, labels=len(labels), padding=padding)
+        (parts / "drift.json").write_text(json.dumps({"schema": 1, "samples": 2, "signals": {}}))
+        (parts / "confusion.png").write_bytes(b"\x89PNG")
+        return bundle.write(
+            tmp_path / folder,
+            brightness.described(labels=labels, **options),
+            model=model,
+            drift=parts / "drift.json",
+            card=f"# classifier\n\nthreshold {threshold}\n",
+            pictures=[parts / "confusion.png"],
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """MLflow's tables, made once: that takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, empty_store):
+    """A repository of its own: params.yaml, a manifest, an MLflow store of its own, an empty decision log."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("LOOPLINE_ACTOR", "tester")
+    monkeypatch.delenv("LOOPLINE_DECISIONS", raising=False)
+    (tmp_path / "params.yaml").write_text(brightness.params())
+    brightness.write_manifest(tmp_path / "data/classifier/manifest.parquet")
+    assert "MLFLOW_REGISTRY_URI" not in os.environ
+    return tmp_path

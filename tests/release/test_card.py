@@ -1,0 +1,160 @@
+"""The model card says what the evidence says, in sections that are never empty."""
+
+import re
+from dataclasses import replace
+
+import brightness
+import pytest
+
+from loopline.release import card
+
+SOURCE = card.Source(
+    name="digits",
+    description="handwritten digits",
+    licence="CC-BY-4.0",
+    citation="Alpaydin and Kaynak, 1998",
+    counts={"digits": {"train": 1200, "val": 200, "test": 360}, "v2": {"train": 10, "val": 2, "test": 3}},
+    set_aside={"an exact duplicate": 3, "unreadable": 0},
+)
+VERDICT = {
+    "chosen": "fp32",
+    "reasons": ["not 1.05 times as fast as FP32 on this processor"],
+    "bytes": {"fp32": 400_000, "int8": 120_000},
+    "cpu_features": ["avx2", "avx512_vnni"],
+}
+
+
+def figure(value, spread=0.01):
+    return {"value": value, "low": value - spread, "high": value + spread}
+
+
+@pytest.fixture
+def report():
+    return {
+        "headline": "accuracy",
+        "n": 363,
+        "metrics": {"accuracy": figure(0.95), "macro_f1": figure(0.94)},
+        "per_class": {
+            "bright": {"recall": figure(0.97), "precision": figure(0.9)},
+            "dark": {"recall": figure(0.6, 0.2), "precision": {"value": None, "low": None, "high": None}},
+        },
+        "slices": {
+            "brightness": {"low": {"n": 121} | figure(0.8), "middle": {"n": 121} | figure(0.95)},
+            "width": {"high": {"n": 100} | figure(0.955)},
+        },
+        "calibration_error": 0.0213,
+        "baselines": {
+            "majority": 0.5,
+            "simple": {"name": "logistic regression on pixels", "value": 0.9},
+            "gain_over_simple": figure(0.05),
+        },
+        "model_bytes": 400_000,
+    }
+
+
+def write(report, *, source=SOURCE, labels=brightness.LABELS, pictures=("confusion.png",)):
+    return card.card(brightness.described(labels=labels), source, report, VERDICT, pictures)
+
+
+def section(text, title):
+    return re.search(rf"## {title}\n\n(.*?)(?=\n\n## |\Z)", text, re.DOTALL).group(1)
+
+
+def test_it_starts_with_what_it_is_and_how_good(report):
+    assert write(report).startswith(
+        "# classifier\n\nLearned from **digits**. Accuracy **0.9500 [0.9400, 0.9600]** on 363 test samples. "
+        "Serves as FP32 ONNX, 0.40 MB."
+    )
+
+
+def test_it_says_where_the_data_comes_from_and_what_was_left_out(report):
+    data = section(write(report), "Training data")
+    assert "| v2 | 10 | 2 | 3 |" in data
+    assert "Licence: CC-BY-4.0" in data
+    assert "Citation: Alpaydin and Kaynak, 1998" in data
+    assert "| an exact duplicate | 3 |" in data
+    assert "unreadable" not in data
+
+
+def test_a_folder_without_a_licence_is_said_to_have_none(report):
+    source = replace(SOURCE, licence=None, citation=None, description=None, set_aside={})
+    data = section(write(report, source=source), "Training data")
+    assert "Licence: not recorded" in data
+    assert "Citation" not in data
+    assert "Set aside" not in data
+
+
+def test_every_metric_has_its_interval_and_stands_beside_the_baselines(report):
+    good = section(write(report), "How good it is")
+    assert "| `macro_f1` | 0.9400 [0.9300, 0.9500] | F1 score, mean over classes |" in good
+    assert "| logistic regression on pixels | 0.9000 |" in good
+    assert "Gain over the simple model, on the same samples: +0.0500 [+0.0400, +0.0600]." in good
+
+
+def test_the_limits_name_what_is_clearly_weaker(report):
+    limits = section(write(report), "Limits")
+    assert "Clearly weaker than on the whole (accuracy 0.950): the darkest third (0.800)." in limits
+    assert "Weakest classes by recall: dark (0.600)." in limits
+    assert "Too few test samples for a sharp figure: dark." in limits
+    assert "off by 2.1 points in the mean" in limits
+
+
+def test_the_limits_change_with_the_evidence(report):
+    report["slices"]["brightness"]["low"] |= figure(0.945)
+    assert "No slice is clearly weaker than the whole." in section(write(report), "Limits")
+
+
+def test_what_could_not_be_measured_is_a_dash(report):
+    assert "| dark | 0.6000 [0.4000, 0.8000] | – |" in section(write(report), "Classes")
+
+
+def test_the_quantization_verdict_comes_with_its_reason(report):
+    numbers = section(write(report), "Numbers and size")
+    assert "**FP32** ships: not 1.05 times as fast as FP32 on this processor." in numbers
+    assert "| INT8 | 0.12 MB |" in numbers
+
+
+def test_no_section_is_empty(report):
+    report |= {"slices": {}, "per_class": {}}
+    text = write(report, pictures=())
+    assert "## Slices" not in text
+    assert "## Classes" not in text
+    assert "## Pictures" not in text
+    assert not re.search(r"## [^\n]*\n\n(## |\Z)", text)
+
+
+def test_of_many_classes_the_weakest_are_shown(report):
+    labels = tuple(f"c{i:03}" for i in range(100))
+    report["per_class"] = {label: {"recall": figure(0.5 + i / 1000)} for i, label in enumerate(labels)}
+    classes = section(write(report, labels=labels), "Classes")
+    assert classes.startswith("The 40 weakest of 100.")
+    assert "c039" in classes
+    assert "c040" not in classes
+
+
+def test_a_label_cannot_break_the_table(report):
+    report["per_class"] = {"a|b\n`c` <script>": {"recall": figure(0.9)}}
+    assert "| a\\|b \\`c\\` \\<script\\> | 0.9000" in section(write(report), "Classes")
+
+
+def test_pictures_and_lineage_are_there(report):
+    text = write(report, pictures=["precision_recall.png"])
+    assert "![precision recall](pictures/precision_recall.png)" in text
+    assert f"`{'a' * 64}`" in section(text, "Lineage")
+
+
+def test_the_interface_is_that_of_the_graph(report):
+    interface = section(write(report), "Interface")
+    assert "| in | `image` | UINT8 | n x 8 x 8 x 1 |" in interface
+    assert "| out | `probabilities` | FP32 | n x 2 |" in interface
+
+
+def test_no_error_seen_is_not_taken_for_perfection(report):
+    sentence = "no error was seen in so few samples"
+    assert sentence not in write(report)
+    report["per_class"]["bright"]["recall"] = figure(1.0, 0.0)
+    assert sentence in section(write(report), "Limits")
+
+
+def test_the_same_evidence_gives_the_same_card(report):
+    assert write(report) == write(report)

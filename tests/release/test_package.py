@@ -1,0 +1,119 @@
+"""The package stage: from what the stages before left to a bundle and its evidence in MLflow."""
+
+import json
+import shutil
+from pathlib import Path
+
+import brightness
+import pytest
+
+import loopline
+from loopline.errors import LooplineError
+from loopline.release import bundle, registry
+from loopline.stages import files, package
+from loopline.training import tracking
+
+INTERVAL = {"value": 0.98, "low": 0.96, "high": 1.0}
+
+
+@pytest.fixture
+def stages(project, monkeypatch):
+    """What the stages before leave; with no code, so that an edit during the tests changes nothing."""
+    monkeypatch.setattr(package, "CODE", ())
+    models = project / "models" / "classifier"
+    for folder in ("train", "export", "quantize", "calibrate", "pictures"):
+        (models / folder).mkdir(parents=True)
+    brightness.onnx_model(models / "quantize" / "model.onnx", 127.5)
+    files.write_json(models / "export" / "spec.json", brightness.described().spec.to_dict())
+    files.write_json(models / "quantize" / "verdict.json", {"chosen": "int8", "reasons": ["fast"], "bytes": {}})
+    files.write_json(models / "calibrate" / "drift.json", {"schema": 1, "samples": 2, "signals": {}})
+    (models / "train" / "model.safetensors").write_bytes(b"weights")
+    (models / "pictures" / "confusion.png").write_bytes(b"\x89PNG")
+    report = {"headline": "accuracy", "n": 256, "metrics": {"accuracy": INTERVAL}, "model_bytes": 1000}
+    files.write_json(models / "metrics.json", report | {"per_class": {}, "slices": {}, "calibration_error": 0.01})
+    aside = {"a duplicate": {"count": 2, "examples": ["a.png"]}}
+    files.write_json(project / "data/classifier/ingest.json", {"samples": 256, "set_aside": aside})
+    shutil.copyfile(brightness.ROOT / "data" / "catalog.yaml", project / "data" / "catalog.yaml")
+    shutil.copytree(brightness.ROOT / "data" / "catalog", project / "data" / "catalog")
+    return models
+
+
+def test_the_bundle_holds_what_a_server_needs_and_its_evidence_is_in_mlflow(stages):
+    package.main("classifier")
+    found = bundle.read(stages / "bundle")
+    assert found.manifest.spec == brightness.described().spec
+    assert found.manifest.inputs == brightness.described().inputs
+    assert found.manifest.outputs == brightness.described().outputs
+    assert found.manifest.quantization == "int8"
+    assert found.manifest.metrics["metrics"] == {"accuracy": INTERVAL}
+    card = (found.folder / "MODEL_CARD.md").read_text()
+    assert "handwritten digits of scikit-learn" in card
+    assert "| a duplicate | 2 |" in card
+    assert "(pictures/confusion.png)" in card
+
+    run = tracking.find(tracking.client(), "classifier", tag="bundle_sha256", value=found.version)
+    assert run.data.metrics["test.accuracy"] == 0.98
+    assert registry.register(found.folder).alias == "challenger"
+    assert tracking.client().get_model_version("classifier", "1").run_id == run.info.run_id
+
+
+def test_packing_twice_gives_the_same_bytes(stages):
+    package.main("classifier")
+    first = {path: path.read_bytes() for path in (stages / "bundle").rglob("*") if path.is_file()}
+    package.main("classifier")
+    assert first == {path: path.read_bytes() for path in (stages / "bundle").rglob("*") if path.is_file()}
+
+
+def test_no_time_no_run_and_no_absolute_path_is_in_the_bundle(stages, project):
+    package.main("classifier")
+    run = tracking.client().search_runs([tracking.client().get_experiment_by_name("classifier").experiment_id])[0]
+    for path in (stages / "bundle").rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert str(project).encode() not in content
+        assert run.info.run_id.encode() not in content
+
+
+def test_the_lineage_follows_settings_and_data(stages, project):
+    def lineage():
+        package.main("classifier")
+        return bundle.read(stages / "bundle").manifest.lineage
+
+    before = lineage()
+    (project / "params.yaml").write_text(brightness.params(calibrate={"bins": 99}))
+    after = lineage()
+    assert (before.data, before.code) == (after.data, after.code)
+    assert before.parameters != after.parameters
+    brightness.write_manifest(project / "data/classifier/manifest.parquet", split="val")
+    assert lineage().data != after.data
+
+
+def test_the_code_hash_follows_names_and_content(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.py").write_text("1")
+    before = package.code_hash(tmp_path, ["data"])
+    (tmp_path / "data" / "notes.txt").write_text("no code")
+    assert package.code_hash(tmp_path, ["data"]) == before
+    (tmp_path / "data" / "a.py").rename(tmp_path / "data" / "b.py")
+    assert package.code_hash(tmp_path, ["data"]) != before
+
+
+def test_the_code_of_every_room_that_makes_a_model_counts():
+    rooms = Path(loopline.__file__).parent
+    whole = package.code_hash(rooms, package.CODE)
+    for room in package.CODE:
+        assert package.code_hash(rooms, [r for r in package.CODE if r != room]) != whole
+
+
+def test_only_the_last_part_of_a_folders_path_is_told(stages, project):
+    (project / "params.yaml").write_text(brightness.params(dataset="/home/ada/secret/cats"))
+    package.main("classifier")
+    for path in (stages / "bundle").rglob("*"):
+        assert path.is_dir() or b"/home/ada" not in path.read_bytes()
+    assert "Learned from **cats**" in (stages / "bundle" / "MODEL_CARD.md").read_text()
+
+
+def test_a_missing_stage_is_named(stages):
+    (stages / "quantize" / "verdict.json").unlink()
+    with pytest.raises(LooplineError, match=r"verdict\.json not found: run `dvc repro`"):
+        package.main("classifier")
+    assert json.loads((stages / "metrics.json").read_text())["n"] == 256

@@ -1,0 +1,219 @@
+"""Releases against a real MLflow store: champion, challenger, refusal, rollback."""
+
+import mlflow
+import pytest
+from brightness import write_manifest
+
+from loopline.errors import LooplineError
+from loopline.release import decisions, registry
+from loopline.release.bundle import BundleError
+from loopline.training import tracking
+
+LABELS3 = ("bright", "dark", "grey")
+
+
+def champion():
+    version = tracking.client().get_model_version_by_alias("classifier", "champion")
+    return version.tags["bundle_sha256"]
+
+
+def aliases():
+    found = tracking.client().get_registered_model("classifier").aliases
+    return {alias: str(number) for alias, number in found.items()}
+
+
+def release(bundle):
+    registry.register(bundle.folder)
+    decision = registry.promote("classifier")
+    assert decision.promote, decision.reasons
+
+
+def test_registering_makes_a_challenger_with_its_lineage_in_tags(project, make):
+    good = make("good", 130)
+    found = registry.register(good.folder)
+    assert (found.name, found.version, found.number, found.alias) == ("classifier", good.version, "1", "challenger")
+    version = tracking.client().get_model_version_by_alias("classifier", "challenger")
+    assert version.tags["bundle_sha256"] == good.version
+    assert version.tags["data_sha256"] == "a" * 64
+    assert version.tags["git_revision"] == "none"
+
+
+def test_the_registered_model_is_the_onnx_file_with_its_signature(project, make):
+    registry.register(make("good", 130).folder)
+    mlflow.set_tracking_uri(tracking.configured_uri())
+    loaded = mlflow.onnx.load_model("models:/classifier@challenger")
+    assert [output.name for output in loaded.graph.output] == ["probabilities", "embedding"]
+    signature = mlflow.models.get_model_info("models:/classifier@challenger").signature
+    assert [tensor.name for tensor in signature.inputs.inputs] == ["image"]
+
+
+def test_registering_the_same_bundle_twice_makes_one_version(project, make):
+    good = make("good", 130)
+    assert registry.register(good.folder) == registry.register(good.folder)
+    assert len(tracking.client().search_model_versions("name = 'classifier'")) == 1
+
+
+def test_registering_the_champion_again_leaves_it_champion(project, make):
+    good = make("good", 130)
+    release(good)
+    assert registry.register(good.folder).alias == "champion"
+    assert aliases() == {"champion": "1"}
+
+
+def test_a_tampered_bundle_is_not_registered(project, make):
+    good = make("good", 130)
+    (good.folder / "drift.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"drift\.json was changed"):
+        registry.register(good.folder)
+
+
+def test_the_first_challenger_becomes_champion_if_it_holds_the_floors(project, make):
+    good = make("good", 160)
+    release(good)
+    assert champion() == good.version
+    [record] = decisions.read().records
+    assert (record.action, record.champion, record.actor) == ("promote", good.version, "tester")
+    assert record.evidence["samples"] == 256
+    assert record.evidence["champion"] is None
+
+
+def test_the_first_challenger_is_refused_below_the_floors(project, make):
+    registry.register(make("bad", 250).folder)
+    decision = registry.promote("classifier")
+    assert not decision.promote
+    assert "the floor is 0.6" in decision.reasons[0]
+    assert aliases() == {"challenger": "1"}
+    assert decisions.read().records[0].action == "refuse"
+
+
+def test_a_better_challenger_becomes_champion(project, make):
+    release(make("old", 160))
+    better = make("new", 130)
+    release(better)
+    assert champion() == better.version
+    assert aliases() == {"champion": "2"}
+    assert decisions.read().records[-1].evidence["figures"]["gain"]["low"] > 0
+
+
+def test_a_worse_challenger_is_refused_with_reasons(project, make):
+    good = make("old", 130)
+    release(good)
+    registry.register(make("worse", 160).folder)
+    decision = registry.promote("classifier")
+    assert not decision.promote
+    assert any("no proof of a gain in accuracy" in reason for reason in decision.reasons)
+    assert champion() == good.version
+    record = decisions.read().records[-1]
+    assert (record.action, record.champion) == ("refuse", good.version)
+    assert record.reasons == decision.reasons
+
+
+def test_a_challenger_tampered_with_in_the_store_is_refused(project, make):
+    good = make("old", 160)
+    release(good)
+    registry.register(make("new", 130).folder)
+    [stored] = (project / "mlruns").rglob(f"released/{registry.decisions.read().records[0].bundle}")
+    [tampered] = [p for p in (project / "mlruns").rglob("released/*") if p != stored]
+    (tampered / "model.onnx").write_bytes(b"other")
+    decision = registry.promote("classifier")
+    assert not decision.promote
+    assert "model.onnx was changed" in decision.reasons[0]
+    assert champion() == good.version
+
+
+def test_a_bundle_swapped_for_another_whole_one_is_refused(project, make):
+    registry.register(make("new", 130).folder)
+    other = make("other", 131)
+    [stored] = (project / "mlruns").rglob("released/*")
+    for path in stored.rglob("*"):
+        if path.is_file():
+            path.write_bytes((other.folder / path.relative_to(stored)).read_bytes())
+    decision = registry.promote("classifier")
+    assert not decision.promote
+    assert "registered was" in decision.reasons[0]
+
+
+def test_rollback_puts_the_champion_before_back_and_only_once(project, make):
+    old, new = make("old", 160), make("new", 130)
+    release(old)
+    release(new)
+    record = registry.rollback("classifier", "errors after the release")
+    assert champion() == old.version == record.champion
+    assert record.reasons == ("errors after the release",)
+    with pytest.raises(LooplineError, match="no earlier champion"):
+        registry.rollback("classifier")
+
+
+def test_what_was_rolled_back_is_not_promoted_again_by_itself(project, make):
+    old, new = make("old", 160), make("new", 130)
+    release(old)
+    release(new)
+    registry.rollback("classifier", "errors after the release")
+    registry.register(new.folder)
+    decision = registry.promote("classifier")
+    assert not decision.promote
+    assert decision.reasons[0].endswith("Z, errors after the release")
+    assert registry.promote("classifier", again=True).promote
+    assert champion() == new.version
+
+
+def test_history_says_who_was_champion_then(project, make):
+    old, new = make("old", 160), make("new", 130)
+    release(old)
+    release(new)
+    registry.rollback("classifier")
+    first, second, third = (record.time for record in decisions.read().records)
+    then = [registry.history(["classifier"], decisions.moment(time)).records for time in (first, second, third)]
+    assert [records[0].champion for records in then] == [old.version, new.version, old.version]
+    assert registry.history(["classifier"], decisions.moment("2020-01-01")).records == ()
+    assert len(registry.history(["classifier"]).records) == 3
+    assert registry.history(["text"]).records == ()
+
+
+def test_a_challenger_that_forgot_a_label_is_refused(project, make):
+    write_manifest(project / "data/classifier/manifest.parquet", labels=LABELS3)
+    release(make("three", 130, labels=LABELS3))
+    registry.register(make("two", 127.5).folder)
+    decision = registry.promote("classifier")
+    assert any("labels that the challenger does not: grey" in reason for reason in decision.reasons)
+
+
+def test_a_challenger_with_a_new_label_may_win(project, make):
+    release(make("two", 160))
+    write_manifest(project / "data/classifier/manifest.parquet", labels=LABELS3)
+    new = make("three", 127.5, labels=LABELS3)
+    release(new)
+    assert champion() == new.version
+
+
+def test_a_bigger_challenger_is_refused_however_good_it_is(project, make):
+    release(make("old", 160))
+    registry.register(make("big", 127.5, padding=10_000).folder)
+    decision = registry.promote("classifier")
+    assert len(decision.reasons) == 1
+    assert "times the champion's size" in decision.reasons[0]
+
+
+def test_the_champion_stays_and_the_log_says_so_if_the_registry_fails(project, make, monkeypatch):
+    good = make("good", 130)
+    registry.register(good.folder)
+    from mlflow import MlflowClient
+
+    def lost(*_):
+        raise OSError("connection lost")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", lost)
+    with pytest.raises(LooplineError, match="connection lost"):
+        registry.promote("classifier")
+    assert [record.action for record in decisions.read().records] == ["promote", "fail"]
+    assert decisions.champions(decisions.read().records) == {}
+
+
+def test_without_a_challenger_promote_says_what_to_do(project):
+    with pytest.raises(LooplineError, match="loopline release register"):
+        registry.promote("classifier")
+
+
+def test_an_unknown_model_is_named(project):
+    with pytest.raises(LooplineError, match="no model 'nobody'"):
+        registry.promote("nobody")

@@ -1,0 +1,128 @@
+"""The stage `ingest` on folders made here: its files, their agreement, and its refusals."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from loopline.data import manifest
+from loopline.data.formats import png
+from loopline.errors import LooplineError
+from loopline.settings import PARAMS
+from loopline.stages import ingest
+
+ROOT = PARAMS.absolute().parent
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with the real parameters and catalogue, whose classifier learns from the folder `shapes`."""
+    params = yaml.safe_load((ROOT / PARAMS).read_text())
+    params["models"]["classifier"]["dataset"] = str(tmp_path / "shapes")
+    params["models"]["text"]["dataset"] = "./reviews"
+    (tmp_path / PARAMS).write_text(yaml.safe_dump(params))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/catalog.yaml").write_bytes((ROOT / "data/catalog.yaml").read_bytes())
+    (tmp_path / "data/catalog").symlink_to(ROOT / "data/catalog")
+    monkeypatch.chdir(tmp_path)
+    for label in ("2", "10"):
+        write_images(tmp_path / "shapes" / label, int(label), 60)
+    return tmp_path
+
+
+def write_images(folder, seed, count):
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 9, 11), np.uint8)
+    for number, image in enumerate(pixels):
+        (folder / f"{number}.png").write_bytes(png.encode(image))
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def test_a_folder_becomes_a_manifest_with_its_account(project):
+    (project / "shapes/10/broken.png").write_bytes(b"\x89PNG")
+    ingest.main("classifier")
+    folder = project / "data/classifier"
+    table = manifest.table(folder / "manifest.parquet")
+    report = read_json(folder / "ingest.json")
+    assert manifest.labels(folder / "manifest.parquet") == ("2", "10")
+    assert table.num_rows == report["samples"] == 120
+    assert report["seen"] == 121
+    assert report["set_aside"] == {
+        "unreadable image": {
+            "count": 1,
+            "examples": [f"10/broken.png ({report_reason(report)})"],
+        }
+    }
+    assert set(table["source"].to_pylist()) == {"shapes"}
+    assert set(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)) == {(11, 9)}
+    with (folder / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    counted = {
+        label: {row["split"]: int(row["count"]) for row in rows if row["class"] == label} for label in ("2", "10")
+    }
+    assert counted == report["classes"]
+    assert len(manifest.load_split(folder / "manifest.parquet", "train").ids) == report["splits"]["train"]
+
+
+def report_reason(report):
+    """What the decoder said; its words are not ours to test."""
+    return report["set_aside"]["unreadable image"]["examples"][0].removeprefix("10/broken.png (").removesuffix(")")
+
+
+def test_nothing_written_tells_where_the_data_lay(project):
+    (project / "shapes/10/broken.png").write_bytes(b"\x89PNG")
+    ingest.main("classifier")
+    for path in (project / "data/classifier").iterdir():
+        assert str(project).encode() not in path.read_bytes()
+
+
+def test_the_same_data_give_the_same_bytes(project):
+    written = []
+    for _ in range(2):
+        ingest.main("classifier")
+        written.append({path.name: path.read_bytes() for path in (project / "data/classifier").iterdir()})
+    assert written[0] == written[1]
+    assert set(written[0]) == {"manifest.parquet", "ingest.json", "classes.csv"}
+
+
+def test_a_labelled_batch_adds_samples_and_moves_none(project):
+    ingest.main("classifier")
+    before = splits(project)
+    write_images(project / "data/batches/classifier/v2/7", 7, 40)
+    (project / "data/batches/classifier/v2.dvc").write_text("outs: []\n")
+    ingest.main("classifier")
+    after = splits(project)
+    assert after.items() >= before.items()
+    assert len(after) == len(before) + 40
+    report = read_json(project / "data/classifier/ingest.json")
+    assert report["sources"] == {"shapes": 120, "v2": 40}
+    assert manifest.labels(project / "data/classifier/manifest.parquet") == ("2", "7", "10")
+
+
+def splits(project):
+    table = manifest.table(project / "data/classifier/manifest.parquet", columns=["id", "split"])
+    return dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def test_texts_need_no_image_settings(project):
+    (project / "reviews").mkdir()
+    rows = [f"{word} {number},{label}" for label, word in (("pos", "good"), ("neg", "bad")) for number in range(40)]
+    (project / "reviews/all.csv").write_text("text,label\n" + "\n".join(rows))
+    ingest.main("text")
+    assert read_json(project / "data/text/ingest.json")["samples"] == 80
+
+
+def test_what_cannot_be_trained_on_is_refused_with_its_reasons(project):
+    for path in (project / "shapes/10").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(LooplineError) as caught:
+        ingest.main("classifier")
+    message = str(caught.value)
+    assert "one class only: 2" in message
+    assert "60 x empty file, e.g. 10/0.png" in message
+    assert not (project / "data/classifier").exists()

@@ -1,0 +1,108 @@
+"""The stage that stops bad data, as DVC runs it."""
+
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from loopline.data import manifest
+from loopline.data.manifest import Sample
+from loopline.errors import LooplineError
+from loopline.stages import files, validate
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+LABELS = ("<b>wild</b> & free", "tame")
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "params.yaml").write_text(PARAMS.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ingested(*extra: Sample) -> None:
+    """What ingest leaves: 600 texts, and the extra ones."""
+    samples = list(extra)
+    for number in range(600):
+        text, split = f"text {number}", manifest.SPLITS[0 if number % 10 < 8 else number % 10 - 7]
+        made = {"source": "zoo", "path": f"{number}.txt", "label": LABELS[number // 10 % 2]}
+        samples.append(Sample(id=hashlib.sha256(text.encode()).hexdigest(), text=text, split=split, **made))
+    manifest.write(files.manifest("text"), samples, task="text", labels=LABELS)
+    aside = {"a text with two labels": {"count": 3, "examples": ["<i>.txt"]}}
+    files.write_json(Path("data/text/ingest.json"), {"samples": len(samples), "set_aside": aside})
+
+
+def test_good_data_passes_and_leaves_its_reports() -> None:
+    ingested()
+
+    validate.main("text")
+
+    verdict = json.loads(Path("data/text/validation.json").read_text(encoding="utf-8"))
+    assert verdict["passed"] and verdict["samples"] == 600
+    assert verdict["counts"]["tame"] == {"train": 240, "val": 30, "test": 30}
+    assert "All 15 checks passed." in Path("reports/text/validation.html").read_text(encoding="utf-8")
+    assert Path("reports/text/data_docs/index.html").exists()
+
+
+def test_bad_data_stops_the_pipeline_and_says_why_and_what_to_do() -> None:
+    ingested(Sample(id="0" * 64, source="zoo", path="odd.txt", split="train", label="tame", text=" "))
+
+    with pytest.raises(LooplineError) as error:
+        validate.main("text")
+
+    for words in ("failed 2 check(s)", "No text is blank.", "odd.txt", "Fill the row", "reports/text/validation.html"):
+        assert words in str(error.value)
+    page = Path("reports/text/validation.html").read_text(encoding="utf-8")
+    assert page.index("No text is blank.") < page.index("odd.txt: ink 0") < page.index("There are at least")
+    assert json.loads(Path("data/text/validation.json").read_text(encoding="utf-8"))["passed"] is False
+
+
+def test_two_runs_leave_the_same_bytes() -> None:
+    ingested()
+    written = []
+    for _ in range(2):
+        validate.main("text")
+        written.append([Path(p).read_bytes() for p in ("data/text/validation.json", "reports/text/validation.html")])
+
+    assert written[0] == written[1]
+    assert b"/tmp" not in b"".join(written[0])
+
+
+class Tags(HTMLParser):
+    """Collects what a page opens and closes, and what it would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "rect"):
+            self.open.append(tag)
+        if tag in ("script", "link", "img", "iframe") or dict(attrs).get("src"):
+            self.loads.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_loads_nothing_and_takes_no_markup_from_the_data() -> None:
+    ingested()
+    validate.main("text")
+    page = Path("reports/text/validation.html").read_text(encoding="utf-8")
+
+    tags = Tags()
+    tags.feed(page.replace("/>", ">"))
+
+    assert tags.open == [] and tags.loads == []
+    assert "<b>" not in page and "&lt;b&gt;wild&lt;/b&gt; &amp; free" in page and "&lt;i&gt;.txt" in page
+    assert not re.search(r"url\(|https?:|@import", page)
+
+
+def test_without_ingest_the_stage_says_what_to_run() -> None:
+    with pytest.raises(LooplineError, match="dvc repro"):
+        validate.main("text")

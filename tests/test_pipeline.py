@@ -1,0 +1,121 @@
+"""The stages one after the other, on the embedded digits with a small network: the whole path, and what must stop it."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from loopline.errors import LooplineError
+from loopline.release import bundle
+from loopline.stages import calibrate, evaluate, export, ingest, package, quantize, train, validate
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"epochs": 8, "width": 8, "batch_size": 32}
+
+
+def workspace(folder, monkeypatch, *, dataset="digits", **recipe):
+    """An empty folder that holds what the stages read, with a small recipe for the classifier."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["models"]["classifier"]["dataset"] = str(dataset)
+    params["models"]["classifier"]["train"] |= SMALL | recipe
+    params["models"]["classifier"]["evaluate"] |= {"floors": {"accuracy": 0.9}, "must_beat_simple": False}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    (folder / "data").mkdir()
+    for name in ("catalog.yaml", "catalog"):
+        (folder / "data" / name).symlink_to(ROOT / "data" / name)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    return workspace(tmp_path, monkeypatch)
+
+
+def test_from_data_to_a_verified_bundle_and_a_run_in_mlflow(here):
+    for stage in (ingest, validate, train, export, quantize, evaluate, calibrate, package):
+        stage.main("classifier")
+    made = bundle.read(here / "models/classifier/bundle")
+    assert made.manifest.metrics["metrics"]["accuracy"]["value"] >= 0.9
+    assert made.manifest.quantization in ("int8", "fp32")
+    assert not list(here.rglob("*.partial"))
+
+    from loopline.training import tracking
+
+    store = tracking.client()
+    run = tracking.find(store, "classifier", tag="bundle_sha256", value=made.version)
+    assert len(store.get_metric_history(run.info.run_id, "val_loss")) == SMALL["epochs"]
+    assert {item.path for item in store.list_artifacts(run.info.run_id)} >= {"bundle", "plots"}
+    for path in (here / "models").rglob("*.json"):
+        assert run.info.run_id not in path.read_text(encoding="utf-8")
+        assert str(here) not in path.read_text(encoding="utf-8")
+
+    (here / "models/classifier/bundle/model.onnx").write_bytes(b"tampered")
+    with pytest.raises(bundle.BundleError, match=r"model\.onnx"):
+        bundle.verify(here / "models/classifier/bundle")
+
+
+def test_forty_percent_of_labels_flipped_are_refused_by_evaluate(tmp_path, monkeypatch):
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    generator = np.random.default_rng(0)
+    flipped = np.where(
+        generator.random(len(labels)) < 0.4, (labels + generator.integers(1, 10, len(labels))) % 10, labels
+    )
+    folder = tmp_path / "flipped"
+    for row, (image, label) in enumerate(zip(pixels.reshape(-1, 8, 8), flipped, strict=True)):
+        buffer = io.BytesIO()
+        Image.fromarray((image * 15.9).astype(np.uint8)).resize((28, 28)).save(buffer, "PNG")
+        path = folder / str(label) / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+    (tmp_path / "here").mkdir()
+    workspace(tmp_path / "here", monkeypatch, dataset=folder)
+    for stage in (ingest, validate, train, export, quantize):
+        stage.main("classifier")
+    with pytest.raises(LooplineError, match=r"must not ship:\s+accuracy 0\.\d+ is below the floor"):
+        evaluate.main("classifier")
+    assert (
+        json.loads(Path("models/classifier/metrics.json").read_text(encoding="utf-8"))["metrics"]["accuracy"]["value"]
+        < 0.9
+    )
+
+
+def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    sums = {}
+    for kind in ("whole", "killed"):
+        (tmp_path / kind).mkdir()
+        workspace(tmp_path / kind, monkeypatch)
+        ingest.main("classifier")
+        command = [sys.executable, "-m", "loopline.cli", "stage", "train", "classifier"]
+        if kind == "killed":
+            stop_after_first_epoch(command)
+            assert not list(Path("models/classifier/train").glob("*"))
+        subprocess.run(command, check=True, capture_output=True, env=os.environ)
+        sums[kind] = hashlib.sha256(Path("models/classifier/train/model.safetensors").read_bytes()).hexdigest()
+        assert not list(Path(".loopline/work/classifier").glob("*"))
+    assert sums["whole"] == sums["killed"]
+
+
+def stop_after_first_epoch(command):
+    """Start a training and kill it, with no chance to tidy up, as soon as it has written a checkpoint."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
+        work = Path(".loopline/work/classifier")
+        for _ in range(6000):
+            if any(not path.name.endswith(".partial") for path in work.glob("*")):
+                break
+            assert training.poll() is None, "the training ended before it could be killed"
+            time.sleep(0.02)
+        training.send_signal(signal.SIGKILL)

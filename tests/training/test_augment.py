@@ -1,0 +1,73 @@
+"""Augmentation moves pixels, and nothing that it is not told to."""
+
+import torch
+
+from loopline.settings import ClassificationTrain
+from loopline.training.classification.augment import Augment
+
+NOTHING = ClassificationTrain(
+    epochs=1, patience=1, batch_size=8, learning_rate=0.01, width=4, weight_decay=0, label_smoothing=0,
+    class_weights=False, rotate=0, shift=0, scale=0, flip=False, erase=0,
+)  # fmt: skip
+
+
+def augmented(pixels: torch.Tensor, **change: float) -> torch.Tensor:
+    torch.manual_seed(0)
+    return Augment(NOTHING.model_copy(update=change))(pixels)
+
+
+def picture(n: int = 64, height: int = 12, width: int = 16) -> torch.Tensor:
+    random = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (1, height, width, 3), generator=random, dtype=torch.uint8).expand(n, -1, -1, -1)
+
+
+def test_without_settings_nothing_changes() -> None:
+    assert torch.equal(augmented(picture()), picture().float())
+
+
+def test_a_flip_is_the_exact_mirror_image_of_some() -> None:
+    pixels = picture()
+    found = augmented(pixels, flip=True)
+    kept = _alike(found, pixels.float())
+    mirrored = _alike(found, pixels.float().flip(2))
+    assert (kept ^ mirrored).all()
+    assert 10 < mirrored.sum() < 54
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return ((a - b).abs() < 0.01).flatten(1).all(1)
+
+
+def test_a_shift_moves_by_whole_pixels_and_blurs_nothing() -> None:
+    pixels = picture()
+    found = augmented(pixels, shift=0.2)
+    assert not _alike(found, pixels.float()).all()
+    assert torch.isclose(found, found.round(), atol=0.01).all()
+
+
+def test_rotation_and_scale_keep_the_middle_and_the_range() -> None:
+    pixels = picture()
+    for change in ({"rotate": 20}, {"scale": 0.2}):
+        found = augmented(pixels, **change)
+        assert found.shape == pixels.shape
+        assert found.min() >= -0.01
+        assert found.max() <= 255.01
+        assert not _alike(found, pixels.float()).any()
+
+
+def test_a_quarter_turn_of_a_wide_image_keeps_its_pixels_square() -> None:
+    bar = torch.zeros(1, 20, 40, 1)
+    bar[:, 9:11, 15:25] = 255  # ten wide, two high
+    torch.manual_seed(0)
+    angle = (torch.rand(1) * 2 - 1).item()
+    found = augmented(bar, rotate=90 / angle)
+    columns, rows = (found[0, :, :, 0] > 127).any(0).sum().item(), (found[0, :, :, 0] > 127).any(1).sum().item()
+    assert (columns, rows) == (2, 10)
+
+
+def test_erasing_blanks_one_patch_with_the_mean_in_the_told_share() -> None:
+    pixels = picture(400)
+    found = augmented(pixels, erase=0.25)
+    changed = (found != pixels.float()).any(3).flatten(1).sum(1)
+    assert 60 < (changed > 0).sum() < 140
+    assert changed.max() <= 0.5 * 12 * 0.5 * 16 + 16

@@ -1,0 +1,98 @@
+"""The test report, its baselines and what it objects to."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from loopline.data.manifest import Split
+from loopline.settings import Evaluate
+from loopline.tasks import classification, detection
+from loopline.tasks.spec import ImageInput, ModelSpec
+from loopline.training import baselines, blobs, evaluation
+
+OPTIONS = Evaluate(floors={"accuracy": 0.9}, must_beat_simple=True, resamples=100)
+SPEC = ModelSpec(task="text", labels=("no", "yes"))
+
+
+def report(accuracy=0.95, simple=0.8):
+    return {
+        "headline": "accuracy",
+        "metrics": {"accuracy": {"value": accuracy, "low": accuracy, "high": accuracy}},
+        "baselines": {"simple": {"name": "a simple one", "value": simple}},
+    }
+
+
+def test_a_good_model_meets_no_objection():
+    assert evaluation.objections(report(), OPTIONS) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (report(accuracy=0.89), "accuracy 0.89 is below the floor of 0.9"),
+        (report(accuracy=float("nan")), "below the floor"),
+        (report(simple=0.95), "does not beat a simple one, which reaches 0.95"),
+        (report(simple=0.97), "does not beat"),
+    ],
+)
+def test_each_shortcoming_is_an_objection(found, said):
+    assert any(said in objection for objection in evaluation.objections(found, OPTIONS))
+
+
+def test_a_floor_for_what_is_not_measured_is_an_objection():
+    options = OPTIONS.model_copy(update={"floors": {"acuracy": 0.9}})
+    assert "not measured: there are accuracy" in evaluation.objections(report(), options)[0]
+
+
+@pytest.fixture
+def texts():
+    generator = np.random.default_rng(0)
+    targets = generator.integers(0, 2, 300)
+    inputs = ["fine good " * (1 + i % 5) if t else "poor bad " * (1 + i % 5) for i, t in enumerate(targets)]
+    sizes = np.zeros((300, 2), np.int32)
+    return Split([str(i) for i in range(300)], inputs, targets, sizes, ("no", "yes"))
+
+
+def test_the_report_has_intervals_classes_slices_and_baselines(texts):
+    shown = np.where(np.arange(300) < 270, texts.targets, 1 - texts.targets)  # 30 mistakes
+    outputs = {"probabilities": np.eye(2)[shown] * 0.8 + 0.1}
+    found = evaluation.measure(classification, outputs, {"ids": np.zeros((300, 1))}, texts, SPEC, OPTIONS, 0)
+    accuracy = found["metrics"]["accuracy"]
+    assert accuracy["value"] == 0.9
+    assert accuracy["low"] < 0.9 < accuracy["high"]
+    assert set(found["per_class"]) == {"no", "yes"}
+    assert sum(third["n"] for third in found["slices"]["length"].values()) == 300
+    assert found["calibration_error"] == pytest.approx(0, abs=1e-9)
+
+    simple = baselines.simple("text", {"train": texts, "val": texts, "test": texts}, None, {}, SPEC, seed=0)
+    majority = baselines.majority("text", texts, texts, (0, 0))
+    compared = evaluation.compare(classification, outputs, simple, majority, texts, SPEC, OPTIONS, 0)
+    assert compared["simple"]["value"] == 1
+    assert compared["gain_over_simple"]["high"] < 0
+    assert 0.4 < compared["majority"] < 0.6
+
+
+def squares(count, seed):
+    """Grey images with one bright square (class 0) or one dark one (class 1)."""
+    generator = np.random.default_rng(seed)
+    images, targets = np.full((count, 64, 64, 3), 120, np.uint8), []
+    for number in range(count):
+        image = images[number]
+        x, y = generator.integers(4, 40, 2)
+        side, kind = generator.integers(10, 18), generator.integers(0, 2)
+        image[y : y + side, x : x + side] = (20, 230)[1 - kind]
+        image[:] = image + generator.integers(0, 8, image.shape)
+        targets.append(np.array([[kind, x, y, x + side, y + side]], np.float32))
+    return images, targets
+
+
+def test_the_simple_detector_finds_what_is_simple_and_the_majority_does_not():
+    (images, targets), (others, truth) = squares(40, 0), squares(30, 1)
+    spec = ModelSpec(task="detection", labels=("light", "dark"), image=ImageInput(height=64, width=64, channels=3))
+    split = Split([str(i) for i in range(30)], [b""] * 30, truth, np.full((30, 2), 64, np.int32), spec.labels)
+    held = SimpleNamespace(targets=truth, sizes=split.sizes)
+    found = detection.scorer(blobs.detect(images, targets, others, 2), held, spec)(None)
+    always = detection.scorer(baselines.majority("detection", split, split, (64, 64)), held, spec)(None)
+    assert found["map50"] > 0.5
+    assert always["map50"] < 0.3

@@ -1,0 +1,113 @@
+"""INT8 by search and the parity of graphs, on a small convolution made by hand."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, load, numpy_helper, save
+
+from loopline import settings
+from loopline.errors import LooplineError
+from loopline.release import runner
+from loopline.stages import quantize
+from loopline.tasks.bootstrap import Interval
+from loopline.training import parity, quantization
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    """uint8 (n, 8, 8, 3) -> probabilities (n, 4), through one convolution whose channels weigh very differently."""
+    generator = np.random.default_rng(0)
+    weight = (generator.normal(size=(4, 3, 3, 3)) * np.array([1, 3, 0.2])[None, :, None, None]).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "weight"], ["maps"], name="conv", kernel_shape=[3, 3]),
+        helper.make_node("GlobalAveragePool", ["maps"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    tensors = {"weight": weight, "scale": np.array(1 / 255, np.float32)}
+    body = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 8, 8, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images():
+    return {"image": np.random.default_rng(1).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)}
+
+
+def test_int8_is_close_to_fp32_and_quantizes_the_convolution(graph, images, tmp_path):
+    candidate = quantization.grid("static", ("minmax",))[0]
+    quantization.quantize(graph, tmp_path / "int8.onnx", candidate, images, exclude=[])
+    kinds = {node.op_type for node in load(tmp_path / "int8.onnx").graph.node}
+    assert "QuantizeLinear" in kinds
+    assert quantization.distance(runner.run(graph, images), runner.run(tmp_path / "int8.onnx", images)) < 0.02
+
+
+def test_an_excluded_node_stays_as_it_was(graph, images, tmp_path):
+    candidate = quantization.grid("static", ("minmax",))[0]
+    quantization.quantize(graph, tmp_path / "int8.onnx", candidate, images, exclude=["conv"])
+    conv = next(node for node in load(tmp_path / "int8.onnx").graph.node if node.op_type == "Conv")
+    assert "weight" in conv.input
+
+
+def test_without_eight_bit_dot_products_weights_get_seven_bits(monkeypatch):
+    monkeypatch.setattr(quantization, "cpu_features", lambda: ["avx2"])
+    assert quantization.grid("static", ("minmax", "percentile"))[1] == quantization.Candidate("percentile", True)
+    monkeypatch.setattr(quantization, "cpu_features", lambda: ["avx512_vnni"])
+    assert quantization.grid("dynamic", ("minmax",)) == [quantization.Candidate("dynamic", False)]
+
+
+OPTIONS = settings.Quantize(calibration_samples=8, max_loss=0.01, min_speedup=1.05, tolerance=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "gap", "speedup", "said"),
+    [
+        (Interval(-0.8, -0.9, -0.7), 0.0, 2.0, "map50 may fall by 0.9"),
+        (Interval(0.0, -0.02, 0.02), 0.0, 2.0, "may fall by 0.02"),
+        (Interval(0.0, 0.0, 0.0), 0.03, 2.0, "outputs differ by 0.03"),
+        (Interval(0.0, 0.0, 0.0), 0.0, 0.9, "not 1.05 times as fast"),
+        (Interval(float("nan"), float("nan"), float("nan")), 0.0, 2.0, "may fall by nan"),
+    ],
+)
+def test_int8_ships_only_if_it_is_as_good_close_and_faster(change, gap, speedup, said):
+    assert said in quantize.objections(change, gap, speedup, "map50", OPTIONS)[0]
+
+
+def test_a_good_int8_meets_no_objection():
+    assert quantize.objections(Interval(0.001, -0.009, 0.01), 0.01, 1.9, "map50", OPTIONS) == []
+
+
+def test_channels_in_the_wrong_order_break_parity(graph, images):
+    """Training reads RGB; a server that hands over BGR must be caught."""
+    right = runner.run(graph, images)
+    swapped = runner.run(graph, {"image": np.ascontiguousarray(images["image"][..., ::-1])})
+    assert parity.check(right, runner.run(graph, images), tolerance=1e-4, what="the same")["probabilities"] == 0
+    with pytest.raises(LooplineError, match="channel order"):
+        parity.check(right, swapped, tolerance=1e-4, what="torch and FP32 ONNX")
+
+
+def test_a_not_a_number_breaks_parity():
+    sound, broken = {"probabilities": np.ones((2, 2))}, {"probabilities": np.full((2, 2), np.nan)}
+    with pytest.raises(LooplineError, match="differ by nan"):
+        parity.check(sound, broken, tolerance=1, what="they")
+
+
+def test_boxes_count_only_where_something_was_seen():
+    a = {"boxes": np.zeros((1, 2, 4)), "scores": np.array([[0.9, 0.01]])}
+    b = {"boxes": np.array([[[1.0, 0, 0, 0], [50, 0, 0, 0]]]), "scores": np.array([[0.9, 0.01]])}
+    assert parity.largest_difference(a, b)["boxes"] == 1
+
+
+def test_missing_outputs_are_named():
+    with pytest.raises(LooplineError, match="embedding"):
+        parity.largest_difference({"scores": np.zeros(1)}, {"scores": np.zeros(1), "embedding": np.zeros(1)})

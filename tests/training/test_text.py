@@ -1,0 +1,81 @@
+"""The text model on small data: it learns, it exports, and any text goes through it."""
+
+import hashlib
+
+import numpy as np
+import onnx
+import pytest
+
+from loopline import settings
+from loopline.data.manifest import Split
+from loopline.release import runner
+from loopline.tasks import text as task
+from loopline.training import parity, quantization, text
+
+WORDS = {"good": ["fine", "great", "lovely", "superb"], "bad": ["poor", "awful", "dull", "weak"]}
+ODD = ["", " ", "a\u0085b", "\U0001f600\U0001f600", "\u4f60\u597d", "\ud800", "word " * 5000, "fine"]
+
+
+def split(count, seed):
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(0, 2, count)
+    inputs = [
+        f"the film {i} was {generator.choice(WORDS[('bad', 'good')[t]])} and {i % 7}" for i, t in enumerate(targets)
+    ]
+    return Split([str(i) for i in range(count)], inputs, targets, np.zeros((count, 2), np.int32), ("bad", "good"))
+
+
+def train(folder, kind):
+    _, model = settings.model("text")
+    model = model.model_copy(
+        update={"train": model.train.model_copy(update={"epochs": 4, "batch_size": 32, "tokenizer": kind})}
+    )
+    text.train(
+        split(300, 0), split(80, 1), model, seed=0, out=folder / "train", work=folder / "work", log=lambda *_: None
+    )
+    return model
+
+
+@pytest.fixture(scope="module", params=["words", "characters"])
+def exported(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    model = train(folder, request.param)
+    return folder, text.export(folder / "train", split(300, 0), split(80, 1), model, out=folder / "model.onnx")
+
+
+def test_it_learns_and_torch_and_onnx_agree(exported):
+    folder, spec = exported
+    held = split(100, 2)
+    inputs = task.preprocessor(spec, folder / "train")(held.inputs)
+    outputs = runner.run(folder / "model.onnx", inputs)
+    assert task.scorer(outputs, held, spec)(None)["accuracy"] > 0.95
+    parity.check(text.reference(folder / "train")(inputs), outputs, tolerance=1e-4, what="torch and ONNX")
+
+
+def test_any_text_gets_probabilities_alone_or_in_a_batch(exported):
+    folder, spec = exported
+    preprocess = task.preprocessor(spec, folder / "train")
+    together = runner.run(folder / "model.onnx", preprocess(ODD))["probabilities"]
+    assert np.allclose(together.sum(1), 1, atol=1e-5)
+    for row, one in enumerate(ODD):
+        alone = runner.run(folder / "model.onnx", preprocess([one]))["probabilities"]
+        assert np.allclose(alone[0], together[row], atol=1e-4), repr(one[:20])
+
+
+def test_int8_is_small_and_close(exported, tmp_path):
+    folder, spec = exported
+    source = folder / "model.onnx"
+    candidate = quantization.grid("dynamic", ())[0]
+    exclude = text.nodes_to_exclude(onnx.load(source))
+    quantization.quantize(source, tmp_path / "int8.onnx", candidate, {}, exclude=exclude)
+    inputs = task.preprocessor(spec, folder / "train")(split(100, 2).inputs)
+    assert quantization.distance(runner.run(source, inputs), runner.run(tmp_path / "int8.onnx", inputs)) < 0.02
+    assert (tmp_path / "int8.onnx").stat().st_size < source.stat().st_size
+
+
+def test_two_trainings_write_the_same_bytes(tmp_path):
+    sums = []
+    for name in ("a", "b"):
+        train(tmp_path / name, "words")
+        sums.append(hashlib.sha256((tmp_path / name / "train/model.safetensors").read_bytes()).hexdigest())
+    assert sums[0] == sums[1]
