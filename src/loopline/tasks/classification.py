@@ -87,15 +87,10 @@ def per_class(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -
     return {label: of(index) for index, label in enumerate(spec.labels)}
 
 
-def correct(outputs: dict[str, NDArray[Any]], truth: Truth) -> NDArray[np.bool_]:
-    """Which samples were answered right, bool (n,)."""
-    right: NDArray[np.bool_] = np.asarray(outputs["probabilities"]).argmax(1) == truth.targets
-    return right
-
-
 def confidences(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -> tuple[NDArray[Any], NDArray[Any]]:
     """How sure each answer is and whether it is right: float64 (n,), bool (n,)."""
-    return np.asarray(outputs["probabilities"], np.float64).max(1), correct(outputs, truth)
+    probabilities = np.asarray(outputs["probabilities"], np.float64)
+    return probabilities.max(1), probabilities.argmax(1) == truth.targets
 
 
 def ranked(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -> dict[str, Ranked]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.tasks.classification import HEADLINE, answers, confidences, correct, pairs, per_class, ranked, scorer
+from loopline.tasks.classification import HEADLINE, answers, confidences, pairs, per_class, ranked, scorer
 from loopline.tasks.spec import ModelSpec
 
-__all__ = ["HEADLINE", "answers", "confidences", "correct", "pairs", "per_class", "preprocessor", "ranked", "scorer"]
+__all__ = ["HEADLINE", "answers", "confidences", "pairs", "per_class", "preprocessor", "ranked", "scorer"]
 
 
 def preprocessor(spec: ModelSpec, folder: Path) -> Callable[[Sequence[str]], dict[str, NDArray[Any]]]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 QUANTIZATION: Literal["static", "dynamic"] = "static"
 QUANTIZED = {"Conv", "Relu", "Concat", "Add", "MaxPool", "Resize", "Split"}
 EMBEDDING_SAMPLES = 1024
-NMS_IOUS = (0.6, 0.55, 0.65, 0.5, 0.7, 0.45, 0.4)  # of equals, the first
+NMS_IOUS = (0.6, 0.55, 0.65, 0.5, 0.7, 0.45, 0.4, 0.35, 0.3)  # of equals, the first
 Outputs = dict[str, NDArray[Any]]
 
 
