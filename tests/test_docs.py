@@ -1,6 +1,8 @@
-"""The documents keep their word: links lead somewhere, named tests exist, named targets can be made."""
+"""The documents keep their word: links lead somewhere, named tests exist, named targets can be made, figures are the committed ones."""
 
+import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,9 +34,19 @@ def test_the_readme_can_be_read_in_one_go():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 250
 
 
-def test_no_file_in_git_is_large_or_names_a_machine():
-    import subprocess
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize("model", ["classifier", "detector", "text"])
+def test_figures_are_those_of_the_committed_metrics(page, model):
+    shown = ["git", "show", f"HEAD:models/{model}/metrics.json"]  # the file itself is new after a run on another processor
+    report = json.loads(subprocess.run(shown, cwd=ROOT, check=True, capture_output=True).stdout)
+    row = re.search(rf"^\| `?{model}`? \|.*$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert row, f"{page} has no row for {model}"
+    headline, simple = report["metrics"][report["headline"]], report["baselines"]["simple"]["value"]
+    for figure in (*headline.values(), simple):
+        assert f"{figure:.3f}".removeprefix("0") in row[0], f"{page}, {model}: {figure} is not in {row[0]!r}"
 
+
+def test_no_file_in_git_is_large_or_names_a_machine():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, tracked.split("\0")):
         assert (ROOT / name).stat().st_size <= 2**20, f"{name} is over 1 MB: track it with DVC"
