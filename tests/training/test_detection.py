@@ -18,10 +18,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from loopline import settings
 from loopline.errors import LooplineError
 from loopline.release import runner
 from loopline.settings import Detection
+from loopline.stages import quantize
 from loopline.stages.export import forget_origin
+from loopline.tasks import bootstrap
 from loopline.tasks import detection as task
 from loopline.tasks.spec import ImageInput, ModelSpec
 from loopline.training import detection, parity, quantization
@@ -158,6 +161,17 @@ def test_quantized_naively_it_finds_nothing_and_no_error_says_so(trained: Path, 
     assert map50(careful, spec, side=512) > 0.9
     naive = quantized(joined, tmp_path / "naive.onnx", spec, side=512, naively=True)
     assert map50(naive, spec, side=512) == 0
+
+    test = shapes(16, seed=2, side=512)
+    inputs = task.preprocessor(spec, tmp_path)(test.inputs)  # type: ignore[arg-type]
+    full, small_ = runner.run(joined, inputs), runner.run(naive, inputs)
+    change = bootstrap.paired(
+        task.scorer(small_, test, spec), task.scorer(full, test, spec), 16, metric=task.HEADLINE, resamples=200, seed=0
+    )
+    refused = quantize.objections(
+        change, quantization.distance(full, small_), 2.0, task.HEADLINE, settings.load().models["detector"].quantize
+    )
+    assert any("map50 may fall" in reason for reason in refused), "FP32 must ship"
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

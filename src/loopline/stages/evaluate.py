@@ -63,7 +63,10 @@ def main(name: str) -> None:
     seconds = runner.side_by_side(path, path, one)
     files.write_json(files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": min(seconds.values()) * 1e3})
     if reasons := evaluation.objections(report, model.evaluate):
-        raise LooplineError(f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nsee models/{name}/metrics.json")
+        raise LooplineError(
+            f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nSee models/{name}/metrics.json. "
+            f"Floors belong to a data set: models.{name}.evaluate.floors in params.yaml should fit {model.dataset!r}"
+        )
 
 
 def _tables(folder: Path, task: Any, outputs: evaluation.Outputs, test: manifest.Split, spec: ModelSpec) -> None:
