@@ -1,4 +1,4 @@
-"""The documents keep their word: links lead somewhere, named tests exist, named targets can be made, figures are the committed ones."""
+"""The documents keep their word: links lead somewhere, named tests and targets exist, figures are the committed ones."""
 
 import json
 import re
@@ -37,7 +37,11 @@ def test_the_readme_can_be_read_in_one_go():
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 @pytest.mark.parametrize("model", ["classifier", "detector", "text"])
 def test_figures_are_those_of_the_committed_metrics(page, model):
-    shown = ["git", "show", f"HEAD:models/{model}/metrics.json"]  # the file itself is new after a run on another processor
+    shown = [
+        "git",
+        "show",
+        f"HEAD:models/{model}/metrics.json",
+    ]  # the file itself is new after a run on another processor
     report = json.loads(subprocess.run(shown, cwd=ROOT, check=True, capture_output=True).stdout)
     row = re.search(rf"^\| `?{model}`? \|.*$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
     assert row, f"{page} has no row for {model}"

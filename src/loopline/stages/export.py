@@ -6,7 +6,6 @@ Writes `model.onnx` (dynamic batch, uint8 images or token ids in), `spec.json` a
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 
 from loopline import settings
 from loopline.data import manifest
@@ -26,7 +25,6 @@ def main(name: str) -> None:
     train = manifest.load_split(files.manifest(name), "train")
     val = manifest.load_split(files.manifest(name), "val")
     spec = trainer.export(trained, train, val, model, out=out / "model.onnx")
-    forget_origin(out / "model.onnx")
     files.write_json(out / "spec.json", spec.to_dict())
 
     inputs = task.preprocessor(spec, trained)(val.inputs[:PARITY_SAMPLES])
@@ -39,17 +37,3 @@ def main(name: str) -> None:
     report = {"samples": len(next(iter(inputs.values()))), "tolerance": model.export.tolerance}
     rounded = {output: float(f"{value:.1g}") for output, value in differences.items()}
     files.write_json(out / "parity.json", report | {"largest_difference": rounded})
-
-
-def forget_origin(path: Path) -> None:
-    """Drop the exporter's notes from an ONNX file: they hold source paths, so two clones would not give the same bytes."""
-    import onnx
-
-    model = onnx.load(path)
-    graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
-        del part.metadata_props[:]
-        part.ClearField("doc_string")
-    partial = path.with_name(path.name + ".partial")
-    onnx.save(model, partial)
-    partial.replace(path)

@@ -7,7 +7,6 @@ train folder, and the ONNX graph to the export folder. Run by the stages `train`
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from loopline.errors import LooplineError
 from loopline.tasks import image
 from loopline.tasks.spec import ImageInput, ModelSpec
-from loopline.training import checkpoint, loop, posthoc
+from loopline.training import checkpoint, exporting, loop, posthoc
 
 if TYPE_CHECKING:
     import onnx
@@ -146,7 +145,6 @@ def export(folder: Path, train: Split, val: Split, settings: Classification, *, 
 
     Batch normalisation is folded into the convolutions, so that quantization sees one node for each.
     """
-    import onnx
     import torch
 
     from loopline.training.classification.residual import Answer
@@ -154,23 +152,8 @@ def export(folder: Path, train: Split, val: Split, settings: Classification, *, 
     network, spec = _load(folder)
     assert spec.image is not None
     example = torch.zeros(2, spec.image.height, spec.image.width, spec.image.channels, dtype=torch.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch deprecates
-        program = torch.onnx.export(
-            Answer(network.folded()).eval(),
-            (example,),
-            input_names=["image"],
-            output_names=["probabilities", "embedding"],
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
-    del model.graph.value_info[:]
-    partial = out.with_name(out.name + ".partial")
-    onnx.save(model, partial)
-    partial.replace(out)
+    graph = exporting.to_onnx(Answer(network.folded()), example, takes="image", gives=("probabilities", "embedding"))
+    exporting.save(graph, out)
     return spec
 
 

@@ -7,7 +7,6 @@ and the ONNX graph to the export folder. Run by the stages `train` and `export`.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,7 @@ from loopline.errors import LooplineError
 from loopline.tasks import detection as task
 from loopline.tasks import image
 from loopline.tasks.spec import ImageInput, ModelSpec
-from loopline.training import checkpoint, loop, posthoc
+from loopline.training import checkpoint, exporting, loop, posthoc
 from loopline.training.detection import fit, suppression
 
 if TYPE_CHECKING:
@@ -144,30 +143,15 @@ def export(folder: Path, train: Split, val: Split, settings: Detection, *, out: 
 
     Batch normalisation is folded into the convolutions; suppression is appended as standard ONNX operators.
     """
-    import onnx
     import torch
 
     network, spec = _load(folder)
     assert spec.image is not None
     example = torch.zeros(2, spec.image.height, spec.image.width, spec.image.channels, dtype=torch.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch deprecates
-        program = torch.onnx.export(
-            network.fused(),
-            (example,),
-            input_names=["image"],
-            output_names=["all_boxes", "all_scores", "all_embedding"],
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
-    del model.graph.value_info[:]
-    joined = suppression.append(model, iou=spec.extra["nms_iou"])
-    partial = out.with_name(out.name + ".partial")
-    onnx.save(joined, partial)
-    partial.replace(out)
+    graph = exporting.to_onnx(
+        network.fused(), example, takes="image", gives=("all_boxes", "all_scores", "all_embedding")
+    )
+    exporting.save(suppression.append(graph, iou=spec.extra["nms_iou"]), out)
     return spec
 
 

@@ -7,7 +7,6 @@ Writes `tokenizer.json`, `model.safetensors` (weights, n-grams, temperature and 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
 from loopline.tasks.spec import ModelSpec, TextInput
-from loopline.training import checkpoint, loop, posthoc
+from loopline.training import checkpoint, exporting, loop, posthoc
 from loopline.training.text import tokenizing
 
 if TYPE_CHECKING:
@@ -241,33 +240,16 @@ def reference(folder: Path) -> Callable[[Outputs], Outputs]:
 
 def export(folder: Path, train: Split, val: Split, settings: Text, *, out: Path) -> ModelSpec:  # noqa: ARG001
     """Write the ONNX graph of the network in `folder` to `out`, with free batch and length, and say what it takes."""
-    import onnx
     import torch
 
     from loopline.training.text.ngrams import Answer
 
     network, spec = _load(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch deprecates
-        program = torch.onnx.export(
-            Answer(network).eval(),
-            (torch.full((2, 7), tokenizing.EDGE),),
-            input_names=["ids"],
-            output_names=["probabilities", "embedding"],
-            dynamic_shapes=({0: torch.export.Dim("n"), 1: torch.export.Dim("l")},),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    for node in program.model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.name = f"inner_{value.name}"  # torch calls the table's look-up `embedding`, as we call an output
-    model = program.model_proto
-    del model.graph.value_info[:]
-    partial = out.with_name(out.name + ".partial")
-    onnx.save(model, partial)
-    partial.replace(out)
+    example = torch.full((2, 7), tokenizing.EDGE)
+    graph = exporting.to_onnx(
+        Answer(network), example, takes="ids", gives=("probabilities", "embedding"), free=("n", "l")
+    )
+    exporting.save(graph, out)
     return spec
 
 

@@ -1,0 +1,52 @@
+"""From a torch network to an ONNX file with a dynamic batch, the same bytes wherever it is made."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+
+def to_onnx(
+    network: torch.nn.Module, example: torch.Tensor, *, takes: str, gives: Sequence[str], free: Sequence[str] = ("n",)
+) -> onnx.ModelProto:
+    """The graph of `network`, which takes one tensor. free: names of the leading dimensions of the input that may be any size."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch deprecates
+        program = torch.onnx.export(
+            network.eval(),
+            (example,),
+            input_names=[takes],
+            output_names=list(gives),
+            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in enumerate(free)},),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.name = f"inner_{value.name}"  # torch may call one as we call an output
+    model = program.model_proto
+    del model.graph.value_info[:]  # shapes of fused layers trip the quantizer
+    return model
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write `model` without the exporter's notes: they hold source paths, so two clones would not give the same bytes. Atomic."""
+    import onnx
+
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    partial = path.with_name(path.name + ".partial")
+    onnx.save(model, partial)
+    partial.replace(path)
