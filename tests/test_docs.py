@@ -40,7 +40,7 @@ def test_figures_are_those_of_the_committed_metrics(page, model):
     shown = [
         "git",
         "show",
-        f"HEAD:models/{model}/metrics.json",
+        f"HEAD:models/{model}/report.json",
     ]  # the file itself is new after a run on another processor
     report = json.loads(subprocess.run(shown, cwd=ROOT, check=True, capture_output=True).stdout)
     row = re.search(rf"^\| `?{model}`? \|.*$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)

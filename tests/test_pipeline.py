@@ -88,7 +88,7 @@ def test_forty_percent_of_labels_flipped_are_refused_by_evaluate(tmp_path, monke
     with pytest.raises(LooplineError, match=r"must not ship:\s+accuracy 0\.\d+ is below the floor"):
         evaluate.main("classifier")
     assert (
-        json.loads(Path("models/classifier/metrics.json").read_text(encoding="utf-8"))["metrics"]["accuracy"]["value"]
+        json.loads(Path("models/classifier/report.json").read_text(encoding="utf-8"))["metrics"]["accuracy"]["value"]
         < 0.9
     )
 

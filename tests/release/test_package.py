@@ -30,7 +30,7 @@ def stages(project, monkeypatch):
     (models / "train" / "model.safetensors").write_bytes(b"weights")
     (models / "pictures" / "confusion.png").write_bytes(b"\x89PNG")
     report = {"headline": "accuracy", "n": 256, "metrics": {"accuracy": INTERVAL}, "model_bytes": 1000}
-    files.write_json(models / "metrics.json", report | {"per_class": {}, "slices": {}, "calibration_error": 0.01})
+    files.write_json(models / "report.json", report | {"per_class": {}, "slices": {}, "calibration_error": 0.01})
     aside = {"a duplicate": {"count": 2, "examples": ["a.png"]}}
     files.write_json(project / "data/classifier/ingest.json", {"samples": 256, "set_aside": aside})
     shutil.copyfile(brightness.ROOT / "data" / "catalog.yaml", project / "data" / "catalog.yaml")
@@ -116,4 +116,4 @@ def test_a_missing_stage_is_named(stages):
     (stages / "quantize" / "verdict.json").unlink()
     with pytest.raises(LooplineError, match=r"verdict\.json not found: run `dvc repro`"):
         package.main("classifier")
-    assert json.loads((stages / "metrics.json").read_text())["n"] == 256
+    assert json.loads((stages / "report.json").read_text())["n"] == 256

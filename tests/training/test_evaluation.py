@@ -72,6 +72,11 @@ def test_the_report_has_intervals_classes_slices_and_baselines(texts):
     assert compared["gain_over_simple"]["high"] < 0
     assert 0.4 < compared["majority"] < 0.6
 
+    short = evaluation.summary(found | {"baselines": compared})
+    assert short["accuracy_low"] < short["accuracy"] == 0.9 < short["accuracy_high"]
+    assert (short["simple"], short["gain"]) == (1, pytest.approx(-0.1))
+    assert all(isinstance(value, float) for value in short.values())
+
 
 def squares(count, seed):
     """Grey images with one bright square (class 0) or one dark one (class 1)."""

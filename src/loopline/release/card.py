@@ -43,7 +43,7 @@ def card(
 ) -> str:
     """The text of MODEL_CARD.md.
 
-    report: the evaluation's `metrics.json`. verdict: the quantization's `verdict.json`. pictures: files in `pictures/`.
+    report: the evaluation's `report.json`. verdict: the quantization's `verdict.json`. pictures: files in `pictures/`.
     """
     sections = {
         "Intended use": _use(manifest),

@@ -1,6 +1,7 @@
 """Measure what will be served, on the test split, and refuse it if it is not good enough.
 
-Writes `models/<model>/metrics.json`, tables for `dvc plots` in `models/<model>/plots/` and pictures in `models/<model>/pictures/`.
+Writes to `models/<model>/`: `report.json`, its dozen main figures as `metrics.json` for `dvc metrics` and `dvc exp show`, tables for
+`dvc plots` in `plots/`, and pictures in `pictures/`.
 Fails if the model falls under a floor of params.yaml or does not beat the simple baseline. Run by `dvc repro evaluate@<model>`.
 """
 
@@ -48,7 +49,8 @@ def main(name: str) -> None:
     )
     report["model_bytes"] = path.stat().st_size
     report["machine"] = {"cpu": hardware.cpu_name(), "features": hardware.cpu_features()}
-    files.write_json(Path("models") / name / "metrics.json", report)
+    files.write_json(Path("models") / name / "report.json", report)
+    files.write_json(Path("models") / name / "metrics.json", evaluation.summary(report))
     _tables(Path("models") / name / "plots", task, outputs, test, spec)
     pictures.draw(
         files.stage(name, "pictures"),
@@ -64,7 +66,7 @@ def main(name: str) -> None:
     files.write_json(files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": min(seconds.values()) * 1e3})
     if reasons := evaluation.objections(report, model.evaluate):
         raise LooplineError(
-            f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nSee models/{name}/metrics.json. "
+            f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nSee models/{name}/report.json. "
             f"Floors belong to a data set: models.{name}.evaluate.floors in params.yaml should fit {model.dataset!r}"
         )
 

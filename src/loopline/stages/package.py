@@ -27,7 +27,7 @@ def main(name: str) -> None:
 
     everything, model = settings.model(name)
     data, stages = files.manifest(name), Path("models") / name
-    report = files.read_json(stages / "metrics.json")
+    report = files.read_json(stages / "report.json")
     verdict = files.read_json(stages / "quantize" / "verdict.json")
     inputs, outputs = tensors(stages / "quantize" / "model.onnx")
     described = bundle.Manifest(

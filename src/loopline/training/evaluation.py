@@ -79,6 +79,14 @@ def compare(
     }
 
 
+def summary(report: dict[str, Any]) -> dict[str, float]:
+    """What is compared between runs, flat: each metric, the headline's interval, the simple model's value and the gain over it."""
+    headline, gain = report["headline"], report["baselines"]["gain_over_simple"]
+    found = {metric: interval["value"] for metric, interval in report["metrics"].items()}
+    found |= {f"{headline}_{end}": report["metrics"][headline][end] for end in ("low", "high")}
+    return found | {"simple": report["baselines"]["simple"]["value"], "gain": gain["value"], "gain_low": gain["low"]}
+
+
 def objections(report: dict[str, Any], options: Evaluate) -> list[str]:
     """Why the model must not go on; empty if it may."""
     headline = report["headline"]

@@ -1,0 +1,120 @@
+"""The human route's bodies: an image file, a text, several of them; raw, as a form, or as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from loopline.serving.http import Headers, Refusal
+from loopline.serving.model import MOST_TEXT, Encoded
+
+MOST_ITEMS = 64
+MOST_PARTS = 128  # of a form
+
+
+def images(body: bytes, headers: Headers) -> Encoded:
+    """One image as the raw body, or the files of a form. Raises Refusal (400, 413, 415)."""
+    if not body:
+        raise Refusal(400, "the body is empty: send an image file")
+    if _kind(headers) == b"multipart/form-data":
+        files = [content for _, content, is_file in _form(body, headers) if is_file]
+        return Encoded(_few(files, "no file in the form: curl -F file=@image.png"))
+    if _kind(headers) == b"application/json":
+        raise Refusal(415, "send the image file itself, as the raw body or in a form: curl --data-binary @image.png")
+    return Encoded([body])
+
+
+def texts(body: bytes, headers: Headers) -> Encoded:
+    """JSON with `text` or `texts`, a list, plain text, or the fields `text` of a form. Raises Refusal (400, 413, 415)."""
+    kind = _kind(headers)
+    if kind == b"multipart/form-data":
+        found: Any = [_utf8(content) for name, content, _ in _form(body, headers) if name == b"text"]
+    elif kind == b"text/plain":
+        found = [_utf8(body)]
+    else:
+        try:
+            request = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise Refusal(
+                400, f'the body is not JSON: {error}. Send {{"text": "..."}}, or Content-Type: text/plain'
+            ) from None
+        if isinstance(request, dict):
+            found = request.get("texts", [request["text"]] if "text" in request else None)
+        else:
+            found = [request] if isinstance(request, str) else request
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise Refusal(400, 'send {"text": "..."} or {"texts": ["...", "..."]}')
+    if any(len(text) > MOST_TEXT for text in found):
+        raise Refusal(413, f"a text of more than {MOST_TEXT} characters")
+    return Encoded(_few(found, "there is no text"))
+
+
+def _few(items: list[Any], nothing: str) -> list[Any]:
+    if not items:
+        raise Refusal(400, nothing)
+    if len(items) > MOST_ITEMS:
+        raise Refusal(413, f"{len(items)} items, at most {MOST_ITEMS} are accepted in one request")
+    return items
+
+
+def _kind(headers: Headers) -> bytes:
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+def _utf8(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise Refusal(400, f"a text that is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _form(body: bytes, headers: Headers) -> list[tuple[bytes, bytes, bool]]:
+    """Name, content, and is it a file, of each part."""
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import MultipartParser, parse_options_header
+
+    boundary = parse_options_header(headers[b"content-type"])[1].get(b"boundary")
+    if not boundary:
+        raise Refusal(400, "the form's Content-Type has no boundary")
+    parts: list[tuple[bytes, bytes, bool]] = []
+    state: dict[str, Any] = {}
+
+    def begin() -> None:
+        if len(parts) >= MOST_PARTS:
+            raise Refusal(413, f"more than {MOST_PARTS} parts in the form")
+        state.update(field=b"", value=b"", headers={}, data=[])
+
+    def header_end() -> None:
+        state["headers"][state["field"].lower()] = state["value"]
+        state.update(field=b"", value=b"")
+
+    def end() -> None:
+        options = parse_options_header(state["headers"].get(b"content-disposition", b""))[1]
+        parts.append((options.get(b"name", b""), b"".join(state["data"]), b"filename" in options))
+
+    def piece(key: str) -> Any:
+        def add(data: bytes, start: int, stop: int) -> None:
+            state[key] += data[start:stop]
+
+        return add
+
+    callbacks: Any = {
+        "on_part_begin": begin,
+        "on_header_field": piece("field"),
+        "on_header_value": piece("value"),
+        "on_header_end": header_end,
+        "on_part_data": lambda data, start, stop: state["data"].append(data[start:stop]),
+        "on_part_end": end,
+    }
+    ended = []
+    callbacks["on_end"] = lambda: ended.append(True)
+    try:
+        parser = MultipartParser(boundary, callbacks)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise Refusal(400, f"the form cannot be read: {error}") from None
+    if not ended:
+        raise Refusal(400, "the form is cut off")
+    return parts

@@ -1,0 +1,16 @@
+"""One JSON object a line on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import orjson
+
+
+def log(level: str, message: str, **fields: Any) -> None:
+    """Write a line; fields are added to it."""
+    row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "level": level, "message": message, **fields}
+    sys.stderr.buffer.write(orjson.dumps(row, default=str) + b"\n")
+    sys.stderr.buffer.flush()

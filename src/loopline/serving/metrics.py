@@ -1,0 +1,142 @@
+"""The catalogue of metrics: every name, label and unit that a server exports, in one place.
+
+The event loop's thread counts in plain numbers, 0.3 us an observation; prometheus_client writes them down when asked.
+Rules, dashboards and documents are tested against `CATALOGUE`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "loopline_"
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One family. Names carry the base unit; counters end in `_total` when exported."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+CATALOGUE = {
+    metric.name: metric
+    for metric in (
+        Metric("requests", "counter", "Answers by HTTP status.", ("model", "version", "route", "code")),
+        Metric(
+            "request_seconds",
+            "histogram",
+            "From a request's head to its answer.",
+            ("model", "version", "route"),
+            SECONDS,
+        ),
+        Metric("inference_rows", "counter", "Samples that went through a model.", ("model", "version")),
+        Metric("executions", "counter", "Batches that a model ran.", ("model", "version")),
+        Metric("execution_failures", "counter", "Items that a model failed on.", ("model", "version")),
+        Metric("queue_seconds", "histogram", "From the queue's door to a slot.", ("model", "version"), SECONDS),
+        Metric("compute_seconds", "histogram", "A batch on a slot, preparing included.", ("model", "version"), SECONDS),
+        Metric("batch_rows", "histogram", "Samples in a batch.", ("model", "version"), ROWS),
+        Metric("shed", "counter", "Requests refused because of load.", ("model", "version", "reason")),
+        Metric("queue_items", "gauge", "Requests that wait.", ("model", "version")),
+        Metric("in_flight", "gauge", "Requests taken in and not answered.", ("model", "version")),
+        Metric("connections", "gauge", "Open connections."),
+        Metric("ready", "gauge", "1 while the server takes requests.", ()),
+        Metric("best_batch_rows", "gauge", "The batch size that warm-up found best.", ("model", "version")),
+        Metric(
+            "model_info", "gauge", "1; says what is served.", ("model", "version", "bundle", "precision", "provider")
+        ),
+    )
+}
+
+
+class Histogram:
+    """Counts by upper bound; the last is everything above."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        """bounds: upper, rising."""
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class Value:
+    """A counter or a gauge."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        """At 0."""
+        self.value = 0.0
+
+
+class Metrics:
+    """The values of one server. Not for several threads."""
+
+    def __init__(self) -> None:
+        """Nothing counted yet."""
+        self.series: dict[str, dict[tuple[str, ...], Value | Histogram]] = {name: {} for name in CATALOGUE}
+
+    def value(self, name: str, *labels: str) -> Value:
+        """The counter or gauge with these labels, in the catalogue's order. Keep it: the look-up is the dear part."""
+        assert CATALOGUE[name].kind != "histogram" and len(labels) == len(CATALOGUE[name].labels), name
+        found = self.series[name].setdefault(labels, Value())
+        assert isinstance(found, Value)
+        return found
+
+    def histogram(self, name: str, *labels: str) -> Histogram:
+        """The histogram with these labels."""
+        assert len(labels) == len(CATALOGUE[name].labels), name
+        found = self.series[name].setdefault(labels, Histogram(CATALOGUE[name].buckets))
+        assert isinstance(found, Histogram)
+        return found
+
+    def families(self) -> Iterator[object]:
+        """What prometheus_client writes down."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        for metric in CATALOGUE.values():
+            kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
+            family = kinds[metric.kind](PREFIX + metric.name, metric.help, labels=metric.labels)
+            for labels, series in self.series[metric.name].items():
+                if isinstance(series, Histogram):
+                    family.add_metric(labels, list(_cumulative(series)), series.total)
+                else:
+                    family.add_metric(labels, series.value)
+            yield family
+
+    def exposition(self) -> tuple[bytes, bytes]:
+        """The text for a scrape, and its content type."""
+        from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collector(self))  # type: ignore[arg-type]
+        ProcessCollector(registry=registry)
+        return generate_latest(registry), CONTENT_TYPE_LATEST.encode("ascii")
+
+
+class _Collector:
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+
+    def collect(self) -> Iterable[object]:
+        return self.metrics.families()
+
+
+def _cumulative(histogram: Histogram) -> Iterator[tuple[str, float]]:
+    count = 0
+    for bound, more in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+        count += more
+        yield ("+Inf" if bound == float("inf") else str(bound)), float(count)

@@ -1,0 +1,224 @@
+"""The Open Inference Protocol v2: tensors in JSON, and in its binary extension, to numpy and back.
+
+In the extension the body starts with JSON, whose length the header Inference-Header-Content-Length gives; the tensors
+that say `binary_data_size` follow, little endian, one after the other. An element of BYTES is its length in four bytes and
+then itself. https://github.com/kserve/open-inference-protocol/tree/main/specification/protocol
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from loopline.release.bundle import Tensor
+from loopline.serving.http import BINARY, Headers, Refusal, Response
+
+LENGTH = b"inference-header-content-length"
+DTYPES: dict[str, type[np.generic]] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
+MOST_DIMENSIONS = 8
+MOST_SIDE = 2**31
+Parsed = NDArray[Any] | list[bytes]
+
+
+@dataclass(slots=True)
+class Call:
+    """An inference request. tensors: by name; a list of bytes for BYTES. outputs: wanted name -> as binary?"""
+
+    id: str
+    tensors: dict[str, Parsed]
+    outputs: dict[str, bool]
+
+
+def parse(body: bytes, headers: Headers, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> Call:
+    """Read a request for a model with these inputs and outputs. Raises Refusal (400) naming what is wrong."""
+    head, tail = _parts(body, headers)
+    try:
+        request = orjson.loads(head)
+    except orjson.JSONDecodeError as error:
+        raise Refusal(400, f"the request is not JSON: {error}") from None
+    given = _get(request, "inputs", list, "the request")
+    identity = request.get("id", "")
+    if not isinstance(identity, str):
+        raise Refusal(400, "id must be a string")
+    tensors: dict[str, Parsed] = {}
+    start = 0
+    for row in given:
+        name = _get(row, "name", str, "an input")
+        if name not in inputs:
+            raise Refusal(400, f"there is no input {name!r}: {', '.join(inputs)} are there")
+        if name in tensors:
+            raise Refusal(400, f"input {name!r} comes twice")
+        tensors[name], start = _tensor(row, inputs[name], tail, start)
+    if start != len(tail):
+        raise Refusal(400, f"{len(tail) - start} bytes follow the last tensor")
+    return Call(identity, tensors, _wanted(request, outputs))
+
+
+def _parts(body: bytes, headers: Headers) -> tuple[bytes, bytes]:
+    length = headers.get(LENGTH)
+    if length is None:
+        return body, b""
+    if not length.isdigit() or int(length[:12]) > len(body):
+        raise Refusal(400, "Inference-Header-Content-Length must be the bytes of the JSON at the body's start")
+    return body[: int(length)], body[int(length) :]
+
+
+def _get(row: Any, key: str, kind: type, what: str) -> Any:
+    value = row.get(key) if isinstance(row, dict) else None
+    if not isinstance(value, kind):
+        raise Refusal(400, f"{what} must be an object with {key!r}, a {kind.__name__}")
+    return value
+
+
+def _parameters(row: Any, what: str) -> dict[str, Any]:
+    found = row.get("parameters", {})
+    if not isinstance(found, dict):
+        raise Refusal(400, f"the parameters of {what} must be an object")
+    return found
+
+
+def _tensor(row: Any, tensor: Tensor, tail: bytes, start: int) -> tuple[Parsed, int]:
+    """The tensor and where the next one starts in `tail`."""
+    what = f"input {tensor.name!r}"
+    datatype = _get(row, "datatype", str, what)
+    if datatype != tensor.datatype:
+        raise Refusal(400, f"{what} has datatype {datatype}, the model takes {tensor.datatype}")
+    shape = _shape(_get(row, "shape", list, what), tensor)
+    size = _parameters(row, what).get("binary_data_size")
+    if size is None:
+        return _from_json(row, tensor, shape), start
+    if type(size) is not int or size < 0 or start + size > len(tail):
+        raise Refusal(400, f"{what}: binary_data_size is {size!r}, {len(tail) - start} bytes are there")
+    if "data" in row:
+        raise Refusal(400, f"{what} has both data and binary_data_size")
+    content = tail[start : start + size]
+    if datatype == "BYTES":
+        return _elements(content, math.prod(shape), what), start + size
+    dtype = np.dtype(DTYPES[datatype])
+    if size != math.prod(shape) * dtype.itemsize:
+        raise Refusal(400, f"{what}: {size} bytes are not {list(shape)} of {datatype}")
+    return _sound(np.frombuffer(content, dtype).reshape(shape), what), start + size
+
+
+def _shape(given: list[Any], tensor: Tensor) -> tuple[int, ...]:
+    ok = len(given) == len(tensor.shape) <= MOST_DIMENSIONS
+    for side, wanted in zip(given, tensor.shape, strict=False):
+        ok = ok and type(side) is int and (1 <= side < MOST_SIDE if wanted < 0 else side == wanted)
+    if not ok:
+        free = ["any" if side < 0 else side for side in tensor.shape]
+        raise Refusal(
+            400, f"input {tensor.name!r} has shape {given!r:.80}, the model takes {free}".replace("'any'", "any")
+        )
+    return tuple(given)
+
+
+def _from_json(row: Any, tensor: Tensor, shape: tuple[int, ...]) -> Parsed:
+    what = f"input {tensor.name!r}"
+    data = _get(row, "data", list, what)
+    if tensor.datatype == "BYTES":
+        flat = _flat(data)
+        if len(flat) != math.prod(shape) or not all(isinstance(value, str) for value in flat):
+            raise Refusal(400, f"{what}: data must be {math.prod(shape)} strings")
+        return [value.encode() for value in flat]
+    dtype = np.dtype(DTYPES[tensor.datatype])
+    try:
+        found = np.array(data)
+    except (ValueError, OverflowError):
+        raise Refusal(400, f"{what}: data has rows of different length") from None
+    fits = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
+    if found.size != math.prod(shape) or found.dtype.kind not in fits:
+        raise Refusal(400, f"{what}: data must be {math.prod(shape)} values of {tensor.datatype}")
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if found.min() < limits.min or found.max() > limits.max:
+            raise Refusal(400, f"{what}: a value is outside of {tensor.datatype}, {limits.min} to {limits.max}")
+    return _sound(found.astype(dtype).reshape(shape), what)
+
+
+def _flat(data: list[Any]) -> list[Any]:
+    while data and all(isinstance(row, list) for row in data):
+        data = [value for row in data for value in row]
+    return data
+
+
+def _elements(content: bytes, count: int, what: str) -> list[bytes]:
+    found: list[bytes] = []
+    start = 0
+    while start < len(content) and len(found) <= count:
+        if start + 4 > len(content):
+            raise Refusal(400, f"{what}: the length of element {len(found)} is cut off")
+        (length,) = struct.unpack_from("<I", content, start)
+        start += 4
+        if start + length > len(content):
+            raise Refusal(400, f"{what}: element {len(found)} says {length} bytes, {len(content) - start} are there")
+        found.append(content[start : start + length])
+        start += length
+    if len(found) != count or start != len(content):
+        raise Refusal(400, f"{what}: {count} elements were announced, others are there")
+    return found
+
+
+def _sound(array: NDArray[Any], what: str) -> NDArray[Any]:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise Refusal(400, f"{what} has values that are no finite numbers")
+    return array
+
+
+def _wanted(request: dict[str, Any], outputs: dict[str, Tensor]) -> dict[str, bool]:
+    binary = _parameters(request, "the request").get("binary_data_output", False) is True
+    given = request.get("outputs")
+    if given is None or given == []:
+        return dict.fromkeys(outputs, binary)
+    if not isinstance(given, list):
+        raise Refusal(400, "outputs must be a list")
+    found = {}
+    for row in given:
+        name = _get(row, "name", str, "an output")
+        if name not in outputs:
+            raise Refusal(400, f"there is no output {name!r}: {', '.join(outputs)} are there")
+        found[name] = _parameters(row, f"output {name!r}").get("binary_data", binary) is True
+    return found
+
+
+def answer(
+    call: Call, model: str, version: str, arrays: dict[str, NDArray[Any]], outputs: dict[str, Tensor]
+) -> Response:
+    """The answer, as JSON, or with the binary tensors behind it."""
+    rows: list[dict[str, Any]] = []
+    parts: list[bytes] = []
+    for name, binary in call.outputs.items():
+        array = arrays[name]
+        row: dict[str, Any] = {"name": name, "datatype": outputs[name].datatype, "shape": array.shape}
+        if binary:
+            content = array.tobytes()
+            row["parameters"] = {"binary_data_size": len(content)}
+            parts.append(content)
+        else:
+            row["data"] = array.reshape(-1).tolist()
+        rows.append(row)
+    said: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": rows}
+    if call.id:
+        said["id"] = call.id
+    head = orjson.dumps(said)
+    if not parts:
+        return Response(body=(head,))
+    return Response(body=(head, *parts), content_type=BINARY, headers={LENGTH: b"%d" % len(head)})

@@ -1,0 +1,111 @@
+"""`loopline serve BUNDLE ...`: load, warm up, listen, and end without losing a request.
+
+Three different answers: the process answers /v2/health/live as soon as it listens, /v2/health/ready once the models are warm and
+until it is told to stop. SIGTERM: not ready at once, but still answering for `grace` seconds, so that whoever balances the load
+sees it; then no new connections, what is in flight is finished, exit 0. A second process may listen on the same port meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loopline.errors import LooplineError
+from loopline.serving import http
+from loopline.serving.app import App, Limits
+from loopline.serving.logs import log
+from loopline.serving.model import Model, cpu_limit
+
+SWITCH_SECONDS = 0.0005  # a slot's thread that wants the interpreter waits no longer: Python's 5 ms are many answers
+BACKLOG = 1024
+TOKEN = "LOOPLINE_TOKEN"  # noqa: S105 - the variable's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """See `loopline serve --help`. grace: seconds of answering after SIGTERM; drain: seconds to finish what is in flight."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    slots: int | None = None
+    grace: float = 1.0
+    drain: float = 30.0
+    limits: Limits = field(default_factory=Limits)
+
+
+def load(folders: Sequence[Path]) -> list[Model]:
+    """Every bundle, verified and warm. Raises LooplineError on a bad one, and on two of one name."""
+    models: dict[str, Model] = {}
+    for folder in folders:
+        start = time.perf_counter()
+        model = Model(folder)
+        if model.name in models:
+            raise LooplineError(f"{folder}: a model {model.name!r} is already served; serve one version a process")
+        profile = model.warm_up()
+        models[model.name] = model
+        log(
+            "info",
+            "model loaded",
+            model=model.name,
+            version=model.version,
+            precision=model.bundle.manifest.quantization,
+            provider=model.provider,
+            best_batch_rows=model.best_rows,
+            batch_ms={str(rows): round(seconds * 1e3, 3) for rows, seconds in profile.items()},
+            seconds=round(time.perf_counter() - start, 3),
+        )
+    return list(models.values())
+
+
+def run(folders: Sequence[Path], options: Options) -> int:
+    """Serve until told to stop; returns the exit code."""
+    import uvloop
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    listener = listen(options.host, options.port)
+    models = load(folders)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(models, listener, options))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to `port`, which another process of ours may share. Raises LooplineError where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise LooplineError(f"cannot listen on {host}:{port}: {error}") from error
+    return listener
+
+
+async def _serve(models: list[Model], listener: socket.socket, options: Options) -> int:
+    loop = asyncio.get_running_loop()
+    app = App(models, slots=options.slots or cpu_limit(), limits=options.limits, token=os.environ.get(TOKEN))
+    server = http.Server(app)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    acceptor = await loop.create_server(server.protocol, sock=listener, backlog=BACKLOG)
+    app.ready = True
+    host, port = listener.getsockname()[:2]
+    log("info", "ready", address=f"http://{host}:{port}", models=list(app.models), slots=app.batcher.slots)
+    await stop.wait()
+    app.ready = False
+    log("info", "stopping", connections=len(server.connections))
+    await asyncio.sleep(options.grace)
+    acceptor.close()
+    whole = await server.drain(idle_seconds=min(5.0, options.drain / 2), seconds=options.drain)
+    app.batcher.close()
+    log("info" if whole else "error", "stopped" if whole else "stopped with requests cut off")
+    return 0 if whole else 1
