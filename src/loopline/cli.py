@@ -74,6 +74,24 @@ def _history(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from loopline.serving import server
+    from loopline.serving.app import Limits
+
+    limits = Limits(body_bytes=options.max_body_mb << 20, timeout_ms=options.timeout_ms)
+    return server.run(
+        options.bundle,
+        server.Options(
+            host=options.host,
+            port=options.port,
+            slots=options.slots,
+            grace=options.grace,
+            drain=options.drain,
+            limits=limits,
+        ),
+    )
+
+
 def _models() -> list[str]:
     from loopline import settings
 
@@ -111,6 +129,20 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("model")
     add.add_argument("folder")
     add.add_argument("--remote", help="the DVC remote that keeps this batch (default: the repository's)")
+
+    serve = verb(
+        rooms, "serve", _serve, "serve bundles over HTTP: the Open Inference Protocol v2, and a route for people"
+    )
+    serve.add_argument("bundle", nargs="+", type=Path, help="a folder, e.g. models/text/bundle")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080, help="0: any free one")
+    serve.add_argument("--slots", type=int, help="batches that run at once (default: the cores this process may use)")
+    serve.add_argument("--timeout-ms", type=int, default=1000, help="of a request that sends no X-Request-Timeout-Ms")
+    serve.add_argument("--max-body-mb", type=int, default=16, help="of a request")
+    serve.add_argument(
+        "--grace", type=float, default=1.0, help="seconds of answering after SIGTERM, not ready any more"
+    )
+    serve.add_argument("--drain", type=float, default=30.0, help="seconds to finish what is in flight")
 
     track = room("track", "experiment tracking")
     verb(track, "sync", _track_sync, "send the runs that were kept while the tracking server was away")

@@ -1,8 +1,9 @@
-"""Run an ONNX model over a split, and time two side by side, for stages and releases. The server has its own engine."""
+"""Open an ONNX model, run it over a split, time two side by side: for stages, releases and the server."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 Arrays = dict[str, NDArray[Any]]
 
 
-def session(path: Path, *, threads: int = 1) -> ort.InferenceSession:
-    """Open a model on the CPU, where it will serve. Raises LooplineError if it cannot be opened.
+def session(
+    path: Path, *, threads: int = 1, providers: Sequence[str] = ("CPUExecutionProvider",)
+) -> ort.InferenceSession:
+    """Open a model on the first of `providers` that is there. Raises LooplineError if it cannot be opened.
 
-    One thread by default: figures do not depend on the machine's cores or accelerators, and timings are steadier.
+    One thread on the CPU by default: figures do not depend on the machine's cores or accelerators, and timings are steadier.
     """
     import onnxruntime as ort
 
@@ -30,8 +33,9 @@ def session(path: Path, *, threads: int = 1) -> ort.InferenceSession:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    available = set(ort.get_available_providers())
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=[name for name in providers if name in available])
     except Exception as error:  # onnxruntime has no common base for its errors
         raise LooplineError(f"{path} cannot be opened as an ONNX model: {error}") from error
 

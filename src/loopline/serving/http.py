@@ -20,7 +20,7 @@ import httptools
 
 HEAD_BYTES = 32 * 1024  # of a request's first line and headers
 HEADERS = 100
-PIPELINED = 16  # requests of one connection in flight; beyond, it is not read from
+PIPELINED = 16  # requests of one connection that are answered at a time, and in one turn of the loop
 HEAD_SECONDS = 10.0  # to send the head
 BODY_SECONDS = 60.0  # to send the body
 IDLE_SECONDS = 75.0  # between two requests
@@ -105,8 +105,14 @@ class Connection(asyncio.Protocol):
         self.parser = httptools.HttpRequestParser(self)
         self.transport: Any = None
         self.slots: deque[_Slot] = deque()
+        self.parked: deque[tuple[_Slot, Request | Refusal]] = (
+            deque()
+        )  # read, and not begun; at most what one read brought
+        self.begun = 0  # in this turn of the event loop
+        self.pumping = False  # `_pump` is due
         self.closing = False  # nothing more is read
-        self.stopped = 0  # reasons not to read: a full pipeline, a client that does not read its answers
+        self.clogged = False  # the client does not read its answers
+        self.reading = True
         self._fresh()
         self.since = server.now()  # of the current phase: idle, head or body
 
@@ -133,6 +139,7 @@ class Connection(asyncio.Protocol):
             if slot.response is None and slot.cancel:
                 slot.cancel()
         self.slots.clear()
+        self.parked.clear()
         self.server.closed(self)
 
     def data_received(self, data: bytes) -> None:
@@ -141,10 +148,13 @@ class Connection(asyncio.Protocol):
             return
         if self.phase in ("idle", "head"):
             self.head += len(data)
+        self.begun = 0
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail(Refusal(400, "no protocol but HTTP/1.1 is spoken here"))
+        except httptools.HttpParserUpgrade as error:  # an offer that may be ignored: HTTP/1.1 goes on
+            self.parser = httptools.HttpRequestParser(self)
+            if rest := data[error.args[0] :]:
+                self.data_received(rest)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, Refusal):
@@ -159,25 +169,25 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """See asyncio.Protocol. A client that has closed its side may still wait for its answers."""
         self.closing = True
-        return bool(self.slots)
+        return bool(self.slots or self.parked)
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol: the client does not read its answers, so it is not read from."""
-        self._stop_reading()
+        self.clogged = True
+        self._read_on()
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
-        self._go_on_reading()
+        self.clogged = False
+        self._pump_soon()
+        self._read_on()
 
-    def _stop_reading(self) -> None:
-        self.stopped += 1
-        if self.stopped == 1 and not self.transport.is_closing():
-            self.transport.pause_reading()
-
-    def _go_on_reading(self) -> None:
-        self.stopped -= 1
-        if self.stopped == 0 and not self.transport.is_closing():
-            self.transport.resume_reading()
+    def _read_on(self) -> None:
+        """Read from the client if what it sent before has been begun, and it reads what it gets."""
+        wanted = not self.parked and not self.clogged
+        if wanted != self.reading and not self.transport.is_closing():
+            self.reading = wanted
+            (self.transport.resume_reading if wanted else self.transport.pause_reading)()
 
     # The parser's side
 
@@ -194,12 +204,13 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
         self.headers[name.lower()] = value
-        if len(self.headers) > HEADERS:
-            raise Refusal(431, f"more than {HEADERS} headers")
+        self.size += len(name) + len(value)
+        if len(self.headers) > HEADERS or self.size > HEAD_BYTES:
+            raise Refusal(431, f"the head is over {HEADERS} headers or {HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
         """Is this request welcome, and how long may it be?"""
-        self.head = 0
+        self.head = self.size = 0
         self.phase = "body"
         slot, headers = self.slot, self.headers
         slot.keep_alive = self.parser.should_keep_alive()
@@ -221,6 +232,8 @@ class Connection(asyncio.Protocol):
             if refusal.close:
                 raise
             self.refused, self.limit = refusal, max(self.limit, self.server.discard)
+        if self.parser.should_upgrade() and (b"content-length" in headers or b"transfer-encoding" in headers):
+            raise Refusal(400, "a request that asks for another protocol cannot have a body")
         if headers.get(b"expect", b"").lower() == b"100-continue":
             if self.refused:
                 raise self.refused
@@ -236,14 +249,44 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        slot = self.slot
-        self.slots.append(slot)
-        if len(self.slots) == PIPELINED:
-            self._stop_reading()
-        refused, body = self.refused, self.body
-        received, headers, parsed, path, method = self.since, self.headers, self.parsed, self.path, self.method
+        slot, body = self.slot, self.body
+        asked: Request | Refusal
+        if self.refused:
+            asked = self.refused
+        else:
+            whole = body[0] if len(body) == 1 else b"".join(body)
+            asked = Request(self.method, self.path, self.parsed.query or b"", self.headers, whole, self.since)
         self._fresh()
         self.since = self.server.now()
+        if self._full():
+            self.parked.append((slot, asked))
+            self._read_on()
+            self._pump_soon()
+        else:
+            self._begin(slot, asked)
+
+    def _full(self) -> bool:
+        return bool(self.parked) or self.clogged or len(self.slots) >= PIPELINED or self.begun >= PIPELINED
+
+    def _pump_soon(self) -> None:
+        if self.parked and not self.pumping:
+            self.pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Begin what is parked, some at a time, so that one client's pipeline does not hold up the others."""
+        self.pumping, self.begun = False, 0
+        while self.parked and not self.clogged and max(len(self.slots), self.begun) < PIPELINED:
+            self._begin(*self.parked.popleft())
+        if self.begun >= PIPELINED:
+            self._pump_soon()
+        self._read_on()
+        if self.closing and not self.parked:
+            self._flush()
+
+    def _begin(self, slot: _Slot, asked: Request | Refusal) -> None:
+        self.begun += 1
+        self.slots.append(slot)
 
         def respond(response: Response) -> None:
             if slot.response is None:
@@ -251,11 +294,9 @@ class Connection(asyncio.Protocol):
                 self._flush()
 
         try:
-            if refused:
-                raise refused
-            whole = body[0] if len(body) == 1 else b"".join(body)
-            request = Request(method, path, parsed.query or b"", headers, whole, received)
-            slot.cancel = self.application.answer(request, respond)
+            if isinstance(asked, Refusal):
+                raise asked
+            slot.cancel = self.application.answer(asked, respond)
         except Refusal as refusal:
             respond(self.application.refusal(refusal))
 
@@ -264,15 +305,16 @@ class Connection(asyncio.Protocol):
         self.closing = True
         slot = _Slot()
         slot.keep_alive = False
-        slot.response = self.application.refusal(refusal)
-        self.slots.append(slot)
-        self._flush()
+        if self._full():
+            self.parked.append((slot, refusal))
+            self._pump_soon()
+        else:
+            self._begin(slot, refusal)
 
     def _flush(self) -> None:
         """Send every answer that is next in line."""
         slots, transport = self.slots, self.transport
         while slots and (response := slots[0].response) is not None:
-            full = len(slots) == PIPELINED
             slot = slots.popleft()
             last = not slot.keep_alive or response.close or self.server.draining
             if not transport.is_closing():
@@ -283,11 +325,12 @@ class Connection(asyncio.Protocol):
                     if behind.response is None and behind.cancel:
                         behind.cancel()
                 slots.clear()
+                self.parked.clear()
                 transport.close()
                 return
-            if full:
-                self._go_on_reading()
-        if self.closing and not slots:
+        if self.parked:
+            self._pump_soon()
+        elif self.closing and not slots:
             transport.close()
 
     # The server's side
@@ -295,12 +338,12 @@ class Connection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Nothing is being read or answered."""
-        return self.phase == "idle" and not self.slots
+        return self.phase == "idle" and not self.slots and not self.parked
 
     def sweep(self, now: float) -> None:
         """Close what has waited too long."""
         waited = now - self.since
-        if self.closing or self.slots:
+        if self.closing or self.slots or self.parked:
             return
         if self.phase == "idle":
             if waited > IDLE_SECONDS:

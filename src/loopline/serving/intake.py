@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import orjson
@@ -11,6 +12,7 @@ from loopline.serving.model import MOST_TEXT, Encoded
 
 MOST_ITEMS = 64
 MOST_PARTS = 128  # of a form
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of what is the client's mistake
 
 
 def images(body: bytes, headers: Headers) -> Encoded:

@@ -13,18 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.errors import LooplineError
-from loopline.release import bundle
+from loopline.release import bundle, runner
 from loopline.serving.http import Refusal
 from loopline.tasks import image
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 
 Arrays = dict[str, NDArray[Any]]
 MOST_PIXELS = 25_000_000  # of an image, checked before it is decoded
@@ -63,12 +59,12 @@ class Model:
     """One bundle, ready to run. Many threads may call `run` at once."""
 
     def __init__(self, folder: Path, *, threads: int = 1) -> None:
-        """Verify and load the bundle at `folder`. Raises BundleError or LooplineError with what is wrong."""
+        """Verify and load the bundle at `folder`. Raises LooplineError with what is wrong."""
         self.bundle = bundle.read(folder)
         manifest = self.bundle.manifest
         self.name, self.spec, self.version = manifest.name, manifest.spec, self.bundle.version[:12]
         self.task = import_module(f"loopline.tasks.{self.spec.task}")
-        self.session = open_session(self.bundle.model, threads=threads)
+        self.session = runner.session(self.bundle.model, threads=threads, providers=PROVIDERS)
         self.provider = self.session.get_providers()[0].removesuffix("ExecutionProvider")
         self.inputs = {tensor.name: tensor for tensor in manifest.inputs}
         self.outputs = {tensor.name: tensor for tensor in manifest.outputs}
@@ -203,24 +199,6 @@ def _decode(data: bytes, channels: int) -> image.Pixels:
         raise Refusal(400, str(error)) from None
     except Exception as error:  # decoders raise a dozen kinds on broken bytes
         raise Refusal(400, f"broken image: {error}") from None
-
-
-def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
-    """Open a model on the best provider there is. Raises LooplineError if it cannot be opened."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3  # errors only
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    available = set(ort.get_available_providers())
-    try:
-        return ort.InferenceSession(str(path), options, providers=[name for name in PROVIDERS if name in available])
-    except Exception as error:  # onnxruntime has no common base for its errors
-        raise LooplineError(f"{path} cannot be opened as an ONNX model: {error}") from error
 
 
 def cpu_limit() -> int:

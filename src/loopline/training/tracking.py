@@ -97,7 +97,10 @@ def _experiment(store: MlflowClient, name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     location = (SPOOL / "artifacts").resolve().as_uri() if str(SPOOL) in store.tracking_uri else None
-    return str(store.create_experiment(name, artifact_location=location))
+    training = {
+        "mlflow.experimentKind": "custom_model_development"
+    }  # without it the page opens on language models' traces
+    return str(store.create_experiment(name, artifact_location=location, tags=training))
 
 
 def revision() -> str:

@@ -1,0 +1,115 @@
+"""Three bundles of tiny real models: a classifier of brightness, a detector of one bright spot, a text model that counts words."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper, save
+
+from loopline.release import bundle
+from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
+from loopline.training.text import tokenizing
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "release"))
+import brightness
+
+TEXTS = ["good fine", "bad poor", "good great", "bad awful"]
+WORDS = 50  # an id from here on makes the text model fail: the poisoned item of a batch
+
+
+def classifier(folder, threshold=127.5, **options):
+    """`image` uint8 (n, 8, 8, 1): bright above the threshold, else dark."""
+    model = brightness.onnx_model(folder.with_suffix(".onnx"), threshold)
+    return _write(folder, brightness.described(**options), model)
+
+
+def text(folder):
+    """`ids` int64 (n, l): `good` and `bad` by the sum of what each word says."""
+    tokenizer = tokenizing.learn(TEXTS, "words", vocabulary=WORDS, max_tokens=16)
+    table = np.zeros((WORDS, 2), np.float32)
+    for word, number in tokenizer.get_vocab().items():
+        table[number] = {True: (1, -1), False: (-1, 1)}[word in "good fine great"] if number > tokenizing.EDGE else 0
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["said"]),
+        helper.make_node("ReduceSum", ["said", "length"], ["logits"], keepdims=0),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("Identity", ["logits"], ["embedding"]),
+    ]
+    constants = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array([1], np.int64), "length")]
+    gives = {"probabilities": (TensorProto.FLOAT, ["n", 2]), "embedding": (TensorProto.FLOAT, ["n", 2])}
+    model = _save(folder, nodes, constants, {"ids": (TensorProto.INT64, ["n", "l"])}, gives)
+    tokenizer.save(str(folder.with_suffix(".json")))
+    spec = ModelSpec(task="text", labels=("good", "bad"), text=TextInput(max_tokens=16))
+    takes = (bundle.Tensor(name="ids", datatype="INT64", shape=(-1, -1)),)
+    outs = tuple(bundle.Tensor(name=name, datatype="FP32", shape=(-1, 2)) for name in gives)
+    return _write(folder, _described("text", spec, takes, outs), model, tokenizer=folder.with_suffix(".json"))
+
+
+def detector(folder):
+    """`image` uint8 (n, 32, 32, 3): a box at 4, 4, 20, 20 whose score is the brightness."""
+    constants = [
+        numpy_helper.from_array(np.array([1, 2, 3], np.int64), "sides"),
+        numpy_helper.from_array(np.array([-1, 1], np.int64), "column"),
+        numpy_helper.from_array(np.array(255, np.float32), "full"),
+        numpy_helper.from_array(np.array([[1, 0]], np.float32), "first"),
+        numpy_helper.from_array(np.zeros((1, 2), np.float32), "nothing"),
+        numpy_helper.from_array(np.array([[[4, 4, 20, 20], [0, 0, 1, 1]]], np.float32), "corners"),
+        numpy_helper.from_array(np.array([[1, 0]], np.int64), "kinds"),
+        numpy_helper.from_array(np.array([2], np.int64), "last"),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "sides"], ["mean"], keepdims=0),
+        helper.make_node("Div", ["mean", "full"], ["bright"]),
+        helper.make_node("Reshape", ["bright", "column"], ["embedding"]),
+        helper.make_node("Mul", ["embedding", "first"], ["scores"]),
+        helper.make_node("Mul", ["scores", "nothing"], ["zeros"]),
+        helper.make_node("Cast", ["zeros"], ["none"], to=TensorProto.INT64),
+        helper.make_node("Add", ["none", "kinds"], ["classes"]),
+        helper.make_node("Unsqueeze", ["zeros", "last"], ["wide"]),
+        helper.make_node("Add", ["wide", "corners"], ["boxes"]),
+    ]
+    gives = {
+        "boxes": (TensorProto.FLOAT, ["n", 2, 4]),
+        "scores": (TensorProto.FLOAT, ["n", 2]),
+        "classes": (TensorProto.INT64, ["n", 2]),
+        "embedding": (TensorProto.FLOAT, ["n", 1]),
+    }
+    model = _save(folder, nodes, constants, {"image": (TensorProto.UINT8, ["n", 32, 32, 3])}, gives)
+    shape = ImageInput(height=32, width=32, channels=3, fit="letterbox")
+    spec = ModelSpec(task="detection", labels=("dim", "spot"), image=shape, score_threshold=0.5)
+    takes = (bundle.Tensor(name="image", datatype="UINT8", shape=(-1, 32, 32, 3)),)
+    kinds = {TensorProto.FLOAT: "FP32", TensorProto.INT64: "INT64"}
+    outs = tuple(bundle.Tensor(name=n, datatype=kinds[k], shape=(-1, *shape[1:])) for n, (k, shape) in gives.items())
+    return _write(folder, _described("detector", spec, takes, outs), model)
+
+
+def _save(folder, nodes, constants, takes, gives):
+    values = helper.make_tensor_value_info
+    ins, outs = ([values(name, kind, shape) for name, (kind, shape) in side.items()] for side in (takes, gives))
+    model = helper.make_model(
+        helper.make_graph(nodes, "tiny", ins, outs, constants),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    save(model, folder.with_suffix(".onnx"))
+    return folder.with_suffix(".onnx")
+
+
+def _described(name, spec, inputs, outputs):
+    return bundle.Manifest(
+        name=name,
+        spec=spec,
+        inputs=inputs,
+        outputs=outputs,
+        quantization="fp32",
+        metrics={"headline": "accuracy", "n": 2, "metrics": {"accuracy": {"value": 1.0, "low": 1.0, "high": 1.0}}},
+        lineage=bundle.Lineage(data="a" * 64, parameters="b" * 64, code="c" * 64),
+    )
+
+
+def _write(folder, described, model, **more):
+    drift = folder.with_suffix(".drift")
+    drift.write_text(json.dumps({"schema": 1, "samples": 2, "signals": {}}))
+    return bundle.write(folder, described, model=model, drift=drift, card="# tiny\n", **more)

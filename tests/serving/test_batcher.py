@@ -1,0 +1,238 @@
+"""The queue: order, deadlines, poison, fairness, cancellation. Models here are clocks: what they cost is known."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopline.serving.batcher import MOST_BYTES, Batcher, Job, TooLate
+from loopline.serving.http import Refusal
+
+
+class Clock:
+    """Answers each payload with itself; `poison` fails a batch that holds it. `gate` holds the first batch back."""
+
+    def __init__(self, name="clock", *, best_rows=4, row_seconds=0.0, sleep=0.0):
+        self.name, self.best_rows, self.row_seconds, self.sleep = name, best_rows, row_seconds, sleep
+        self.batches = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, payloads):
+        self.gate.wait(5)
+        self.batches.append(list(payloads))
+        time.sleep(self.sleep)
+        if "poison" in payloads:
+            raise RuntimeError("poison")
+        return list(payloads)
+
+
+def scenario(play, *models, slots=1):
+    """Run `play(batcher, submit)` in an event loop. submit(model, payload) -> a future of the job."""
+    observed = []
+
+    async def main():
+        batcher = Batcher(models, slots=slots, observe=lambda model, batch: observed.append((model.name, len(batch))))
+        loop = asyncio.get_running_loop()
+
+        def submit(model, payload, *, rows=1, size=0, seconds=5.0):
+            future = loop.create_future()
+            job = Job(model, payload, rows, size, time.monotonic() + seconds, lambda job: future.set_result(job.result))
+            batcher.submit(job)
+            future.job = job
+            return future
+
+        try:
+            return await play(batcher, submit)
+        finally:
+            batcher.close()
+
+    return asyncio.run(main()), observed
+
+
+def test_what_waits_goes_together_in_its_order_up_to_the_best_size():
+    model = Clock(best_rows=4)
+
+    async def play(_, submit):
+        model.gate.clear()
+        futures = [submit(model, n) for n in range(10)]
+        model.gate.set()
+        return await asyncio.gather(*futures)
+
+    answers, observed = scenario(play, model)
+    assert answers == list(range(10))
+    assert model.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
+    assert observed == [("clock", 1), ("clock", 4), ("clock", 4), ("clock", 1)]
+
+
+def test_an_idle_model_runs_at_once_and_never_waits_for_company():
+    model = Clock(best_rows=64)
+
+    async def play(_, submit):
+        start = time.monotonic()
+        await submit(model, 1)
+        return time.monotonic() - start
+
+    seconds, _ = scenario(play, model)
+    assert seconds < 0.5  # there is no timer to wait for; a busy machine may be slow
+
+
+def test_a_poisoned_item_fails_alone():
+    model = Clock(best_rows=8)
+
+    async def play(_, submit):
+        model.gate.clear()
+        futures = [submit(model, payload) for payload in ("first", "a", "poison", "b")]
+        model.gate.set()
+        return await asyncio.gather(*futures)
+
+    answers, _ = scenario(play, model)
+    assert answers[:2] == ["first", "a"]
+    assert isinstance(answers[2], RuntimeError)
+    assert answers[3] == "b"
+    assert model.batches == [["first"], ["a", "poison", "b"], ["a"], ["poison"], ["b"]]
+
+
+def test_what_is_cancelled_or_too_late_costs_nothing():
+    model = Clock(best_rows=8)
+
+    async def play(_, submit):
+        model.gate.clear()
+        first, cancelled, late, last = (submit(model, n, seconds=0.05 if n == 2 else 5) for n in range(4))
+        cancelled.job.cancel()
+        await asyncio.sleep(0.1)
+        model.gate.set()
+        answers = await asyncio.gather(first, late, last)
+        assert not cancelled.done()
+        return answers
+
+    answers, _ = scenario(play, model)
+    assert (answers[0], answers[2]) == (0, 3)
+    assert isinstance(answers[1], TooLate)
+    assert model.batches == [[0], [3]]
+
+
+def test_one_that_leaves_a_running_batch_does_not_take_the_others_with_it():
+    model = Clock(best_rows=8)
+
+    async def play(_, submit):
+        model.gate.clear()
+        blocker = submit(model, 0)
+        futures = [submit(model, n) for n in (1, 2, 3)]
+        model.gate.set()
+        await blocker
+        futures[1].job.cancel()  # its batch is on a slot now, or about to be
+        answers = await asyncio.gather(futures[0], futures[2])
+        await asyncio.sleep(0.05)
+        assert not futures[1].done()
+        return answers
+
+    assert scenario(play, model)[0] == [1, 3]
+
+
+def test_what_cannot_be_done_in_time_is_refused_at_the_door():
+    model = Clock(best_rows=1, row_seconds=0.5)
+
+    async def play(batcher, submit):
+        model.gate.clear()
+        accepted = [submit(model, n, seconds=2.2) for n in range(4)]
+        with pytest.raises(Refusal, match="is busy") as refused:
+            submit(model, "too much", seconds=2.2)
+        assert refused.value.status == 503
+        assert int(refused.value.headers[b"retry-after"]) == 2
+        submit(model, "patient", seconds=60)
+        model.gate.set()
+        return await asyncio.gather(*accepted)
+
+    assert scenario(play, model)[0] == [0, 1, 2, 3]
+
+
+def test_what_would_fill_the_memory_is_refused():
+    model = Clock()
+
+    async def play(batcher, submit):
+        model.gate.clear()
+        futures = [submit(model, n, size=MOST_BYTES // 2) for n in range(3)]
+        with pytest.raises(Refusal) as refused:
+            submit(model, "too much", size=1)
+        assert refused.value.status == 429
+        model.gate.set()
+        await asyncio.gather(*futures)
+        await submit(model, "again", size=MOST_BYTES)
+        return batcher.waiting_bytes
+
+    assert scenario(play, model)[0] == 0
+
+
+def test_a_busy_model_does_not_starve_another():
+    busy, rare = Clock("busy", best_rows=1, sleep=0.01), Clock("rare", best_rows=1, sleep=0.01)
+    order = []
+
+    async def play(_, submit):
+        busy.gate.clear()
+        futures = [submit(busy, n) for n in range(20)] + [submit(rare, n) for n in range(5)]
+        for number, future in enumerate(futures):
+            future.add_done_callback(lambda _, number=number: order.append("rare" if number >= 20 else "busy"))
+        busy.gate.set()
+        await asyncio.gather(*futures)
+
+    scenario(play, busy, rare)
+    assert order.index("rare") <= 2
+    assert "busy" in order[: order.index("rare") + 3]
+    assert max(index for index, name in enumerate(order) if name == "rare") <= 12
+
+
+def test_the_price_of_a_row_is_learnt():
+    model = Clock(best_rows=1, row_seconds=1.0, sleep=0.001)
+
+    async def play(_, submit):
+        for n in range(50):
+            await submit(model, n)
+        return model.row_seconds
+
+    assert scenario(play, model)[0] < 0.2
+
+
+def test_an_idle_batcher_sleeps():
+    model = Clock()
+
+    async def play(_, submit):
+        await submit(model, 0)
+        start = time.process_time()
+        await asyncio.sleep(0.5)
+        return time.process_time() - start
+
+    assert scenario(play, model, slots=2)[0] < 0.05
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["x", "poison"]), st.integers(1, 6), st.booleans()), max_size=30),
+    st.integers(1, 8),
+    st.integers(1, 3),
+)
+def test_every_item_is_answered_once_or_was_cancelled(items, best_rows, slots):
+    model = Clock(best_rows=best_rows)
+
+    async def play(batcher, submit):
+        model.gate.clear()
+        futures = [submit(model, kind, rows=rows) for kind, rows, _ in items]
+        for future, (_, _, gone) in zip(futures, items, strict=True):
+            if gone:
+                future.job.cancel()
+        model.gate.set()
+        kept = [future for future, (_, _, gone) in zip(futures, items, strict=True) if not gone]
+        answers = await asyncio.gather(*kept)
+        while batcher.busy:
+            await asyncio.sleep(0.001)
+        line = batcher.lines["clock"]
+        assert (line.rows, batcher.waiting_seconds, batcher.free) == (0, 0, slots)
+        return answers
+
+    answers, _ = scenario(play, model, slots=slots)
+    kinds = [kind for kind, _, gone in items if not gone]
+    assert [isinstance(answer, RuntimeError) for answer in answers] == [kind == "poison" for kind in kinds]
+    for batch in model.batches:
+        assert len(batch) <= best_rows or len(batch) == 1

@@ -1,0 +1,194 @@
+"""A server's beginning and end, under load: nothing is lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.client import HTTPConnection, HTTPException
+
+import brightness
+import bundles
+import psutil
+import pytest
+import requests
+
+CALL = "/v2/models/classifier/infer"
+BODY = json.dumps({"inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype": "UINT8", "data": [200] * 64}]})
+
+
+class Load:
+    """Clients on kept connections that count what they get. A connection that the server closes is opened anew, as any client does."""
+
+    def __init__(self, host, port, *, clients=4):
+        self.host, self.port, self.statuses, self.versions, self.lost = host, port, [], [], []
+        self.over = threading.Event()
+        self.threads = [threading.Thread(target=self._run) for _ in range(clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self):
+        connection = HTTPConnection(self.host, self.port, timeout=10)
+        while not self.over.is_set():
+            try:
+                connection.request("POST", CALL, BODY)
+                answer = connection.getresponse()
+                body = answer.read()
+                self.statuses.append(answer.status)
+                self.versions.append(json.loads(body).get("model_version"))
+            except ConnectionRefusedError:
+                return  # the last server has left
+            except (HTTPException, OSError) as error:
+                self.lost.append(repr(error))
+                connection.close()
+        connection.close()
+
+    def stop(self):
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def fails(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "loopline.cli", "serve", str(folder), "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_sigterm_under_load_loses_nothing(serve, folders):
+    server = serve(folders["classifier"])
+    load = Load(server.host, server.port)
+    time.sleep(0.5)
+    assert server.stop() == 0
+    load.stop()
+    assert len(load.statuses) > 100
+    assert set(load.statuses) == {200}
+    assert load.lost == []
+    assert [line["message"] for line in server.log][-2:] == ["stopping", "stopped"]
+
+
+def test_a_new_version_takes_over_on_the_same_port_and_nothing_is_lost(serve, folders, tmp_path):
+    old = serve(folders["classifier"])
+    load = Load(old.host, old.port)
+    time.sleep(0.3)
+    new = serve(bundles.classifier(tmp_path / "new", threshold=120).folder, "--port", old.port)
+    time.sleep(0.3)
+    assert old.stop() == 0
+    time.sleep(0.3)
+    load.stop()
+    assert load.lost == []
+    assert set(load.statuses) == {200}
+    assert load.versions[0] != load.versions[-1]
+    assert new.stop() == 0
+
+
+def test_it_says_not_ready_before_it_stops_answering(serve, folders):
+    server = serve(folders["classifier"], "--grace", 1)
+    with requests.Session() as session:
+        assert session.get(server.url + "/v2/health/ready", timeout=5).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert session.get(server.url + "/v2/health/ready", timeout=5).status_code == 503
+        assert session.get(server.url + "/v2/health/live", timeout=5).status_code == 200
+        assert session.post(server.url + "/predict/classifier", data=brightness.png(9), timeout=5).status_code == 200
+    assert server.stop() == 0
+
+
+def test_a_client_that_never_ends_does_not_keep_the_server(serve, folders):
+    server = serve(folders["classifier"], "--drain", 1)
+    connection = HTTPConnection(server.host, server.port)
+    connection.connect()
+    connection.sock.sendall(b"POST " + CALL.encode() + b" HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc")
+    time.sleep(0.2)
+    start = time.monotonic()
+    assert server.stop() == 1
+    assert time.monotonic() - start < 5
+    connection.close()
+
+
+def test_an_idle_server_sleeps(serve, folders):
+    server = serve(*folders.values())
+    requests.get(server.url + "/v2", timeout=5)
+    process = psutil.Process(server.process.pid)
+    before = sum(process.cpu_times()[:2])
+    time.sleep(3)
+    assert sum(process.cpu_times()[:2]) - before <= 0.03  # 1 % of a core
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda folder: (folder / "model.onnx").write_bytes(b"x"), "model.onnx was changed"),
+        (lambda folder: (folder / "drift.json").unlink(), "drift.json is missing"),
+        (shutil.rmtree, "is not a bundle"),
+    ],
+)
+def test_a_bad_bundle_stops_the_start_with_one_clear_line(folders, tmp_path, harm, said):
+    shutil.copytree(folders["classifier"], tmp_path / "bad")
+    harm(tmp_path / "bad")
+    code, printed = fails(tmp_path / "bad")
+    assert code == 1
+    assert said in printed
+    assert printed.count("\n") == 1
+
+
+def test_a_bundle_of_a_newer_schema_is_refused(folders, tmp_path):
+    import hashlib
+
+    folder = tmp_path / "newer"
+    shutil.copytree(folders["classifier"], folder)
+    content = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(content | {"schema": 2}))
+    sums = [line.split("  ") for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for _, name in sums]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+    code, printed = fails(folder)
+    assert (code, "schema 2, this version reads 1" in printed) == (1, True)
+
+
+def test_two_bundles_of_one_name_are_refused(folders, tmp_path):
+    other = bundles.classifier(tmp_path / "other", threshold=90).folder
+    done = subprocess.run(
+        [sys.executable, "-m", "loopline.cli", "serve", str(folders["classifier"]), str(other), "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "already served" in done.stderr
+
+
+def test_a_token_is_wanted_where_one_is_set(serve, folders):
+    server = serve(folders["classifier"], env={"LOOPLINE_TOKEN": "secret"})
+    url = server.url + "/predict/classifier"
+    ask = {"data": brightness.png(200), "timeout": 5}
+    assert requests.post(url, **ask).status_code == 401
+    assert requests.post(url, headers={"Authorization": "Bearer wrong"}, **ask).status_code == 401
+    assert requests.post(url, headers={"Authorization": "Bearer secret"}, **ask).status_code == 200
+    assert requests.get(server.url + "/v2/health/ready", timeout=5).status_code == 200
+    assert requests.get(server.url + "/metrics", timeout=5).status_code == 401
+    assert "secret" not in json.dumps(server.log)
+
+
+def test_the_slots_follow_the_cores_that_the_process_may_use(folders):
+    done = subprocess.Popen(
+        [sys.executable, "-m", "loopline.cli", "serve", str(folders["text"]), "--port", "0", "--grace", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {0}),  # noqa: PLW1509 - nothing else runs in this child yet
+    )
+    with done.stderr:
+        for line in done.stderr:
+            if (row := json.loads(line))["message"] == "ready":
+                assert row["slots"] == 1
+                done.terminate()
+    assert done.wait(10) == 0

@@ -1,0 +1,176 @@
+"""The route for people: images as files, texts as they come, and what somebody might send instead."""
+
+import io
+import json
+
+import brightness
+import numpy as np
+import pytest
+import requests
+from PIL import Image, ImageDraw
+
+from loopline.serving import intake, model
+
+CALLS = "/predict/classifier"
+
+
+def post(server, path, data=None, **options):
+    return requests.post(server.url + path, data=data, timeout=20, **options)
+
+
+def encoded(picture, kind="PNG", **options):
+    content = io.BytesIO()
+    picture.save(content, kind, **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(("value", "label"), [(230, "bright"), (20, "dark")])
+def test_an_image_is_answered_as_a_raw_body_and_in_a_form(server, kind, value, label):
+    data = encoded(Image.new("L", (20, 30), value), kind)
+    for answer in (post(server, CALLS, data), post(server, CALLS, files={"file": ("x.bin", data)})):
+        assert answer.status_code == 200
+        body = answer.json()
+        assert (body["model"], body["predictions"][0]["label"]) == ("classifier", label)
+        assert body["id"] == answer.headers["x-request-id"]
+        assert sum(body["predictions"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_several_images_of_a_form_keep_their_order(server):
+    files = [("file", (f"{n}.png", brightness.png(value))) for n, value in enumerate((250, 3, 240))]
+    assert [row["label"] for row in post(server, CALLS, files=files).json()["predictions"]] == [
+        "bright",
+        "dark",
+        "bright",
+    ]
+
+
+def test_boxes_are_in_pixels_of_the_upright_original(server):
+    picture = Image.new("RGB", (64, 32), "white")
+    sideways = Image.Exif()
+    sideways[0x0112] = 6  # rotate by 90 degrees: 32 x 64 upright
+    for data, size in ((encoded(picture), (64, 32)), (encoded(picture, "JPEG", exif=sideways), (32, 64))):
+        (box,) = post(server, "/predict/detector", data).json()["predictions"][0]["boxes"]
+        factor = max(size) / 32
+        right = [min(20 * factor, size[0]), min(20 * factor, size[1])]
+        assert [box["x1"], box["y1"], box["x2"], box["y2"]] == [4 * factor, 4 * factor, *right]
+        assert box["label"] == "spot"
+
+
+def test_a_large_image_takes_the_line_for_decoding(server):
+    noise = np.random.default_rng(0).integers(200, 256, (600, 600), np.uint8)
+    data = encoded(Image.fromarray(noise))
+    assert len(data) > 64 * 1024
+    assert post(server, CALLS, data).json()["predictions"][0]["label"] == "bright"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "labels"),
+    [
+        ('{"text": "good great"}', "application/json", ["good"]),
+        ('{"texts": ["bad", "fine"]}', "application/json", ["bad", "good"]),
+        ('["awful"]', "application/json", ["bad"]),
+        ('"great"', "application/json", ["good"]),
+        ("poor poor", "text/plain; charset=utf-8", ["bad"]),
+        ('{"text": "good \\ud800"}', "application/json", ["good"]),
+    ],
+)
+def test_texts_in_every_form(server, data, kind, labels):
+    answer = post(server, "/predict/text", data.encode(), headers={"Content-Type": kind})
+    if "ud800" in data:
+        assert answer.status_code in (200, 400)  # no text at all: JSON can write it, UTF-8 cannot
+        return
+    assert [row["label"] for row in answer.json()["predictions"]] == labels
+
+
+def test_a_text_in_a_form(server):
+    answer = post(server, "/predict/text", files={"text": (None, "good")})
+    assert answer.json()["predictions"][0]["label"] == "good"
+
+
+def test_an_empty_text_is_a_text(server):
+    assert post(server, "/predict/text", json={"text": ""}).status_code == 200
+
+
+def test_the_request_id_and_the_trace_pass_through(server):
+    headers = {"X-Request-Id": "abc-1", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+    answer = post(server, CALLS, brightness.png(9), headers=headers)
+    assert answer.json()["id"] == answer.headers["X-Request-Id"] == "abc-1"
+    assert answer.headers["traceparent"] == headers["traceparent"]
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "kind", "status", "said"),
+    [
+        (CALLS, b"", "image/png", 400, "empty"),
+        (CALLS, b"hello", "image/png", 415, "JPEG, PNG and WebP"),
+        (CALLS, b"GIF89a" + bytes(50), "image/gif", 415, "JPEG, PNG and WebP"),
+        (CALLS, brightness.png(1)[:45], "image/png", 400, "broken image"),
+        (CALLS, b'{"image": 1}', "application/json", 415, "the image file itself"),
+        (CALLS, b"--x\r\n", "multipart/form-data; boundary=x", 400, "the form is cut off"),
+        (CALLS, b"--x--\r\n", "multipart/form-data", 400, "boundary"),
+        (CALLS, b"junk", "multipart/form-data; boundary=x", 400, "form"),
+        ("/predict/text", b"{", "application/json", 400, "not JSON"),
+        ("/predict/text", b"{}", "application/json", 400, "send"),
+        ("/predict/text", b'{"text": 1}', "application/json", 400, "send"),
+        ("/predict/text", b'{"texts": []}', "application/json", 400, "no text"),
+        ("/predict/text", b"\xff\xfe", "text/plain", 400, "not UTF-8"),
+        ("/predict/text", b"[" * 100_000, "application/json", 400, "not JSON"),
+        ("/predict/text", json.dumps(["x"] * (intake.MOST_ITEMS + 1)).encode(), "application/json", 413, "at most"),
+        ("/predict/text", json.dumps("x" * (model.MOST_TEXT + 1)).encode(), "application/json", 413, "characters"),
+    ],
+)
+def test_a_bad_body_is_explained(server, path, data, kind, status, said):
+    answer = post(server, path, data, headers={"Content-Type": kind})
+    assert answer.status_code == status
+    assert said in answer.json()["error"]
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(server):
+    data = encoded(Image.new("1", (30_000, 30_000)))
+    assert len(data) < 200_000
+    answer = post(server, CALLS, data)
+    assert answer.status_code in (400, 413)
+    assert "pixels" in answer.json()["error"]
+
+
+def test_an_animation_is_refused(server):
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:])
+    assert "animated" in post(server, CALLS, data).json()["error"]
+
+
+def test_odd_but_sound_images_are_answered(server):
+    deep = Image.fromarray(np.full((9, 9), 60_000, np.uint16))
+    for data in (
+        encoded(Image.new("CMYK", (9, 9)), "JPEG"),
+        encoded(deep),
+        encoded(Image.new("P", (9, 9))),
+        encoded(Image.new("RGBA", (9, 9), (0, 0, 0, 0))),
+        encoded(Image.new("L", (1, 1), 255)),
+        encoded(Image.new("L", (3000, 1), 255)),
+    ):
+        assert post(server, CALLS, data).status_code == 200
+
+
+def test_a_thousand_hostile_images_break_nothing(server):
+    """Bytes changed, cut, doubled, in all three formats: an answer or a refusal, never an error of ours."""
+    generator = np.random.default_rng(0)
+    picture = Image.new("RGB", (40, 30), "white")
+    ImageDraw.Draw(picture).ellipse((5, 5, 30, 25), "black")
+    seeds = [encoded(picture, kind) for kind in ("PNG", "JPEG", "WEBP")]
+    statuses = []
+    with requests.Session() as session:
+        for number in range(1000):
+            data = bytearray(seeds[number % 3])
+            for place in generator.integers(0, len(data), generator.integers(1, 8)):
+                data[place] = generator.integers(0, 256)
+            if number % 5 == 0:
+                del data[generator.integers(1, len(data)) :]
+            if number % 7 == 0:
+                start = generator.integers(0, len(data))
+                data[start:start] = data[: generator.integers(0, 200)]
+            statuses.append(session.post(server.url + CALLS, data=bytes(data), timeout=20).status_code)
+    assert set(statuses) <= {200, 400, 413, 415}
+    assert statuses.count(200) > 50
+    assert statuses.count(400) > 50
