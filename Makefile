@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro test lint bench data-add mlflow lock clean
+.PHONY: help setup repro serve test lint bench data-add mlflow lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ $(VENV)/ready: requirements.lock pyproject.toml
 
 repro: setup ## data to three released bundles: what is up to date is left alone (5 min)
 	dvc repro
+
+serve: setup ## the bundles on http://127.0.0.1:8080 (PORT=...)
+	loopline serve models/*/bundle --port $${PORT:-8080}
 
 test: setup ## the tests
 	pytest --numprocesses auto --dist loadfile $(ARGS)

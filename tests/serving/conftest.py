@@ -1,51 +1,13 @@
-"""Real servers in processes of their own, on free ports of the loopback."""
+"""Bundles and servers for every test of serving."""
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bundles
-
-
-class Process:
-    """`loopline serve`, up and warm; `log` holds its lines."""
-
-    def __init__(self, *arguments, env=None):
-        command = [sys.executable, "-m", "loopline.cli", "serve", "--grace", "0.1", *map(str, arguments)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | (env or {}))
-        self.log = []
-        for line in self.process.stderr:
-            self.log.append(json.loads(line))
-            if self.log[-1]["message"] == "ready":
-                break
-        else:
-            self.process.stderr.close()
-            raise AssertionError(f"it ended with {self.process.wait()}: {self.log}")
-        self.url = self.log[-1]["address"]
-        self.host, self.port = self.url.removeprefix("http://").split(":")
-        self.port = int(self.port)
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self):
-        with self.process.stderr:
-            for line in self.process.stderr:
-                self.log.append(json.loads(line) if line.startswith("{") else {"message": line})
-
-    def stop(self):
-        """Its exit code after SIGTERM."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(20)
-        self.reader.join(5)
-        return code
+from servers import Process
 
 
 @pytest.fixture(scope="session")
