@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.serving.batcher import MOST_BYTES, Batcher, Job, TooLate
+from loopline.serving.batcher import INLINE_BYTES, MOST_BYTES, Batcher, Job, TooLate
 from loopline.serving.http import Refusal
 
 
@@ -30,12 +30,13 @@ class Clock:
         return list(payloads)
 
 
-def scenario(play, *models, slots=1):
-    """Run `play(batcher, submit)` in an event loop. submit(model, payload) -> a future of the job."""
+def scenario(play, *models, slots=1, inline=-1.0):
+    """Run `play(batcher, submit)` in an event loop. submit(model, payload) -> a future of the job. inline: seconds, see Batcher."""
     observed = []
 
     async def main():
-        batcher = Batcher(models, slots=slots, observe=lambda model, batch: observed.append((model.name, len(batch))))
+        observe = lambda model, batch: observed.append((model.name, len(batch)))  # noqa: E731
+        batcher = Batcher(models, slots=slots, observe=observe, inline_seconds=inline)
         loop = asyncio.get_running_loop()
 
         def submit(model, payload, *, rows=1, size=0, seconds=5.0):
@@ -53,12 +54,20 @@ def scenario(play, *models, slots=1):
     return asyncio.run(main()), observed
 
 
+async def occupied(model, submit, payload):
+    """The slot runs `payload` and nothing else until the model's gate is opened."""
+    model.gate.clear()
+    future = submit(model, payload)
+    while future.job.batch_rows == 0:
+        await asyncio.sleep(0)
+    return future
+
+
 def test_what_waits_goes_together_in_its_order_up_to_the_best_size():
     model = Clock(best_rows=4)
 
     async def play(_, submit):
-        model.gate.clear()
-        futures = [submit(model, n) for n in range(10)]
+        futures = [await occupied(model, submit, 0)] + [submit(model, n) for n in range(1, 10)]
         model.gate.set()
         return await asyncio.gather(*futures)
 
@@ -80,12 +89,31 @@ def test_an_idle_model_runs_at_once_and_never_waits_for_company():
     assert seconds < 0.5  # there is no timer to wait for; a busy machine may be slow
 
 
+def test_on_one_core_a_short_batch_runs_in_the_loop_with_all_that_came_in_one_turn():
+    model = Clock(best_rows=8)
+    model.run = lambda payloads: [threading.current_thread().name for _ in payloads]
+
+    async def play(_, submit):
+        return await asyncio.gather(
+            *[submit(model, n) for n in range(5)], submit(model, "large", size=INLINE_BYTES + 1)
+        )
+
+    answers, observed = scenario(play, model, inline=1.0)
+    assert answers == ["slot-0"] * 6, "too many bytes for the loop's thread"
+    answers, observed = scenario(
+        lambda _, submit: asyncio.gather(*[submit(model, n) for n in range(5)]), model, inline=1.0
+    )
+    assert answers == ["MainThread"] * 5
+    assert observed == [("clock", 5)]
+
+
 def test_a_poisoned_item_fails_alone():
     model = Clock(best_rows=8)
 
     async def play(_, submit):
-        model.gate.clear()
-        futures = [submit(model, payload) for payload in ("first", "a", "poison", "b")]
+        futures = [await occupied(model, submit, "first")] + [
+            submit(model, payload) for payload in ("a", "poison", "b")
+        ]
         model.gate.set()
         return await asyncio.gather(*futures)
 
@@ -100,8 +128,8 @@ def test_what_is_cancelled_or_too_late_costs_nothing():
     model = Clock(best_rows=8)
 
     async def play(_, submit):
-        model.gate.clear()
-        first, cancelled, late, last = (submit(model, n, seconds=0.05 if n == 2 else 5) for n in range(4))
+        first = await occupied(model, submit, 0)
+        cancelled, late, last = (submit(model, n, seconds=0.05 if n == 2 else 5) for n in range(1, 4))
         cancelled.job.cancel()
         await asyncio.sleep(0.1)
         model.gate.set()
@@ -119,8 +147,7 @@ def test_one_that_leaves_a_running_batch_does_not_take_the_others_with_it():
     model = Clock(best_rows=8)
 
     async def play(_, submit):
-        model.gate.clear()
-        blocker = submit(model, 0)
+        blocker = await occupied(model, submit, 0)
         futures = [submit(model, n) for n in (1, 2, 3)]
         model.gate.set()
         await blocker
@@ -154,8 +181,7 @@ def test_what_would_fill_the_memory_is_refused():
     model = Clock()
 
     async def play(batcher, submit):
-        model.gate.clear()
-        futures = [submit(model, n, size=MOST_BYTES // 2) for n in range(3)]
+        futures = [await occupied(model, submit, 0)] + [submit(model, n, size=MOST_BYTES // 2) for n in (1, 2)]
         with pytest.raises(Refusal) as refused:
             submit(model, "too much", size=1)
         assert refused.value.status == 429
@@ -212,17 +238,16 @@ def test_an_idle_batcher_sleeps():
     st.lists(st.tuples(st.sampled_from(["x", "poison"]), st.integers(1, 6), st.booleans()), max_size=30),
     st.integers(1, 8),
     st.integers(1, 3),
+    st.sampled_from([-1.0, 1.0]),
 )
-def test_every_item_is_answered_once_or_was_cancelled(items, best_rows, slots):
+def test_every_item_is_answered_once_or_was_cancelled(items, best_rows, slots, inline):
     model = Clock(best_rows=best_rows)
 
     async def play(batcher, submit):
-        model.gate.clear()
         futures = [submit(model, kind, rows=rows) for kind, rows, _ in items]
         for future, (_, _, gone) in zip(futures, items, strict=True):
             if gone:
                 future.job.cancel()
-        model.gate.set()
         kept = [future for future, (_, _, gone) in zip(futures, items, strict=True) if not gone]
         answers = await asyncio.gather(*kept)
         while batcher.busy:
@@ -231,7 +256,7 @@ def test_every_item_is_answered_once_or_was_cancelled(items, best_rows, slots):
         assert (line.rows, batcher.waiting_seconds, batcher.free) == (0, 0, slots)
         return answers
 
-    answers, _ = scenario(play, model, slots=slots)
+    answers, _ = scenario(play, model, slots=slots, inline=inline)
     kinds = [kind for kind, _, gone in items if not gone]
     assert [isinstance(answer, RuntimeError) for answer in answers] == [kind == "poison" for kind in kinds]
     for batch in model.batches:

@@ -1,7 +1,8 @@
 """The queue between clients and models: no timer, no polling, nothing dropped that was taken in.
 
 A slot is a thread that runs one batch at a time; there is one a core. When a slot is free, it takes what waits for the
-model that has had the least of the machine so far, up to the batch size that the warm-up found best. What could not be
+model that has had the least of the machine so far, up to the batch size that the warm-up found best. Where there is one core,
+a short batch runs in the event loop itself: changing threads would cost more than it delays others. What could not be
 done before its deadline is refused at the door; what was cancelled or is too late leaves before it costs anything. A batch
 that fails is run again item by item, so that only the bad one fails.
 """
@@ -21,6 +22,8 @@ from loopline.serving.http import Refusal
 
 MOST_WAITING = 4096  # items of one model
 MOST_BYTES = 256 * 1024 * 1024  # of all items that wait
+INLINE_SECONDS = 0.002  # a batch that is thought to take no longer may run in the event loop
+INLINE_BYTES = 64 * 1024  # of its payloads: decoding takes time too
 LEARN = 0.1  # weight of the newest batch in what a row is thought to cost
 Answer = Any
 
@@ -78,11 +81,20 @@ class _Line:
 class Batcher:
     """Submit jobs from the event loop's thread; their `done` is called in it."""
 
-    def __init__(self, models: Sequence[Runner], *, slots: int, observe: Callable[[Runner, list[Job]], None]) -> None:
-        """slots: threads. observe: called with every batch that has run, for the metrics."""
+    def __init__(
+        self,
+        models: Sequence[Runner],
+        *,
+        slots: int,
+        observe: Callable[[Runner, list[Job]], None],
+        inline_seconds: float = INLINE_SECONDS,
+    ) -> None:
+        """slots: threads. observe: called with every batch that has run, for the metrics. inline_seconds: see the module."""
         self.lines = {model.name: _Line(model) for model in models}
         self.slots, self.observe = slots, observe
         self.free = slots
+        self.inline_seconds = inline_seconds if slots == 1 else -1.0
+        self.due = False  # a dispatch is
         self.waiting_bytes = 0
         self.waiting_seconds = 0.0  # what the waiting rows are thought to cost
         self.running_seconds = 0.0
@@ -126,8 +138,7 @@ class Batcher:
         line.rows += job.rows
         self.waiting_bytes += job.size
         self.waiting_seconds += job.rows * line.model.row_seconds
-        if self.free:
-            self._dispatch()
+        self._dispatch_soon()
 
     @property
     def busy(self) -> bool:
@@ -139,17 +150,30 @@ class Batcher:
         for _ in self.threads:
             self.inbox.put(None)
 
+    def _dispatch_soon(self) -> None:
+        """After all requests that came in this turn of the event loop, so that they go together."""
+        if self.free and not self.due:
+            self.due = True
+            self.loop.call_soon(self._dispatch)
+
     def _dispatch(self) -> None:
+        self.due = False
         while self.free:
             lines = [line for line in self.lines.values() if line.jobs]
             if not lines:
                 return
-            line = min(lines, key=lambda line: line.used)
+            line = min(lines, key=_used) if len(lines) > 1 else lines[0]
             batch = self._take(line)
-            if batch:
-                self.free -= 1
-                self.running_seconds += batch[0].batch_rows * line.model.row_seconds
-                self.inbox.put(batch)
+            if not batch:
+                continue
+            seconds = batch[0].batch_rows * line.model.row_seconds
+            self.free -= 1
+            self.running_seconds += seconds
+            if seconds <= self.inline_seconds and sum(job.size for job in batch) <= INLINE_BYTES:
+                _execute(batch)
+                self._finished(batch)
+                return  # the next turn's dispatch is due already
+            self.inbox.put(batch)
 
     def _take(self, line: _Line) -> list[Job]:
         """The next batch, first come first served. What is cancelled or too late is let go."""
@@ -178,13 +202,7 @@ class Batcher:
     def _work(self) -> None:
         """A slot's thread."""
         while (batch := self.inbox.get()) is not None:
-            started = time.monotonic()
-            for job in batch:
-                job.started = started
-            run(batch)
-            finished = time.monotonic()
-            for job in batch:
-                job.finished = finished
+            _execute(batch)
             try:
                 self.loop.call_soon_threadsafe(self._finished, batch)
             except RuntimeError:  # the loop is closed: nobody waits
@@ -200,11 +218,24 @@ class Batcher:
         )
         if rows >= model.best_rows:
             model.row_seconds += LEARN * (seconds / rows - model.row_seconds)
-        self._dispatch()
+        self._dispatch_soon()
         for job in batch:
             if not job.cancelled:
                 job.done(job)
         self.observe(model, batch)
+
+
+def _used(line: _Line) -> float:
+    return line.used
+
+
+def _execute(batch: list[Job]) -> None:
+    """Run the batch and note when."""
+    started = time.monotonic()
+    run(batch)
+    finished = time.monotonic()
+    for job in batch:
+        job.started, job.finished = started, finished
 
 
 def run(batch: list[Job]) -> None:

@@ -291,6 +291,7 @@ class Connection(asyncio.Protocol):
         def respond(response: Response) -> None:
             if slot.response is None:
                 slot.response = response
+                slot.cancel = None  # it leads back to this slot: without a circle the collector has nothing to do
                 self._flush()
 
         try:

@@ -8,6 +8,7 @@ sees it; then no new connections, what is in flight is finished, exit 0. A secon
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -71,6 +72,9 @@ def run(folders: Sequence[Path], options: Options) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     listener = listen(options.host, options.port)
     models = load(folders)
+    gc.collect()
+    gc.freeze()  # models and modules stay: the collector need not look at them again
+    gc.set_threshold(20_000, 50, 100)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(models, listener, options))
 
