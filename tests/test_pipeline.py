@@ -12,12 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import yaml
 from PIL import Image
 
+from loopline import settings, tasks, training
+from loopline.data import manifest
 from loopline.errors import LooplineError
-from loopline.release import bundle
+from loopline.release import bundle, runner
 from loopline.stages import calibrate, evaluate, export, ingest, package, quantize, train, validate
+from loopline.training import parity, quantization
+
+sys.path.insert(0, str(Path(__file__).parent / "serving"))
+from servers import Process
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"epochs": 8, "width": 8, "batch_size": 32}
@@ -61,9 +68,38 @@ def test_from_data_to_a_verified_bundle_and_a_run_in_mlflow(here):
         assert run.info.run_id not in path.read_text(encoding="utf-8")
         assert str(here) not in path.read_text(encoding="utf-8")
 
+    torch_fp32_int8_and_http_agree(here)
+
     (here / "models/classifier/bundle/model.onnx").write_bytes(b"tampered")
     with pytest.raises(bundle.BundleError, match=r"model\.onnx"):
         bundle.verify(here / "models/classifier/bundle")
+
+
+def torch_fp32_int8_and_http_agree(here):
+    """The same image files through all four. HTTP runs the file that ships on pixels of its own making, so it must give the same."""
+    stages, options = here / "models/classifier", settings.load().models["classifier"]
+    files = manifest.load_split(here / "data/classifier/manifest.parquet", "test").inputs[:32]
+    spec = bundle.read(stages / "bundle").manifest.spec
+    inputs = tasks.classification.preprocessor(spec, stages)(files)
+    torch = training.classification.reference(stages / "train")(inputs)
+    fp32, shipped = (runner.run(stages / part / "model.onnx", inputs) for part in ("export", "bundle"))
+    server = Process("--port", 0, stages / "bundle")
+    try:
+        url = f"{server.url}/predict/classifier"
+        answers = [
+            requests.post(url, data=file, timeout=20).json()["predictions"][0]["probabilities"] for file in files
+        ]
+    finally:
+        assert server.stop() == 0
+    http = {"probabilities": np.array([[answer[label] for label in spec.labels] for answer in answers])}
+    parity.check(torch, fp32, tolerance=options.export.tolerance, what="torch and FP32")
+    assert quantization.distance(fp32, shipped) <= options.quantize.tolerance
+    parity.check({"probabilities": shipped["probabilities"]}, http, tolerance=1e-5, what="the bundle and HTTP")
+    with pytest.raises(LooplineError, match="the bundle and a server"):
+        upside_down = {"probabilities": http["probabilities"][::-1]}
+        parity.check(
+            {"probabilities": shipped["probabilities"]}, upside_down, tolerance=1e-5, what="the bundle and a server"
+        )
 
 
 def test_forty_percent_of_labels_flipped_are_refused_by_evaluate(tmp_path, monkeypatch):

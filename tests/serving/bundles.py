@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import TensorProto, helper, load, numpy_helper, save
 
 from loopline.release import bundle
 from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
@@ -22,6 +22,38 @@ def classifier(folder, threshold=127.5, **options):
     """`image` uint8 (n, 8, 8, 1): bright above the threshold, else dark."""
     model = brightness.onnx_model(folder.with_suffix(".onnx"), threshold)
     return _write(folder, brightness.described(**options), model)
+
+
+def slow(folder, *, side=512, products=4):
+    """The classifier of brightness, with products of matrices of `side` for every sample, whose result it does not use."""
+    model = load(brightness.onnx_model(folder.with_suffix(".onnx"), 127.5))
+    weights = np.random.default_rng(0).normal(size=(side, side)).astype(np.float32) / side**0.5
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(np.array([-1, 1, 1], np.int64), "cube"),
+            numpy_helper.from_array(np.array([1, 2], np.int64), "faces"),
+            numpy_helper.from_array(np.array(0, np.float32), "none"),
+        ]
+    )
+    extra = [
+        helper.make_node("Reshape", ["mean", "cube"], ["start"]),
+        helper.make_node("Mul", ["start", "weights"], ["work_0"]),
+    ]
+    extra += [helper.make_node("MatMul", [f"work_{n}", "weights"], [f"work_{n + 1}"]) for n in range(products)]
+    extra += [
+        helper.make_node("ReduceMean", [f"work_{products}", "faces"], ["rest"], keepdims=0),
+        helper.make_node("Mul", ["rest", "none"], ["nothing"]),
+        helper.make_node("Reshape", ["nothing", "column"], ["column_of_nothing"]),
+    ]
+    softmax = model.graph.node[-1]
+    extra.append(helper.make_node("Add", [softmax.input[0], "column_of_nothing"], ["slow_logits"]))
+    softmax.input[0] = "slow_logits"
+    nodes = [*model.graph.node[:-1], *extra, softmax]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    save(model, folder.with_suffix(".onnx"))
+    return _write(folder, brightness.described(name="slow"), folder.with_suffix(".onnx"))
 
 
 def text(folder):

@@ -1,0 +1,69 @@
+"""Four times what a server can do: it keeps its pace, answers in time or refuses at once, and is itself again when it is over."""
+
+import asyncio
+import statistics
+import time
+
+import brightness
+import bundles
+import pytest
+import requests
+
+DEADLINE = 0.4  # seconds
+SECONDS = 4.0
+
+
+async def ask(host, port, request):
+    """Status and seconds of one request on a connection of its own."""
+    start = time.monotonic()
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+        await reader.readexactly(int(length.split(b":")[1]))
+        return int(head.split()[1]), time.monotonic() - start, head
+    finally:
+        writer.close()
+
+
+async def send(server, request, rate, seconds):
+    """An open loop: requests leave on time, whatever has become of those before."""
+    tasks, start = [], time.monotonic()
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
+        tasks.append(asyncio.create_task(ask(server.host, server.port, request)))
+    return await asyncio.gather(*tasks)
+
+
+@pytest.fixture
+def slow(serve, tmp_path):
+    return serve(bundles.slow(tmp_path / "slow").folder, "--timeout-ms", int(DEADLINE * 1000), "--slots", 1)
+
+
+def test_four_times_too_much_is_shed_and_over_when_it_is_over(slow):
+    body = brightness.png(200)
+    request = b"POST /predict/slow HTTP/1.1\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
+    url = f"{slow.url}/predict/slow"
+    with requests.Session() as session:
+        alone = []
+        for _ in range(30):
+            start = time.monotonic()
+            assert session.post(url, data=body, timeout=5).status_code == 200
+            alone.append(time.monotonic() - start)
+    capacity = 1 / statistics.median(alone)
+
+    answers = asyncio.run(send(slow, request, 4 * capacity, SECONDS))
+    good = sorted(seconds for status, seconds, _ in answers if status == 200)
+    shed = [(seconds, head) for status, seconds, head in answers if status == 503]
+    assert len(good) + len(shed) == len(answers), "nothing but answers and refusals"
+    assert len(good) > 0.5 * capacity * SECONDS  # the load comes from the same cores
+    assert good[int(0.95 * len(good))] < 1.5 * DEADLINE
+    assert statistics.median(seconds for seconds, _ in shed) < DEADLINE / 4, "a refusal comes at once"
+    assert all(b"retry-after" in head.lower() for _, head in shed)
+
+    time.sleep(1)
+    start = time.monotonic()
+    assert requests.post(url, data=body, timeout=5).status_code == 200
+    assert time.monotonic() - start < DEADLINE
+    assert slow.stop() == 0
