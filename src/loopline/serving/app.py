@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from loopline import __version__
-from loopline.serving import intake, oip
+from loopline.serving import intake, oip, openapi, pages
 from loopline.serving.batcher import Batcher, Job, TooLate
 from loopline.serving.http import Cancel, Headers, Refusal, Request, Respond, Response, decompress
 from loopline.serving.logs import log
@@ -74,9 +74,9 @@ class App:
     """Answers requests with the models it was given. See `http.Application`."""
 
     def __init__(
-        self, models: Sequence[Model], *, slots: int, limits: Limits | None = None, token: str | None = None
+        self, models: Sequence[Model], *, slots: int, limits: Limits | None = None, token: str | None = None, demo: bool = True
     ) -> None:
-        """token: what a client must send as its bearer token. To be made in a running event loop."""
+        """token: what a client must send as its bearer token; demo: see `pages`. To be made in a running event loop."""
         self.models = {model.name: model for model in models}
         self.limits, self.token = limits or Limits(), token.encode() if token else None
         self.metrics = Metrics()
@@ -85,9 +85,9 @@ class App:
         self.batcher = Batcher([*models, *self.decoders.values()], slots=slots, observe=self._observe)
         self.ready = False
         self._ids = itertools.count(int.from_bytes(os.urandom(6), "big") << 16)
-        self.routes = self._routes()
+        self.routes = self._routes(demo=demo)
 
-    def _routes(self) -> dict[str, dict[str, Route]]:
+    def _routes(self, *, demo: bool) -> dict[str, dict[str, Route]]:
         """Path -> method -> route."""
         live = Route(lambda _, respond: respond(Response()), open=True)
         table: dict[str, dict[str, Route]] = {
@@ -103,6 +103,9 @@ class App:
                 table[f"{base}/ready"] = {"GET": Route(self._ready)}
                 table[f"{base}/infer"] = {"POST": Route(self._infer(model), self.limits.body_bytes, model)}
             table[f"/predict/{model.name}"] = {"POST": Route(self._predict(model), self.limits.body_bytes, model)}
+        document = orjson.dumps(openapi.document(list(self.models.values()), token=self.token is not None))
+        for path, page in pages.pages(list(self.models.values()), document, demo=demo).items():
+            table[path] = {"GET": Route(page.answer, open=page.open)}
         for methods in table.values():
             if "GET" in methods:
                 methods["HEAD"] = methods["GET"]
@@ -168,12 +171,11 @@ class App:
         return given
 
     def _infer(self, model: Model) -> Handler:
-        inputs, outputs, name, version = model.inputs, model.outputs, model.name, model.version
+        outputs, name, version = model.outputs, model.name, model.version
+        read = oip.Reader(model.inputs, model.outputs)
 
         def handle(request: Request, respond: Respond) -> Cancel:
-            call = oip.parse(request.body, request.headers, inputs, outputs)
-            if missing := inputs.keys() - call.tensors.keys():
-                raise Refusal(400, f"input {', '.join(sorted(missing))} is missing")
+            call = read(request.body, request.headers)
             arrays: Any = call.tensors
             rows = len(next(iter(arrays.values())))
             if any(len(array) != rows for array in arrays.values()):

@@ -36,6 +36,7 @@ DTYPES: dict[str, type[np.generic]] = {
 }
 MOST_DIMENSIONS = 8
 MOST_SIDE = 2**31
+REMEMBERED, REMEMBERED_BYTES = 256, 2048  # requests' JSON, and of each
 Parsed = NDArray[Any] | list[bytes]
 
 
@@ -48,29 +49,75 @@ class Call:
     outputs: dict[str, bool]
 
 
-def parse(body: bytes, headers: Headers, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> Call:
-    """Read a request for a model with these inputs and outputs. Raises Refusal (400) naming what is wrong."""
-    head, tail = _parts(body, headers)
-    try:
-        request = orjson.loads(head)
-    except orjson.JSONDecodeError as error:
-        raise Refusal(400, f"the request is not JSON: {error}") from None
-    given = _get(request, "inputs", list, "the request")
-    identity = request.get("id", "")
-    if not isinstance(identity, str):
-        raise Refusal(400, "id must be a string")
-    tensors: dict[str, Parsed] = {}
-    start = 0
-    for row in given:
-        name = _get(row, "name", str, "an input")
-        if name not in inputs:
-            raise Refusal(400, f"there is no input {name!r}: {', '.join(inputs)} are there")
-        if name in tensors:
-            raise Refusal(400, f"input {name!r} comes twice")
-        tensors[name], start = _tensor(row, inputs[name], tail, start)
-    if start != len(tail):
-        raise Refusal(400, f"{len(tail) - start} bytes follow the last tensor")
-    return Call(identity, tensors, _wanted(request, outputs))
+@dataclass(slots=True)
+class _Part:
+    """One input as the JSON describes it. size: its bytes behind the JSON, or None where `row` has its data."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    size: int | None
+    row: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Plan:
+    """All that a request's JSON says."""
+
+    id: str
+    parts: list[_Part]
+    outputs: dict[str, bool]
+
+
+class Reader:
+    """Reads requests for one model. Where tensors are binary a client's JSON is the same from call to call, so it is remembered."""
+
+    def __init__(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+        """inputs, outputs: the model's, by name."""
+        self.inputs, self.outputs = inputs, outputs
+        self.plans: dict[bytes, _Plan] = {}
+
+    def __call__(self, body: bytes, headers: Headers) -> Call:
+        """Raises Refusal (400) naming what is wrong."""
+        head, tail = _parts(body, headers)
+        plan = self.plans.get(head)
+        if plan is None:
+            plan = self._plan(head)
+            if len(head) <= REMEMBERED_BYTES and all(part.size is not None for part in plan.parts):
+                if len(self.plans) >= REMEMBERED:
+                    self.plans.clear()
+                self.plans[head] = plan
+        tensors: dict[str, Parsed] = {}
+        start = 0
+        for part in plan.parts:
+            if part.size is None:
+                tensors[part.tensor.name] = _from_json(part.row, part.tensor, part.shape)
+            else:
+                tensors[part.tensor.name] = _from_binary(part, tail, start)
+                start += part.size
+        if start != len(tail):
+            raise Refusal(400, f"{len(tail) - start} bytes follow the last tensor")
+        return Call(plan.id, tensors, plan.outputs)
+
+    def _plan(self, head: bytes) -> _Plan:
+        try:
+            request = orjson.loads(head)
+        except orjson.JSONDecodeError as error:
+            raise Refusal(400, f"the request is not JSON: {error}") from None
+        given = _get(request, "inputs", list, "the request")
+        identity = request.get("id", "")
+        if not isinstance(identity, str):
+            raise Refusal(400, "id must be a string")
+        parts: dict[str, _Part] = {}
+        for row in given:
+            name = _get(row, "name", str, "an input")
+            if name not in self.inputs:
+                raise Refusal(400, f"there is no input {name!r}: {', '.join(self.inputs)} are there")
+            if name in parts:
+                raise Refusal(400, f"input {name!r} comes twice")
+            parts[name] = _part(row, self.inputs[name])
+        if missing := self.inputs.keys() - parts.keys():
+            raise Refusal(400, f"input {', '.join(sorted(missing))} is missing")
+        return _Plan(identity, list(parts.values()), _wanted(request, self.outputs))
 
 
 def _parts(body: bytes, headers: Headers) -> tuple[bytes, bytes]:
@@ -96,8 +143,7 @@ def _parameters(row: Any, what: str) -> dict[str, Any]:
     return found
 
 
-def _tensor(row: Any, tensor: Tensor, tail: bytes, start: int) -> tuple[Parsed, int]:
-    """The tensor and where the next one starts in `tail`."""
+def _part(row: Any, tensor: Tensor) -> _Part:
     what = f"input {tensor.name!r}"
     datatype = _get(row, "datatype", str, what)
     if datatype != tensor.datatype:
@@ -105,18 +151,25 @@ def _tensor(row: Any, tensor: Tensor, tail: bytes, start: int) -> tuple[Parsed, 
     shape = _shape(_get(row, "shape", list, what), tensor)
     size = _parameters(row, what).get("binary_data_size")
     if size is None:
-        return _from_json(row, tensor, shape), start
-    if type(size) is not int or size < 0 or start + size > len(tail):
-        raise Refusal(400, f"{what}: binary_data_size is {size!r}, {len(tail) - start} bytes are there")
+        return _Part(tensor, shape, None, row)
     if "data" in row:
         raise Refusal(400, f"{what} has both data and binary_data_size")
-    content = tail[start : start + size]
-    if datatype == "BYTES":
-        return _elements(content, math.prod(shape), what), start + size
-    dtype = np.dtype(DTYPES[datatype])
-    if size != math.prod(shape) * dtype.itemsize:
-        raise Refusal(400, f"{what}: {size} bytes are not {list(shape)} of {datatype}")
-    return _sound(np.frombuffer(content, dtype).reshape(shape), what), start + size
+    if type(size) is not int or size < 0:
+        raise Refusal(400, f"{what}: binary_data_size is {size!r}")
+    if datatype != "BYTES" and size != math.prod(shape) * np.dtype(DTYPES[datatype]).itemsize:
+        raise Refusal(400, f"{what}: binary_data_size {size} is not {list(shape)} of {datatype}")
+    return _Part(tensor, shape, size, {})
+
+
+def _from_binary(part: _Part, tail: bytes, start: int) -> Parsed:
+    assert part.size is not None, "called for binary tensors"
+    what = f"input {part.tensor.name!r}"
+    if start + part.size > len(tail):
+        raise Refusal(400, f"{what}: binary_data_size is {part.size}, {len(tail) - start} bytes are there")
+    if part.tensor.datatype == "BYTES":
+        return _elements(tail[start : start + part.size], math.prod(part.shape), what)
+    dtype = DTYPES[part.tensor.datatype]
+    return _sound(np.frombuffer(tail, dtype, math.prod(part.shape), start).reshape(part.shape), what)
 
 
 def _shape(given: list[Any], tensor: Tensor) -> tuple[int, ...]:
@@ -142,6 +195,8 @@ def _from_json(row: Any, tensor: Tensor, shape: tuple[int, ...]) -> Parsed:
     dtype = np.dtype(DTYPES[tensor.datatype])
     try:
         found = np.array(data)
+        if dtype == np.uint64 and all(type(value) is int for value in _flat(data)):
+            found = np.array(data, np.uint64)  # left to itself, numpy takes a float for both sides of 2**63
     except (ValueError, OverflowError):
         raise Refusal(400, f"{what}: data has rows of different length") from None
     fits = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
