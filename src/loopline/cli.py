@@ -88,8 +88,20 @@ def _serve(options: argparse.Namespace) -> int:
             grace=options.grace,
             drain=options.drain,
             limits=limits,
+            demo=options.demo,
         ),
     )
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from loopline.offline import predict
+
+    chosen = predict.Options(
+        column=options.column, slots=options.slots, batch_rows=options.batch_rows, part_rows=options.part_rows
+    )
+    summary = predict.predict(options.bundle, options.input, options.output, chosen)
+    print(f"{options.output}: {summary}")
+    return summary.code
 
 
 def _models() -> list[str]:
@@ -133,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     serve = verb(
         rooms, "serve", _serve, "serve bundles over HTTP: the Open Inference Protocol v2, and a route for people"
     )
-    serve.add_argument("bundle", nargs="+", type=Path, help="a folder, e.g. models/text/bundle")
+    serve.add_argument("bundle", nargs="+", type=Path, help="a bundle, e.g. models/text/bundle, or a folder of them")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8080, help="0: any free one")
     serve.add_argument("--slots", type=int, help="batches that run at once (default: the cores this process may use)")
@@ -143,6 +155,18 @@ def parser() -> argparse.ArgumentParser:
         "--grace", type=float, default=1.0, help="seconds of answering after SIGTERM, not ready any more"
     )
     serve.add_argument("--drain", type=float, default=30.0, help="seconds to finish what is in flight")
+    serve.add_argument("--no-demo", dest="demo", action="store_false", help="without the demo page and the bundles' files")
+
+    batch = verb(
+        rooms, "predict", _predict, "predict a whole file of texts, or a folder or list of images, into a file"
+    )
+    batch.add_argument("bundle", type=Path, help="a folder, e.g. models/text/bundle")
+    batch.add_argument("input", help="CSV, TSV, JSON Lines or Parquet; a folder of images or a list of them; any URL")
+    batch.add_argument("output", help="a path or URL in .parquet, .csv or .jsonl")
+    batch.add_argument("--column", default="text", help="of the texts (default: text)")
+    batch.add_argument("--slots", type=int, help="batches that run at once (default: the cores this process may use)")
+    batch.add_argument("--batch-rows", type=int, help="items the model gets at once (default: the fastest number here)")
+    batch.add_argument("--part-rows", type=int, help="items between two savings (default: 8192 texts, 1024 images)")
 
     track = room("track", "experiment tracking")
     verb(track, "sync", _track_sync, "send the runs that were kept while the tracking server was away")
