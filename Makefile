@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve test lint bench data-add mlflow lock clean
+.PHONY: help setup repro serve demo test lint bench data-add mlflow lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,18 @@ repro: setup ## data to three released bundles: what is up to date is left alone
 
 serve: setup ## the bundles on http://127.0.0.1:8080 (PORT=...)
 	loopline serve models/*/bundle --port $${PORT:-8080}
+
+ASSETS := src/loopline/serving/pages/assets
+demo: $(ASSETS)/ready ## let the demo page run models in the browser: onnxruntime-web from npm (4 MB, once)
+
+$(ASSETS)/ready: src/loopline/serving/pages/package-lock.json
+	mkdir -p .loopline/npm $(ASSETS)
+	cp src/loopline/serving/pages/package*.json .loopline/npm
+	npm ci --prefix .loopline/npm --ignore-scripts --no-audit --no-fund
+	cp .loopline/npm/node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs $(ASSETS)
+	gzip -9 --no-name --stdout .loopline/npm/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm > $(ASSETS)/ort-wasm-simd-threaded.wasm.gz
+	rm -rf .loopline/npm
+	@touch $@
 
 test: setup ## the tests
 	pytest --numprocesses auto --dist loadfile $(ARGS)

@@ -1,0 +1,103 @@
+// The page of /openapi.json: every route, an example that works, and a button that sends it.
+
+import { json, make, send } from "./client.js";
+
+const SHOWN = 20_000; // characters of an answer
+
+const calls = document.querySelector("#calls");
+try {
+  const { tags, paths } = await json("openapi.json");
+  calls.replaceChildren(...tags.flatMap(({ name, description }) => section(name, description, paths)));
+  document.body.dataset.ready = "";
+} catch (error) {
+  calls.replaceChildren(make("p", { className: "error", textContent: `openapi.json cannot be read: ${error.message}` }));
+}
+
+function section(tag, description, paths) {
+  const mine = Object.entries(paths).flatMap(([path, methods]) =>
+    Object.entries(methods)
+      .filter(([, operation]) => operation.tags[0] === tag)
+      .map(([method, operation]) => call(path, method.toUpperCase(), operation)),
+  );
+  return [make("h2", { textContent: tag }), make("p", { className: "quiet", textContent: description }), ...mine];
+}
+
+function call(path, method, operation) {
+  const details = make("details", { className: "call", id: operation.operationId }, [
+    make("summary", {}, [
+      make("span", { className: "method", textContent: method }),
+      make("code", { textContent: path }),
+      make("span", { className: "quiet", textContent: operation.summary }),
+    ]),
+  ]);
+  details.addEventListener("toggle", () => details.childElementCount === 1 && details.append(...open(path, method, operation)));
+  return details;
+}
+
+function open(path, method, { requestBody, responses }) {
+  const body = requestBody ? editor(requestBody.content) : null;
+  const command = make("pre", { ariaLabel: "the same with curl" });
+  const answer = make("pre", { hidden: true, ariaLive: "polite" });
+  const button = make("button", { type: "button", className: "primary", textContent: "Try it" });
+  const say = () => (command.textContent = curl(path, method, body));
+  body?.element.addEventListener("input", say);
+  say();
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      const start = performance.now();
+      const reply = await send(path.slice(1), { method, body: await body?.read(), headers: body?.headers() });
+      const text = await reply.text();
+      const spent = (performance.now() - start).toFixed(1);
+      const kind = reply.headers.get("content-type");
+      const said = kind?.includes("json") ? pretty(text) : text;
+      answer.textContent = `${reply.status} ${reply.statusText} in ${spent} ms\n${said.length > SHOWN ? `${said.slice(0, SHOWN)} …` : said}`;
+    } catch (error) {
+      answer.textContent = `no answer: ${error.message}`;
+    }
+    answer.hidden = false;
+    button.disabled = false;
+  });
+  const statuses = Object.entries(responses).map(([status, { description }]) => make("li", { textContent: `${status}: ${description}` }));
+  return [...(body ? [body.element] : []), command, button, answer, make("ul", { className: "quiet" }, statuses)];
+}
+
+function pretty(text) {
+  try {
+    const said = JSON.parse(text);
+    // a list of numbers stays on one line
+    return JSON.stringify(said, null, 2).replace(/\[[\s\d.,e+-]*\]/g, (list) => list.replace(/\s+/g, " "));
+  } catch {
+    return text;
+  }
+}
+
+/** What is sent: a text to edit, or a file. */
+function editor(content) {
+  const [kind, { example, examples }] = Object.entries(content)[0];
+  const first = example ?? Object.values(examples ?? {})[0];
+  if (kind.startsWith("image/")) {
+    const path = first.externalValue.slice(1);
+    const file = make("input", { type: "file", accept: Object.keys(content).join() });
+    return {
+      element: make("p", {}, [make("img", { src: path, alt: "the example", height: 64 }), " this example, or a file of yours: ", file]),
+      read: async () => file.files[0] ?? (await fetch(path)).blob(),
+      headers: () => ({ "content-type": file.files[0]?.type || kind }),
+      arguments: () => ["--data-binary", `@${file.files[0]?.name ?? path.split("/").at(-1)}`],
+    };
+  }
+  const text = JSON.stringify(example ?? first.value);
+  const area = make("textarea", { value: text, rows: Math.min(8, 2 + Math.floor(text.length / 80)), spellcheck: false, ariaLabel: "body" });
+  return {
+    element: area,
+    read: async () => area.value,
+    headers: () => ({ "content-type": kind }),
+    arguments: () => ["--json", area.value.length > 500 ? "@request.json" : area.value],
+  };
+}
+
+function curl(path, method, body) {
+  const quoted = (word) => (/^[\w@.:/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+  const post = method === "POST" && !body ? ["-X", "POST"] : [];
+  return ["curl", ...post, ...(body?.arguments() ?? []), new URL(path.slice(1), document.baseURI).href].map(quoted).join(" ");
+}

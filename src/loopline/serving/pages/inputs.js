@@ -1,0 +1,120 @@
+// What a model is fed with: an image that is dropped, chosen or drawn, or a text. Each has `element` and `read`.
+
+import { make } from "./client.js";
+import { makePad } from "./pad.js";
+
+const DIGITS = "0123456789";
+const EXAMPLES = { // of the models that come with Loopline, known by their labels
+  classification: ["digit-3.png", "digit-8.png"],
+  detection: ["scene-1.jpg", "scene-2.jpg", "scene-3.jpg"],
+  text: ["Países Bajos", "Österreich", "Sierra Leone-i leone", "venäjä", "chilské peso"],
+};
+
+/** An image: read() gives a Blob, or null. parameters: of the model's metadata; shape: of its input; changed: call on new input. */
+export function imageInput({ task, labels }, shape, changed) {
+  const drawn = task === "classification" && shape.at(-1) === 1;
+  const picture = make("img", { alt: "the chosen image" });
+  const overlay = make("div", { className: "overlay" });
+  const frame = make("div", { className: "frame", hidden: true }, [picture, overlay]);
+  const canvas = make("canvas", { className: "pad", ariaLabel: "draw here" });
+  const pad = drawn ? makePad(canvas, () => changed()) : null;
+  const file = make("input", { type: "file", accept: "image/png,image/jpeg,image/webp", hidden: true });
+  const choose = make("button", { type: "button", textContent: "Choose an image", className: "primary" });
+  const clear = make("button", { type: "button", textContent: "Clear" });
+  const empty = make("p", { className: "empty", textContent: "Drop an image here" });
+  const stage = make("div", { className: `stage ${drawn ? "square" : ""}` }, [...(drawn ? [canvas] : [empty]), frame]);
+  let blob = null;
+
+  function show(next) {
+    if (picture.src) URL.revokeObjectURL(picture.src);
+    blob = next;
+    overlay.replaceChildren();
+    frame.hidden = !next;
+    (drawn ? canvas : empty).hidden = Boolean(next);
+    if (next) picture.src = URL.createObjectURL(next);
+    else picture.removeAttribute("src");
+    changed();
+  }
+
+  choose.addEventListener("click", () => file.click());
+  file.addEventListener("change", () => {
+    if (file.files[0]) show(file.files[0]);
+    file.value = "";
+  });
+  clear.addEventListener("click", () => {
+    pad?.clear();
+    show(null);
+  });
+  for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
+    stage.addEventListener(kind, (event) => {
+      event.preventDefault();
+      stage.classList.toggle("over", kind.startsWith("dragen") || kind === "dragover");
+    });
+  }
+  stage.addEventListener("drop", (event) => {
+    const [dropped] = event.dataTransfer.files;
+    if (dropped) show(dropped);
+  });
+
+  const samples = labels.join("") === DIGITS ? EXAMPLES[task] : [];
+  const thumbs = samples.map((name) => {
+    const button = make("button", { type: "button", className: "thumb", title: "try this one" }, [
+      make("img", { src: `pages/examples/${name}`, alt: `example ${name.replace(/\..*/, "")}` }),
+    ]);
+    button.addEventListener("click", async () => show(await (await fetch(`pages/examples/${name}`)).blob()));
+    return button;
+  });
+  const hint = drawn
+    ? `Draw on the black square, or drop an image on it. A drawing is white on black, cropped to its ink and set to fill the frame, as in
+       the training images; an image is taken as it is. The model sees ${shape[2]} × ${shape[1]} pixels.`
+    : `JPEG, PNG or WebP, by drop or by choice. The model sees ${shape[2]} × ${shape[1]} pixels.`;
+  const actions = make("div", { className: "actions" }, [choose, clear, ...thumbs]);
+  return {
+    element: make("div", {}, [stage, actions, file, make("p", { className: "quiet", textContent: hint })]),
+    read: async () => blob ?? (pad?.hasInk() ? pad.image() : null),
+    boxes: (found) => drawBoxes(overlay, picture, found),
+  };
+}
+
+async function drawBoxes(overlay, picture, found) {
+  overlay.replaceChildren();
+  if (!found.length) return;
+  await picture.decode();
+  const { naturalWidth: width, naturalHeight: height } = picture;
+  overlay.replaceChildren(
+    ...found.map(({ label, score, x1, y1, x2, y2, hue }) => {
+      const tag = make("span", { textContent: `${label} ${score.toFixed(2)}` });
+      const box = make("div", { className: y1 / height < 0.08 ? "box low" : "box" }, [tag]);
+      box.style.setProperty("--hue", hue);
+      const sides = { left: x1 / width, top: y1 / height, width: (x2 - x1) / width, height: (y2 - y1) / height };
+      for (const [side, value] of Object.entries(sides)) box.style[side] = `${value * 100}%`;
+      return box;
+    }),
+  );
+}
+
+/** A text: read() gives it, or null. */
+export function textInput({ labels }, _, changed) {
+  const area = make("textarea", { rows: 4, placeholder: "Type a text", ariaLabel: "text", spellcheck: false });
+  const clear = make("button", { type: "button", textContent: "Clear" });
+  let timer;
+  area.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(changed, 150);
+  });
+  const fill = (text) => {
+    area.value = text;
+    changed();
+  };
+  clear.addEventListener("click", () => fill(""));
+  const samples = labels.every((label) => /^[a-z]{2}$/.test(label)) ? EXAMPLES.text : [];
+  const chips = samples.map((text) => {
+    const chip = make("button", { type: "button", className: "chip", textContent: text });
+    chip.addEventListener("click", () => fill(text));
+    return chip;
+  });
+  return {
+    element: make("div", {}, [area, make("div", { className: "actions" }, [...chips, clear])]),
+    read: async () => (area.value.trim() ? area.value : null),
+  };
+}

@@ -1,0 +1,56 @@
+// The very file that the server runs, run here by onnxruntime-web (WebAssembly): after loading, nothing leaves the device.
+
+import { ask, json } from "./client.js";
+import { decode, resize, scale } from "./pixels.js";
+import { compile } from "./tokenizer.js";
+
+let runtime; // loaded once, when it is first wanted
+
+async function start() {
+  const ort = await import("./assets/ort.wasm.bundle.min.mjs");
+  ort.env.wasm.numThreads = 1; // more need headers that isolate the page, and the models are small
+  ort.env.wasm.wasmPaths = { wasm: new URL("./assets/ort-wasm-simd-threaded.wasm", import.meta.url).href };
+  return ort;
+}
+
+/** Load model `name` of `version`. Returns a function from a Blob or a text to the answer that /predict gives for it. */
+export async function open(name, version) {
+  runtime ??= start().catch((error) => {
+    runtime = undefined; // the next try may find the network again
+    throw error;
+  });
+  const path = (file) => `bundles/${name}/${file}?v=${version}`;
+  const [ort, { spec }, model] = await Promise.all([runtime, json(path("bundle.json")), ask(path("model.onnx"))]);
+  const tokenize = spec.text && compile(await json(path("tokenizer.json")));
+  const bytes = new Uint8Array(await model.arrayBuffer());
+  const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+
+  return async (input) => {
+    if (spec.text) {
+      const ids = BigInt64Array.from(tokenize(input), BigInt);
+      return ranked(await session.run({ ids: new ort.Tensor("int64", ids, [1, ids.length]) }), spec);
+    }
+    const original = await decode(input, spec.image.channels);
+    const { height, width, channels, data } = resize(original, spec.image);
+    const found = await session.run({ image: new ort.Tensor("uint8", data, [1, height, width, channels]) });
+    return spec.task === "detection" ? boxes(found, spec, original) : ranked(found, spec);
+  };
+}
+
+function ranked({ probabilities: { data } }, { labels }) {
+  const order = Array.from(data.keys()).sort((a, b) => data[b] - data[a]);
+  const named = order.map((i) => [labels[i], data[i]]);
+  return { label: named[0][0], probability: named[0][1], probabilities: Object.fromEntries(named) };
+}
+
+function boxes({ boxes: { data: corners }, scores: { data: scores }, classes: { data: classes } }, spec, { width, height }) {
+  const [across, down] = scale(width, height, spec.image);
+  const place = (value, factor, limit) => Math.min(Math.max(value / factor, 0), limit);
+  const found = [];
+  scores.forEach((score, i) => {
+    if (score < Math.fround(spec.score_threshold)) return;
+    const [x1, y1, x2, y2] = [0, 1, 2, 3].map((j) => (j % 2 ? place(corners[4 * i + j], down, height) : place(corners[4 * i + j], across, width)));
+    found.push({ label: spec.labels[Number(classes[i])], score, x1, y1, x2, y2 });
+  });
+  return { boxes: found };
+}

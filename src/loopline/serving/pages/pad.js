@@ -1,0 +1,77 @@
+// A canvas to draw on. The strokes are kept as lines, so that a small, thin or lopsided digit can be set as the training digits are.
+
+const SIDE = 280; // pixels of the canvas
+const PEN = 0.13; // width of a line, for a digit of height 1: the training digits have an eighth to a seventh
+const SENT = 112; // pixels of the image that is sent, four times what the model sees
+
+/** Calls `changed` after each stroke. Returns {canvas, clear, image, hasInk}. */
+export function makePad(canvas, changed) {
+  canvas.width = canvas.height = SIDE;
+  const context = canvas.getContext("2d");
+  let strokes = [];
+  let current = null;
+
+  function at(event) {
+    const area = canvas.getBoundingClientRect();
+    return [((event.clientX - area.left) / area.width) * SIDE, ((event.clientY - area.top) / area.height) * SIDE];
+  }
+  function redraw() {
+    context.fillStyle = "black";
+    context.fillRect(0, 0, SIDE, SIDE);
+    lines(context, strokes, SIDE * 0.085);
+  }
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    event.preventDefault();
+    canvas.setPointerCapture(event.pointerId);
+    current = [at(event)];
+    strokes.push(current);
+    redraw();
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!current) return;
+    for (const one of event.getCoalescedEvents?.() ?? []) current.push(at(one));
+    current.push(at(event));
+    redraw();
+  });
+  const end = () => {
+    if (current) changed();
+    current = null;
+  };
+  canvas.addEventListener("pointerup", end);
+  canvas.addEventListener("pointercancel", end);
+  redraw();
+
+  return {
+    hasInk: () => strokes.length > 0,
+    clear() {
+      strokes = [];
+      redraw();
+    },
+    /** What was drawn as a PNG: cropped to the ink, as high as the frame, in the middle, with a line of the usual width. */
+    image() {
+      const points = strokes.flat();
+      const [left, top] = [0, 1].map((i) => Math.min(...points.map((p) => p[i])));
+      const [right, bottom] = [0, 1].map((i) => Math.max(...points.map((p) => p[i])));
+      const pen = SENT * PEN;
+      const factor = (SENT - pen) / Math.max(bottom - top, right - left, SIDE / 8);
+      const set = ([x, y]) => [(x - (left + right) / 2) * factor + SENT / 2, (y - (top + bottom) / 2) * factor + SENT / 2];
+      const small = Object.assign(document.createElement("canvas"), { width: SENT, height: SENT });
+      const paint = small.getContext("2d");
+      paint.fillStyle = "black";
+      paint.fillRect(0, 0, SENT, SENT);
+      lines(paint, strokes.map((stroke) => stroke.map(set)), pen);
+      return new Promise((resolve) => small.toBlob(resolve, "image/png"));
+    },
+  };
+}
+
+function lines(context, strokes, width) {
+  Object.assign(context, { strokeStyle: "white", lineWidth: width, lineCap: "round", lineJoin: "round" });
+  for (const stroke of strokes) {
+    context.beginPath();
+    context.moveTo(...stroke[0]);
+    for (const point of stroke) context.lineTo(...point);
+    context.stroke();
+  }
+}

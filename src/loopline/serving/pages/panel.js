@@ -1,0 +1,93 @@
+// One model's tab: its input, where it runs, its answer and how long that took.
+
+import { ask, make } from "./client.js";
+import { imageInput, textInput } from "./inputs.js";
+import { showAnswer } from "./results.js";
+
+const KEPT = 50; // latencies, for the median
+
+/** The panel of `model`, which is what /v2/models/<name> says. */
+export function makePanel(model) {
+  const { name, versions, inputs, parameters } = model;
+  const output = make("div", { className: "answer", ariaLive: "polite" });
+  const latency = make("p", { className: "latency quiet" });
+  const input = (parameters.task === "text" ? textInput : imageInput)(parameters, inputs[0].shape, () => run());
+  const facts = [parameters.task, parameters.precision, `version ${versions[0]}`].join(" · ");
+  const element = make("section", { className: "panel" }, [
+    make("div", { className: "input" }, [input.element]),
+    make("div", { className: "output" }, [output, latency, make("p", { className: "quiet facts", textContent: facts })]),
+  ]);
+  const times = { server: [], browser: [] };
+  let local = null; // a promise of the model in the browser, while the switch is on
+  let last = 0;
+
+  async function server(data) {
+    const text = typeof data === "string";
+    const body = text ? JSON.stringify({ text: data }) : data;
+    const headers = { "content-type": text ? "application/json" : data.type || "application/octet-stream" };
+    const answer = await ask(`predict/${name}`, { method: "POST", body, headers });
+    return (await answer.json()).predictions[0];
+  }
+
+  async function run() {
+    const mine = ++last;
+    const place = local ? "browser" : "server";
+    try {
+      const data = await input.read();
+      if (data === null) return clear();
+      const predict = local ? await local : server;
+      const start = performance.now();
+      const answer = await predict(data);
+      const spent = performance.now() - start;
+      if (mine !== last) return; // a newer input is on its way
+      times[place] = [...times[place], spent].slice(-KEPT);
+      showAnswer(output, answer, parameters.labels, input);
+      const what = place === "browser" ? "On this device" : "Round trip";
+      const many = times[place].length;
+      latency.textContent = `${what} ${milliseconds(spent)} · median of ${many === 1 ? "one" : many} ${milliseconds(median(times[place]))}`;
+      element.dataset.answered = place;
+    } catch (error) {
+      if (mine !== last) return;
+      clear();
+      output.replaceChildren(make("p", { className: "error", textContent: error.message }));
+    }
+  }
+
+  function clear() {
+    output.replaceChildren(make("p", { className: "quiet", textContent: "The answer appears here." }));
+    latency.textContent = "";
+    input.boxes?.([]);
+    delete element.dataset.answered;
+  }
+
+  /** Run in the browser or on the server from now on; `say` tells the reader what that means. */
+  async function place(inBrowser, say) {
+    if (inBrowser === Boolean(local)) return local ? say(HERE) : say("The server answers.");
+    if (!inBrowser) {
+      local = null;
+      say("The server answers.");
+      return run();
+    }
+    say(`Loading the ${name} model into this browser …`);
+    const loading = (local = import("./local.js").then(({ open }) => open(name, versions[0])));
+    try {
+      await loading;
+      if (local === loading) say(HERE);
+    } catch (error) {
+      if (local === loading) local = null;
+      return say(`The server answers: the ${name} model cannot run in this browser (${error.message})`);
+    }
+    return run();
+  }
+
+  clear();
+  return { element, place };
+}
+
+const HERE = "This browser answers, with the very file that the server runs. What you put in stays on this device.";
+const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+
+function median(values) {
+  const sorted = values.toSorted((a, b) => a - b);
+  return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
+}

@@ -1,0 +1,47 @@
+// Answers made visible: bars of probability, or boxes over the image.
+
+import { make } from "./client.js";
+
+const BARS = 8; // of many labels; up to ten are all shown, in their own order
+const languages = new Intl.DisplayNames(["en"], { type: "language", fallback: "none" });
+
+/** Fill `output` with `answer` (an item of /predict's predictions); boxes are drawn by `input`. */
+export function showAnswer(output, answer, labels, input) {
+  output.replaceChildren(...(answer.boxes ? listed(answer.boxes, labels, input) : barred(answer, labels)));
+}
+
+function barred({ label, probability, probabilities }, labels) {
+  const ranked = Object.entries(probabilities).sort((a, b) => b[1] - a[1]);
+  const shown = labels.length <= 10 ? labels.map((one) => [one, probabilities[one]]) : ranked.slice(0, BARS);
+  const called = namer(labels);
+  const rows = shown.map(([one, value]) => {
+    const fill = make("span", { className: "fill" });
+    fill.style.width = `${value * 100}%`;
+    return make("li", { className: one === label ? "best" : "" }, [
+      make("span", { className: "name", textContent: called(one) }),
+      make("span", { className: "bar" }, [fill]),
+      make("span", { className: "figure", textContent: percent(value) }),
+    ]);
+  });
+  const title = make("p", { className: "title" }, [make("strong", { textContent: called(label) }), ` ${percent(probability)}`]);
+  return [title, make("ul", { className: labels.length <= 10 && labels.every((one) => one.length < 3) ? "bars short" : "bars" }, rows)];
+}
+
+function listed(boxes, labels, input) {
+  input.boxes(boxes.map((box) => ({ ...box, hue: hue(labels, box.label) })));
+  const rows = boxes.map(({ label, score }) => {
+    const swatch = make("span", { className: "swatch" });
+    swatch.style.setProperty("--hue", hue(labels, label));
+    return make("li", {}, [swatch, make("span", { className: "name", textContent: label }), make("span", { className: "figure", textContent: percent(score) })]);
+  });
+  const many = boxes.length === 1 ? "one object" : `${boxes.length} objects`;
+  return [make("p", { className: "title" }, [make("strong", { textContent: boxes.length ? many : "nothing found" })]), make("ul", { className: "found" }, rows)];
+}
+
+const hue = (labels, label) => Math.round((labels.indexOf(label) * 360) / labels.length);
+const percent = (value) => (value < 0.0005 ? "0 %" : value > 0.9995 ? "100 %" : `${(value * 100).toFixed(1)} %`);
+
+function namer(labels) { // labels that are all codes of languages get the languages' names
+  const name = (label) => (/^[a-z]{2}$/.test(label) ? languages.of(label) : undefined);
+  return labels.every(name) ? (label) => `${name(label)} (${label})` : (label) => label;
+}

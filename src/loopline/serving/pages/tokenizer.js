@@ -1,0 +1,78 @@
+// A tokenizer.json of the Python library `tokenizers`, as far as Loopline's text models need it: whole words or characters.
+
+const SPACE = "\\p{White_Space}";
+const WORD = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\u200c\\u200d"; // Oniguruma's \w (Unicode TR 18)
+const START = new RegExp(`^${SPACE}+`, "u"), END = new RegExp(`${SPACE}+$`, "u");
+
+/** A function from a text to its ids. Throws an Error naming what this page cannot do. */
+export function compile(file) {
+  const normalize = normalizer(file.normalizer), split = splitter(file.pre_tokenizer);
+  if (file.model.type !== "WordLevel") throw new Error(`the page has no tokenizer of the kind ${file.model.type}`);
+  const vocabulary = new Map(Object.entries(file.model.vocab));
+  const unknown = vocabulary.get(file.model.unk_token);
+  const template = file.post_processor?.single ?? [{ Sequence: { id: "A" } }];
+  const around = template.map((part) => (part.SpecialToken ? file.post_processor.special_tokens[part.SpecialToken.id].ids : null));
+  const room = (file.truncation?.max_length ?? Infinity) - around.flat().filter((id) => id !== null).length;
+  return (text) => {
+    const pieces = split(normalize(text.replace(/\p{Surrogate}/gu, "?"))).slice(0, room);
+    const ids = pieces.map((piece) => vocabulary.get(piece) ?? unknown);
+    return around.flatMap((special) => special ?? ids);
+  };
+}
+
+function normalizer(part) {
+  if (!part) return (text) => text;
+  switch (part.type) {
+    case "Sequence": {
+      const steps = part.normalizers.map(normalizer);
+      return (text) => steps.reduce((so_far, step) => step(so_far), text);
+    }
+    case "NFC":
+      return (text) => text.normalize("NFC");
+    case "Lowercase": // letter by letter, so that a final sigma is like any other
+      return (text) => Array.from(text, (letter) => letter.toLowerCase()).join("");
+    case "Strip": {
+      const left = part.strip_left ? START : "", right = part.strip_right ? END : "";
+      return (text) => text.replace(left, "").replace(right, "");
+    }
+    case "Replace": {
+      const wanted = pattern(part.pattern);
+      return (text) => text.replace(wanted, () => part.content);
+    }
+    default:
+      throw new Error(`the page has no normalizer of the kind ${part.type}`);
+  }
+}
+
+function splitter(part) {
+  if (part?.type === "Split") {
+    const wanted = pattern(part.pattern);
+    if (part.behavior === "Removed" && part.invert) return (text) => text.match(wanted) ?? [];
+    if (part.behavior === "Isolated" && !part.invert) {
+      return (text) => {
+        const pieces = [];
+        let end = 0;
+        for (const { 0: found, index } of text.matchAll(wanted)) {
+          pieces.push(text.slice(end, index), found);
+          end = index + found.length;
+        }
+        return [...pieces, text.slice(end)].filter((piece) => piece);
+      };
+    }
+  }
+  throw new Error(`the page cannot split a text as the tokenizer says: ${JSON.stringify(part)}`);
+}
+
+function pattern({ Regex: regex, String: literal }) {
+  if (literal !== undefined) return new RegExp(literal.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"), "gu");
+  let inside = false; // of [...], where \w and \s stand without brackets of their own
+  const translated = regex.replace(/\\[\s\S]|[[\]]/g, (found) => {
+    if (found === "[") inside = true;
+    if (found === "]") inside = false;
+    const known = { "\\w": WORD, "\\s": SPACE }[found];
+    if (known) return inside ? known : `[${known}]`;
+    if (found === "\\S") return "\\P{White_Space}";
+    return found;
+  });
+  return new RegExp(translated, "gu");
+}
