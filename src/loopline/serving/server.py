@@ -38,6 +38,7 @@ class Options:
     slots: int | None = None
     grace: float = 1.0
     drain: float = 30.0
+    demo: bool = True
     limits: Limits = field(default_factory=Limits)
 
 
@@ -95,7 +96,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def _serve(models: list[Model], listener: socket.socket, options: Options) -> int:
     loop = asyncio.get_running_loop()
-    app = App(models, slots=options.slots or cpu_limit(), limits=options.limits, token=os.environ.get(TOKEN))
+    slots, token = options.slots or cpu_limit(), os.environ.get(TOKEN)
+    app = App(models, slots=slots, limits=options.limits, token=token, demo=options.demo)
     server = http.Server(app)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
