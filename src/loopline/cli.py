@@ -84,6 +84,7 @@ def _serve(options: argparse.Namespace) -> int:
         server.Options(
             host=options.host,
             port=options.port,
+            metrics_port=options.metrics_port,
             slots=options.slots,
             grace=options.grace,
             drain=options.drain,
@@ -148,6 +149,9 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("bundle", nargs="+", type=Path, help="a bundle, e.g. models/text/bundle, or a folder of them")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8080, help="0: any free one")
+    serve.add_argument(
+        "--metrics-port", type=int, help="answers as well; of this process alone where several share --port"
+    )
     serve.add_argument("--slots", type=int, help="batches that run at once (default: the cores this process may use)")
     serve.add_argument("--timeout-ms", type=int, default=1000, help="of a request that sends no X-Request-Timeout-Ms")
     serve.add_argument("--max-body-mb", type=int, default=16, help="of a request")
@@ -155,7 +159,9 @@ def parser() -> argparse.ArgumentParser:
         "--grace", type=float, default=1.0, help="seconds of answering after SIGTERM, not ready any more"
     )
     serve.add_argument("--drain", type=float, default=30.0, help="seconds to finish what is in flight")
-    serve.add_argument("--no-demo", dest="demo", action="store_false", help="without the demo page and the bundles' files")
+    serve.add_argument(
+        "--no-demo", dest="demo", action="store_false", help="without the demo page and the bundles' files"
+    )
 
     batch = verb(
         rooms, "predict", _predict, "predict a whole file of texts, or a folder or list of images, into a file"

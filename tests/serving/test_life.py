@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -88,6 +89,27 @@ def test_a_new_version_takes_over_on_the_same_port_and_nothing_is_lost(serve, fo
     assert set(load.statuses) == {200}
     assert load.versions[0] != load.versions[-1]
     assert new.stop() == 0
+
+
+def test_two_processes_share_a_port_and_their_counts_add_up(serve, folders):
+    def free():
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            return one.getsockname()[1]
+
+    ports = [free(), free()]
+    first = serve(folders["classifier"], "--metrics-port", ports[0])
+    second = serve(folders["classifier"], "--port", first.port, "--metrics-port", ports[1])
+    for _ in range(40):
+        assert requests.post(f"{first.url}/predict/classifier", data=brightness.png(9), timeout=5).status_code == 200
+    counts = []
+    for port in ports:
+        text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+        row = next(line for line in text.splitlines() if line.startswith("loopline_inference_rows_total{"))
+        counts.append(float(row.split()[-1]))
+    assert sum(counts) == 40
+    assert min(counts) > 0, "both of them answer"
+    assert first.stop() == second.stop() == 0
 
 
 def test_it_says_not_ready_before_it_stops_answering(serve, folders):

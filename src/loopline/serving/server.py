@@ -31,10 +31,11 @@ TOKEN = "LOOPLINE_TOKEN"  # noqa: S105 - the variable's name
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """See `loopline serve --help`. grace: seconds of answering after SIGTERM; drain: seconds to finish what is in flight."""
+    """See `loopline serve --help`. metrics_port: a second one, for processes that share `port`. grace: seconds of answering after SIGTERM; drain: seconds to finish what is in flight."""
 
     host: str = "127.0.0.1"
     port: int = 8080
+    metrics_port: int | None = None
     slots: int | None = None
     grace: float = 1.0
     drain: float = 30.0
@@ -42,10 +43,19 @@ class Options:
     limits: Limits = field(default_factory=Limits)
 
 
+def found(folder: Path) -> list[Path]:
+    """The folder itself if it is a bundle or has none in it, else the bundles in it: `models`, or what a container has mounted."""
+    if (folder / "bundle.json").exists():
+        return [folder]
+    return sorted(path.parent for place in ("*", "*/bundle") for path in folder.glob(f"{place}/bundle.json")) or [
+        folder
+    ]
+
+
 def load(folders: Sequence[Path]) -> list[Model]:
     """Every bundle, verified and warm. Raises LooplineError on a bad one, and on two of one name."""
     models: dict[str, Model] = {}
-    for folder in folders:
+    for folder in [bundle for given in folders for bundle in found(given)]:
         start = time.perf_counter()
         model = Model(folder)
         if model.name in models:
@@ -80,12 +90,12 @@ def run(folders: Sequence[Path], options: Options) -> int:
         return runner.run(_serve(models, listener, options))
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to `port`, which another process of ours may share. Raises LooplineError where it cannot be had."""
+def listen(host: str, port: int, *, shared: bool = True) -> socket.socket:
+    """A socket bound to `port`. shared: with other processes of ours. Raises LooplineError where it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
     try:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -103,6 +113,9 @@ async def _serve(models: list[Model], listener: socket.socket, options: Options)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     acceptor = await loop.create_server(server.protocol, sock=listener, backlog=BACKLOG)
+    if options.metrics_port is not None:
+        own = listen(options.host, options.metrics_port, shared=False)
+        await loop.create_server(server.protocol, sock=own)
     app.ready = True
     host, port = listener.getsockname()[:2]
     log("info", "ready", address=f"http://{host}:{port}", models=list(app.models), slots=app.batcher.slots)
