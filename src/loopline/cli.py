@@ -78,7 +78,9 @@ def _serve(options: argparse.Namespace) -> int:
     from loopline.serving import server
     from loopline.serving.app import Limits
 
-    limits = Limits(body_bytes=options.max_body_mb << 20, timeout_ms=options.timeout_ms)
+    limits = Limits(
+        body_bytes=options.max_body_mb << 20, timeout_ms=options.timeout_ms, cache_bytes=options.cache_mb << 20
+    )
     return server.run(
         options.bundle,
         server.Options(
@@ -154,6 +156,9 @@ def parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--slots", type=int, help="batches that run at once (default: the cores this process may use)")
     serve.add_argument("--timeout-ms", type=int, default=1000, help="of a request that sends no X-Request-Timeout-Ms")
+    serve.add_argument(
+        "--cache-mb", type=int, default=0, help="keep answers by the content of what was asked (default: off)"
+    )
     serve.add_argument("--max-body-mb", type=int, default=16, help="of a request")
     serve.add_argument(
         "--grace", type=float, default=1.0, help="seconds of answering after SIGTERM, not ready any more"

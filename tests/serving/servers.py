@@ -16,7 +16,7 @@ class Process:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | (env or {}))
         self.log = []
         for line in self.process.stderr:
-            self.log.append(json.loads(line))
+            self.log.append(json.loads(line) if line.startswith("{") else {"message": line})
             if self.log[-1]["message"] == "ready":
                 break
         else:

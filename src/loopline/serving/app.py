@@ -19,6 +19,7 @@ import orjson
 from loopline import __version__
 from loopline.serving import intake, oip, openapi, pages
 from loopline.serving.batcher import Batcher, Job, TooLate
+from loopline.serving.cache import Cache, key
 from loopline.serving.http import Cancel, Headers, Refusal, Request, Respond, Response, decompress
 from loopline.serving.logs import log
 from loopline.serving.metrics import Metrics
@@ -31,11 +32,12 @@ PRINTABLE = frozenset(range(0x21, 0x7F))
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds on what a client may ask. timeout_ms: of a request that names none. rows: of one request."""
+    """Bounds on what a client may ask. timeout_ms: of a request that names none. rows: of one request. cache_bytes: 0 for no cache."""
 
     body_bytes: int = 16 * 1024 * 1024
     rows: int = 1024
     timeout_ms: int = 1000
+    cache_bytes: int = 0
 
 
 Handler = Callable[[Request, Respond], Cancel | None]
@@ -65,6 +67,7 @@ class Series:
         self.shed = {reason: metrics.value("shed", *key, reason) for reason in ("queue", "deadline", "expired")}
         self.ok = {route: metrics.value("requests", *key, route, "200") for route in ("infer", "predict")}
         self.seconds = {route: metrics.histogram("request_seconds", *key, route) for route in ("infer", "predict")}
+        self.hits, self.misses = metrics.value("cache_hits", *key), metrics.value("cache_misses", *key)
         metrics.value("best_batch_rows", *key).value = model.best_rows
         precision = model.bundle.manifest.quantization
         metrics.value("model_info", *key, model.bundle.version, precision, model.provider).value = 1
@@ -74,12 +77,19 @@ class App:
     """Answers requests with the models it was given. See `http.Application`."""
 
     def __init__(
-        self, models: Sequence[Model], *, slots: int, limits: Limits | None = None, token: str | None = None, demo: bool = True
+        self,
+        models: Sequence[Model],
+        *,
+        slots: int,
+        limits: Limits | None = None,
+        token: str | None = None,
+        demo: bool = True,
     ) -> None:
         """token: what a client must send as its bearer token; demo: see `pages`. To be made in a running event loop."""
         self.models = {model.name: model for model in models}
         self.limits, self.token = limits or Limits(), token.encode() if token else None
         self.metrics = Metrics()
+        self.cache = Cache(self.limits.cache_bytes) if self.limits.cache_bytes else None
         self.series = {model.name: Series(self.metrics, model) for model in models}
         self.decoders = {model.name: Decoder(model) for model in models if model.spec.image}
         self.batcher = Batcher([*models, *self.decoders.values()], slots=slots, observe=self._observe)
@@ -265,9 +275,20 @@ class App:
             own[b"traceparent"] = trace
         series, received = self.series[model.name], request.received
 
+        known = key(model.name, payload) if self.cache and isinstance(payload, Tensors | Encoded) else None
+        if self.cache and known:
+            found = self.cache.get(known)
+            (series.misses if found is None else series.hits).value += 1
+            if found is not None:
+                series.ok[route].value += 1
+                respond(done(found, own))
+                return lambda: None
+
         def finish(job: Job) -> None:
             series.in_flight.value -= 1
             result = job.result
+            if self.cache and known and not isinstance(result, Exception):
+                self.cache.put(known, result)
             try:
                 if isinstance(result, Exception):
                     self._raise(model, result)
@@ -366,5 +387,6 @@ class App:
         for name, series in self.series.items():
             series.waiting.value = len(self.batcher.lines[name].jobs)
         self.metrics.value("ready").value = self.ready
+        self.metrics.value("cache_bytes").value = self.cache.bytes if self.cache else 0
         content, kind = self.metrics.exposition()
         respond(Response(body=(content,), content_type=kind))

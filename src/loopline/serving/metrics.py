@@ -45,6 +45,11 @@ CATALOGUE = {
         Metric("compute_seconds", "histogram", "A batch on a slot, preparing included.", ("model", "version"), SECONDS),
         Metric("batch_rows", "histogram", "Samples in a batch.", ("model", "version"), ROWS),
         Metric("shed", "counter", "Requests refused because of load.", ("model", "version", "reason")),
+        Metric("cache_hits", "counter", "Answers that were known already.", ("model", "version")),
+        Metric(
+            "cache_misses", "counter", "Answers that were looked for in the cache and not found.", ("model", "version")
+        ),
+        Metric("cache_bytes", "gauge", "Size of the cache of answers."),
         Metric("queue_items", "gauge", "Requests that wait.", ("model", "version")),
         Metric("in_flight", "gauge", "Requests taken in and not answered.", ("model", "version")),
         Metric("connections", "gauge", "Open connections."),

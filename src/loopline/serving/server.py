@@ -31,7 +31,11 @@ TOKEN = "LOOPLINE_TOKEN"  # noqa: S105 - the variable's name
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """See `loopline serve --help`. metrics_port: a second one, for processes that share `port`. grace: seconds of answering after SIGTERM; drain: seconds to finish what is in flight."""
+    """See `loopline serve --help`.
+
+    metrics_port: a second one, for processes that share `port`. grace: seconds of answering after SIGTERM. drain: seconds to
+    finish what is in flight.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
