@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TypeAlias
 
 from loopline import __version__
 from loopline.errors import LooplineError
@@ -113,39 +114,50 @@ def _models() -> list[str]:
     return list(settings.load().models)
 
 
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; `tests/test_cli.py` checks that it answers fast."""
     top = argparse.ArgumentParser(prog="loopline", description="From data to a monitored service and back again.")
     top.add_argument("--version", action="version", version=f"loopline {__version__}")
     rooms = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    _pipeline(rooms)
+    _serving(rooms)
+    _releases(rooms)
+    return top
 
-    def verb(
-        into: argparse._SubParsersAction[argparse.ArgumentParser],
-        name: str,
-        run: Callable[[argparse.Namespace], int],
-        text: str,
-    ) -> argparse.ArgumentParser:
-        made = into.add_parser(name, help=text, description=text)
-        made.set_defaults(run=run, verb=name)
-        return made
 
-    def room(name: str, text: str) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-        return rooms.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar="VERB")
+def _verb(into: Verbs, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    made = into.add_parser(name, help=text, description=text)
+    made.set_defaults(run=run, verb=name)
+    return made
 
-    stage = verb(rooms, "stage", _stage, "run one stage of the pipeline for one model, as dvc.yaml does")
+
+def _room(rooms: Verbs, name: str, text: str) -> Verbs:
+    return rooms.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar="VERB")
+
+
+def _pipeline(rooms: Verbs) -> None:
+    stage = _verb(rooms, "stage", _stage, "run one stage of the pipeline for one model, as dvc.yaml does")
     stage.add_argument("stage", choices=STAGES)
     stage.add_argument("model", help="a name under models: in params.yaml")
 
-    data = room("data", "datasets: list the catalogue, fetch, add a labelled batch")
-    verb(data, "list", _data_list, "the catalogue, and what of it is on this machine")
-    fetch = verb(data, "fetch", _data_fetch, "download datasets of the catalogue now")
+    data = _room(rooms, "data", "datasets: list the catalogue, fetch, add a labelled batch")
+    _verb(data, "list", _data_list, "the catalogue, and what of it is on this machine")
+    fetch = _verb(data, "fetch", _data_fetch, "download datasets of the catalogue now")
     fetch.add_argument("dataset", nargs="+")
-    add = verb(data, "add", _data_add, "validate a labelled batch and make it the model's next dataset version")
+    add = _verb(data, "add", _data_add, "validate a labelled batch and make it the model's next dataset version")
     add.add_argument("model")
     add.add_argument("folder")
     add.add_argument("--remote", help="the DVC remote that keeps this batch (default: the repository's)")
 
-    serve = verb(
+    track = _room(rooms, "track", "experiment tracking")
+    _verb(track, "sync", _track_sync, "send the runs that were kept while the tracking server was away")
+
+
+def _serving(rooms: Verbs) -> None:
+    serve = _verb(
         rooms, "serve", _serve, "serve bundles over HTTP: the Open Inference Protocol v2, and a route for people"
     )
     serve.add_argument("bundle", nargs="+", type=Path, help="a bundle, e.g. models/text/bundle, or a folder of them")
@@ -168,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
         "--no-demo", dest="demo", action="store_false", help="without the demo page and the bundles' files"
     )
 
-    batch = verb(
+    batch = _verb(
         rooms, "predict", _predict, "predict a whole file of texts, or a folder or list of images, into a file"
     )
     batch.add_argument("bundle", type=Path, help="a folder, e.g. models/text/bundle")
@@ -179,25 +191,23 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument("--batch-rows", type=int, help="items the model gets at once (default: the fastest number here)")
     batch.add_argument("--part-rows", type=int, help="items between two savings (default: 8192 texts, 1024 images)")
 
-    track = room("track", "experiment tracking")
-    verb(track, "sync", _track_sync, "send the runs that were kept while the tracking server was away")
 
-    release = room("release", "the model registry")
+def _releases(rooms: Verbs) -> None:
+    release = _room(rooms, "release", "the model registry")
     for name, text in {
         "register": "put the bundles in the registry as challengers",
         "promote": "make the challenger champion if it wins on evidence; exits with 2 if it is refused",
         "rollback": "put the champion before this one back",
     }.items():
-        made = verb(release, name, _release, text)
+        made = _verb(release, name, _release, text)
         made.add_argument("model", nargs="*", help="default: all")
         if name == "promote":
             made.add_argument("--again", action="store_true", help="even if it was rolled back before")
         if name == "rollback":
             made.add_argument("--reason", default="asked for", help="for the decision log")
-    history = verb(release, "history", _history, "every decision, or who was champion at a time, and why")
+    history = _verb(release, "history", _history, "every decision, or who was champion at a time, and why")
     history.add_argument("model", nargs="*", help="default: all")
     history.add_argument("--at", metavar="TIME", help="say who was champion then, e.g. 2026-11-21T14:05")
-    return top
 
 
 def main(arguments: list[str] | None = None) -> int:
