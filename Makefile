@@ -17,6 +17,7 @@ WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backen
 UV_VERSION := 0.13.8
 
 .PHONY: help setup repro serve demo test lint bench data-add mlflow lock clean
+.PHONY: image
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +57,13 @@ lint: setup ## style, strict types, import rules
 	ruff check .
 	ruff format --check .
 	mypy
+	mypy serving/*.py
+	hadolint serving/Dockerfile*
 	lint-imports
+
+image: setup $(if $(filter 0,$(DEMO)),,demo) ## the server's container image (BUNDLES="models/*/bundle" TARGET=gpu DEMO=0 BASE=...@sha256:...)
+	python serving/image.py $(if $(TAG),--tag $(TAG)) $(if $(TARGET),--target $(TARGET)) $(if $(BASE),--base $(BASE)) \
+		$(if $(filter 0,$(DEMO)),--no-demo) $(if $(BUNDLES),--bundles $(BUNDLES))
 
 bench: setup ## speed of what is worth being fast, side by side
 	python -m benchmarks
@@ -68,12 +75,17 @@ data-add: setup ## make a labelled batch the next dataset version: make data-add
 mlflow: setup ## the tracking page on http://127.0.0.1:5000
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000}
 
+# The image's own: the same versions, with hashes, without what a server never imports.
+LOCK_IMAGE := $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-find-links --generate-hashes \
+	--constraint requirements.lock --excludes serving/left-out.txt pyproject.toml --extra serve
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@# the old lock is no preference: a plain torch in it would draw in the CUDA build
 	rm -f requirements.lock
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-find-links $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu) \
 		pyproject.toml $(addprefix --extra ,train detect serve monitor dev) --output-file requirements.lock
 	sed -i -E 's/^(torch(vision)?==[0-9.]+)\+cpu/\1/; /^--/d' requirements.lock
+	$(LOCK_IMAGE) --output-file serving/requirements.lock
+	$(LOCK_IMAGE) --excludes <(echo onnxruntime) --extra gpu --output-file serving/requirements-gpu.lock
 
 clean: ## remove what the pipeline made, keep .venv, the data cache and MLflow's history
 	rm -rf reports .loopline/work .loopline/timings .pytest_cache .mypy_cache .ruff_cache .hypothesis models/*/{train,export,quantize,pictures,calibrate,bundle}
