@@ -49,6 +49,7 @@ class Page(NamedTuple):
 def pages(models: Sequence[Model], document: bytes, *, demo: bool) -> dict[str, Page]:
     """Path -> page. document: what /openapi.json says; demo: also `/` and the bundles' files, for the browser to run."""
     found = {"/docs": Page(_file(HERE / "docs.html"), True), "/openapi.json": Page(_said(document), False)}
+    demo = demo and (HERE / "index.html").exists()  # an image may come without it
     for path in sorted(HERE.rglob("*")):
         name = path.relative_to(HERE).as_posix()
         kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
