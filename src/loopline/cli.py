@@ -93,6 +93,7 @@ def _serve(options: argparse.Namespace) -> int:
             drain=options.drain,
             limits=limits,
             demo=options.demo,
+            log_requests=options.log_requests,
         ),
     )
 
@@ -179,6 +180,8 @@ def _serving(rooms: Verbs) -> None:
     serve.add_argument(
         "--no-demo", dest="demo", action="store_false", help="without the demo page and the bundles' files"
     )
+
+    serve.add_argument("--log-requests", action="store_true", help="a line for each answer, with its request id")
 
     batch = _verb(
         rooms, "predict", _predict, "predict a whole file of texts, or a folder or list of images, into a file"

@@ -10,6 +10,7 @@ import hmac
 import itertools
 import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from loopline.serving.model import Decoder, Encoded, Model, Tensors
 
 LARGE = 32 * 1024  # bytes of encoded images; more are decoded in a line of their own
 MOST_TIMEOUT_MS = 600_000
+GONE = 499  # in the metrics: the client left before its answer
 PRINTABLE = frozenset(range(0x21, 0x7F))
 
 
@@ -49,7 +51,33 @@ class Route(NamedTuple):
     handle: Handler
     limit: int = 0
     model: Model | None = None
+    name: str = "other"  # in the metrics
     open: bool = False  # without a token
+
+
+class _about:  # noqa: N801 - it reads as a statement
+    """Inside, a refusal is about this route, and any other error is a mistake of ours: 500, and a line in the log."""
+
+    __slots__ = ("route",)
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            return
+        refusal = error if isinstance(error, Refusal) else _broken(error) if isinstance(error, Exception) else None
+        if refusal is not None:
+            refusal.about = self.route.model, self.route.name
+            raise refusal from None
+
+
+def _broken(error: Exception) -> Refusal:
+    log("error", "a mistake of the server", error=repr(error), trace=traceback.format_exception(error)[-3:])
+    return Refusal(500, "the server made a mistake; its log says more")
 
 
 class Series:
@@ -84,8 +112,10 @@ class App:
         limits: Limits | None = None,
         token: str | None = None,
         demo: bool = True,
+        log_requests: bool = False,
     ) -> None:
         """token: what a client must send as its bearer token; demo: see `pages`. To be made in a running event loop."""
+        self.log_requests = log_requests
         self.models = {model.name: model for model in models}
         self.limits, self.token = limits or Limits(), token.encode() if token else None
         self.metrics = Metrics()
@@ -111,8 +141,10 @@ class App:
             for base in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
                 table[base] = {"GET": Route(self._metadata(model))}
                 table[f"{base}/ready"] = {"GET": Route(self._ready)}
-                table[f"{base}/infer"] = {"POST": Route(self._infer(model), self.limits.body_bytes, model)}
-            table[f"/predict/{model.name}"] = {"POST": Route(self._predict(model), self.limits.body_bytes, model)}
+                table[f"{base}/infer"] = {"POST": Route(self._infer(model), self.limits.body_bytes, model, "infer")}
+            table[f"/predict/{model.name}"] = {
+                "POST": Route(self._predict(model), self.limits.body_bytes, model, "predict")
+            }
         document = orjson.dumps(openapi.document(list(self.models.values()), token=self.token is not None))
         for path, page in pages.pages(list(self.models.values()), document, demo=demo).items():
             table[path] = {"GET": Route(page.answer, open=page.open)}
@@ -134,13 +166,14 @@ class App:
     def admit(self, method: str, path: str, headers: Headers) -> int:
         """See `http.Application`."""
         route = self._route(method, path)
-        if self.token and not route.open:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, b"Bearer " + self.token):
-                raise Refusal(401, "a bearer token is wanted", headers={b"www-authenticate": b"Bearer"})
-        if route.model is not None:
-            now = time.monotonic()
-            self._admit(route.model, 1, 0, self._deadline(headers, now), now)
+        with _about(route):
+            if self.token and not route.open:
+                given = headers.get(b"authorization", b"")
+                if not hmac.compare_digest(given, b"Bearer " + self.token):
+                    raise Refusal(401, "a bearer token is wanted", headers={b"www-authenticate": b"Bearer"})
+            if route.model is not None:
+                now = time.monotonic()
+                self._admit(route.model, 1, 0, self._deadline(headers, now), now)
         return route.limit
 
     def _admit(self, model: Model, rows: int, size: int, deadline: float, now: float) -> None:
@@ -152,15 +185,18 @@ class App:
 
     def answer(self, request: Request, respond: Respond) -> Cancel | None:
         """See `http.Application`."""
-        if (encoding := request.headers.get(b"content-encoding")) and encoding.lower() != b"identity":
-            request.body = decompress(request.body, encoding.lower(), self.limits.body_bytes)
-        return self._route(request.method, request.path).handle(request, respond)
+        route = self._route(request.method, request.path)
+        with _about(route):
+            if (encoding := request.headers.get(b"content-encoding")) and encoding.lower() != b"identity":
+                request.body = decompress(request.body, encoding.lower(), self.limits.body_bytes)
+            return route.handle(request, respond)
 
     def refusal(self, refusal: Refusal) -> Response:
-        """See `http.Application`."""
-        return Response(
-            refusal.status, (orjson.dumps({"error": refusal.message}),), headers=refusal.headers, close=refusal.close
-        )
+        """See `http.Application`. Every refusal comes by here, and is counted."""
+        model, route = refusal.about or (None, "other")
+        self._count(model, route, refusal.status)
+        body = orjson.dumps({"error": refusal.message})
+        return Response(refusal.status, (body,), headers=refusal.headers, close=refusal.close)
 
     # Models
 
@@ -251,11 +287,7 @@ class App:
         job = Job(self.decoders[model.name], payload, rows, size, deadline, decoded)
         self.batcher.submit(job)
         current = job.cancel
-
-        def cancel() -> None:
-            current()
-
-        return cancel
+        return lambda: current()  # noqa: PLW0108 - which one it is changes
 
     def _submit(
         self,
@@ -287,17 +319,32 @@ class App:
         def finish(job: Job) -> None:
             series.in_flight.value -= 1
             result = job.result
-            if self.cache and known and not isinstance(result, Exception):
-                self.cache.put(known, result)
             try:
                 if isinstance(result, Exception):
                     self._raise(model, result)
                 response = done(result, own)
                 series.ok[route].value += 1
+                if self.cache and known:
+                    self.cache.put(known, result)
             except Refusal as refusal:
                 refusal.headers.update(own)
                 response = self._refused(model, route, refusal)
-            series.seconds[route].observe(time.monotonic() - received)
+            except Exception as error:
+                response = self._refused(model, route, _broken(error))
+            seconds = time.monotonic() - received
+            series.seconds[route].observe(seconds)
+            if self.log_requests:
+                ms, identity = round(seconds * 1e3, 3), own[b"x-request-id"].decode("ascii")
+                log(
+                    "info",
+                    "request",
+                    id=identity,
+                    model=model.name,
+                    route=route,
+                    status=response.status,
+                    rows=rows,
+                    ms=ms,
+                )
             respond(response)
 
         job = Job(model, payload, rows, size, self._deadline(headers, received), finish)
@@ -311,6 +358,7 @@ class App:
         def cancel() -> None:
             job.cancel()
             series.in_flight.value -= 1
+            self._count(model, route, GONE)
 
         return cancel
 
@@ -326,16 +374,23 @@ class App:
         raise Refusal(500, "the model failed on this input")
 
     def _refused(self, model: Model, route: str, refusal: Refusal) -> Response:
-        self.metrics.value("requests", model.name, model.version, route, str(refusal.status)).value += 1
+        refusal.about = model, route
         return self.refusal(refusal)
+
+    def _count(self, model: Model | None, route: str, status: int) -> None:
+        key = (model.name, model.version) if model else ("", "")
+        self.metrics.value("requests", *key, route, str(status)).value += 1
 
     def _observe(self, model: Any, batch: list[Job]) -> None:
         if not isinstance(model, Model):
             return
         series = self.series[model.name]
+        rows = sum(job.rows for job in batch if not isinstance(job.result, Refusal))
+        if not rows:
+            return  # nothing could be prepared, so the model did not run
         series.executions.value += 1
-        series.rows.value += batch[0].batch_rows
-        series.batch.observe(batch[0].batch_rows)
+        series.rows.value += rows
+        series.batch.observe(rows)
         series.compute.observe(batch[0].finished - batch[0].started)
         for job in batch:
             series.queue.observe(job.started - job.enqueued)

@@ -38,6 +38,7 @@ class Refusal(Exception):
         """headers: further ones of the answer, e.g. Retry-After."""
         super().__init__(message)
         self.status, self.message, self.headers, self.close = status, message, headers or {}, close
+        self.about: Any = None  # the application's own note
 
 
 @dataclass(slots=True)

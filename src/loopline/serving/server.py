@@ -44,6 +44,7 @@ class Options:
     grace: float = 1.0
     drain: float = 30.0
     demo: bool = True
+    log_requests: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
@@ -111,7 +112,9 @@ def listen(host: str, port: int, *, shared: bool = True) -> socket.socket:
 async def _serve(models: list[Model], listener: socket.socket, options: Options) -> int:
     loop = asyncio.get_running_loop()
     slots, token = options.slots or cpu_limit(), os.environ.get(TOKEN)
-    app = App(models, slots=slots, limits=options.limits, token=token, demo=options.demo)
+    app = App(
+        models, slots=slots, limits=options.limits, token=token, demo=options.demo, log_requests=options.log_requests
+    )
     server = http.Server(app)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
