@@ -82,7 +82,7 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@# the old lock is no preference: a plain torch in it would draw in the CUDA build
 	rm -f requirements.lock
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-find-links $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu) \
-		pyproject.toml $(addprefix --extra ,train detect serve monitor dev) --output-file requirements.lock
+		pyproject.toml $(addprefix --extra ,train detect serve otel monitor dev) --output-file requirements.lock
 	sed -i -E 's/^(torch(vision)?==[0-9.]+)\+cpu/\1/; /^--/d' requirements.lock
 	$(LOCK_IMAGE) --output-file serving/requirements.lock
 	$(LOCK_IMAGE) --excludes <(echo onnxruntime) --extra gpu --output-file serving/requirements-gpu.lock

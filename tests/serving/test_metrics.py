@@ -1,5 +1,9 @@
 """The metrics say what happened, and the log too where it is asked to."""
 
+import gzip
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import brightness
 import requests
 from prometheus_client.parser import text_string_to_metric_families
@@ -93,3 +97,42 @@ def test_a_model_that_fails_is_a_500_that_is_counted_and_logged(serve, folders):
     assert requests.post(server.url + "/predict/text", json={"text": "good"}, timeout=5).status_code == 200
     server.stop()
     assert any(line["message"] == "inference failed" for line in server.log)
+
+
+def test_a_request_becomes_a_span_of_the_caller_s_trace(serve, folders):
+    """A collector of our own, which speaks the real protocol."""
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    received = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                content = gzip.decompress(content)
+            received.append(ExportTraceServiceRequest.FromString(content))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{collector.server_port}"
+        server = serve(folders["classifier"], env={"OTEL_EXPORTER_OTLP_ENDPOINT": address})
+        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+        headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "X-Request-Id": "mine"}
+        url = server.url + "/predict/classifier"
+        requests.post(url, data=brightness.png(200), headers=headers, timeout=5)
+        requests.post(url, data=b"no image", headers=headers, timeout=5)
+        assert server.stop() == 0
+        collector.shutdown()
+    spans = [span for one in received for r in one.resource_spans for s in r.scope_spans for span in s.spans]
+    assert [span.name for span in spans] == ["predict classifier"] * 2
+    assert {span.trace_id.hex() for span in spans} == {trace}
+    assert {span.parent_span_id.hex() for span in spans} == {"00f067aa0ba902b7"}
+    attributes = [{a.key: a.value.string_value or a.value.int_value for a in span.attributes} for span in spans]
+    assert [a["http.response.status_code"] for a in attributes] == [200, 415]
+    assert attributes[0]["request.id"] == "mine"
+    assert 0 < spans[0].end_time_unix_nano - spans[0].start_time_unix_nano < 5e9

@@ -25,6 +25,7 @@ from loopline.serving.http import Cancel, Headers, Refusal, Request, Respond, Re
 from loopline.serving.logs import log
 from loopline.serving.metrics import Metrics
 from loopline.serving.model import Decoder, Encoded, Model, Tensors
+from loopline.serving.tracing import Record
 
 LARGE = 32 * 1024  # bytes of encoded images; more are decoded in a line of their own
 MOST_TIMEOUT_MS = 600_000
@@ -113,9 +114,10 @@ class App:
         token: str | None = None,
         demo: bool = True,
         log_requests: bool = False,
+        record: Record | None = None,
     ) -> None:
         """token: what a client must send as its bearer token; demo: see `pages`. To be made in a running event loop."""
-        self.log_requests = log_requests
+        self.log_requests, self.record = log_requests, record
         self.models = {model.name: model for model in models}
         self.limits, self.token = limits or Limits(), token.encode() if token else None
         self.metrics = Metrics()
@@ -333,18 +335,8 @@ class App:
                 response = self._refused(model, route, _broken(error))
             seconds = time.monotonic() - received
             series.seconds[route].observe(seconds)
-            if self.log_requests:
-                ms, identity = round(seconds * 1e3, 3), own[b"x-request-id"].decode("ascii")
-                log(
-                    "info",
-                    "request",
-                    id=identity,
-                    model=model.name,
-                    route=route,
-                    status=response.status,
-                    rows=rows,
-                    ms=ms,
-                )
+            if self.log_requests or self.record:
+                self._note(model, route, response.status, rows, seconds, own)
             respond(response)
 
         job = Job(model, payload, rows, size, self._deadline(headers, received), finish)
@@ -376,6 +368,20 @@ class App:
     def _refused(self, model: Model, route: str, refusal: Refusal) -> Response:
         refusal.about = model, route
         return self.refusal(refusal)
+
+    def _note(self, model: Model, route: str, status: int, rows: int, seconds: float, headers: Headers) -> None:
+        identity = headers[b"x-request-id"].decode("ascii")
+        if self.log_requests:
+            ms = round(seconds * 1e3, 3)
+            log("info", "request", id=identity, model=model.name, route=route, status=status, rows=rows, ms=ms)
+        if self.record:
+            self.record(
+                name=f"{route} {model.name}",
+                seconds=seconds,
+                status=status,
+                headers=headers,
+                **{"request.id": identity, "model.name": model.name, "model.version": model.version, "rows": rows},
+            )
 
     def _count(self, model: Model | None, route: str, status: int) -> None:
         key = (model.name, model.version) if model else ("", "")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loopline.errors import LooplineError
-from loopline.serving import http
+from loopline.serving import http, tracing
 from loopline.serving.app import App, Limits
 from loopline.serving.logs import log
 from loopline.serving.model import Model, cpu_limit
@@ -112,8 +112,15 @@ def listen(host: str, port: int, *, shared: bool = True) -> socket.socket:
 async def _serve(models: list[Model], listener: socket.socket, options: Options) -> int:
     loop = asyncio.get_running_loop()
     slots, token = options.slots or cpu_limit(), os.environ.get(TOKEN)
+    spans = tracing.recorder()
     app = App(
-        models, slots=slots, limits=options.limits, token=token, demo=options.demo, log_requests=options.log_requests
+        models,
+        slots=slots,
+        limits=options.limits,
+        token=token,
+        demo=options.demo,
+        log_requests=options.log_requests,
+        record=spans.record if spans else None,
     )
     server = http.Server(app)
     stop = asyncio.Event()
@@ -133,5 +140,7 @@ async def _serve(models: list[Model], listener: socket.socket, options: Options)
     acceptor.close()
     whole = await server.drain(idle_seconds=min(5.0, options.drain / 2), seconds=options.drain)
     app.batcher.close()
+    if spans:
+        spans.shutdown()
     log("info" if whole else "error", "stopped" if whole else "stopped with requests cut off")
     return 0 if whole else 1
