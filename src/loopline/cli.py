@@ -77,7 +77,7 @@ def _history(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     from loopline.serving import server
-    from loopline.serving.app import Limits
+    from loopline.serving.inference import Limits
 
     limits = Limits(
         body_bytes=options.max_body_mb << 20, timeout_ms=options.timeout_ms, cache_bytes=options.cache_mb << 20

@@ -5,9 +5,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import brightness
+import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from loopline.serving import app, http
 from loopline.serving.metrics import CATALOGUE, PREFIX
 
 
@@ -66,6 +68,7 @@ def test_answers_and_refusals_are_counted_by_their_status(serve, folders):
     assert total(found, "in_flight") == 0
     assert total(found, "model_info", precision="fp32") == 1
     assert total(found, "ready") == 1
+    assert total(found, "connections") >= 1
     assert server.stop() == 0
     lines = [line for line in server.log if line["message"] == "request"]
     assert [(line["id"], line["status"], line["rows"]) for line in lines] == [
@@ -136,3 +139,13 @@ def test_a_request_becomes_a_span_of_the_caller_s_trace(serve, folders):
     assert [a["http.response.status_code"] for a in attributes] == [200, 415]
     assert attributes[0]["request.id"] == "mine"
     assert 0 < spans[0].end_time_unix_nano - spans[0].start_time_unix_nano < 5e9
+
+
+def test_a_mistake_of_ours_is_a_500_that_says_nothing_of_it_to_the_client(capfd):
+    route = app.Route(lambda *_: None, name="predict")
+    with pytest.raises(http.Refusal) as refused, app._about(route):
+        raise ZeroDivisionError("secret")
+    assert refused.value.status == 500
+    assert "secret" not in refused.value.message
+    assert refused.value.about == (None, "predict")
+    assert "secret" in capfd.readouterr().err

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from loopline.errors import LooplineError
 from loopline.serving import http, tracing
-from loopline.serving.app import App, Limits
+from loopline.serving.app import App
+from loopline.serving.inference import Limits
 from loopline.serving.logs import log
 from loopline.serving.model import Model, cpu_limit
 
@@ -123,6 +124,7 @@ async def _serve(models: list[Model], listener: socket.socket, options: Options)
         record=spans.record if spans else None,
     )
     server = http.Server(app)
+    app.connections = lambda: len(server.connections)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -132,14 +134,14 @@ async def _serve(models: list[Model], listener: socket.socket, options: Options)
         await loop.create_server(server.protocol, sock=own)
     app.ready = True
     host, port = listener.getsockname()[:2]
-    log("info", "ready", address=f"http://{host}:{port}", models=list(app.models), slots=app.batcher.slots)
+    log("info", "ready", address=f"http://{host}:{port}", models=list(app.models), slots=app.inference.batcher.slots)
     await stop.wait()
     app.ready = False
     log("info", "stopping", connections=len(server.connections))
     await asyncio.sleep(options.grace)
     acceptor.close()
     whole = await server.drain(idle_seconds=min(5.0, options.drain / 2), seconds=options.drain)
-    app.batcher.close()
+    app.inference.batcher.close()
     if spans:
         spans.shutdown()
     log("info" if whole else "error", "stopped" if whole else "stopped with requests cut off")
