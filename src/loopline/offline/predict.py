@@ -163,9 +163,8 @@ class _Work:
         found = itertools.chain.from_iterable(future.result() for future in self.futures)
         for place, answer in zip(self.order, found, strict=True):
             answers[place] = answer
-        columns: dict[str, Any] = {"id": [item.id for item in self.items]}
-        columns |= {name: [answer.get(name) for answer in answers] for name in out.schema.names[1:]}
-        out.write_part(self.number, columns, self.facts)
+        rows = ({"id": item.id, **answer} for item, answer in zip(self.items, answers, strict=True))
+        out.write_part(self.number, rows, self.facts)
         return len(self.items)
 
 

@@ -158,7 +158,7 @@ def _checked(rows: Iterator[Any]) -> Iterator[Item]:
             yield Item(number, error="no text" if text is None else f"not a text but {text!r:.60}")
         elif len(text) > MOST_TEXT:
             yield Item(number, error=f"{len(text)} characters, at most {MOST_TEXT} are accepted")
-        elif not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        elif not text.isascii() and _plain(text) != text:
             yield Item(number, error="not UTF-8")
         else:
             yield Item(number, text)

@@ -1,0 +1,397 @@
+"""Batch prediction: every row gets an answer or a reason, in order; a killed run goes on; memory stays small."""
+
+import csv
+import functools
+import gzip
+import http.server
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import brightness
+import bundles
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from onnx import numpy_helper
+
+from loopline import cli
+from loopline.errors import LooplineError
+from loopline.offline import parts, sources
+from loopline.offline.predict import Options, predict
+from loopline.release import bundle
+from loopline.serving.model import Encoded, Model
+
+TEXTS = ["good fine", "bad poor", 'good, "great"', "bad\nawful", "", "gut über"]
+
+
+def answers(path):
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(path, texts, column="text"):
+    """A file of texts, of the kind that its suffix says."""
+    kind = sources.suffix(path.name)
+    if kind == ".parquet":
+        pq.write_table(pa.table({"other": list(range(len(texts))), column: texts}), path, row_group_size=2)
+        return path
+    content = io.StringIO()
+    if kind == ".jsonl":
+        content.writelines(json.dumps({column: text}) + "\n" for text in texts)
+    else:
+        rows = csv.writer(content, delimiter="\t" if kind == ".tsv" else ",")
+        rows.writerows([("other", column), *enumerate(texts)])
+    data = content.getvalue().encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def command(*arguments, **options):
+    line = [sys.executable, "-m", "loopline.cli", "predict", *map(str, arguments)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two bright, two dark, and three that cannot be read."""
+    root = tmp_path_factory.mktemp("pictures")
+    for name, value in {"b/2.png": 250, "b/10.png": 3, "a [1]?*.png": 240, "c::d%20.PNG": 9}.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(brightness.png(value))
+    (root / "b/broken.png").write_bytes(brightness.png(250)[:40])
+    (root / "notes.txt").write_text("not an image")
+    (root / "gone.png").symlink_to(root / "nowhere.png")
+    (root / ".hidden").write_text("")
+    return root
+
+
+PICTURES = {"a [1]?*.png": "bright", "b/10.png": "dark", "b/2.png": "bright", "b/broken.png": None, "c::d%20.PNG": "dark",
+            "gone.png": None, "notes.txt": None}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.parquet", "x.csv.gz"])
+def test_each_kind_of_table_is_answered_as_the_server_would_in_the_same_order(folders, tmp_path, name):
+    source = table(tmp_path / name, TEXTS)
+    summary = predict(folders["text"], str(source), str(tmp_path / "out.parquet"), Options(part_rows=4, batch_rows=3))
+    model = Model(folders["text"])
+    wanted = [model.run([Encoded([text])])[0][0] for text in TEXTS]
+    found = answers(tmp_path / "out.parquet")
+    assert [row["id"] for row in found] == list(range(6))
+    assert [row["label"] for row in found] == [row["label"] for row in wanted]
+    assert [row["probability"] for row in found] == pytest.approx([row["probability"] for row in wanted], abs=1e-6)
+    assert (summary.rows, summary.errors, summary.code) == (6, 0, 0)
+    assert not (tmp_path / "out.parquet.partial").exists()
+
+
+def test_the_other_kinds_of_output_say_the_same(folders, tmp_path):
+    source = table(tmp_path / "x.parquet", ["good", None, "bad"])
+    rows = []
+    for name in ("out.parquet", "out.csv", "out.jsonl"):
+        predict(folders["text"], str(source), str(tmp_path / name), Options())
+        rows.append(
+            [(int(r["id"]), r["label"] or None, r["error"] or None, r["probability"]) for r in answers(tmp_path / name)]
+        )
+    assert [row[:3] for row in rows[0]] == [(0, "good", None), (1, None, "no text"), (2, "bad", None)]
+    assert all([row[:3] for row in kind] == [row[:3] for row in rows[0]] for kind in rows)
+    assert float(rows[1][0][3]) == pytest.approx(rows[0][0][3]) == pytest.approx(rows[2][0][3])
+
+
+def test_a_row_that_cannot_be_read_keeps_its_place_and_says_why(folders, tmp_path):
+    long = "x" * 100_001
+    given = {
+        "x.csv": (b"text,other\ngood,1\nbad\n\xff\xfe,1\n%s,1\n%s,1\nbad,1\n" % (long.encode(), 5 * long.encode()),
+                  ["1 columns in place of 2", "not UTF-8", "100001 characters", "field larger"]),
+        "x.jsonl": (b'{"text": "good"}\n{"text": 3}\n{broken\n{"other": 1}\n[1]\n\n{"text": "\xff"}\n{"text": "bad"}',
+                    ["not a text but 3", "not JSON", "no 'text'", "not a JSON object", "not JSON"]),
+    }  # fmt: skip
+    for name, (content, reasons) in given.items():
+        (tmp_path / name).write_bytes(content)
+        summary = predict(folders["text"], str(tmp_path / name), str(tmp_path / "out.parquet"), Options())
+        found = answers(tmp_path / "out.parquet")
+        assert [found[0]["label"], found[-1]["label"]] == ["good", "bad"]
+        for row, reason in zip(found[1:-1], reasons, strict=True):
+            assert row["label"] is None
+            assert reason in row["error"]
+        assert (summary.errors, summary.code) == (len(reasons), 0)
+        assert f"and {len(reasons) - 3} more" in str(summary)
+
+
+def test_a_folder_is_read_to_its_depth_and_what_is_no_image_is_told(folders, pictures, tmp_path):
+    predict(folders["classifier"], str(pictures), str(tmp_path / "out.parquet"), Options(part_rows=3, batch_rows=2))
+    found = {row["id"]: row for row in answers(tmp_path / "out.parquet")}
+    assert {name: row["label"] for name, row in found.items()} == PICTURES
+    assert list(found) == list(PICTURES)
+    assert "broken image" in found["b/broken.png"]["error"]
+    assert found["gone.png"]["error"] == "not found"
+    assert "not an image" in found["notes.txt"]["error"]
+
+
+def test_a_list_may_mix_paths_and_addresses(folders, pictures, tmp_path):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=pictures)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        web = f"http://127.0.0.1:{server.server_port}"
+        lines = [str(pictures / "b/2.png"), f"{web}/b/10.png?size=1", "", f"{web}/nothing.png", f"file://{pictures}/b/2.png",
+                 str(pictures / "nothing.png"), str(pictures), "strange://x/y.png"]  # fmt: skip
+        (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+        predict(folders["classifier"], str(tmp_path / "list.txt"), str(tmp_path / "out.parquet"), Options())
+        server.shutdown()
+    found = answers(tmp_path / "out.parquet")
+    assert [row["id"] for row in found] == [line for line in lines if line]
+    assert [row["label"] for row in found] == ["bright", "dark", None, "bright", None, None, None]
+    assert [row["error"] for row in found[2:]][:4] == ["not found", None, "not found", "a folder"]
+    assert "strange" in found[-1]["error"]
+
+
+def test_boxes_are_a_nested_list_or_json(folders, tmp_path):
+    for number in range(3):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"in/{number}.png").write_bytes(brightness.png([255, 255, 0][number]))
+    (tmp_path / "in/3.png").write_bytes(b"no")
+    (tmp_path / "in/0.png").replace(tmp_path / "in/9.png")
+    found = {}
+    for kind in ("parquet", "csv", "jsonl"):
+        predict(folders["detector"], str(tmp_path / "in"), str(tmp_path / f"out.{kind}"), Options(batch_rows=2))
+        found[kind] = [row["boxes"] for row in answers(tmp_path / f"out.{kind}")]
+    one = {"label": "spot", "score": 1.0, "x1": 1.0, "y1": 1.0, "x2": 5.0, "y2": 5.0}
+    assert found["parquet"] == found["jsonl"] == [[one], [], None, [one]]
+    assert [json.loads(boxes) if boxes else None for boxes in found["csv"]] == found["parquet"]
+
+
+def test_only_the_poisoned_item_of_a_batch_fails(folders, tmp_path):
+    made = bundle.read(folders["text"])
+    words = json.loads((made.folder / "tokenizer.json").read_text())["model"]["vocab"]
+    poison = max(words, key=words.get)
+    graph = onnx.load(made.model)
+    (words_table,) = (one for one in graph.graph.initializer if one.name == "table")
+    words_table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(words_table)[: words[poison]], "table"))
+    onnx.save(graph, tmp_path / "model.onnx")
+    fragile = bundle.write(tmp_path / "fragile", made.manifest, model=tmp_path / "model.onnx", card="# tiny\n",
+                           drift=made.folder / "drift.json", tokenizer=made.folder / "tokenizer.json")  # fmt: skip
+    good = next(word for word in ("good", "fine", "great") if word != poison)
+    source = table(tmp_path / "x.csv", [good, good, poison, good])
+    predict(fragile.folder, str(source), str(tmp_path / "out.parquet"), Options(batch_rows=4))
+    found = answers(tmp_path / "out.parquet")
+    assert [row["label"] for row in found] == ["good", "good", None, "good"]
+    assert found[2]["error"].startswith("the model failed on it")
+
+
+def test_the_exit_code_is_1_only_if_all_failed(folders, pictures, tmp_path, capsys):
+    for texts, code in (([None, "good"], 0), ([None, None], 1), ([], 0)):
+        source = table(tmp_path / "x.jsonl", texts)
+        assert cli.main(["predict", str(folders["text"]), str(source), str(tmp_path / "out.csv")]) == code
+        assert f"out.csv: {len(texts)} rows, {texts.count(None)} without an answer" in capsys.readouterr().out
+    assert answers(tmp_path / "out.csv") == []
+
+
+def many(path, count=20_000):
+    return table(path, [f"{'good' if n % 3 else 'bad'} {'fine ' * (n % 5)}" for n in range(count)])
+
+
+def test_a_run_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(folders, tmp_path):
+    source, out = many(tmp_path / "x.csv"), tmp_path / "out.parquet"
+    arguments = (folders["text"], source, out, "--part-rows", 100, "--slots", 2)
+    process = command(*arguments)
+    while not (tmp_path / "out.parquet.partial/part-00004.parquet").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not out.exists()
+    done = len(list((tmp_path / "out.parquet.partial").glob("part-*")))
+    assert 5 <= done < 200
+
+    again = command(*arguments)
+    said, warned = again.communicate()
+    assert again.returncode == 0
+    assert f"{100 * done} rows were kept" in warned
+    assert "20000 rows, 0 without an answer" in said
+    whole = tmp_path / "whole.parquet"
+    summary = predict(folders["text"], str(source), str(whole), Options(part_rows=100))
+    assert summary.kept == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "out.parquet.partial").exists()
+
+
+@pytest.fixture
+def stopped(folders, tmp_path):
+    """What a killed run left: three parts of ten rows of which the last one is torn."""
+    source, out = many(tmp_path / "x.csv", 40), tmp_path / "out.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts.Output, "join", lambda *_: os.fspath(out))  # killed before the parts are joined
+        predict(folders["text"], str(source), str(out), Options(part_rows=10, batch_rows=7))
+    kept = sorted((tmp_path / "out.jsonl.partial").iterdir())
+    assert len(kept) == 4
+    kept[3].unlink()
+    kept[2].write_bytes(kept[2].read_bytes()[:100])
+    return source, out
+
+
+def test_a_torn_part_is_made_anew_and_the_batch_size_stays(folders, stopped):
+    source, out = stopped
+    summary = predict(folders["text"], str(source), str(out), Options(part_rows=10))
+    assert (summary.kept, summary.rows) == (20, 40)
+    assert [row["id"] for row in answers(out)] == list(range(40))
+
+
+def test_the_batch_size_of_the_first_run_is_kept(folders, stopped, monkeypatch):
+    sizes = []
+    run = Model.run
+    monkeypatch.setattr(Model, "run", lambda self, given: sizes.append(len(given[0].arrays["ids"])) or run(self, given))
+    source, out = stopped
+    predict(folders["text"], str(source), str(out), Options(part_rows=10))
+    assert sorted(sizes) == [3, 3, 7, 7]
+
+
+@pytest.mark.parametrize("option", [{"part_rows": 20}, {"part_rows": 10, "batch_rows": 8}])
+def test_other_options_start_anew_and_say_so(folders, stopped, option, capsys):
+    source, out = stopped
+    assert predict(folders["text"], str(source), str(out), Options(**option)).kept == 0
+    assert "starting anew" in capsys.readouterr().err
+    assert len(answers(out)) == 40
+
+
+def test_another_bundle_starts_anew_and_says_so(folders, stopped, tmp_path, capsys):
+    made = bundle.read(folders["text"])
+    other = bundle.write(tmp_path / "other", made.manifest, model=made.model, card="# another\n",
+                         drift=made.folder / "drift.json", tokenizer=made.folder / "tokenizer.json")  # fmt: skip
+    source, out = stopped
+    assert predict(other.folder, str(source), str(out), Options(part_rows=10)).kept == 0
+    assert "of another bundle" in capsys.readouterr().err
+
+
+def test_what_changed_in_the_input_is_predicted_anew(folders, stopped, capsys):
+    source, out = stopped
+    lines = source.read_text().splitlines()
+    lines[15] = "14,bad awful poor"
+    source.write_text("\n".join(lines))
+    assert predict(folders["text"], str(source), str(out), Options(part_rows=10)).kept == 10
+    assert "part 1 is of other items" in capsys.readouterr().err
+    assert answers(out)[14]["label"] == "bad"
+
+
+def test_an_image_that_changed_is_predicted_anew(folders, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        (tmp_path / f"in/{number}.png").write_bytes(brightness.png(250))
+    run = functools.partial(
+        predict, folders["classifier"], str(tmp_path / "in"), str(tmp_path / "out.csv"), Options(part_rows=2)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.Output, "join", lambda *_: None)
+        run()
+    (tmp_path / "in/3.png").write_bytes(brightness.png(2))
+    assert run().kept == 2
+    assert [row["label"] for row in answers(tmp_path / "out.csv")] == ["bright", "bright", "bright", "dark"]
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "options", "message"),
+    [("x.csv", "x.csv", {}, "is the input"), ("x.csv", "out.xlsx", {}, "the output ends in .parquet, .csv, .jsonl"),
+     ("x.csv", "out.csv", {"column": "name"}, "has no column 'name': it has 'other', 'text'; name one with --column"),
+     ("y.csv", "out.csv", {}, "not found"), ("x.doc", "out.csv", {}, "wants a file ending in"),
+     ("x.csv", "x.csv/out.csv", {}, "cannot be written"), ("strange://x.csv", "out.csv", {}, "strange"),
+     ("x.parquet", "out.csv", {}, "is not a Parquet file"), ("cut.csv.gz", "out.csv", {}, "cannot be read to its end")],
+)  # fmt: skip
+def test_a_slip_is_explained_and_nothing_is_written(folders, tmp_path, monkeypatch, source, out, options, message):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "x.csv", TEXTS)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    cut = table(tmp_path / "cut.csv.gz", [os.urandom(9).hex() for _ in range(5000)])
+    cut.write_bytes(cut.read_bytes()[:9000])
+    before = (tmp_path / "x.csv").read_bytes()
+    with pytest.raises(LooplineError, match=re.escape(message)):
+        predict(folders["text"], source, out, Options(**options))
+    assert (tmp_path / "x.csv").read_bytes() == before
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_an_image_in_place_of_a_list_is_refused(folders, pictures, tmp_path):
+    with pytest.raises(LooplineError, match="is not a list of images"):
+        predict(folders["classifier"], str(pictures / "b/2.png"), str(tmp_path / "out.csv"), Options())
+
+
+def test_memory_does_not_grow_with_the_input(folders, tmp_path):
+    peaks = []
+    for rows in (1_000, 40_000):
+        source = table(tmp_path / f"{rows}.jsonl", ["good fine great " * 100] * rows)
+        code = (
+            "import resource, sys; from loopline import cli\n"
+            "code = cli.main(sys.argv[1:])\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(code)"
+        )
+        line = [
+            sys.executable,
+            "-c",
+            code,
+            "predict",
+            folders["text"],
+            source,
+            tmp_path / "out.csv",
+            "--part-rows",
+            "500",
+        ]
+        peaks.append(int(subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()[-1]))
+    assert (tmp_path / "40000.jsonl").stat().st_size > 60e6
+    assert peaks[1] - peaks[0] < 25, f"{peaks} MB"
+
+
+def test_on_a_terminal_there_is_a_progress_bar(folders, tmp_path):
+    source = many(tmp_path / "x.parquet", 500)
+    screen, terminal = pty.openpty()
+    line = [sys.executable, "-m", "loopline.cli", "predict", folders["text"], source, tmp_path / "out.csv"]
+    done = subprocess.run(line, stderr=terminal, stdout=subprocess.PIPE)
+    os.close(terminal)
+    with os.fdopen(screen, "rb", 0) as seen:
+        shown = seen.read(100_000).decode()
+    assert done.returncode == 0
+    assert "500/500" in shown
+    assert "rows/s" in shown
+
+
+def test_everything_may_be_in_an_object_store(folders, pictures, tmp_path, monkeypatch):
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+                        "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    try:
+        store = s3fs.S3FileSystem(skip_instance_cache=True)
+        store.mkdir("team")
+        for name in PICTURES:
+            store.pipe(
+                f"team/in/{name}", brightness.png(240 if PICTURES[name] == "bright" else 9) if PICTURES[name] else b""
+            )
+        process = command(folders["classifier"], "s3://team/in", "s3://team/out/labels.parquet", "--part-rows", 3)
+        said, warned = process.communicate()
+        assert process.returncode == 0, warned
+        assert "7 rows, 3 without an answer" in said
+        found = pq.read_table(io.BytesIO(store.cat("team/out/labels.parquet"))).to_pylist()
+        assert {row["id"]: row["label"] for row in found} == PICTURES
+        assert store.find("team/out") == ["team/out/labels.parquet"]
+        missing = command(folders["classifier"], "s3://team/in", "s3://nobody/out.parquet")
+        assert "s3://nobody/out.parquet cannot be written" in missing.communicate()[1]
+        assert not store.exists("nobody")
+    finally:
+        server.stop()
