@@ -83,17 +83,14 @@ def revision() -> str:
         return "unknown"  # an archive of the sources
 
 
-def add_bundles(program: str, base: str, tag: str, folders: Sequence[Path]) -> str:
-    """`tag`: the image `base` with the bundles in it, verified. Returns their names and hashes as the label says them."""
+def add_bundles(program: str, base: str, tag: str, bundles: Sequence[bundle.Bundle]) -> str:
+    """`tag`: the image `base` with the bundles in it. Returns their names and hashes as the label says them."""
     with tempfile.TemporaryDirectory() as context:
-        hashes = {}
-        for folder in folders:
-            read = bundle.read(folder)
-            hashes[read.manifest.name] = read.version
-            copied = shutil.copytree(folder, Path(context, read.manifest.name))
+        for one in bundles:
+            copied = shutil.copytree(one.folder, Path(context, one.manifest.name))
             for path in (copied, *copied.rglob("*")):  # the server is not the one who made them
                 path.chmod(0o755 if path.is_dir() else 0o644)
-        label = " ".join(f"{name}={version}" for name, version in sorted(hashes.items()))
+        label = " ".join(sorted(f"{one.manifest.name}={one.version}" for one in bundles))
         build(program, "Dockerfile.bundles", Path(context), tag, {"IMAGE": base, "BUNDLES": label})
     return label
 
@@ -103,11 +100,14 @@ def make(given: argparse.Namespace) -> None:
     program = engine()
     if program is None:
         raise LooplineError("no container engine answers here: install podman, or start docker")
-    base = f"{given.tag}-{given.target}" if given.bundles else given.tag
+    bundles = [bundle.read(folder) for folder in given.bundles]
+    base = f"{given.tag}-{given.target}" if bundles else given.tag
     arguments = {"REVISION": revision(), "VERSION": __version__, "DEMO": "1" if given.demo else "0"}
     if given.base:
         arguments["BASE"] = given.base
-    build(program, "Dockerfile", ROOT, base, arguments, "--target", given.target)
+    # Said twice: podman up to 4 takes a LABEL from its cache, whatever its build argument has become.
+    label = f"--label=org.opencontainers.image.revision={arguments['REVISION']}"
+    build(program, "Dockerfile", ROOT, base, arguments, "--target", given.target, label)
     plain, packed = measure(program, base)
     limited = given.target == "cpu"
     limits = f" (budget {given.budget:g} MB, {given.budget_compressed:g} MB)" if limited else ""
@@ -116,9 +116,8 @@ def make(given: argparse.Namespace) -> None:
         raise LooplineError(
             f"{base} is over its budget: see what grew with `{program} history {base}` and serving/assemble.py"
         )
-    if given.bundles:
-        label = add_bundles(program, base, given.tag, given.bundles)
-        print(f"{given.tag}: with {label}")
+    if bundles:
+        print(f"{given.tag}: with {add_bundles(program, base, given.tag, bundles)}")
 
 
 def main() -> int:
@@ -128,7 +127,7 @@ def main() -> int:
     options.add_argument("--target", choices=("cpu", "gpu"), default="cpu")
     options.add_argument("--no-demo", dest="demo", action="store_false", help="leave the demo page out")
     options.add_argument("--base", help="the Python image to build from, e.g. pinned by its digest")
-    options.add_argument("--bundles", nargs="*", type=Path, help="folders to put into the image")
+    options.add_argument("--bundles", nargs="*", default=[], type=Path, help="folders to put into the image")
     options.add_argument("--budget", type=float, default=BUDGET_MB, metavar="MB")
     options.add_argument("--budget-compressed", type=float, default=BUDGET_COMPRESSED_MB, metavar="MB")
     try:
