@@ -81,12 +81,14 @@ def _server_paths(models: Sequence[Model]) -> Json:
 def _model_paths(model: Model) -> Json:
     paths: Json = {}
     for suffix, kind in (("", ""), (f"/versions/{model.version}", "version_")):
-        base, told = f"/v2/models/{model.name}{suffix}", "of this version" if suffix else ""
-        ready = _operation(model.name, f"{kind}ready", f"Is it ready? {told}".strip(), None, "503")
+        base, told = f"/v2/models/{model.name}{suffix}", " of this version" if suffix else ""
+        ready = _operation(
+            model.name, f"{kind}ready", "Is this version ready?" if suffix else "Is it ready?", None, "503"
+        )
         infer = _operation(
             model.name,
             f"{kind}infer",
-            f"Tensors in, tensors out {told}".strip(),
+            f"Tensors in, tensors out{told}",
             _answer(model),
             "400",
             "413",
@@ -96,9 +98,7 @@ def _model_paths(model: Model) -> Json:
         )
         infer["requestBody"] = {"required": True, "content": {"application/json": _call(model)}}
         infer["parameters"] = _request_headers()
-        metadata = _operation(
-            model.name, f"{kind}metadata", f"Inputs, outputs, labels {told}".strip(), _metadata(model)
-        )
+        metadata = _operation(model.name, f"{kind}metadata", f"Inputs, outputs, labels{told}", _metadata(model))
         paths |= {base: {"get": metadata}, f"{base}/ready": {"get": ready}, f"{base}/infer": {"post": infer}}
     predict = _operation(
         model.name, "predict", _PREDICT[model.spec.task], _predictions(model), "400", "413", "415", "429", "503"

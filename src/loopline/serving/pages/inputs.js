@@ -65,8 +65,8 @@ export function imageInput({ task, labels }, shape, changed) {
     return button;
   });
   const hint = drawn
-    ? `Draw on the black square, or drop an image on it. A drawing is white on black, cropped to its ink and set to fill the frame, as in
-       the training images; an image is taken as it is. The model sees ${shape[2]} × ${shape[1]} pixels.`
+    ? `Draw on the black square, or drop an image on it. A drawing is white on black, cropped to its ink, set to fill the frame and
+       softened, as the training images are; an image is taken as it is. The model sees ${shape[2]} × ${shape[1]} pixels.`
     : `JPEG, PNG or WebP, by drop or by choice. The model sees ${shape[2]} × ${shape[1]} pixels.`;
   const actions = make("div", { className: "actions" }, [choose, clear, ...thumbs]);
   return {
@@ -83,7 +83,7 @@ async function drawBoxes(overlay, picture, found) {
   const { naturalWidth: width, naturalHeight: height } = picture;
   overlay.replaceChildren(
     ...found.map(({ label, score, x1, y1, x2, y2, hue }) => {
-      const tag = make("span", { textContent: `${label} ${score.toFixed(2)}` });
+      const tag = make("span", { textContent: `${label} ${Math.round(score * 100)} %` });
       const box = make("div", { className: y1 / height < 0.08 ? "box low" : "box" }, [tag]);
       box.style.setProperty("--hue", hue);
       const sides = { left: x1 / width, top: y1 / height, width: (x2 - x1) / width, height: (y2 - y1) / height };

@@ -24,15 +24,17 @@ export async function open(name, version) {
   const tokenize = spec.text && compile(await json(path("tokenizer.json")));
   const bytes = new Uint8Array(await model.arrayBuffer());
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  const shape = spec.image && [1, spec.image.height, spec.image.width, spec.image.channels];
+  const nothing = shape ? { image: new ort.Tensor("uint8", new Uint8Array(shape.reduce((a, b) => a * b)), shape) } : ids([0, 0]);
+  await session.run(nothing); // the first run is slow
 
+  function ids(numbers) {
+    return { ids: new ort.Tensor("int64", BigInt64Array.from(numbers, BigInt), [1, numbers.length]) };
+  }
   return async (input) => {
-    if (spec.text) {
-      const ids = BigInt64Array.from(tokenize(input), BigInt);
-      return ranked(await session.run({ ids: new ort.Tensor("int64", ids, [1, ids.length]) }), spec);
-    }
+    if (spec.text) return ranked(await session.run(ids(tokenize(input))), spec);
     const original = await decode(input, spec.image.channels);
-    const { height, width, channels, data } = resize(original, spec.image);
-    const found = await session.run({ image: new ort.Tensor("uint8", data, [1, height, width, channels]) });
+    const found = await session.run({ image: new ort.Tensor("uint8", resize(original, spec.image).data, shape) });
     return spec.task === "detection" ? boxes(found, spec, original) : ranked(found, spec);
   };
 }

@@ -1,7 +1,10 @@
 // A canvas to draw on. The strokes are kept as lines, so that a small, thin or lopsided digit can be set as the training digits are.
 
 const SIDE = 280; // pixels of the canvas
-const PEN = 0.13; // width of a line, for a digit of height 1: the training digits have an eighth to a seventh
+// The training digits are scans of 8 x 8 pixels made larger: wide, soft lines. Of 600 jittered drawings the classifier knows 97 %
+// with these two (in parts of the frame), 82 % with sharp lines.
+const PEN = 0.17;
+const SOFTNESS = 0.055; // standard deviation of the blur
 const SENT = 112; // pixels of the image that is sent, four times what the model sees
 
 /** Calls `changed` after each stroke. Returns {canvas, clear, image, hasInk}. */
@@ -48,7 +51,7 @@ export function makePad(canvas, changed) {
       strokes = [];
       redraw();
     },
-    /** What was drawn as a PNG: cropped to the ink, as high as the frame, in the middle, with a line of the usual width. */
+    /** What was drawn as a PNG: cropped to the ink, as large as the frame, in the middle, with a soft line of the usual width. */
     image() {
       const points = strokes.flat();
       const [left, top] = [0, 1].map((i) => Math.min(...points.map((p) => p[i])));
@@ -60,7 +63,9 @@ export function makePad(canvas, changed) {
       const paint = small.getContext("2d");
       paint.fillStyle = "black";
       paint.fillRect(0, 0, SENT, SENT);
-      lines(paint, strokes.map((stroke) => stroke.map(set)), pen);
+      // Only the blurred shadow falls into the picture; the lines are beside it. Safari knows no other blur on a canvas.
+      Object.assign(paint, { shadowColor: "white", shadowBlur: 2 * SOFTNESS * SENT, shadowOffsetX: 4 * SENT });
+      lines(paint, strokes.map((stroke) => stroke.map(set).map(([x, y]) => [x - 4 * SENT, y])), pen);
       return new Promise((resolve) => small.toBlob(resolve, "image/png"));
     },
   };

@@ -43,8 +43,9 @@ export function makePanel(model) {
       times[place] = [...times[place], spent].slice(-KEPT);
       showAnswer(output, answer, parameters.labels, input);
       const what = place === "browser" ? "On this device" : "Round trip";
-      const many = times[place].length;
-      latency.textContent = `${what} ${milliseconds(spent)} · median of ${many === 1 ? "one" : many} ${milliseconds(median(times[place]))}`;
+      const all = times[place];
+      const usual = all.length > 1 ? ` · median of the last ${all.length}: ${milliseconds(median(all))}` : "";
+      latency.textContent = `${what} ${milliseconds(spent)}${usual}`;
       element.dataset.answered = place;
     } catch (error) {
       if (mine !== last) return;

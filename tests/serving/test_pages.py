@@ -1,0 +1,133 @@
+"""The pages' files, over HTTP: what is served, to whom, and what is not. A browser tries them in test_browser.py."""
+
+import gzip
+import re
+import shutil
+from pathlib import Path
+
+import bundles
+import pytest
+import requests
+
+from loopline.serving import pages
+
+TOKEN = {"authorization": "Bearer secret"}
+
+
+def get(server, path, **options):
+    return requests.get(server.url + path, timeout=5, **options)
+
+
+def test_both_pages_come_with_a_policy_that_forbids_other_servers(server):
+    for path in ("/", "/docs", "/pages/demo.js", "/openapi.json", "/bundles/text/bundle.json"):
+        answer = get(server, path)
+        assert answer.status_code == 200
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert not re.search(r"https?:|\*|unsafe-inline|'unsafe-eval'", " ".join(policy.values()))
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_what_a_page_names_is_there(server):
+    for page in ("/", "/docs"):
+        for name in re.findall(r'(?:src|href)="(pages/[^"]+)"', get(server, page).text):
+            assert get(server, f"/{name}").status_code == 200
+
+
+def test_nothing_in_the_pages_comes_from_another_server():
+    files = [path for path in pages.HERE.rglob("*") if path.suffix in (".js", ".html", ".css") and "assets" not in path.parts]
+    assert len(files) > 10
+    for path in files:
+        assert not re.search(r"(https?:)?//[a-z0-9-]+\.[a-z]", path.read_text(encoding="utf-8")), path
+
+
+def test_files_have_their_types(server):
+    types = {"/pages/demo.js": "text/javascript", "/pages/style.css": "text/css", "/pages/examples/scene-1.jpg": "image/jpeg"}
+    for path, kind in types.items():
+        assert get(server, path).headers["content-type"].startswith(kind)
+
+
+def test_only_what_the_pages_need_is_served(server):
+    for path in ("package.json", "package-lock.json", "index.html", "assets/ready", "../pages.py", "%2e%2e/pages.py", ""):
+        raw = requests.Request("GET", server.url).prepare()
+        raw.url = f"{server.url}/pages/{path}"
+        with requests.Session() as session:
+            assert session.send(raw, timeout=5).status_code == 404, path
+
+
+def test_the_browser_gets_the_very_files_of_the_bundle(server, folders):
+    for name, folder in folders.items():
+        for part in ("model.onnx", "bundle.json", *(["tokenizer.json"] if name == "text" else [])):
+            assert get(server, f"/bundles/{name}/{part}").content == (folder / part).read_bytes()
+    for path in ("/bundles/classifier/tokenizer.json", "/bundles/text/drift.json", "/bundles/text/SHA256SUMS"):
+        assert get(server, path).status_code == 404
+
+
+def test_a_file_is_kept_for_ever_under_its_version_only(server):
+    version = get(server, "/v2/models/text").json()["versions"][0]
+    kept = get(server, f"/bundles/text/model.onnx?v={version}").headers["cache-control"]
+    assert "immutable" in kept
+    assert "private" in kept, "not by a proxy that serves others without a token"
+    for query in ("", "?v=", "?v=0"):
+        assert get(server, f"/bundles/text/model.onnx{query}").headers["cache-control"] == "no-cache"
+
+
+def test_a_bundle_that_was_replaced_on_disk_is_not_taken_for_the_one_that_answers(serve, tmp_path):
+    server = serve(bundles.classifier(tmp_path / "one").folder)
+    bundles.classifier(tmp_path / "one", threshold=10)
+    answer = get(server, "/bundles/classifier/model.onnx")
+    assert answer.status_code == 404
+    assert "no longer holds version" in answer.json()["error"]
+    shutil.rmtree(tmp_path / "one")
+    assert get(server, "/bundles/classifier/model.onnx").status_code == 404
+
+
+def test_without_the_demo_its_page_and_the_bundles_are_gone_and_the_docs_stay(serve, folders):
+    server = serve(folders["text"], "--no-demo")
+    for path in ("/", "/bundles", "/bundles/text/model.onnx", "/pages/demo.js", "/pages/local.js", f"/pages/{pages.RUNTIME}"):
+        assert get(server, path).status_code == 404, path
+    for path in ("/docs", "/pages/docs.js", "/pages/client.js", "/pages/style.css", "/openapi.json", "/pages/examples/digit-3.png"):
+        assert get(server, path).status_code == 200, path
+
+
+def test_a_token_guards_the_bundles_and_the_description_and_not_the_empty_pages(serve, folders):
+    server = serve(folders["text"], env={"LOOPLINE_TOKEN": "secret"})
+    for path in ("/", "/docs", "/pages/demo.js"):
+        assert get(server, path).status_code == 200
+    for path in ("/openapi.json", "/bundles", "/bundles/text/model.onnx", "/bundles/text/bundle.json"):
+        assert get(server, path).status_code == 401
+        assert get(server, path, headers=TOKEN).status_code == 200
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """The pages' folder with other assets: copied(names) -> the paths that are served."""
+
+    def copy(assets):
+        shutil.copytree(pages.HERE, tmp_path / "pages", ignore=shutil.ignore_patterns("assets"))
+        (tmp_path / "pages/assets").mkdir()
+        for name in assets:
+            Path(tmp_path / "pages/assets" / name).write_bytes(gzip.compress(b"\0asm"))
+        monkeypatch.setattr(pages, "HERE", tmp_path / "pages")
+        return pages.pages([], b"{}", demo=True)
+
+    return copy
+
+
+def said(page, path):
+    answers = []
+    page[path].answer(None, answers.append)
+    return answers[0]
+
+
+def test_the_switch_is_on_when_the_runtime_was_fetched(copied):
+    served = copied(["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm.gz", "ready"])
+    assert b'"in_browser":true' in said(served, "/bundles").body[0]
+    wasm = said(served, "/pages/assets/ort-wasm-simd-threaded.wasm")
+    assert (wasm.content_type, wasm.headers[b"content-encoding"]) == (b"application/wasm", b"gzip")
+    assert gzip.decompress(wasm.body[0]) == b"\0asm"
+    assert not [path for path in served if "ready" in path]
+
+
+def test_the_switch_is_off_without_the_runtime(copied):
+    assert b'"in_browser":false' in said(copied([]), "/bundles").body[0]
