@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.serving.batcher import INLINE_BYTES, MOST_BYTES, Batcher, Job, TooLate
-from loopline.serving.http import Refusal
+from loopline.serving.messages import Refusal
 
 
 class Clock:

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from loopline.serving import http
+from loopline.serving import http, messages
 
 INFER = "/v2/models/classifier/infer"
 BODY = json.dumps(
@@ -219,7 +219,7 @@ def test_a_slow_head_a_slow_body_and_idleness_are_cut_off(monkeypatch):
             return 100
 
         def refusal(self, refusal):
-            return http.Response(refusal.status)
+            return messages.Response(refusal.status)
 
     for sent, limit, answer in (
         (b"", http.IDLE_SECONDS, []),

@@ -9,7 +9,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from loopline.serving import app, http
+from loopline.serving import app, messages
 from loopline.serving.metrics import CATALOGUE, PREFIX
 
 
@@ -143,7 +143,7 @@ def test_a_request_becomes_a_span_of_the_caller_s_trace(serve, folders):
 
 def test_a_mistake_of_ours_is_a_500_that_says_nothing_of_it_to_the_client(capfd):
     route = app.Route(lambda *_: None, name="predict")
-    with pytest.raises(http.Refusal) as refused, app._about(route):
+    with pytest.raises(messages.Refusal) as refused, app._about(route):
         raise ZeroDivisionError("secret")
     assert refused.value.status == 500
     assert "secret" not in refused.value.message

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from loopline.release.bundle import Tensor
 from loopline.serving import oip
-from loopline.serving.http import Refusal
+from loopline.serving.messages import Refusal
 
 OUT = {"y": Tensor(name="y", datatype="FP32", shape=(-1, 2))}
 KINDS = sorted(oip.DTYPES)

@@ -26,7 +26,7 @@ from loopline.errors import LooplineError
 from loopline.offline import sources
 from loopline.offline.parts import Output, schema
 from loopline.offline.sources import Item
-from loopline.serving.http import Refusal
+from loopline.serving.messages import Refusal
 from loopline.serving.model import Encoded, Model, Tensors, cpu_limit
 
 PART_ROWS = {"text": 8192, "image": 1024}  # a second or less, of a small model

@@ -14,8 +14,8 @@ import orjson
 
 from loopline import __version__
 from loopline.serving import openapi, pages
-from loopline.serving.http import Cancel, Headers, Refusal, Request, Respond, Response, decompress
 from loopline.serving.inference import Handler, Inference, Limits, broken
+from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response, decompress
 from loopline.serving.metrics import Metrics
 from loopline.serving.model import Model
 from loopline.serving.tracing import Record

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from loopline.serving.http import Refusal
+from loopline.serving.messages import Refusal
 
 MOST_WAITING = 4096  # items of one model
 MOST_BYTES = 256 * 1024 * 1024  # of all items that wait

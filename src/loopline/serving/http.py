@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-import zlib
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any, Protocol
 
 import httptools
+
+from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response, encode
 
 HEAD_BYTES = 32 * 1024  # of a request's first line and headers
 HEADERS = 100
@@ -25,47 +23,6 @@ HEAD_SECONDS = 10.0  # to send the head
 BODY_SECONDS = 60.0  # to send the body
 IDLE_SECONDS = 75.0  # between two requests
 SWEEP_SECONDS = 1.0
-COMPRESS_FROM = 1024  # bytes; less is not worth it
-
-JSON, TEXT, BINARY = b"application/json", b"text/plain; charset=utf-8", b"application/octet-stream"
-Headers = dict[bytes, bytes]
-
-
-class Refusal(Exception):
-    """The request cannot be answered: an HTTP status, what was wrong, and what to do. close: the connection is of no more use."""
-
-    def __init__(self, status: int, message: str, *, headers: Headers | None = None, close: bool = False) -> None:
-        """headers: further ones of the answer, e.g. Retry-After."""
-        super().__init__(message)
-        self.status, self.message, self.headers, self.close = status, message, headers or {}, close
-        self.about: Any = None  # the application's own note
-
-
-@dataclass(slots=True)
-class Request:
-    """A request whose body is complete. headers: names in lower case; of several of one name the last."""
-
-    method: str
-    path: str
-    query: bytes
-    headers: Headers
-    body: bytes
-    received: float  # time.monotonic() of its head
-
-
-@dataclass(slots=True)
-class Response:
-    """An answer. body: parts that are sent one after the other."""
-
-    status: int = 200
-    body: tuple[bytes, ...] = ()
-    content_type: bytes = JSON
-    headers: Headers = field(default_factory=dict)
-    close: bool = False
-
-
-Respond = Callable[[Response], None]
-Cancel = Callable[[], None]
 
 
 class Application(Protocol):
@@ -79,9 +36,6 @@ class Application(Protocol):
 
     def refusal(self, refusal: Refusal) -> Response:
         """The answer that tells the client."""
-
-
-_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
 class _Slot:
@@ -320,7 +274,7 @@ class Connection(asyncio.Protocol):
             slot = slots.popleft()
             last = not slot.keep_alive or response.close or self.server.draining
             if not transport.is_closing():
-                transport.write(_encode(response, slot, last=last))
+                transport.write(encode(response, last=last, compression=slot.compress, head_only=slot.head_only))
             if last:
                 self.closing = True
                 for behind in slots:
@@ -352,45 +306,6 @@ class Connection(asyncio.Protocol):
                 self.transport.close()
         elif waited > (HEAD_SECONDS if self.phase == "head" else BODY_SECONDS):
             self._fail(Refusal(408, "the request took too long to arrive"))
-
-
-def _encode(response: Response, slot: _Slot, *, last: bool) -> bytes:
-    body = response.body[0] if len(response.body) == 1 else b"".join(response.body)
-    lines = [_STATUS[response.status], b"content-type: ", response.content_type]
-    if slot.compress and len(body) >= COMPRESS_FROM and b"content-encoding" not in response.headers:
-        body = compress(body, slot.compress)
-        lines += [b"\r\ncontent-encoding: ", slot.compress]
-    lines.append(b"\r\ncontent-length: %d" % len(body))
-    for name, value in response.headers.items():
-        lines += [b"\r\n", name, b": ", value]
-    lines.append(b"\r\nconnection: close\r\n\r\n" if last else b"\r\n\r\n")
-    if not slot.head_only:
-        lines.append(body)
-    return b"".join(lines)
-
-
-def compress(body: bytes, encoding: bytes) -> bytes:
-    """`body` as gzip or deflate (RFC 9110: the zlib format)."""
-    packer = zlib.compressobj(1, wbits=31 if encoding == b"gzip" else 15)
-    return packer.compress(body) + packer.flush()
-
-
-def decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
-    """The reverse of `compress`; raw deflate is understood too. Raises Refusal past `limit` bytes, and on broken data."""
-    kinds = {b"gzip": (31,), b"x-gzip": (31,), b"deflate": (15, -15)}
-    if encoding not in kinds:
-        raise Refusal(415, "Content-Encoding: gzip and deflate are understood")
-    for wbits in kinds[encoding]:
-        unpacker = zlib.decompressobj(wbits=wbits)
-        try:
-            plain = unpacker.decompress(body, limit + 1)
-        except zlib.error:
-            continue
-        if len(plain) > limit:
-            raise Refusal(413, f"a body of more than {limit} bytes once unpacked")
-        if unpacker.eof and not unpacker.unused_data:
-            return plain
-    raise Refusal(400, f"the body is not what Content-Encoding says: {encoding.decode('ascii')}")
 
 
 class Server:

@@ -15,8 +15,8 @@ import orjson
 from loopline.serving import intake, oip
 from loopline.serving.batcher import Batcher, Job, TooLate
 from loopline.serving.cache import Cache, key
-from loopline.serving.http import Cancel, Headers, Refusal, Request, Respond, Response
 from loopline.serving.logs import log
+from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response
 from loopline.serving.metrics import Metrics
 from loopline.serving.model import Decoder, Encoded, Model, Tensors
 from loopline.serving.tracing import Record

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from loopline.serving.http import Headers, Refusal
+from loopline.serving.messages import Headers, Refusal
 from loopline.serving.model import MOST_TEXT, Encoded
 
 MOST_ITEMS = 64

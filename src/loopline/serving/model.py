@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.release import bundle, runner
-from loopline.serving.http import Refusal
+from loopline.serving.messages import Refusal
 from loopline.tasks import image
 
 Arrays = dict[str, NDArray[Any]]

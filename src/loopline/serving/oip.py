@@ -17,7 +17,7 @@ import orjson
 from numpy.typing import NDArray
 
 from loopline.release.bundle import Tensor
-from loopline.serving.http import BINARY, Headers, Refusal, Response
+from loopline.serving.messages import BINARY, Headers, Refusal, Response
 
 LENGTH = b"inference-header-content-length"
 DTYPES: dict[str, type[np.generic]] = {

@@ -14,7 +14,7 @@ import orjson
 
 from loopline.errors import LooplineError
 from loopline.release import bundle
-from loopline.serving.http import BINARY, JSON, Headers, Refusal, Request, Respond, Response
+from loopline.serving.messages import BINARY, JSON, Headers, Refusal, Request, Respond, Response
 from loopline.serving.model import Model
 
 HERE = Path(__file__).with_suffix("")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopline.errors import LooplineError
-from loopline.serving.http import Headers
+from loopline.serving.messages import Headers
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 Record = Callable[..., None]
