@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve demo test lint bench data-add mlflow lock clean
+.PHONY: help setup repro serve demo test lint bench bench-serving data-add mlflow lock clean
 .PHONY: image
 
 help: ## list the targets
@@ -67,6 +67,15 @@ image: setup $(if $(filter 0,$(DEMO)),,demo) ## the server's container image (BU
 
 bench: setup ## speed of what is worth being fast, side by side
 	python -m benchmarks
+
+bench-serving: setup .venv-peers/ready ## our server beside others, with wrk: 12 min, writes docs/benchmarks.md (ARGS=--quick: 2 min)
+	@command -v wrk >/dev/null || { echo "wrk makes the load: apt-get install wrk, or your system's package of it"; exit 1; }
+	python -m benchmarks.serving $(ARGS)
+
+.venv-peers/ready: benchmarks/serving/requirements.lock | setup
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	$(BIN)/uv pip install --quiet --python .venv-peers/bin/python --compile-bytecode -r $<
+	@touch $@
 
 data-add: setup ## make a labelled batch the next dataset version: make data-add MODEL=classifier FROM=folder [REMOTE=name]
 	@test -n "$(MODEL)" -a -n "$(FROM)" || { echo "usage: make data-add MODEL=classifier FROM=path/to/folder [REMOTE=name]"; exit 2; }

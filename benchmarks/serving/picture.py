@@ -1,0 +1,40 @@
+"""docs/pictures/benchmarks.png."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving.figures import OURS, Figures, Medians
+
+from loopline.training.drawing import BLUE, GREY, INK, SKY, sheet
+
+
+def picture(results: Figures, path: Path) -> None:
+    """Answers a second of each server at the most connections, and the engine's limit."""
+    of = Medians(results)
+    with sheet(path, 8.0, 3.2, 1, len(of.models)) as (figure, axes):
+        most = max(int(key.rpartition("/")[2]) for key in of.raw if re.fullmatch(r".+/classifier/\d+", key))
+        figure.suptitle(f"Answers a second, {most} connections, one core")
+        for axis, model in zip(axes, of.models, strict=True):
+            rates = {name: of(f"{name}/{model}/{most}", "rate") for name in of.names}
+            rows = sorted(((rate, name) for name, rate in rates.items() if rate is not None))
+            colours = [BLUE if name == OURS else SKY for _, name in rows]
+            axis.barh([name for _, name in rows], [rate for rate, _ in rows], color=colours, height=0.65)
+            limit = of.limit(model)
+            for place, (rate, _) in enumerate(rows):
+                axis.text(rate + limit * 0.02, place, f"{rate:,.0f}", va="center", fontsize=8, color=INK)
+            axis.axvline(limit, color=GREY, linestyle="--", linewidth=1.2)
+            axis.text(limit * 0.98, -0.35, f"engine alone {limit:,.0f}", ha="right", va="center", fontsize=8, color=INK)
+            axis.set_xlim(0, max(limit, rows[-1][0]) * 1.18)
+            axis.grid(visible=False, axis="y")
+            axis.set_title(model.capitalize())
+            axis.tick_params(axis="y", length=0)
+            axis.xaxis.set_major_locator(_few())
+
+
+def _few() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(5)
