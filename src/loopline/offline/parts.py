@@ -76,7 +76,8 @@ class Output:
         """The first `count` parts."""
         for number in range(count):
             with self.fs.open(self.part(number), "rb") as file:
-                yield pq.ParquetFile(file).read().replace_schema_metadata(None)  # read_table imports pandas, as `_table` says
+                # read_table imports pandas, see `_table`
+                yield pq.ParquetFile(file).read().replace_schema_metadata(None)
 
     def join(self, count: int, facts: dict[str, Any], look: Callable[[pa.Table], None]) -> None:
         """Join the first `count` parts to the output, then remove all. look: sees each part's table."""

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from loopline.errors import LooplineError
-from loopline.offline import sources
+from loopline.offline import sources, tables
 from loopline.offline.parts import Output, schema
 from loopline.offline.sources import Item
 from loopline.serving.messages import Refusal
@@ -39,7 +39,7 @@ Answer = dict[str, Any]  # the columns of one row, but for its id
 class Options:
     """See `loopline predict --help`."""
 
-    column: str = sources.COLUMN
+    column: str = tables.COLUMN
     slots: int | None = None
     batch_rows: int | None = None
     part_rows: int | None = None
@@ -83,7 +83,7 @@ def predict(folder: Path, source: str, output: str, options: Options) -> Summary
     image = model.spec.image is not None
     if sources.locate(source) == sources.locate(output):
         raise LooplineError(f"{output} is the input")
-    found = sources.images(source) if image else sources.texts(source, options.column)
+    found = sources.images(source) if image else tables.texts(source, options.column)
     out = Output(output, schema(image=image, detection=model.spec.task == "detection"))
     model.warm_up()
     rows = options.part_rows or PART_ROWS["image" if image else "text"]
