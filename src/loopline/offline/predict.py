@@ -81,8 +81,9 @@ def predict(folder: Path, source: str, output: str, options: Options) -> Summary
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a slot is one core
     model = Model(folder)
     image = model.spec.image is not None
-    if sources.locate(source) == sources.locate(output):
-        raise LooplineError(f"{output} is the input")
+    (fs, path), (to_fs, to_path) = sources.locate(source), sources.locate(output)
+    if fs == to_fs and f"{to_path}/".startswith(f"{path.rstrip('/')}/"):
+        raise LooplineError(f"{output} is the input, or in it: write it elsewhere")
     found = sources.images(source) if image else tables.texts(source, options.column)
     out = Output(output, schema(image=image, detection=model.spec.task == "detection"))
     model.warm_up()
