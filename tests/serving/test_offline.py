@@ -307,7 +307,8 @@ def test_an_image_that_changed_is_predicted_anew(folders, tmp_path, monkeypatch)
     [("x.csv", "x.csv", {}, "is the input"), ("x.csv", "out.xlsx", {}, "the output ends in .parquet, .csv, .jsonl"),
      ("x.csv", "out.csv", {"column": "name"}, "has no column 'name': it has 'other', 'text'; name one with --column"),
      ("y.csv", "out.csv", {}, "not found"), ("x.doc", "out.csv", {}, "wants a file ending in"),
-     ("x.csv", "x.csv/out.csv", {}, "or in it"), ("x.csv", "x.parquet/out.csv", {}, "cannot be written"), ("strange://x.csv", "out.csv", {}, "strange"),
+     ("x.csv", "x.csv/out.csv", {}, "or in it"), ("x.csv", "x.parquet/out.csv", {}, "cannot be written"),
+     ("strange://x.csv", "out.csv", {}, "strange"),
      ("x.parquet", "out.csv", {}, "is not a Parquet file"), ("cut.csv.gz", "out.csv", {}, "cannot be read to its end")],
 )  # fmt: skip
 def test_a_slip_is_explained_and_nothing_is_written(folders, tmp_path, monkeypatch, source, out, options, message):
