@@ -105,9 +105,11 @@ def make(given: argparse.Namespace) -> None:
     arguments = {"REVISION": revision(), "VERSION": __version__, "DEMO": "1" if given.demo else "0"}
     if given.base:
         arguments["BASE"] = given.base
-    # Said twice: podman up to 4 takes a LABEL from its cache, whatever its build argument has become.
-    label = f"--label=org.opencontainers.image.revision={arguments['REVISION']}"
-    build(program, "Dockerfile", ROOT, base, arguments, "--target", given.target, label)
+    # The revision is said twice: podman 4 takes a LABEL from its cache, whatever its build argument has become. And no --target for
+    # the default, because it gives --label to the last stage alone.
+    more = [f"--label=org.opencontainers.image.revision={arguments['REVISION']}"]
+    more += ["--target", given.target] if given.target != "cpu" else []
+    build(program, "Dockerfile", ROOT, base, arguments, *more)
     plain, packed = measure(program, base)
     limited = given.target == "cpu"
     limits = f" (budget {given.budget:g} MB, {given.budget_compressed:g} MB)" if limited else ""
