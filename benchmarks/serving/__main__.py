@@ -25,6 +25,7 @@ from benchmarks.serving.servers import KINDS, Kind, Server
 
 FILE_CONNECTIONS = 16
 OPEN_CONNECTIONS, FLOOD_CONNECTIONS = 64, 2048
+FLOOD_PATIENCE = 0.01  # seconds until a client without a free connection gives up
 DEADLINE_MS, TOLD_MS = (
     100,
     80,
@@ -138,7 +139,14 @@ class Bench:
                     self.closed[f"{kind.name}/{sample.model}/open/{share}"].append(said[1])
                 hurried = replace(ask, headers=ask.headers | {"X-Request-Timeout-Ms": str(TOLD_MS)})
                 phases = [(0.5 * peak, 0.5), (4 * peak, self.size.flood), (0.5 * peak, self.size.after)]
-                said = load.scheduled(server.port, hurried, phases, connections=FLOOD_CONNECTIONS, scratch=self.scratch)
+                said = load.scheduled(
+                    server.port,
+                    hurried,
+                    phases,
+                    connections=FLOOD_CONNECTIONS,
+                    scratch=self.scratch,
+                    patience=FLOOD_PATIENCE,
+                )
                 self.closed[f"{kind.name}/{sample.model}/flood"].append(
                     {"peak": peak, "before": said[0], "flood": said[1], "after": said[2]}
                 )

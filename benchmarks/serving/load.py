@@ -52,14 +52,22 @@ def closed(port: int, ask: Ask, *, connections: int, seconds: int, scratch: Path
 
 
 def scheduled(
-    port: int, ask: Ask, phases: Sequence[tuple[float, float]], *, connections: int, scratch: Path
+    port: int,
+    ask: Ask,
+    phases: Sequence[tuple[float, float]],
+    *,
+    connections: int,
+    scratch: Path,
+    patience: float = 1.0,
 ) -> list[Figures]:
     """Requests leave on time, whatever became of those before. phases: rate a second, seconds. See `sender`."""
     body = scratch / "body"
     lines = [f"POST {ask.path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(ask.body)}"]
     lines += [f"{name}: {value}" for name, value in ask.headers.items()]
     body.write_bytes("\r\n".join([*lines, "", ""]).encode() + ask.body)
-    order = json.dumps({"port": port, "request": str(body), "phases": phases, "connections": connections})
+    order = json.dumps(
+        {"port": port, "request": str(body), "phases": phases, "connections": connections, "patience": patience}
+    )
     out = _on(cores()[1], sys.executable, HERE / "sender.py", order, timeout=sum(seconds for _, seconds in phases) + 60)
     return list(json.loads(out))
 

@@ -153,8 +153,9 @@ def page(results: Figures, connections: Sequence[int]) -> str:
         "fastest peer, each at shares of its own peak, so the faster one has more to do.",
         _open(of),
         "## Four times too much",
-        f"Four times its own peak for 20 s over 2,048 connections, then half its peak. An answer after {DEADLINE} ms is worth nothing "
-        "here; Loopline is told by `X-Request-Timeout-Ms: 80`, the peers know of no deadline.",
+        "Four times its own peak for 20 s over 2,048 connections, then half its peak; what finds no free connection "
+        f"within 10 ms is not sent and counts as lost. An answer after {DEADLINE} ms is worth nothing here; Loopline is "
+        "told by `X-Request-Timeout-Ms: 200`, the peers know of no deadline.",
         _flood(of),
         "## The process",
         "Start: from the process's start to right answers by all bundles. Memory is resident, after the first answers; "

@@ -1,7 +1,7 @@
 """An open loop: `python sender.py JSON` sends requests on a schedule and prints what became of them, phase by phase.
 
 Latency counts from the time that a request was due, not from when it could be sent: a slow server cannot slow its own test
-down. A connection has one request at a time. What finds no free connection waits, and is given up after `PATIENCE`.
+down. A connection has one request at a time. What finds no free connection waits, and is given up after `patience` seconds.
 It spins: timers of milliseconds would be coarser than what is measured, and the core is its own.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 1.0  # seconds
+LINGER = 1.0  # seconds after the end for the last answers
 SLICE = 0.1  # seconds of the time line
 
 
@@ -52,60 +52,83 @@ def complete(buffer: bytes) -> int:
 Answer = tuple[float, float, int]  # due and latency in seconds, status; status 0: given up or cut off
 
 
-def send(port: int, request: bytes, phases: list[tuple[float, float]], connections: int) -> list[list[Answer]]:  # noqa: PLR0915 - one loop
-    """What became of every request, by the phase that it was due in."""
-    poll = select.epoll()
-    clients: dict[int, Client] = {}
-    free: deque[Client] = deque()
+class Pool:
+    """The connections. answers: what became of the requests so far."""
 
-    def connect() -> None:
-        client = Client(port)
-        clients[client.sock.fileno()] = client
-        poll.register(client.sock, select.EPOLLIN)
-        free.append(client)
+    def __init__(self, port: int, connections: int) -> None:
+        """Opens them all."""
+        self.port, self.poll = port, select.epoll()
+        self.clients: dict[int, Client] = {}
+        self.free: deque[Client] = deque()
+        self.answers: list[Answer] = []
+        for _ in range(connections):
+            self.connect()
 
-    for _ in range(connections):
-        connect()
-    time.sleep(0.2)
-    answers: list[Answer] = []
-    waiting: deque[float] = deque()
-    clock = time.perf_counter
-    start = clock()
-    schedule = times(start, phases)
-    end = start + sum(seconds for _, seconds in phases)
-    upcoming = next(schedule, None)
-    while (now := clock()) < end or ((waiting or len(free) < len(clients)) and now < end + PATIENCE):
-        while upcoming is not None and upcoming <= now:
-            waiting.append(upcoming)
-            upcoming = next(schedule, None)
-        while waiting and now - waiting[0] > PATIENCE:
-            answers.append((waiting.popleft(), PATIENCE, 0))
-        while waiting and free:
-            client = free.popleft()
-            client.due = waiting.popleft()
-            client.sock.send(request)
-        for number, _ in poll.poll(0, 64):
-            client = clients[number]
+    def connect(self) -> None:
+        """One more."""
+        client = Client(self.port)
+        self.clients[client.sock.fileno()] = client
+        self.poll.register(client.sock, select.EPOLLIN)
+        self.free.append(client)
+
+    def drop(self, client: Client) -> None:
+        """It is of no more use; what was on its way is lost."""
+        if client.due:
+            self.answers.append((client.due, LINGER, 0))
+        else:
+            self.free.remove(client)
+        self.poll.unregister(client.sock)
+        del self.clients[client.sock.fileno()]
+        client.sock.close()
+        self.connect()
+
+    def ask(self, due: float, request: bytes) -> None:
+        """Send on a free connection."""
+        client = self.free.popleft()
+        client.due = due
+        try:
+            if client.sock.send(request) < len(request):
+                self.drop(client)
+        except OSError:
+            self.drop(client)
+
+    def collect(self) -> None:
+        """Take the answers that are there."""
+        for number, _ in self.poll.poll(0, 64):
+            client = self.clients[number]
             try:
                 data = client.sock.recv(65536)
             except ConnectionError:
                 data = b""
+            if not data:
+                self.drop(client)
+                continue
             client.buffer += data
-            status = complete(client.buffer) if data else 0
-            if status:
-                answers.append((client.due, clock() - client.due, status))
+            if status := complete(client.buffer):
+                self.answers.append((client.due, time.perf_counter() - client.due, status))
                 client.buffer, client.due = b"", 0.0
-                free.append(client)
-            elif not data:
-                if client.due:
-                    answers.append((client.due, PATIENCE, 0))
-                else:
-                    free.remove(client)
-                poll.unregister(client.sock)
-                client.sock.close()
-                del clients[number]
-                connect()
-    answers += [(due, PATIENCE, 0) for due in (*waiting, *(client.due for client in clients.values())) if due]
+                self.free.append(client)
+
+
+def send(pool: Pool, request: bytes, phases: list[tuple[float, float]], patience: float) -> list[list[Answer]]:
+    """What became of every request, by the phase that it was due in."""
+    answers, waiting = pool.answers, deque[float]()
+    start = time.perf_counter()
+    schedule = times(start, phases)
+    end = start + sum(seconds for _, seconds in phases)
+    upcoming = next(schedule, None)
+    while (now := time.perf_counter()) < end or (
+        (waiting or len(pool.free) < len(pool.clients)) and now < end + LINGER
+    ):
+        while upcoming is not None and upcoming <= now:
+            waiting.append(upcoming)
+            upcoming = next(schedule, None)
+        while waiting and now - waiting[0] > patience:
+            answers.append((waiting.popleft(), LINGER, 0))
+        while waiting and pool.free:
+            pool.ask(waiting.popleft(), request)
+        pool.collect()
+    answers += [(due, LINGER, 0) for due in (*waiting, *(client.due for client in pool.clients.values())) if due]
     bounds = [start + sum(seconds for _, seconds in phases[: place + 1]) for place in range(len(phases))]
     found: list[list[Answer]] = [[] for _ in phases]
     for answer in answers:
@@ -138,7 +161,7 @@ def summary(answers: list[Answer], seconds: float) -> dict[str, Any]:
         "offered": len(answers) / seconds,
         "answered": len(good) / seconds,
         "within": {
-            str(limit): sum(latency <= limit / 1e3 for latency in good) / seconds for limit in (10, 50, 100, 1000)
+            str(limit): sum(latency <= limit / 1e3 for latency in good) / seconds for limit in (10, 100, 250, 1000)
         },
         "refused": len(refused) / seconds,
         "failed": (len(answers) - len(good) - len(refused)) / seconds,
@@ -153,5 +176,8 @@ def summary(answers: list[Answer], seconds: float) -> dict[str, Any]:
 if __name__ == "__main__":
     order = json.loads(sys.argv[1])
     gc.disable()
-    outcome = send(order["port"], Path(order["request"]).read_bytes(), order["phases"], order["connections"])
+    opened = Pool(order["port"], order["connections"])
+    time.sleep(0.2)
+    body = Path(order["request"]).read_bytes()
+    outcome = send(opened, body, order["phases"], order["patience"])
     print(json.dumps([summary(answers, phase[1]) for answers, phase in zip(outcome, order["phases"], strict=True)]))

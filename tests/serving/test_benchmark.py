@@ -91,7 +91,13 @@ def test_latency_counts_from_when_a_request_was_due(tmp_path):
     """20 ms an answer on one connection and a request every 10 ms: each waits longer than the one before."""
     request = tmp_path / "request"
     request.write_bytes(b"GET / HTTP/1.1\r\n\r\n")
-    order = {"port": slow_server(0.02), "request": str(request), "phases": [[100, 0.5]], "connections": 1}
+    order = {
+        "port": slow_server(0.02),
+        "request": str(request),
+        "phases": [[100, 0.5]],
+        "connections": 1,
+        "patience": 1,
+    }
     out = subprocess.run([sys.executable, SENDER, json.dumps(order)], capture_output=True, check=True, text=True)
     (said,) = json.loads(out.stdout)
     assert said["offered"] == pytest.approx(100, rel=0.05)
