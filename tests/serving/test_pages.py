@@ -35,20 +35,34 @@ def test_what_a_page_names_is_there(server):
 
 
 def test_nothing_in_the_pages_comes_from_another_server():
-    files = [path for path in pages.HERE.rglob("*") if path.suffix in (".js", ".html", ".css") and "assets" not in path.parts]
+    files = [
+        path for path in pages.HERE.rglob("*") if path.suffix in (".js", ".html", ".css") and "assets" not in path.parts
+    ]
     assert len(files) > 10
     for path in files:
         assert not re.search(r"(https?:)?//[a-z0-9-]+\.[a-z]", path.read_text(encoding="utf-8")), path
 
 
 def test_files_have_their_types(server):
-    types = {"/pages/demo.js": "text/javascript", "/pages/style.css": "text/css", "/pages/examples/scene-1.jpg": "image/jpeg"}
+    types = {
+        "/pages/demo.js": "text/javascript",
+        "/pages/style.css": "text/css",
+        "/pages/examples/scene-1.jpg": "image/jpeg",
+    }
     for path, kind in types.items():
         assert get(server, path).headers["content-type"].startswith(kind)
 
 
 def test_only_what_the_pages_need_is_served(server):
-    for path in ("package.json", "package-lock.json", "index.html", "assets/ready", "../pages.py", "%2e%2e/pages.py", ""):
+    for path in (
+        "package.json",
+        "package-lock.json",
+        "index.html",
+        "assets/ready",
+        "../pages.py",
+        "%2e%2e/pages.py",
+        "",
+    ):
         raw = requests.Request("GET", server.url).prepare()
         raw.url = f"{server.url}/pages/{path}"
         with requests.Session() as session:
@@ -84,9 +98,23 @@ def test_a_bundle_that_was_replaced_on_disk_is_not_taken_for_the_one_that_answer
 
 def test_without_the_demo_its_page_and_the_bundles_are_gone_and_the_docs_stay(serve, folders):
     server = serve(folders["text"], "--no-demo")
-    for path in ("/", "/bundles", "/bundles/text/model.onnx", "/pages/demo.js", "/pages/local.js", f"/pages/{pages.RUNTIME}"):
+    for path in (
+        "/",
+        "/bundles",
+        "/bundles/text/model.onnx",
+        "/pages/demo.js",
+        "/pages/local.js",
+        f"/pages/{pages.RUNTIME}",
+    ):
         assert get(server, path).status_code == 404, path
-    for path in ("/docs", "/pages/docs.js", "/pages/client.js", "/pages/style.css", "/openapi.json", "/pages/examples/digit-3.png"):
+    for path in (
+        "/docs",
+        "/pages/docs.js",
+        "/pages/client.js",
+        "/pages/style.css",
+        "/openapi.json",
+        "/pages/examples/digit-3.png",
+    ):
         assert get(server, path).status_code == 200, path
 
 

@@ -1,7 +1,8 @@
 // A tokenizer.json of the Python library `tokenizers`, as far as Loopline's text models need it: whole words or characters.
 
 const SPACE = "\\p{White_Space}";
-const WORD = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\u200c\\u200d"; // Oniguruma's \w (Unicode TR 18)
+const WORD = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"; // Oniguruma's \w, to which it adds these where it stands alone:
+const MORE = "²³¹¼-¾";
 const START = new RegExp(`^${SPACE}+`, "u"), END = new RegExp(`${SPACE}+$`, "u");
 
 /** A function from a text to its ids. Throws an Error naming what this page cannot do. */
@@ -69,8 +70,8 @@ function pattern({ Regex: regex, String: literal }) {
   const translated = regex.replace(/\\[\s\S]|[[\]]/g, (found) => {
     if (found === "[") inside = true;
     if (found === "]") inside = false;
-    const known = { "\\w": WORD, "\\s": SPACE }[found];
-    if (known) return inside ? known : `[${known}]`;
+    if (found === "\\w") return inside ? WORD : `[${WORD}${MORE}]`;
+    if (found === "\\s") return SPACE;
     if (found === "\\S") return "\\P{White_Space}";
     return found;
   });

@@ -1,0 +1,316 @@
+"""The demo page and the page of the API in a real Chromium, with tiny models."""
+
+import base64
+import io
+import json
+import re
+
+import browser
+import numpy as np
+import pytest
+import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from loopline.serving import pages
+from loopline.tasks import image
+from loopline.tasks import text as text_task
+from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
+from loopline.training.text import tokenizing
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """One for the module: Playwright's event loop must be gone before other tests start theirs."""
+    with browser.chromium() as one:
+        yield one
+
+
+@pytest.fixture
+def visit(chromium, server):
+    """visit(path, options) -> a page without errors; it asks nobody but the server."""
+    contexts, wrong, allowed = [], [], []
+
+    def go(path="/", *, url=server.url, expected=(), **options):
+        allowed.extend(expected)
+        context = chromium.new_context(**{"viewport": browser.DESKTOP} | options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("request", lambda sent: None if sent.url.startswith((url, "blob:")) else wrong.append(sent.url))
+        page.goto(url + path)
+        if "401" not in expected:
+            page.wait_for_selector("body[data-ready]")
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    unexpected = [one for one in wrong if not any(f"status of {status}" in one for status in allowed)]
+    assert unexpected == []
+
+
+@pytest.fixture
+def local():
+    browser.need((pages.HERE / "assets/ready").exists(), "onnxruntime-web is not there: make demo")
+
+
+def picture(value, size=(32, 32), mode="RGB", kind="PNG"):
+    file = io.BytesIO()
+    Image.new(mode, size, value if mode == "L" else (value,) * 3).save(file, kind)
+    return {"name": "it", "mimeType": f"image/{kind.lower()}", "buffer": file.getvalue()}
+
+
+def choose(page, model, file):
+    page.set_input_files(f"#panel-{model} input[type=file]", file)
+
+
+def test_a_drawing_is_answered_with_bars(visit):
+    page = visit()
+    browser.stroke(page, [(0.5, 0.2), (0.5, 0.8)])
+    browser.answered(page, "classifier")
+    assert page.locator("#panel-classifier .title").inner_text().startswith("dark")
+    assert page.locator("#panel-classifier .bars li").count() == 2
+    assert re.fullmatch(r"Round trip [\d.]+ ms", page.locator("#panel-classifier .latency").inner_text())
+    browser.stroke(page, [(0.2, 0.2), (0.8, 0.8)])
+    page.wait_for_selector("#panel-classifier .latency:has-text('median of the last 2')")
+    page.click("#panel-classifier button:text('Clear')")
+    page.wait_for_selector("#panel-classifier:not([data-answered])")
+
+
+def test_an_image_is_chosen_and_dropped(visit):
+    page = visit()
+    choose(page, "classifier", picture(230, mode="L"))
+    browser.answered(page, "classifier")
+    assert page.locator("#panel-classifier .title").inner_text().startswith("bright")
+    drop = """async (bytes) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "it.png", { type: "image/png" }));
+        const stage = document.querySelector("#panel-classifier .stage");
+        for (const kind of ["dragenter", "dragover", "drop"])
+            stage.dispatchEvent(new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+    }"""
+    page.evaluate(drop, list(picture(10, mode="L")["buffer"]))
+    page.wait_for_selector("#panel-classifier .title:has-text('dark')")
+
+
+def test_boxes_lie_over_the_image_where_the_answer_says(visit):
+    page = visit("/#detector")
+    choose(page, "detector", picture(250, (64, 64)))
+    page.wait_for_selector("#panel-detector .box")
+    frame = page.locator("#panel-detector .frame img").bounding_box()
+    box = page.locator("#panel-detector .box").bounding_box()
+    # the model's box is 4 to 20 of 32
+    assert [(box[side] - frame[side]) / frame["width"] for side in ("x", "y")] == pytest.approx([4 / 32] * 2, abs=0.005)
+    assert box["width"] / frame["width"] == pytest.approx(16 / 32, abs=0.005)
+    assert page.locator("#panel-detector .found li").inner_text().split() == ["spot", "98.0", "%"]
+    choose(page, "detector", picture(5))
+    page.wait_for_selector("#panel-detector :text('nothing found')")
+    assert page.locator("#panel-detector .box").count() == 0
+
+
+def test_a_text_is_answered_while_it_is_typed(visit):
+    page = visit("/#text")
+    page.locator("textarea").press_sequentially("good fine")
+    browser.answered(page, "text")
+    assert page.locator("#panel-text .title").inner_text().startswith("good")
+    page.locator("textarea").fill("bad poor")
+    page.wait_for_selector("#panel-text .title:has-text('bad')")
+
+
+def test_what_the_server_refuses_is_said_on_the_page(visit):
+    page = visit("/#classifier", expected=["415"])
+    with page.expect_response("**/predict/classifier"):
+        choose(page, "classifier", {"name": "it.gif", "mimeType": "image/gif", "buffer": b"GIF89a"})
+    page.wait_for_selector("#panel-classifier .error:has-text('JPEG, PNG and WebP')")
+
+
+def test_tabs_work_with_the_keyboard_and_the_address(visit):
+    page = visit("/#detector")
+    assert page.locator("[role=tab][aria-selected=true]").inner_text() == "detector"
+    page.focus("#tab-detector")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("[role=tabpanel]:visible").get_attribute("id") == "panel-text"
+    page.keyboard.press("ArrowRight")
+    assert page.url.endswith("#classifier")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["/#classifier", "/#detector", "/#text", "/docs"])
+def test_a_phone_needs_no_sideways_scrolling(visit, path, scheme):
+    page = visit(path, viewport=browser.PHONE, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= browser.PHONE["width"]
+
+
+def test_without_the_runtime_the_switch_is_off_and_says_why(chromium, server):
+    page = chromium.new_page()
+    page.route("**/bundles", lambda route: route.fulfill(json={"in_browser": False, "models": []}))
+    page.goto(server.url)
+    page.wait_for_selector("body[data-ready]")
+    assert page.locator("#in-browser").is_disabled()
+    assert "make demo" in page.locator("#where").inner_text()
+    page.close()
+
+
+def test_a_server_with_a_token_is_asked_with_it(visit, serve, folders):
+    page = visit(url=serve(folders["text"], env={"LOOPLINE_TOKEN": "secret"}).url, expected=["401"])
+    page.fill("dialog input", "secret")
+    page.click("dialog button")
+    page.wait_for_selector("body[data-ready]")
+    page.fill("textarea", "good")
+    browser.answered(page, "text")
+
+
+def test_in_the_browser_nothing_leaves_the_device_and_the_answer_is_the_servers(visit, local):
+    page = visit()
+    inputs = {"classifier": picture(140, mode="L"), "detector": picture(200, (48, 20)), "text": "good fine, bad"}
+    for model, given_input in inputs.items():
+        page.uncheck("#in-browser")
+        page.click(f"#tab-{model}")
+        page.fill("textarea", given_input) if model == "text" else choose(page, model, given_input)
+        browser.answered(page, model)
+        wanted = page.locator(f"#panel-{model} .answer").inner_text()
+        page.check("#in-browser")
+        browser.answered(page, model, "browser")
+        assert "stays on this device" in page.locator("#where").inner_text()
+        assert "On this device" in page.locator(f"#panel-{model} .latency").inner_text()
+        sent = []
+        page.on("request", lambda request, sent=sent: sent.append(request.url))
+        page.evaluate(f"document.querySelector('#panel-{model}').dataset.answered = ''")
+        page.fill("textarea", given_input + " ") if model == "text" else choose(page, model, given_input)
+        browser.answered(page, model, "browser")
+        assert page.locator(f"#panel-{model} .answer").inner_text() == wanted
+        assert [url for url in sent if not url.startswith("blob:")] == []
+
+
+def test_a_bundle_that_changed_on_disk_does_not_run_in_the_browser(visit, local, serve, tmp_path):
+    import bundles
+
+    server = serve(bundles.text(tmp_path / "text").folder)
+    page = visit(url=server.url, expected=["404"])
+    (tmp_path / "text/SHA256SUMS").write_text("")
+    page.check("#in-browser")
+    page.wait_for_selector("#where:has-text('no longer holds version')")
+    page.fill("textarea", "good")
+    browser.answered(page, "text")
+
+
+SIZES = [(28, 28), (128, 128), (97, 301), (300, 41), (13, 13), (8, 200), (1, 1), (1000, 640)]
+
+
+def test_pixels_of_a_png_are_pillows_to_one_step(visit):
+    """Within one step of 255, for both ways to fit, grey and colour, larger and smaller, rotated by EXIF."""
+    page, noise = visit(), np.random.default_rng(0)
+    for (width, height), channels, fit in [
+        (size, c, fit) for size in SIZES for c in (1, 3) for fit in ("stretch", "letterbox")
+    ]:
+        pixels = noise.integers(0, 256, (height, width, 3), np.uint8)
+        file, exif = io.BytesIO(), Image.Exif()
+        exif[0x0112] = 6 if width == 97 else 1
+        Image.fromarray(pixels).save(file, "PNG", exif=exif)
+        spec = ImageInput(height=48, width=64, channels=channels, fit=fit)
+        wanted = image.resize(image.decode(file.getvalue(), channels), spec)
+        gap = np.abs(in_page(page, file.getvalue(), spec) - wanted.astype(int))
+        assert gap.max() <= 1, (width, height, channels, fit)
+
+
+def test_pixels_of_other_files_differ_by_little(visit):
+    """JPEG (colour and grey), WebP, 16 bits, palette and transparency: at most 3 of 255, on average half a step."""
+    page = visit()
+    ramp = np.add.outer(np.arange(90), np.arange(120)).astype(np.uint8)
+    colour = np.stack([ramp, ramp[::-1], 255 - ramp], 2)
+    clear = np.dstack([colour, ramp])
+    kinds = [
+        ("JPEG", colour),
+        ("JPEG", ramp),
+        ("WEBP", colour),
+        ("PNG", ramp.astype(np.uint16) * 257),
+        ("PNG", clear),
+    ]
+    for kind, pixels in kinds:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind)
+        for channels in (1, 3):
+            spec = ImageInput(height=32, width=32, channels=channels, fit="letterbox")
+            wanted = image.resize(image.decode(file.getvalue(), channels), spec).astype(int)
+            gap = np.abs(in_page(page, file.getvalue(), spec) - wanted)
+            assert gap.max() <= 3, (kind, pixels.shape, pixels.dtype)
+            assert gap.mean() <= 0.5, (kind, pixels.shape)
+
+
+def in_page(page, data, spec):
+    script = """async ([encoded, spec]) => {
+        const { decode, resize } = await import("/pages/pixels.js");
+        const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+        return Array.from(resize(await decode(new Blob([bytes]), spec.channels), spec).data);
+    }"""
+    fields = {name: getattr(spec, name) for name in ("height", "width", "channels", "fit", "pad_value")}
+    return np.array(page.evaluate(script, [base64.b64encode(data).decode(), fields])).reshape(
+        spec.height, spec.width, spec.channels
+    )
+
+
+@pytest.mark.parametrize("kind", ["words", "characters"])
+def test_ids_are_those_of_the_tokenizer(visit, tmp_path, kind):
+    """Texts from all of Unicode, with more of what tokenizers treat in ways of their own."""
+    awkward = [
+        "don't",
+        "İstanbul",
+        "ΟΔΟΣ",
+        "ﬁn",
+        "e\u0301",
+        "a\u00a0b",
+        "\ufeffx",
+        "\u0085y",
+        "a\u200cb",
+        "…?!",
+        "ⅷ²",
+        "\u3000",
+        "_",
+        "é",
+        "漢字",
+        "🙂",
+    ]
+    learnt = tokenizing.learn([*awkward, "good fine", "a b c"], kind, vocabulary=200, max_tokens=16)
+    learnt.save(str(tmp_path / "tokenizer.json"))
+    encode = text_task.preprocessor(ModelSpec(task="text", labels=("a",), text=TextInput(max_tokens=16)), tmp_path)
+    page = visit()
+    file = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    page.evaluate("""async (file) => { self.encode = (await import("/pages/tokenizer.js")).compile(file); }""", file)
+    known = st.characters(exclude_categories=["Cn", "Cs"])  # what Unicode adds next year the browser knows first
+    piece = st.one_of(st.sampled_from([*awkward, " ", "good", "A"]), st.text(known, max_size=5))
+
+    @settings(max_examples=200)
+    @given(st.lists(st.lists(piece, max_size=12).map("".join), min_size=1, max_size=30))
+    def agree(texts):
+        wanted = [encode([text])["ids"][0].tolist() for text in texts]
+        assert page.evaluate("(texts) => texts.map(self.encode)", texts) == wanted, ascii(texts)
+
+    agree()
+
+
+def test_every_call_of_the_api_page_works_as_it_stands(visit, server):
+    page = visit("/docs")
+    calls = page.locator("details.call")
+    paths = requests.get(server.url + "/openapi.json", timeout=5).json()["paths"]
+    assert calls.count() == sum(len(methods) for methods in paths.values())
+    for number in range(calls.count()):
+        one = calls.nth(number)
+        one.locator("summary").click()
+        one.locator("button").click()
+        answer = one.locator("pre").nth(1)
+        answer.wait_for()
+        assert answer.inner_text().startswith("200 OK"), one.inner_text()
+
+
+def test_a_call_of_the_api_page_is_edited_and_shown_for_curl(visit):
+    page = visit("/docs")
+    call = page.locator("#text_predict")
+    call.locator("summary").click()
+    call.locator("textarea").fill('{"text": "it\'s bad"}')
+    assert "curl --json '{\"text\": \"it'\\''s bad\"}' http://127.0.0.1" in call.locator("pre").first.inner_text()
+    call.locator("button").click()
+    call.locator("pre").nth(1).wait_for()
+    assert '"label": "bad"' in call.locator("pre").nth(1).inner_text()

@@ -1,0 +1,159 @@
+"""The demo page with the models that `make repro` makes, in a real Chromium.
+
+LOOPLINE_MODELS=models   the folder that holds <model>/bundle; the data lies beside it
+"""
+
+import base64
+import json
+import os
+from math import cos, pi, sin
+from pathlib import Path
+
+import browser
+import numpy as np
+import pytest
+import requests
+from servers import Process
+
+from loopline.data import manifest
+from loopline.serving import pages
+
+MODELS = Path(os.environ.get("LOOPLINE_MODELS", "models"))
+NAMES = ("classifier", "detector", "text")
+SAMPLES = 60  # of each test split
+
+
+@pytest.fixture(scope="module")
+def real():
+    """A server of the three."""
+    made = all((MODELS / name / "bundle/bundle.json").exists() for name in NAMES)
+    browser.need(made, f"no bundles under {MODELS}: make repro, or name a folder in LOOPLINE_MODELS")
+    process = Process(*(MODELS / name / "bundle" for name in NAMES), "--port", 0, "--timeout-ms", 60_000)
+    yield process
+    assert process.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def page(real):
+    with browser.chromium() as one:
+        page = one.new_page()
+        page.goto(real.url)
+        page.wait_for_selector("body[data-ready]")
+        yield page
+
+
+@pytest.fixture
+def local(page, real):
+    """local(model, input) -> what the model answers in the browser."""
+    browser.need((pages.HERE / "assets/ready").exists(), "onnxruntime-web is not there: make demo")
+    page.evaluate("self.models = {}")
+
+    def answer(name, sample):
+        script = """async ([name, encoded, text]) => {
+            const { open } = await import("/pages/local.js");
+            models[name] ??= await open(name, "any");
+            const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+            return models[name](text ?? new Blob([bytes]));
+        }"""
+        file, text = (b"", sample) if isinstance(sample, str) else (sample, None)
+        return page.evaluate(script, [name, base64.b64encode(file).decode(), text])
+
+    return answer
+
+
+def test_browser_and_server_agree_on_real_samples(real, local):
+    """Probabilities within .02 and the same label (but where two are as close); boxes within a pixel, scores within .05.
+
+    Both run the same INT8 file, but may round otherwise, and a value falls into the next of 256 steps. Seen on a CPU with VNNI:
+    3e-7, a quarter of a pixel and .033.
+    """
+    worst = {}
+    for name in NAMES:
+        samples = manifest.load_split(MODELS.parent / f"data/{name}/manifest.parquet", "test").inputs[:SAMPLES]
+        compare = boxes if name == "detector" else probabilities
+        gaps = [compare(local(name, one), remote(real, name, one)) for one in samples]
+        worst[name] = np.max(gaps, axis=0)
+    assert worst["classifier"][0] <= 0.02
+    assert worst["text"][0] <= 0.02
+    pixels, score = worst["detector"]
+    assert pixels <= 1
+    assert score <= 0.05
+
+
+def remote(server, name, sample):
+    body = {"json": {"text": sample}} if isinstance(sample, str) else {"data": sample}
+    return requests.post(f"{server.url}/predict/{name}", timeout=60, **body).json()["predictions"][0]
+
+
+def probabilities(here, there):
+    gaps = [abs(there["probabilities"][label] - value) for label, value in here["probabilities"].items()]
+    if here["label"] != there["label"]:
+        assert abs(there["probabilities"][here["label"]] - there["probability"]) <= 0.02
+    return (max(gaps),)
+
+
+def boxes(here, there):
+    """The largest gap between corners and scores of the same box; one side's box that the other lacks must be near the threshold."""
+    here, there = list(here["boxes"]), there["boxes"]
+    said = json.loads((MODELS / "detector/bundle/bundle.json").read_text(encoding="utf-8"))
+    threshold = said["spec"]["score_threshold"]
+    gaps = [(0.0, 0.0)]
+    for box in there:
+        same = [other for other in here if other["label"] == box["label"] and corners(box, other) <= 1]
+        if same:
+            here.remove(same[0])
+            gaps.append((corners(box, same[0]), abs(box["score"] - same[0]["score"])))
+        else:
+            assert abs(box["score"] - threshold) <= 0.05, (box, here)
+    assert all(abs(box["score"] - threshold) <= 0.05 for box in here), here
+    return np.max(gaps, axis=0)
+
+
+def corners(a, b):
+    return max(abs(a[side] - b[side]) for side in ("x1", "y1", "x2", "y2"))
+
+
+def arc(x, y, across, down, start, end):
+    return [(x + across * cos(t * pi), y + down * sin(t * pi)) for t in np.linspace(start, end, 16)]
+
+
+DIGITS = {  # strokes in parts of the pad, y downwards; small and off the middle on purpose
+    0: [arc(0.5, 0.5, 0.2, 0.32, -0.5, 1.5)],
+    1: [[(0.38, 0.35), (0.52, 0.2), (0.5, 0.8)]],
+    2: [[*arc(0.5, 0.35, 0.18, 0.16, -0.95, 0.15), (0.3, 0.8), (0.7, 0.8)]],
+    3: [arc(0.48, 0.34, 0.18, 0.15, -0.85, 0.5), arc(0.48, 0.66, 0.2, 0.17, -0.5, 0.85)],
+    4: [[(0.55, 0.18), (0.28, 0.6), (0.74, 0.6)], [(0.6, 0.4), (0.6, 0.85)]],
+    5: [[(0.68, 0.2), (0.38, 0.2), (0.36, 0.47), *arc(0.48, 0.62, 0.19, 0.18, -0.7, 0.8)]],
+    6: [[(0.6, 0.18), (0.45, 0.3), (0.33, 0.58), *arc(0.5, 0.66, 0.17, 0.16, 1, 3)]],
+    7: [[(0.3, 0.22), (0.7, 0.22), (0.45, 0.8)]],
+    8: [arc(0.5, 0.35, 0.15, 0.15, 0.5, 2.5), arc(0.5, 0.66, 0.19, 0.16, -0.5, 1.5)],
+    9: [[*arc(0.5, 0.35, 0.16, 0.16, 0, 2), (0.65, 0.6), (0.56, 0.82)]],
+}
+
+
+@pytest.mark.parametrize(("size", "shift"), [(1, 0), (0.5, 0.35)], ids=["large", "small and in a corner"])
+def test_every_drawn_digit_is_recognised(page, size, shift):
+    page.click("#tab-classifier")
+    said = {}
+    for digit, strokes in DIGITS.items():
+        page.click("#panel-classifier button:text('Clear')")
+        for stroke in strokes:
+            with page.expect_response("**/predict/classifier") as answer:
+                browser.stroke(page, [(x * size + shift, y * size + shift) for x, y in stroke])
+            found = answer.value.json()["predictions"][0]
+        said[digit] = int(found["label"])
+    assert said == {digit: digit for digit in DIGITS}
+
+
+def test_the_examples_of_the_page_are_answered_rightly(page):
+    for model, name, wanted in (("classifier", "digit-3.png", "3"), ("classifier", "digit-8.png", "8")):
+        page.click(f"#tab-{model}")
+        page.click(f"#panel-{model} .thumb:has(img[src$='{name}'])")
+        page.wait_for_selector(f"#panel-{model} .title strong:text-is('{wanted}')")
+    page.click("#tab-detector")
+    page.click("#panel-detector .thumb:has(img[src$='scene-3.jpg'])")
+    page.wait_for_selector("#panel-detector .box")
+    assert sorted(page.locator("#panel-detector .found .name").all_inner_texts()) == ["0", "3", "7"]
+    page.click("#tab-text")
+    page.click("#panel-text .chip:text('Österreich')")
+    page.wait_for_selector("#panel-text .title:has-text('German (de)')")
