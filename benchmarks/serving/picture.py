@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from benchmarks.serving.figures import OURS, Figures, Medians
 
@@ -13,6 +12,8 @@ from loopline.training.drawing import BLUE, GREY, INK, SKY, sheet
 
 def picture(results: Figures, path: Path) -> None:
     """Answers a second of each server at the most connections, and the engine's limit."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
     of = Medians(results)
     with sheet(path, 8.0, 3.2, 1, len(of.models)) as (figure, axes):
         most = max(int(key.rpartition("/")[2]) for key in of.raw if re.fullmatch(r".+/classifier/\d+", key))
@@ -24,17 +25,15 @@ def picture(results: Figures, path: Path) -> None:
             axis.barh([name for _, name in rows], [rate for rate, _ in rows], color=colours, height=0.65)
             limit = of.limit(model)
             for place, (rate, _) in enumerate(rows):
-                axis.text(rate + limit * 0.02, place, f"{rate:,.0f}", va="center", fontsize=8, color=INK)
-            axis.axvline(limit, color=GREY, linestyle="--", linewidth=1.2)
+                inside = rate > 0.75 * limit  # beside its bar, the figure would stand on the limit's line
+                at, side, ink = (-0.02, "right", "white") if inside else (0.02, "left", INK)
+                text = f"{rate:,.0f}"
+                axis.text(rate + at * limit, place, text, va="center", ha=side, fontsize=8, color=ink)
+            axis.axvline(limit, color=GREY, linestyle="--", linewidth=1.2, zorder=0.5)
             axis.text(limit * 0.98, -0.35, f"engine alone {limit:,.0f}", ha="right", va="center", fontsize=8, color=INK)
             axis.set_xlim(0, max(limit, rows[-1][0]) * 1.18)
             axis.grid(visible=False, axis="y")
             axis.set_title(model.capitalize())
             axis.tick_params(axis="y", length=0)
-            axis.xaxis.set_major_locator(_few())
-
-
-def _few() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(5)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

@@ -146,6 +146,7 @@ def page(results: Figures, connections: Sequence[int]) -> str:
         "[benchmarks/serving/peers](../benchmarks/serving/peers), each as its documentation says, with batching where it has it, and "
         "each "
         f"is sent what it takes fastest over HTTP: {sends}. "
+        "FastAPI is the newest that MLServer can share an environment with. "
         "The engine alone is `session.run` in a loop at its best batch: the limit of any server.",
         *(part for model in of.models for part in (f"## {TITLES[model]}", _closed(of, model, connections))),
         "## Requests on a schedule",
