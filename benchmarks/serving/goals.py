@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 from benchmarks.serving.figures import DEADLINE, MODELS, OURS, Medians, normal_after, table
 from benchmarks.serving.servers import KINDS
@@ -34,7 +35,7 @@ def _recovery(model: str) -> Callable[[Medians], float | None]:
     def seconds(of: Medians) -> float | None:
         floods = of.raw.get(f"{OURS}/{model}/flood")
         back = normal_after(floods[0]) if floods else None
-        return (99.0 if back is None else back) if floods else None
+        return (inf if back is None else back) if floods else None
 
     return seconds
 
@@ -65,6 +66,10 @@ GOALS: tuple[Goal, ...] = (
 )
 
 
+def _said(found: float) -> str:
+    return f"{found:.2f}" if found < inf else "out of sight"
+
+
 def goals_of(of: Medians) -> tuple[str, list[str]]:
     """The table of all goals, and a sentence for each that is missed."""
     rows, missed = [], []
@@ -83,7 +88,7 @@ def goals_of(of: Medians) -> tuple[str, list[str]]:
         )
         if not met:
             missed.append(
-                f"Our own goal is missed: {what} is {found:.2f}, not {'at least' if sign == '>=' else 'at most'} {wanted:g}."
+                f"Our own goal is missed: {what} is {_said(found)}, not {'at least' if sign == '>=' else 'at most'} {wanted:g}."
             )
     return table(["what", "goal", "here", "met"], rows), missed
 
