@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "release"))
 import brightness
 
 TEXTS = ["good fine", "bad poor", "good great", "bad awful"]
-WORDS = 50  # an id from here on makes the text model fail: the poisoned item of a batch
+WORDS = 50
 
 
 def classifier(folder, threshold=127.5, **options):
@@ -56,8 +56,8 @@ def slow(folder, *, side=512, products=4):
     return _write(folder, brightness.described(name="slow"), folder.with_suffix(".onnx"))
 
 
-def text(folder):
-    """`ids` int64 (n, l): `good` and `bad` by the sum of what each word says."""
+def text(folder, rows=WORDS):
+    """`ids` int64 (n, l): `good` and `bad` by the sum of what each word says. It fails on ids from `rows` on: its poison."""
     tokenizer = tokenizing.learn(TEXTS, "words", vocabulary=WORDS, max_tokens=16)
     table = np.zeros((WORDS, 2), np.float32)
     for word, number in tokenizer.get_vocab().items():
@@ -68,7 +68,7 @@ def text(folder):
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("Identity", ["logits"], ["embedding"]),
     ]
-    constants = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array([1], np.int64), "length")]
+    constants = [numpy_helper.from_array(table[:rows], "table"), numpy_helper.from_array(np.array([1], np.int64), "length")]
     gives = {"probabilities": (TensorProto.FLOAT, ["n", 2]), "embedding": (TensorProto.FLOAT, ["n", 2])}
     model = _save(folder, nodes, constants, {"ids": (TensorProto.INT64, ["n", "l"])}, gives)
     tokenizer.save(str(folder.with_suffix(".json")))

@@ -5,6 +5,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import brightness
+import bundles
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
@@ -88,9 +89,9 @@ def test_a_batch_is_one_execution_of_many_rows(serve, folders):
     assert total(found, "compute_seconds_count") == total(found, "queue_seconds_count") == 1
 
 
-def test_a_model_that_fails_is_a_500_that_is_counted_and_logged(serve, folders):
-    server = serve(folders["text"])
-    body = {"inputs": [{"name": "ids", "shape": [1, 1], "datatype": "INT64", "data": [9999]}]}
+def test_a_model_that_fails_is_a_500_that_is_counted_and_logged(serve, tmp_path):
+    server = serve(bundles.text(tmp_path / "text", rows=5).folder)
+    body = {"inputs": [{"name": "ids", "shape": [1, 1], "datatype": "INT64", "data": [5]}]}
     answer = requests.post(server.url + "/v2/models/text/infer", json=body, timeout=5)
     assert answer.status_code == 500
     assert "failed on this input" in answer.json()["error"]

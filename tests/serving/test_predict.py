@@ -174,3 +174,12 @@ def test_a_thousand_hostile_images_break_nothing(server):
     assert set(statuses) <= {200, 400, 413, 415}
     assert statuses.count(200) > 50
     assert statuses.count(400) > 50
+
+
+@pytest.mark.parametrize("number", [-1, 9, 50, 2**62, -(2**63)])
+def test_ids_that_the_tokenizer_cannot_give_are_the_client_s_mistake(server, number):
+    """Found by fuzzing: they reached the graph, which failed, and a client could make every batch fail."""
+    body = {"inputs": [{"name": "ids", "shape": [1, 2], "datatype": "INT64", "data": [3, number]}]}
+    answer = requests.post(server.url + "/v2/models/text/infer", json=body, timeout=5)
+    assert answer.status_code == 400
+    assert "ids must be from 0 to 8" in answer.json()["error"]

@@ -70,6 +70,7 @@ class Model:
         self.outputs = {tensor.name: tensor for tensor in manifest.outputs}
         self.output_names = list(self.outputs)
         self._tokenize = self.task.preprocessor(self.spec, folder) if self.spec.text else None
+        self.vocabulary = _vocabulary(folder) if self.spec.text else 0
         self.best_rows, self.row_seconds = 1, 0.001
 
     def warm_up(self) -> dict[int, float]:
@@ -199,6 +200,13 @@ def _decode(data: bytes, channels: int) -> image.Pixels:
         raise Refusal(400, str(error)) from None
     except Exception as error:  # decoders raise a dozen kinds on broken bytes
         raise Refusal(400, f"broken image: {error}") from None
+
+
+def _vocabulary(folder: Path) -> int:
+    """How many ids the tokenizer can give; a graph fails on others."""
+    from tokenizers import Tokenizer
+
+    return int(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size())
 
 
 def cpu_limit() -> int:
