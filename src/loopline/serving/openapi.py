@@ -5,7 +5,6 @@ Made from the models, so paths, shapes, labels and limits are those of this very
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ from loopline.serving import intake, oip
 from loopline.serving.model import Model
 
 Json = dict[str, Any]
-INLINE = 1024  # values of a tensor; a larger example shows as many
 IMAGES = {"classification": ("image/png", "digit-3.png"), "detection": ("image/jpeg", "scene-1.jpg")}
 REASONS = {
     "400": "The request is wrong; the error says where.",
@@ -25,6 +23,13 @@ REASONS = {
     "415": "A content type or an encoding that is not understood.",
     "429": "Too many wait; Retry-After says when to come again.",
     "503": "Not ready, or too busy to answer in time; Retry-After says when to come again.",
+}
+REFUSALS = ("400", "413", "415", "429", "503")  # of a route that runs a model
+TIMEOUT = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 600_000},
+    "description": "Answer within this time, or refuse with 503.",
 }
 
 
@@ -79,33 +84,24 @@ def _server_paths(models: Sequence[Model]) -> Json:
 
 
 def _model_paths(model: Model) -> Json:
+    name = model.name
     paths: Json = {}
-    for suffix, kind in (("", ""), (f"/versions/{model.version}", "version_")):
-        base, told = f"/v2/models/{model.name}{suffix}", " of this version" if suffix else ""
-        ready = _operation(
-            model.name, f"{kind}ready", "Is this version ready?" if suffix else "Is it ready?", None, "503"
-        )
-        infer = _operation(
-            model.name,
-            f"{kind}infer",
-            f"Tensors in, tensors out{told}",
-            _answer(model),
-            "400",
-            "413",
-            "415",
-            "429",
-            "503",
-        )
+    for base, key, told in (
+        (f"/v2/models/{name}", "", ""),
+        (f"/v2/models/{name}/versions/{model.version}", "version_", " of this version"),
+    ):
+        metadata = _operation(name, f"{key}metadata", f"Inputs, outputs, labels{told}", _metadata(model))
+        ready = _operation(name, f"{key}ready", f"Readiness{told}", None, "503")
+        infer = _operation(name, f"{key}infer", f"Tensors in, tensors out{told}", _answer(model), *REFUSALS)
+        # the binary extension's answer, where the request asks for it
+        infer["responses"]["200"]["content"]["application/octet-stream"] = {}
         infer["requestBody"] = {"required": True, "content": {"application/json": _call(model)}}
-        infer["parameters"] = _request_headers()
-        metadata = _operation(model.name, f"{kind}metadata", f"Inputs, outputs, labels{told}", _metadata(model))
+        infer["parameters"] = [TIMEOUT]
         paths |= {base: {"get": metadata}, f"{base}/ready": {"get": ready}, f"{base}/infer": {"post": infer}}
-    predict = _operation(
-        model.name, "predict", _PREDICT[model.spec.task], _predictions(model), "400", "413", "415", "429", "503"
-    )
+    predict = _operation(name, "predict", _PREDICT[model.spec.task], _predictions(model), *REFUSALS)
     predict["requestBody"] = {"required": True, "content": _predict_bodies(model)}
-    predict["parameters"] = _request_headers()
-    return {f"/predict/{model.name}": {"post": predict}} | paths
+    predict["parameters"] = [TIMEOUT]
+    return {f"/predict/{name}": {"post": predict}} | paths
 
 
 _PREDICT = {
@@ -143,7 +139,7 @@ def _predict_bodies(model: Model) -> Json:
 
 def _call(model: Model) -> Json:
     """Schema and example of an inference request in JSON."""
-    binary = {"type": "object", "properties": {"binary_data": {"const": False}}}
+    binary = {"type": "object", "properties": {"binary_data": {"type": "boolean"}}}
     outputs = _array(
         {
             "type": "object",
@@ -157,6 +153,7 @@ def _call(model: Model) -> Json:
         "required": ["inputs"],
         "properties": {
             "id": {"type": "string"},
+            "parameters": {"type": "object", "properties": {"binary_data_output": {"type": "boolean"}}},
             "inputs": _array(
                 inputs[0] if len(inputs) == 1 else {"anyOf": inputs}, minItems=len(inputs), maxItems=len(inputs)
             ),
@@ -181,10 +178,7 @@ def _input(tensor: Tensor) -> Json:
         values |= {"minimum": -(2**63), "maximum": 2**63 - 1}
     shape = {"type": "array", "prefixItems": sides, "items": False, "minItems": len(sides), "maxItems": len(sides)}
     fields: Json = {"name": {"const": tensor.name}, "datatype": {"const": tensor.datatype}, "shape": shape}
-    least = math.prod(side for side in tensor.shape if side >= 0)
-    return _object(
-        fields | {"data": _array(values, minItems=min(least, INLINE), description="flat, as many as the shape says")}
-    )
+    return _object(fields | {"data": _array(values, description="flat, as many as the shape says")})
 
 
 def _answer(model: Model) -> Json:
@@ -259,12 +253,6 @@ def _predictions(model: Model) -> Json:
         "id": {"type": "string", "minLength": 1},
     }
     return _object(said | {"predictions": _array(one, minItems=1)})
-
-
-def _request_headers() -> list[Json]:
-    number = {"type": "integer", "minimum": 1, "maximum": 600_000}
-    told = "Answer within this time, or refuse with 503."
-    return [{"name": "X-Request-Timeout-Ms", "in": "header", "schema": number, "description": told}]
 
 
 def _operation(tag: str, name: str, summary: str, schema: Json | None, *statuses: str) -> Json:
