@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.serving.batcher import INLINE_BYTES, MOST_BYTES, Batcher, Job, TooLate
+from loopline.serving.batcher import INLINE_BYTES, MOST_BYTES, TURN_SECONDS, Batcher, Job, TooLate
 from loopline.serving.messages import Refusal
 
 
@@ -105,6 +105,25 @@ def test_on_one_core_a_short_batch_runs_in_the_loop_with_all_that_came_in_one_tu
     )
     assert answers == ["MainThread"] * 5
     assert observed == [("clock", 5)]
+
+
+def test_reading_for_long_does_not_hold_up_the_model():
+    """A turn of the loop with thousands of busy connections is long: what is due runs in between."""
+    model = Clock(best_rows=2)
+
+    async def play(batcher, submit):
+        futures = [submit(model, n) for n in range(4)]
+        batcher.turn()
+        assert model.batches == [], "more may come in this turn"
+        time.sleep(2 * TURN_SECONDS)
+        batcher.turn()
+        assert model.batches == [[0, 1]]
+        time.sleep(2 * TURN_SECONDS)
+        batcher.turn()
+        assert model.batches == [[0, 1], [2, 3]]
+        return await asyncio.gather(*futures)
+
+    assert scenario(play, model, inline=1.0)[0] == [0, 1, 2, 3]
 
 
 def test_a_poisoned_item_fails_alone():

@@ -215,6 +215,9 @@ def test_a_slow_head_a_slow_body_and_idleness_are_cut_off(monkeypatch):
             return bool(closed)
 
     class Application:
+        def turn(self):
+            pass
+
         def admit(self, *_):
             return 100
 

@@ -120,6 +120,10 @@ class App:
             raise Refusal(405, f"{path} answers {', '.join(methods)}", headers={b"allow": ", ".join(methods).encode()})
         return methods[method]
 
+    def turn(self) -> None:
+        """See `http.Application`."""
+        self.inference.batcher.turn()
+
     def admit(self, method: str, path: str, headers: Headers) -> int:
         """See `http.Application`."""
         route = self._route(method, path)

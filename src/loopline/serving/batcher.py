@@ -23,6 +23,7 @@ from loopline.serving.messages import Refusal
 MOST_WAITING = 4096  # items of one model
 MOST_BYTES = 256 * 1024 * 1024  # of all items that wait
 INLINE_SECONDS = 0.002  # a batch that is thought to take no longer may run in the event loop
+TURN_SECONDS = 0.002  # of reading requests, and then a batch: thousands of busy connections must not hold up the model
 INLINE_BYTES = 64 * 1024  # of its payloads: decoding takes time too
 LEARN = 0.1  # weight of the newest batch in what a row is thought to cost
 Answer = Any
@@ -95,6 +96,7 @@ class Batcher:
         self.free = slots
         self.inline_seconds = inline_seconds if slots == 1 else -1.0
         self.due = False  # a dispatch is
+        self.due_since = 0.0
         self.waiting_bytes = 0
         self.waiting_seconds = 0.0  # what the waiting rows are thought to cost
         self.running_seconds = 0.0
@@ -153,8 +155,13 @@ class Batcher:
     def _dispatch_soon(self) -> None:
         """After all requests that came in this turn of the event loop, so that they go together."""
         if self.free and not self.due:
-            self.due = True
+            self.due, self.due_since = True, time.monotonic()
             self.loop.call_soon(self._dispatch)
+
+    def turn(self) -> None:
+        """To be called before each piece of reading: runs what has been due for long."""
+        if self.due and time.monotonic() - self.due_since > TURN_SECONDS:
+            self._dispatch()
 
     def _dispatch(self) -> None:
         self.due = False

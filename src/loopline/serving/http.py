@@ -28,6 +28,9 @@ SWEEP_SECONDS = 1.0
 class Application(Protocol):
     """What answers. Both calls are made in the event loop's thread."""
 
+    def turn(self) -> None:
+        """Something is about to be read."""
+
     def admit(self, method: str, path: str, headers: Headers) -> int:
         """The head is there: how many bytes of body are welcome. Raises Refusal, and the body is thrown away unread."""
 
@@ -101,6 +104,7 @@ class Connection(asyncio.Protocol):
         """See asyncio.Protocol."""
         if self.closing:
             return
+        self.application.turn()
         if self.phase in ("idle", "head"):
             self.head += len(data)
         self.begun = 0
