@@ -151,7 +151,7 @@ def test_the_examples_of_the_page_are_answered_rightly(page):
         page.click(f"#panel-{model} .thumb:has(img[src$='{name}'])")
         page.wait_for_selector(f"#panel-{model} .title strong:text-is('{wanted}')")
     page.click("#tab-detector")
-    page.click("#panel-detector .thumb:has(img[src$='scene-3.jpg'])")
+    page.click("#panel-detector .thumb:has(img[src$='scene-1.jpg'])")
     page.wait_for_selector("#panel-detector .box")
     assert sorted(page.locator("#panel-detector .found .name").all_inner_texts()) == ["0", "3", "7"]
     page.click("#tab-text")

@@ -19,7 +19,7 @@ export function imageInput({ task, labels }, shape, changed) {
   const canvas = make("canvas", { className: "pad", ariaLabel: "draw here" });
   const pad = drawn ? makePad(canvas, () => changed()) : null;
   const file = make("input", { type: "file", accept: "image/png,image/jpeg,image/webp", hidden: true });
-  const choose = make("button", { type: "button", textContent: "Choose an image", className: "primary" });
+  const choose = make("button", { type: "button", textContent: "Choose image", className: "primary" });
   const clear = make("button", { type: "button", textContent: "Clear" });
   const empty = make("p", { className: "empty", textContent: "Drop an image here" });
   const stage = make("div", { className: `stage ${drawn ? "square" : ""}` }, [...(drawn ? [canvas] : [empty]), frame]);
@@ -70,7 +70,8 @@ export function imageInput({ task, labels }, shape, changed) {
     : `JPEG, PNG or WebP, by drop or by choice. The model sees ${shape[2]} × ${shape[1]} pixels.`;
   const actions = make("div", { className: "actions" }, [choose, clear, ...thumbs]);
   return {
-    element: make("div", {}, [stage, actions, file, make("p", { className: "quiet", textContent: hint })]),
+    element: make("div", {}, [stage, actions, file]),
+    hint,
     read: async () => blob ?? (pad?.hasInk() ? pad.image() : null),
     boxes: (found) => drawBoxes(overlay, picture, found),
   };
@@ -83,7 +84,7 @@ async function drawBoxes(overlay, picture, found) {
   const { naturalWidth: width, naturalHeight: height } = picture;
   overlay.replaceChildren(
     ...found.map(({ label, score, x1, y1, x2, y2, hue }) => {
-      const tag = make("span", { textContent: `${label} ${Math.round(score * 100)} %` });
+      const tag = make("span", {}, [make("b", { textContent: label }), ` ${Math.round(score * 100)} %`]);
       const box = make("div", { className: y1 / height < 0.08 ? "box low" : "box" }, [tag]);
       box.style.setProperty("--hue", hue);
       const sides = { left: x1 / width, top: y1 / height, width: (x2 - x1) / width, height: (y2 - y1) / height };
@@ -115,6 +116,7 @@ export function textInput({ labels }, _, changed) {
   });
   return {
     element: make("div", {}, [area, make("div", { className: "actions" }, [...chips, clear])]),
+    hint: "The answer follows your typing.",
     read: async () => (area.value.trim() ? area.value : null),
   };
 }

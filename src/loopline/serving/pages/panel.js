@@ -16,6 +16,7 @@ export function makePanel(model) {
   const element = make("section", { className: "panel" }, [
     make("div", { className: "input" }, [input.element]),
     make("div", { className: "output" }, [output, latency, make("p", { className: "quiet facts", textContent: facts })]),
+    make("p", { className: "hint quiet", textContent: input.hint }),
   ]);
   const times = { server: [], browser: [] };
   let local = null; // a promise of the model in the browser, while the switch is on
