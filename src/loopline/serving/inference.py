@@ -156,7 +156,9 @@ class Inference:
             if arrays["ids"].shape[1] > most:
                 raise Refusal(413, f"{arrays['ids'].shape[1]} tokens, at most {most} are accepted")
             if arrays["ids"].min() < 0 or arrays["ids"].max() >= model.vocabulary:
-                raise Refusal(400, f"ids must be from 0 to {model.vocabulary - 1}, as the bundle's tokenizer.json gives them")
+                raise Refusal(
+                    400, f"ids must be from 0 to {model.vocabulary - 1}, as the bundle's tokenizer.json gives them"
+                )
 
     def predict(self, model: Model) -> Handler:
         """The handler of the route for people."""
