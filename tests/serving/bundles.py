@@ -68,7 +68,10 @@ def text(folder, rows=WORDS):
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("Identity", ["logits"], ["embedding"]),
     ]
-    constants = [numpy_helper.from_array(table[:rows], "table"), numpy_helper.from_array(np.array([1], np.int64), "length")]
+    constants = [
+        numpy_helper.from_array(table[:rows], "table"),
+        numpy_helper.from_array(np.array([1], np.int64), "length"),
+    ]
     gives = {"probabilities": (TensorProto.FLOAT, ["n", 2]), "embedding": (TensorProto.FLOAT, ["n", 2])}
     model = _save(folder, nodes, constants, {"ids": (TensorProto.INT64, ["n", "l"])}, gives)
     tokenizer.save(str(folder.with_suffix(".json")))

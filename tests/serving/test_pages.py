@@ -161,7 +161,7 @@ def test_the_switch_is_off_without_the_runtime(copied):
     assert b'"in_browser":false' in said(copied([]), "/bundles").body[0]
 
 
-def test_what_is_large_is_sent_as_it_is(server):
+def test_what_is_large_is_sent_as_it_is():
     """Packing 4 MB takes 80 ms, in which nobody else is answered."""
     for size, packed in ((10_000, b"content-encoding: gzip"), (2_000_000, b"content-length: 2000000")):
         response = messages.Response(body=(b"x" * size,))
