@@ -162,6 +162,22 @@ def test_what_is_cancelled_or_too_late_costs_nothing():
     assert model.batches == [[0], [3]]
 
 
+def test_who_leaves_just_as_it_is_too_late_is_not_told_either():
+    model = Clock(best_rows=8)
+
+    async def play(batcher, submit):
+        first, late = await occupied(model, submit, 0), submit(model, 1, seconds=0.01)
+        await asyncio.sleep(0.05)
+        assert batcher._take(batcher.lines["clock"]) == []
+        late.job.cancel()  # between the decision and the telling
+        model.gate.set()
+        await first
+        await asyncio.sleep(0.01)
+        return late.done()
+
+    assert scenario(play, model)[0] is False
+
+
 def test_one_that_leaves_a_running_batch_does_not_take_the_others_with_it():
     model = Clock(best_rows=8)
 

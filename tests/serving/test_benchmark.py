@@ -26,7 +26,10 @@ def harness(monkeypatch):
     return lambda name: import_module(f"benchmarks.serving.{name}")
 
 
-@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk makes the load and is not installed")
+@pytest.mark.skipif(
+    not (shutil.which("wrk") or os.environ.get("LOOPLINE_REQUIRE_WRK")),
+    reason="wrk makes the load and is not installed",
+)
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cores are needed")
 def test_the_harness_measures_our_server_and_writes_its_page(harness, folders, tmp_path):
     main, picture, report = harness("__main__"), harness("picture"), harness("report")

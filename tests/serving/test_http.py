@@ -158,6 +158,8 @@ def test_nonsense_is_refused_and_the_connection_closed(connect, data, status):
         (request(body=b"{"), 400),
         (request(headers=["X-Request-Timeout-Ms: soon"]), 400),
         (request(headers=["X-Request-Timeout-Ms: 0"]), 400),
+        (request(headers=["X-Request-Timeout-Ms: " + "0" * 8 + "1" * 5000]), 400),
+        (request(headers=["Inference-Header-Content-Length: " + "0" * 5000]), 400),
         (request(headers=["X-Request-Id: " + "a" * 200]), 400),
         (request(headers=["Content-Encoding: br"]), 415),
         (request(headers=["Content-Encoding: gzip"]), 400),

@@ -42,10 +42,7 @@ class Runner(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One item that waits: its payload, how many rows and bytes it has, and whom to tell in the event loop's thread.
-
-    prepare_first: the payload is to be decoded on a slot of its own, so that it does not hold up others in a batch.
-    """
+    """One item that waits: its payload, how many rows and bytes it has, and whom to tell in the event loop's thread."""
 
     model: Runner
     payload: Any
@@ -114,7 +111,7 @@ class Batcher:
     def admit(self, model: Runner, rows: int, size: int, deadline: float, now: float) -> None:
         """Raises Refusal if this item would come too late (503), or if too much waits already (429)."""
         line = self.lines[model.name]
-        if (line.jobs and len(line.jobs) >= MOST_WAITING) or self.waiting_bytes + size > MOST_BYTES:
+        if len(line.jobs) >= MOST_WAITING or self.waiting_bytes + size > MOST_BYTES:
             raise Refusal(
                 429, f"{len(line.jobs)} requests wait for {model.name}", headers=retry_after(self.waiting_seconds)
             )
@@ -194,7 +191,7 @@ class Batcher:
                 continue
             if now > job.deadline:
                 job.result = TooLate()
-                self.loop.call_soon(job.done, job)
+                self.loop.call_soon(_tell, job)
                 continue
             batch.append(job)
             rows += job.rows
@@ -227,9 +224,14 @@ class Batcher:
             model.row_seconds += LEARN * (seconds / rows - model.row_seconds)
         self._dispatch_soon()
         for job in batch:
-            if not job.cancelled:
-                job.done(job)
+            _tell(job)
         self.observe(model, batch)
+
+
+def _tell(job: Job) -> None:
+    """Unless its client left, also between the decision and this call."""
+    if not job.cancelled:
+        job.done(job)
 
 
 def _used(line: _Line) -> float:

@@ -16,7 +16,7 @@ from loopline.serving import intake, oip
 from loopline.serving.batcher import Batcher, Job, TooLate
 from loopline.serving.cache import Cache, key
 from loopline.serving.logs import log
-from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response
+from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response, number
 from loopline.serving.metrics import Metrics
 from loopline.serving.model import Decoder, Encoded, Model, Tensors
 from loopline.serving.tracing import Record
@@ -114,9 +114,9 @@ class Inference:
         given = headers.get(b"x-request-timeout-ms")
         if given is None:
             return now + self.limits.timeout_ms / 1000
-        if not given.isdigit() or not 1 <= int(given[:9]) <= MOST_TIMEOUT_MS:
+        if not (milliseconds := number(given, MOST_TIMEOUT_MS)):
             raise Refusal(400, f"X-Request-Timeout-Ms must be a whole number from 1 to {MOST_TIMEOUT_MS}")
-        return now + int(given) / 1000
+        return now + milliseconds / 1000
 
     def _id(self, headers: Headers) -> bytes:
         given = headers.get(b"x-request-id")

@@ -52,6 +52,12 @@ Cancel = Callable[[], None]
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
+def number(given: bytes, most: int) -> int | None:
+    """The whole number in a header, from 0 to `most`; None if it is none. Python itself fails on thousands of digits."""
+    found = int(given) if given.isdigit() and len(given) <= 20 else None
+    return found if found is not None and found <= most else None
+
+
 def encode(response: Response, *, last: bool, compression: bytes | None, head_only: bool) -> bytes:
     """The answer on the wire. last: the connection is closed after it. compression: what the client understands."""
     body = response.body[0] if len(response.body) == 1 else b"".join(response.body)

@@ -17,7 +17,7 @@ import orjson
 from numpy.typing import NDArray
 
 from loopline.release.bundle import Tensor
-from loopline.serving.messages import BINARY, Headers, Refusal, Response
+from loopline.serving.messages import BINARY, Headers, Refusal, Response, number
 
 LENGTH = b"inference-header-content-length"
 DTYPES: dict[str, type[np.generic]] = {
@@ -121,12 +121,12 @@ class Reader:
 
 
 def _parts(body: bytes, headers: Headers) -> tuple[bytes, bytes]:
-    length = headers.get(LENGTH)
-    if length is None:
+    given = headers.get(LENGTH)
+    if given is None:
         return body, b""
-    if not length.isdigit() or int(length[:12]) > len(body):
+    if (length := number(given, len(body))) is None:
         raise Refusal(400, "Inference-Header-Content-Length must be the bytes of the JSON at the body's start")
-    return body[: int(length)], body[int(length) :]
+    return body[:length], body[length:]
 
 
 def _get(row: Any, key: str, kind: type, what: str) -> Any:
