@@ -57,9 +57,9 @@ def test_four_times_too_much_is_shed_and_over_when_it_is_over(slow):
     good = sorted(seconds for status, seconds, _ in answers if status == 200)
     shed = [(seconds, head) for status, seconds, head in answers if status == 503]
     assert len(good) + len(shed) == len(answers), "nothing but answers and refusals"
-    assert len(good) > 0.3 * capacity * SECONDS  # the load comes from the same cores
-    assert good[int(0.95 * len(good))] < 3 * DEADLINE  # seen by a client on the same busy cores
-    assert statistics.median(seconds for seconds, _ in shed) < DEADLINE, "a refusal comes at once"
+    assert len(good) > 0.5 * capacity * SECONDS  # the load comes from the same cores
+    assert good[int(0.95 * len(good))] < 1.5 * DEADLINE
+    assert statistics.median(seconds for seconds, _ in shed) < DEADLINE / 4, "a refusal comes at once"
     assert all(b"retry-after" in head.lower() for _, head in shed)
 
     time.sleep(1)
