@@ -7,6 +7,11 @@ import subprocess
 import sys
 import threading
 
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from loopline.serving.metrics import PREFIX
+
 
 class Process:
     """`loopline serve`, up and warm; `log` holds its lines."""
@@ -40,3 +45,18 @@ class Process:
         code = self.process.wait(20)
         self.reader.join(5)
         return code
+
+
+def samples(server):
+    """Name and labels -> value, of all that it exports."""
+    text = requests.get(server.url + "/metrics", timeout=5).text
+    return {
+        (s.name, *sorted(s.labels.items())): s.value for f in text_string_to_metric_families(text) for s in f.samples
+    }
+
+
+def total(found, name, **labels):
+    """The sum of a metric's samples that have these labels."""
+    return sum(
+        value for key, value in found.items() if key[0] == PREFIX + name and labels.items() <= dict(key[1:]).items()
+    )

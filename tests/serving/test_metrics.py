@@ -9,23 +9,10 @@ import bundles
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
+from servers import samples, total
 
 from loopline.serving import app, messages
 from loopline.serving.metrics import CATALOGUE, PREFIX
-
-
-def samples(server):
-    """Name and labels -> value."""
-    text = requests.get(server.url + "/metrics", timeout=5).text
-    return {
-        (s.name, *sorted(s.labels.items())): s.value for f in text_string_to_metric_families(text) for s in f.samples
-    }
-
-
-def total(found, name, **labels):
-    return sum(
-        value for key, value in found.items() if key[0] == PREFIX + name and labels.items() <= dict(key[1:]).items()
-    )
 
 
 def test_what_is_exported_is_what_the_catalogue_says(server):
