@@ -43,10 +43,10 @@ class _about:  # noqa: N801 - it reads as a statement
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            return
-        refusal = error if isinstance(error, Refusal) else broken(error) if isinstance(error, Exception) else None
-        if refusal is not None:
+        if isinstance(error, Refusal):
+            error.about = self.route.model, self.route.name
+        elif isinstance(error, Exception):
+            refusal = broken(error)
             refusal.about = self.route.model, self.route.name
             raise refusal from None
 

@@ -190,7 +190,8 @@ class Connection(asyncio.Protocol):
         except Refusal as refusal:
             if refusal.close:
                 raise
-            self.refused, self.limit = refusal, max(self.limit, self.server.discard)
+            # Kept without its frames, which lead back to it: the collector would have to find that circle.
+            self.refused, self.limit = refusal.with_traceback(None), max(self.limit, self.server.discard)
         if self.parser.should_upgrade() and (b"content-length" in headers or b"transfer-encoding" in headers):
             raise Refusal(400, "a request that asks for another protocol cannot have a body")
         if headers.get(b"expect", b"").lower() == b"100-continue":
@@ -253,9 +254,9 @@ class Connection(asyncio.Protocol):
                 slot.cancel = None  # it leads back to this slot: without a circle the collector has nothing to do
                 self._flush()
 
+        if isinstance(asked, Refusal):
+            return respond(self.application.refusal(asked))
         try:
-            if isinstance(asked, Refusal):
-                raise asked
             slot.cancel = self.application.answer(asked, respond)
         except Refusal as refusal:
             respond(self.application.refusal(refusal))
