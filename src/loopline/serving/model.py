@@ -28,7 +28,7 @@ MOST_FRAMES = 1
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
 MOST_TEXT = 100_000  # characters; the tokenizer cuts after max_tokens anyhow
 PROFILE_ROWS = (1, 2, 4, 8, 16, 32)
-PROFILE_SECONDS = 0.02  # a batch that takes longer is not doubled again
+PROFILE_SECONDS = 0.01  # a batch that takes longer is not doubled again
 GOOD_ENOUGH = 0.97  # of the best rows a second: a smaller batch answers sooner
 PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider")
 
