@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve demo test lint bench bench-serving data-add mlflow lock clean
+.PHONY: help setup repro serve up down traffic rules demo test lint bench bench-serving data-add mlflow lock clean
 .PHONY: image
 
 help: ## list the targets
@@ -37,6 +37,18 @@ repro: setup ## data to three released bundles: what is up to date is left alone
 
 serve: setup ## the bundles on http://127.0.0.1:8080 (PORT=...)
 	loopline serve models/*/bundle --port $${PORT:-8080}
+
+up: setup ## servers, sentinel, Prometheus and Alertmanager on the loopback (ARGS="--window 5m --scrape 1")
+	loopline up $(ARGS)
+
+down: setup ## end what `make up` started
+	loopline down
+
+traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|noise|blur|dark|typos|... RATE=20 SECONDS=60 MODEL=...)
+	loopline traffic $(MODEL) --profile $(or $(PROFILE),clean) --rate $(or $(RATE),20) --seconds $(or $(SECONDS),60) $(ARGS)
+
+rules: setup ## write monitoring/prometheus/rules.yml anew
+	loopline rules
 
 ASSETS := src/loopline/serving/pages/assets
 demo: $(ASSETS)/ready ## let the demo page run models in the browser: onnxruntime-web from npm (4 MB, once)

@@ -80,7 +80,10 @@ def _serve(options: argparse.Namespace) -> int:
     from loopline.serving.inference import Limits
 
     limits = Limits(
-        body_bytes=options.max_body_mb << 20, timeout_ms=options.timeout_ms, cache_bytes=options.cache_mb << 20
+        body_bytes=options.max_body_mb << 20,
+        timeout_ms=options.timeout_ms,
+        cache_bytes=options.cache_mb << 20,
+        signals=options.signals,
     )
     return server.run(
         options.bundle,
@@ -109,6 +112,80 @@ def _predict(options: argparse.Namespace) -> int:
     return summary.code
 
 
+def _rules(options: argparse.Namespace) -> int:
+    from loopline.monitoring import rules
+
+    text = rules.text(_window(options), options.runbooks)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
+    print(options.out)
+    return 0
+
+
+def _window(options: argparse.Namespace) -> str:
+    from loopline.monitoring import rules
+
+    try:
+        rules.seconds(options.window)
+    except ValueError as error:
+        raise LooplineError(f"--window: {error}") from error
+    return str(options.window)
+
+
+def _up(options: argparse.Namespace) -> int:
+    from loopline.monitoring import stack
+
+    started = stack.up(
+        stack.Options(
+            bundles=tuple(options.bundle or sorted(Path("models").glob("*/bundle"))),
+            replicas=options.replicas,
+            window=_window(options),
+            scrape=options.scrape,
+            sentinel=options.sentinel,
+            port=options.port,
+            webhook=options.webhook,
+        )
+    )
+    for process in started:
+        print(f"{process.name:14} {process.address}")
+    return 0
+
+
+def _down(_: argparse.Namespace) -> int:
+    from loopline.monitoring import stack
+
+    ended = stack.down()
+    print("ended " + ", ".join(process.name for process in ended) if ended else "nothing is up")
+    return 0
+
+
+def _sentinel(options: argparse.Namespace) -> int:
+    import os
+    import signal
+    import threading
+
+    from loopline.monitoring import sentinel
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    token = os.environ.get("LOOPLINE_TOKEN")
+    sentinel.Sentinel(options.url, sentinel.load(options.bundle), token).run(options.every, options.port, stop)
+    return 0
+
+
+def _traffic(options: argparse.Namespace) -> int:
+    from loopline.monitoring import traffic
+
+    plan = traffic.Plan(
+        url=options.url, profile=options.profile, strength=options.strength, rate=options.rate, seconds=options.seconds
+    )
+    pools = {name: traffic.samples(name, plan) for name in options.model or _models()}
+    counts = traffic.send(pools, plan)
+    print(", ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
+    return 0 if counts["200"] else 1
+
+
 def _models() -> list[str]:
     from loopline import settings
 
@@ -125,6 +202,7 @@ def parser() -> argparse.ArgumentParser:
     rooms = top.add_subparsers(title="verbs", required=True, metavar="VERB")
     _pipeline(rooms)
     _serving(rooms)
+    _monitoring(rooms)
     _releases(rooms)
     return top
 
@@ -172,6 +250,9 @@ def _serving(rooms: Verbs) -> None:
     serve.add_argument(
         "--cache-mb", type=int, default=0, help="keep answers by the content of what was asked (default: off)"
     )
+    serve.add_argument(
+        "--signals", type=int, default=100, help="samples a second and model whose drift signals are counted (0: none)"
+    )
     serve.add_argument("--max-body-mb", type=int, default=16, help="of a request")
     serve.add_argument(
         "--grace", type=float, default=1.0, help="seconds of answering after SIGTERM, not ready any more"
@@ -193,6 +274,37 @@ def _serving(rooms: Verbs) -> None:
     batch.add_argument("--slots", type=int, help="batches that run at once (default: the cores this process may use)")
     batch.add_argument("--batch-rows", type=int, help="items the model gets at once (default: the fastest number here)")
     batch.add_argument("--part-rows", type=int, help="items between two savings (default: 8192 texts, 1024 images)")
+
+
+def _monitoring(rooms: Verbs) -> None:
+    start = _verb(rooms, "up", _up, "start servers, sentinel, Prometheus and Alertmanager on the loopback")
+    start.add_argument("bundle", nargs="*", type=Path, help="default: models/*/bundle")
+    start.add_argument("--replicas", type=int, default=1, help="of the server")
+    start.add_argument("--window", default="1h", help="of traffic that is held against the reference: 2m, 1h, 1d")
+    start.add_argument("--scrape", type=float, default=15.0, help="seconds between two looks at the metrics")
+    start.add_argument("--sentinel", type=float, default=60.0, help="seconds between two rounds of golden inputs")
+    start.add_argument("--port", type=int, default=8080, help="of the servers")
+    start.add_argument("--webhook", help="address that Alertmanager tells of alerts")
+    _verb(rooms, "down", _down, "end what `up` started")
+
+    send = _verb(rooms, "traffic", _traffic, "replay test samples, or a shift of them, to a live server")
+    send.add_argument("model", nargs="*", help="default: all")
+    send.add_argument("--profile", default="clean", help="clean, prior, noise, blur, dark, typos, ...")
+    send.add_argument("--strength", type=int, choices=(1, 2, 3), default=3, help="of a shift")
+    send.add_argument("--rate", type=float, default=20.0, help="requests a second")
+    send.add_argument("--seconds", type=float, default=60.0)
+    send.add_argument("--url", default="http://127.0.0.1:8080")
+
+    watch = _verb(rooms, "sentinel", _sentinel, "send golden inputs to a live server and compare the answers")
+    watch.add_argument("url")
+    watch.add_argument("bundle", nargs="+", type=Path)
+    watch.add_argument("--every", type=float, default=60.0, help="seconds")
+    watch.add_argument("--port", type=int, default=9101, help="of its metrics, on the loopback")
+
+    made = _verb(rooms, "rules", _rules, "write Prometheus' recording rules and alerts")
+    made.add_argument("--window", default="1h")
+    made.add_argument("--runbooks", default="docs/runbooks", help="address of that folder, for the alerts' links")
+    made.add_argument("--out", type=Path, default=Path("monitoring/prometheus/rules.yml"))
 
 
 def _releases(rooms: Verbs) -> None:

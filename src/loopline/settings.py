@@ -135,9 +135,16 @@ class Evaluate(Strict):
 
 
 class Calibrate(Strict):
-    """The drift reference's resolution."""
+    """What counts as drift: see docs/drift.md."""
 
-    bins: int = Field(ge=2)
+    bins: int = Field(ge=2)  # of equal mass, for each signal
+    false_alarms: float = Field(
+        gt=0, lt=1
+    )  # chance that `windows` windows in a row of unchanged traffic raise any alarm
+    windows: int = Field(default=24, ge=1)
+    least_samples: int = Field(default=50, ge=20)  # in a window: no verdict under it
+    max_loss: Fraction = 0.035  # of estimated quality: more is harm, less is a notice
+    streams: int = Field(default=400, ge=100)  # simulated without drift for each size of window
 
 
 class ModelBase(Strict):

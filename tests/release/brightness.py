@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper, save
 from PIL import Image
 
 from loopline.data import manifest
+from loopline.monitoring.drift import reference as drift
 from loopline.release import bundle
+from loopline.tasks import signals
 from loopline.tasks.spec import ImageInput, ModelSpec
 
 LABELS = ("bright", "dark")
@@ -76,6 +78,32 @@ def described(*, name="classifier", labels=LABELS, code="c" * 64):
         metrics={"headline": "accuracy", "n": 2, "metrics": {"accuracy": {"value": 1.0, "low": 1.0, "high": 1.0}}},
         lineage=bundle.Lineage(data="a" * 64, parameters="b" * 64, code=code),
     )
+
+
+def reference(spec):
+    """The content of a `drift.json`: brightness evenly from 0 to 255, as are the classes, and all answers sure. An alarm at 3 sd."""
+    sure = signals.CONFIDENCE[spec.task]
+    edges = {
+        "brightness": (0.0, 64.0, 128.0, 192.0, 256.0),
+        signals.CLASS: tuple(map(float, drift.class_edges(len(spec.labels)))),
+        sure: (0.5, 0.9),
+    }
+    counts = {"brightness": (0, 50, 50, 50, 50, 0, 0), sure: (0, 0, 200, 0)}
+    counts[signals.CLASS] = (*[200 // len(spec.labels)] * len(spec.labels), 0)
+    if spec.text:
+        edges["characters"], counts["characters"] = (5.0, 10.0), (50, 100, 50, 0)
+        del edges["brightness"]
+    return drift.Reference(
+        samples=200,
+        least=50,
+        threshold=(3.0, 0.0, 0.0),
+        promise={},
+        signals={name: drift.Signal(edges=edge, counts=counts[name], mean=1.0, sd=0.3) for name, edge in edges.items()},
+        quality=drift.Quality(
+            metric="accuracy", value=0.9, max_loss=0.05, signal=sure, weights={"confidence": (0.3, 0.6, 0.9, 0.0)}
+        ),
+        labels=drift.Labels(names=spec.labels),
+    ).to_dict()
 
 
 def png(value):

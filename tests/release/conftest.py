@@ -18,7 +18,8 @@ def make(tmp_path):
         parts = tmp_path / "parts"
         parts.mkdir(exist_ok=True)
         model = brightness.onnx_model(parts / "model.onnx", threshold, labels=len(labels), padding=padding)
-        (parts / "drift.json").write_text(json.dumps({"schema": 1, "samples": 2, "signals": {}}))
+        spec = brightness.described(labels=labels).spec
+        (parts / "drift.json").write_text(json.dumps(brightness.reference(spec)))
         (parts / "confusion.png").write_bytes(b"\x89PNG")
         return bundle.write(
             tmp_path / folder,

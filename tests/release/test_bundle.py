@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopline.monitoring.drift import reference as drift
 from loopline.release import bundle
 from loopline.release.bundle import BundleError
 from loopline.tasks.spec import ModelSpec, TextInput
@@ -19,7 +20,7 @@ def test_what_was_written_is_read(make):
     found = bundle.read(made.folder)
     assert found == made
     assert found.manifest == brightness.described()
-    assert found.drift()["schema"] == 1
+    assert drift.read(found.folder / "drift.json").samples == 200
 
 
 def test_the_same_content_gives_the_same_bytes_and_version(make):

@@ -26,7 +26,8 @@ def stages(project, monkeypatch):
     brightness.onnx_model(models / "quantize" / "model.onnx", 127.5)
     files.write_json(models / "export" / "spec.json", brightness.described().spec.to_dict())
     files.write_json(models / "quantize" / "verdict.json", {"chosen": "int8", "reasons": ["fast"], "bytes": {}})
-    files.write_json(models / "calibrate" / "drift.json", {"schema": 1, "samples": 2, "signals": {}})
+    files.write_json(models / "calibrate" / "drift.json", brightness.reference(brightness.described().spec))
+    files.write_json(models / "calibrate" / "golden.json", {"schema": 1, "samples": []})
     (models / "train" / "model.safetensors").write_bytes(b"weights")
     (models / "pictures" / "confusion.png").write_bytes(b"\x89PNG")
     report = {"headline": "accuracy", "n": 256, "metrics": {"accuracy": INTERVAL}, "model_bytes": 1000}
@@ -79,7 +80,7 @@ def test_the_lineage_follows_settings_and_data(stages, project):
         return bundle.read(stages / "bundle").manifest.lineage
 
     before = lineage()
-    (project / "params.yaml").write_text(brightness.params(calibrate={"bins": 99}))
+    (project / "params.yaml").write_text(brightness.params(calibrate={"bins": 99, "false_alarms": 0.05}))
     after = lineage()
     assert (before.data, before.code) == (after.data, after.code)
     assert before.parameters != after.parameters

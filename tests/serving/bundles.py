@@ -146,5 +146,5 @@ def _described(name, spec, inputs, outputs):
 
 def _write(folder, described, model, **more):
     drift = folder.with_suffix(".drift")
-    drift.write_text(json.dumps({"schema": 1, "samples": 2, "signals": {}}))
+    drift.write_text(json.dumps(brightness.reference(described.spec)))
     return bundle.write(folder, described, model=model, drift=drift, card="# tiny\n", **more)

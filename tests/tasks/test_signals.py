@@ -1,41 +1,72 @@
 """Drift signals, bins and slices."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from loopline.tasks import signals, slices
-from loopline.tasks.spec import ModelSpec, TextInput
+from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
 
 finite = st.floats(-1e6, 1e6)
-
-
-@given(arrays(float, st.integers(1, 200), elements=finite), st.integers(2, 12))
-def test_every_value_falls_in_one_bin(values, bins):
-    edges = signals.bin_edges(values, bins)
-    assert len(edges) <= bins - 1
-    assert signals.bin_counts(values, edges).sum() == len(values)
-
-
-def test_bins_of_distinct_values_have_equal_mass():
-    values = np.random.default_rng(0).normal(size=1000)
-    counts = signals.bin_counts(values, signals.bin_edges(values, 10))
-    assert set(counts[:-1]) <= {99, 100, 101}
-
-
-def test_what_is_no_number_has_a_bin_of_its_own():
-    assert signals.bin_counts(np.array([0.0, np.nan, 2.0]), np.array([1.0])).tolist() == [1, 1, 1]
 
 
 def test_text_signals_tell_a_long_sure_text_from_a_short_unsure_one():
     spec = ModelSpec(task="text", labels=("a", "b"), text=TextInput(max_tokens=8))
     outputs = {"probabilities": np.array([[0.99, 0.01], [0.5, 0.5]]), "embedding": np.zeros((2, 1))}
-    found = signals.signals({"ids": np.zeros((2, 3), np.int64)}, ["a long text", "é"], outputs, spec)
-    assert found["length"].tolist() == [11, 1]
-    assert found["bytes"].tolist() == [11, 2]
+    ids = np.array([[2, 5, 1, 2], [2, 1, 2, 0]])
+    found = signals.signals({"ids": ids}, outputs, spec, ["A long text, 2!", "é"])
+    assert found["characters"].tolist() == [15, 1]
+    assert found["bytes"].tolist() == [15, 2]
+    assert found["tokens"].tolist() == [4, 3]
+    assert found["unknown"].tolist() == [1 / 4, 1 / 3]
+    assert [found[name][0] * 15 for name in ("upper", "digits", "punctuation", "not_ascii")] == [1, 1, 2, 0]
+    assert found["not_ascii"][1] == 1
     assert found["entropy"][0] < found["entropy"][1]
     assert found["margin"][1] == 0
+
+
+def test_what_a_request_does_not_carry_has_no_signal():
+    spec = ModelSpec(task="text", labels=("a", "b"), text=TextInput(max_tokens=8))
+    outputs = {"probabilities": np.array([[0.9, 0.1]]), "embedding": np.zeros((1, 1))}
+    found = signals.signals({"ids": np.array([[2, 5, 2]])}, outputs, spec)
+    assert not found.keys() & {"characters", "bytes", "upper"}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_signals_are_those_of_their_formulas(channels):
+    images = np.random.default_rng(0).integers(0, 256, (5, 300, 200, channels), dtype=np.uint8)  # more than a chunk
+    found = signals.of_images(images)
+    grey = images @ np.array([0.299, 0.587, 0.114]) if channels == 3 else images[..., 0].astype(float)
+    inner = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] - 4 * grey[:, 1:-1, 1:-1]
+    np.testing.assert_allclose(found["brightness"], grey.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(found["contrast"], grey.std((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(found["sharpness"], inner.var((1, 2)), rtol=1e-4)
+    if channels == 3:
+        most, least = images.max(3).astype(float), images.min(3)
+        np.testing.assert_allclose(found["saturation"], ((most - least) / np.maximum(most, 1)).mean((1, 2)), rtol=1e-4)
+
+
+def test_box_signals_are_of_what_is_answered_and_no_number_where_nothing_is():
+    spec = ModelSpec(
+        task="detection", labels=("a", "b"), image=ImageInput(height=8, width=8, channels=3), score_threshold=0.5
+    )
+    boxes = np.array([[[0, 0, 2, 4], [0, 0, 8, 8]], [[0, 0, 1, 1], [0, 0, 0, 0]]], np.float32)
+    outputs = {
+        "boxes": boxes,
+        "scores": np.array([[0.9, 0.4], [0.3, 0.0]], np.float32),
+        "classes": np.array([[1, 0], [1, 0]]),
+        "embedding": np.zeros((2, 1)),
+    }
+    found = signals.signals(
+        {"image": np.zeros((2, 8, 8, 3), np.uint8)}, outputs, spec, None, np.array([[8, 4], [8, 8]])
+    )
+    assert found["boxes"].tolist() == [1, 0]
+    assert found["mean_box_area"][0] == 8
+    assert found["aspect"].tolist() == [2, 1]
+    assert found["predicted_class"][0] == 1
+    assert np.isnan([found[name][1] for name in ("predicted_class", "mean_score", "mean_box_area")]).all()
 
 
 @given(arrays(float, st.integers(3, 100), elements=finite))

@@ -2,7 +2,8 @@
 
     model.onnx      the graph that serves              bundle.json    see `Manifest`
     drift.json      reference bins and thresholds      MODEL_CARD.md  with its `pictures/`
-    tokenizer.json  for text                           SHA256SUMS     of every other file, as `sha256sum -c` reads it
+    tokenizer.json  for text                           golden.json    samples with their answers, for the sentinel
+    SHA256SUMS      of every other file, as `sha256sum -c` reads it
 
 A bundle's version is the hash of its content. It holds no time, run id, git revision, timing or absolute path: two
 clean runs give the same bytes. ONNX and JSON only.
@@ -108,11 +109,6 @@ class Bundle:
         """The ONNX file."""
         return self.folder / "model.onnx"
 
-    def drift(self) -> dict[str, Any]:
-        """The drift reference."""
-        content: dict[str, Any] = json.loads((self.folder / "drift.json").read_text(encoding="utf-8"))
-        return content
-
 
 def write(
     folder: Path,
@@ -121,6 +117,7 @@ def write(
     model: Path,
     drift: Path,
     card: str,
+    golden: Path | None = None,
     pictures: Sequence[Path] = (),
     tokenizer: Path | None = None,
 ) -> Bundle:
@@ -131,8 +128,7 @@ def write(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed run
     parts = {"model.onnx": model, "drift.json": drift} | {f"pictures/{path.name}": path for path in pictures}
-    if tokenizer is not None:
-        parts["tokenizer.json"] = tokenizer
+    parts |= {f"{name}.json": path for name, path in (("golden", golden), ("tokenizer", tokenizer)) if path is not None}
     try:
         for name, source in parts.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)

@@ -20,10 +20,12 @@ from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond
 from loopline.serving.metrics import Metrics
 from loopline.serving.model import Decoder, Encoded, Model, Tensors
 from loopline.serving.tracing import Record
+from loopline.serving.watching import ROWS_A_SECOND, Watcher
 
 LARGE = 32 * 1024  # bytes of encoded images; more are decoded in a line of their own
 MOST_TIMEOUT_MS = 600_000
 GONE = 499  # in the metrics: the client left before its answer
+PROBE = b"x-loopline-probe"  # the sentinel's header: its golden inputs are no traffic
 SHED = {429: "queue", 503: "deadline"}
 PRINTABLE = frozenset(range(0x21, 0x7F))
 Handler = Callable[[Request, Respond], Cancel | None]
@@ -31,12 +33,16 @@ Handler = Callable[[Request, Respond], Cancel | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds on what a client may ask. timeout_ms: of a request that names none. rows: of one request. cache_bytes: 0 for no cache."""
+    """Bounds on what a client may ask. timeout_ms: of a request that names none. rows: of one request. cache_bytes: 0 for no cache.
+
+    signals: samples a second whose drift signals are counted, for each model; 0 for none.
+    """
 
     body_bytes: int = 16 * 1024 * 1024
     rows: int = 1024
     timeout_ms: int = 1000
     cache_bytes: int = 0
+    signals: int = ROWS_A_SECOND
 
 
 def broken(error: Exception) -> Refusal:
@@ -64,6 +70,7 @@ class Series:
         metrics.value("best_batch_rows", *key).value = model.best_rows
         precision = model.bundle.manifest.quantization
         metrics.value("model_info", *key, model.bundle.version, precision, model.provider).value = 1
+        metrics.value("bundle_written_timestamp_seconds", *key).value = model.bundle.model.stat().st_mtime
 
 
 class Inference:
@@ -86,8 +93,14 @@ class Inference:
         self.cache = Cache(limits.cache_bytes) if limits.cache_bytes else None
         self.series = {model.name: Series(metrics, model) for model in models}
         self.decoders = {model.name: Decoder(model) for model in models if model.spec.image}
+        self.watcher = Watcher(models, metrics, rows_a_second=limits.signals)
         self.batcher = Batcher([*models, *self.decoders.values()], slots=slots, observe=self._observe)
         self._ids = itertools.count(int.from_bytes(os.urandom(6), "big") << 16)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.batcher.close()
+        self.watcher.close()
 
     def admit(self, model: Model, headers: Headers) -> None:
         """Raises Refusal where another row for `model` would come too late; called before a request's body is read."""
@@ -166,6 +179,7 @@ class Inference:
 
         def handle(request: Request, respond: Respond) -> Cancel:
             payload = read(request.body, request.headers)
+            payload.probe = PROBE in request.headers
             identity = self._id(request.headers)
             request.headers[b"x-request-id"] = identity
 

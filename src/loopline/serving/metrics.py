@@ -58,6 +58,32 @@ CATALOGUE = {
         Metric(
             "model_info", "gauge", "1; says what is served.", ("model", "version", "bundle", "precision", "provider")
         ),
+        Metric(
+            "bundle_written_timestamp_seconds", "gauge", "When the bundle came to this machine.", ("model", "version")
+        ),
+        # Drift: see docs/drift.md. What is not counted is the bundle's reference, for the rules to compare with.
+        Metric("signal_rows", "counter", "Samples by bin of a drift signal.", ("model", "version", "signal", "bin")),
+        Metric("constant_rows", "counter", "Samples that are images of one colour.", ("model", "version")),
+        Metric("reference_share", "gauge", "Share of a bin in the reference.", ("model", "version", "signal", "bin")),
+        Metric("signal_bin_value", "gauge", "Middle of a bin.", ("model", "version", "signal", "bin")),
+        Metric("reference_samples", "gauge", "Samples in the reference.", ("model", "version", "signal")),
+        Metric("signal_mean", "gauge", "Mean of the scaled shift without drift.", ("model", "version", "signal")),
+        Metric(
+            "signal_sd",
+            "gauge",
+            "Standard deviation of the scaled shift without drift.",
+            ("model", "version", "signal"),
+        ),
+        Metric("drift_threshold", "gauge", "Factors of the threshold's terms.", ("model", "version", "term")),
+        Metric("drift_least_samples", "gauge", "No verdict with fewer samples in the window.", ("model", "version")),
+        Metric(
+            "quality_weight",
+            "gauge",
+            "Quality of a sample in a bin, by way of estimating it.",
+            ("model", "version", "signal", "bin", "estimate"),
+        ),
+        Metric("quality_reference", "gauge", "Quality on the reference.", ("model", "version", "metric")),
+        Metric("quality_max_loss", "gauge", "Loss of quality that is harm.", ("model", "version")),
     )
 }
 

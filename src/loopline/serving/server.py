@@ -141,7 +141,7 @@ async def _serve(models: list[Model], listener: socket.socket, options: Options)
     await asyncio.sleep(options.grace)
     acceptor.close()
     whole = await server.drain(idle_seconds=min(5.0, options.drain / 2), seconds=options.drain)
-    app.inference.batcher.close()
+    app.inference.close()
     if spans:
         spans.shutdown()
     log("info" if whole else "error", "stopped" if whole else "stopped with requests cut off")

@@ -1,38 +1,123 @@
-"""The drift reference: how each signal is distributed on validation data, through the model that ships.
+"""The drift reference: how each signal is distributed on data held out, through the model that ships, and when a change counts.
 
-Writes `models/<model>/calibrate/drift.json`: for each signal the inner edges of bins of equal mass and the reference counts.
-Run by `dvc repro calibrate@<model>`.
+Held out are validation and test split: on training rows a model is surer than on any others. A third of them makes the bins, the
+rest fills them: a reference counted on the rows that made its bins would look more even than any traffic.
+
+Writes to `models/<model>/calibrate/` the file `drift.json`, see `monitoring.drift.reference`, and
+`golden.json`: a few samples and their answers, which a live server must still give. Run by `dvc repro calibrate@<model>`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from loopline import settings
 from loopline.data import manifest
+from loopline.errors import LooplineError
+from loopline.monitoring.drift import calibration, golden, harm
+from loopline.monitoring.drift import reference as drift
 from loopline.release import runner
 from loopline.stages import files
 from loopline.tasks import signals
 from loopline.tasks.spec import ModelSpec
 
-SCHEMA_VERSION = 1
+HELD_OUT = ("val", "test")
+GOLDEN = 4  # samples
+FOR_BINS = 3  # every third row
+LEAST_ROWS = 60
 
 
 def main(name: str) -> None:
-    """Count the reference of `name`."""
-    _, model = settings.model(name)
+    """Make the reference of `name`. Raises LooplineError where there is too little data for one."""
+    everything, model = settings.model(name)
     task = import_module(f"loopline.tasks.{model.task}")
     spec = ModelSpec.from_dict(files.read_json(files.stage(name, "export") / "spec.json"))
-    val = manifest.load_split(files.manifest(name), "val")
-    inputs = task.preprocessor(spec, files.stage(name, "train"))(val.inputs)
-    outputs = runner.run(files.stage(name, "quantize") / "model.onnx", inputs)
+    preprocess = task.preprocessor(spec, files.stage(name, "train"))
+    parts, quality, targets = [], [], []
+    for part in HELD_OUT:
+        split = manifest.load_split(files.manifest(name), part)
+        inputs = preprocess(split.inputs)
+        outputs = runner.run(files.stage(name, "quantize") / "model.onnx", inputs)
+        parts.append(signals.signals(inputs, outputs, spec, split.inputs, split.sizes if spec.image else None))
+        quality.append(task.quality(outputs, split, spec))
+        targets.append(split.targets)
+    if sum(map(len, quality)) < LEAST_ROWS:
+        raise LooplineError(
+            f"{name}: {sum(map(len, quality))} samples in {' and '.join(HELD_OUT)}, at least {LEAST_ROWS} are needed to tell drift: "
+            f"raise models.{name}.split"
+        )
+    made = make(
+        {signal: np.concatenate([part[signal] for part in parts]) for signal in parts[0]},
+        np.concatenate(quality),
+        spec=spec,
+        metric=task.QUALITY,
+        targets=np.concatenate(targets) if model.task != "detection" else None,
+        options=model.calibrate,
+        seed=everything.seed,
+    )
+    files.write_json(files.stage(name, "calibrate") / "drift.json", made.to_dict())
+    answers = task.answers({key: value[:GOLDEN] for key, value in outputs.items()}, spec, split.sizes[:GOLDEN])
+    given: Sequence[Any] = split.inputs[:GOLDEN]
+    rows = [golden.Sample(one, answer) for one, answer in zip(given, answers, strict=True)]
+    files.write_json(files.stage(name, "calibrate") / "golden.json", golden.to_dict(rows))
 
-    reference = {}
-    for signal, values in signals.signals(inputs, val.inputs, outputs, spec).items():
-        edges = signals.bin_edges(values, model.calibrate.bins)
-        reference[signal] = {
-            "edges": [float(f"{edge:.6g}") for edge in edges],
-            "counts": signals.bin_counts(values, edges).tolist(),
-        }
-    content = {"schema": SCHEMA_VERSION, "samples": len(val.ids), "signals": reference}
-    files.write_json(files.stage(name, "calibrate") / "drift.json", content)
+
+def make(
+    found: signals.Signals,
+    quality: NDArray[np.float64],
+    *,
+    spec: ModelSpec,
+    metric: str,
+    targets: NDArray[Any] | None,
+    options: settings.Calibrate,
+    seed: int,
+) -> drift.Reference:
+    """The reference from the signals and the quality of n held-out samples; targets: their classes, for a classifier."""
+    for_bins = np.arange(len(quality)) % FOR_BINS == 0
+    rest = ~for_bins
+    sure = signals.CONFIDENCE[spec.task]
+    threshold = float(f"{harm.atc_threshold(found[sure][rest], quality[rest]):.6g}")
+    edges = {name: drift.quantile_edges(values[for_bins], options.bins) for name, values in found.items()}
+    edges[signals.CLASS] = drift.class_edges(len(spec.labels))
+    edges[sure] = harm.confidence_edges(edges[sure], threshold)
+    bins = {name: drift.bin_of(values[rest], edges[name]) for name, values in found.items()}
+    widths = {name: len(rows) + 2 for name, rows in edges.items()}
+    null = calibration.calibrate(
+        bins, widths, rate=options.false_alarms, windows=options.windows, streams=options.streams, seed=seed
+    )
+    confusion = np.zeros((0, 0), np.int64)
+    if targets is not None:
+        confusion = np.zeros((len(spec.labels),) * 2, np.int64)
+        np.add.at(confusion, (found[signals.CLASS][rest].astype(np.int64), targets[rest]), 1)
+    return drift.Reference(
+        samples=int(rest.sum()),
+        least=options.least_samples,
+        threshold=(round(null.threshold[0], 4), round(null.threshold[1], 4), round(null.threshold[2], 4)),
+        promise={
+            "false_alarms": options.false_alarms,
+            "windows": options.windows,
+            "evaluations": calibration.EVALUATIONS,
+        },
+        signals={
+            name: drift.Signal(
+                edges=tuple(map(float, edges[name])),
+                counts=tuple(map(int, np.bincount(bins[name], minlength=widths[name]))),
+                mean=round(null.mean[name], 5),
+                sd=round(null.sd[name], 5),
+            )
+            for name in found
+        },
+        quality=drift.Quality(
+            metric=metric,
+            value=round(float(quality[rest].mean()), 4),
+            max_loss=options.max_loss,
+            signal=sure,
+            weights=harm.weights(found[sure][rest], quality[rest], edges[sure], threshold),
+        ),
+        labels=drift.Labels(names=spec.labels, confusion=tuple(tuple(map(int, row)) for row in confusion)),
+    )

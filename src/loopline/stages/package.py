@@ -18,7 +18,7 @@ from loopline.release import bundle, card
 from loopline.stages import files
 from loopline.tasks.spec import ModelSpec
 
-CODE = ("data", "tasks", "training", "stages")  # the rooms whose code decides what a model becomes
+CODE = ("data", "monitoring/drift", "stages", "tasks", "training")  # the rooms whose code decides what a model becomes
 
 
 def main(name: str) -> None:
@@ -50,6 +50,7 @@ def main(name: str) -> None:
         described,
         model=stages / "quantize" / "model.onnx",
         drift=stages / "calibrate" / "drift.json",
+        golden=stages / "calibrate" / "golden.json",
         card=card.card(described, source(name, model.dataset), report, verdict, [path.name for path in pictures]),
         pictures=pictures,
         tokenizer=tokenizer if tokenizer.exists() else None,

@@ -15,6 +15,7 @@ from loopline.tasks.curves import Ranked
 from loopline.tasks.spec import ModelSpec, Truth
 
 HEADLINE = "accuracy"
+QUALITY = "accuracy"  # what `quality` is the mean of
 BINS = 10  # of the calibration error
 
 
@@ -91,6 +92,11 @@ def confidences(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec)
     """How sure each answer is and whether it is right: float64 (n,), bool (n,)."""
     probabilities = np.asarray(outputs["probabilities"], np.float64)
     return probabilities.max(1), probabilities.argmax(1) == truth.targets
+
+
+def quality(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -> NDArray[np.float64]:
+    """1 for each sample that is right, 0 for the others (n,): their mean is the accuracy."""
+    return np.asarray(np.asarray(outputs["probabilities"]).argmax(1) == truth.targets, np.float64)
 
 
 def ranked(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -> dict[str, Ranked]:

@@ -20,6 +20,7 @@ from loopline.tasks.curves import Ranked
 from loopline.tasks.spec import ImageInput, ModelSpec, Truth
 
 HEADLINE = "map50"
+QUALITY = "f1"  # what `quality` is the mean of: an mAP is no mean over images
 NOTHING = "(nothing)"  # in the confusion table: a box that is not there, or was not found
 Outputs = dict[str, NDArray[Any]]
 
@@ -135,6 +136,15 @@ def confidences(outputs: Outputs, truth: Truth, spec: ModelSpec) -> tuple[NDArra
     matches = match(outputs, truth, spec)
     answered = matches.score >= spec.score_threshold
     return matches.score[answered], matches.hits[0, answered]
+
+
+def quality(outputs: Outputs, truth: Truth, spec: ModelSpec) -> NDArray[np.float64]:
+    """Each image's F1 at an overlap of .5 (n,), of the boxes from spec.score_threshold up; 1 where neither box nor object was."""
+    matches = match(outputs, truth, spec)
+    answered = matches.score >= spec.score_threshold
+    hit = np.bincount(matches.image[answered & matches.hits[0]], minlength=len(matches.present))
+    both = np.bincount(matches.image[answered], minlength=len(matches.present)) + matches.present.sum(1)
+    return np.where(both > 0, 2 * hit / np.maximum(both, 1), 1.0)
 
 
 def ranked(outputs: Outputs, truth: Truth, spec: ModelSpec) -> dict[str, Ranked]:

@@ -20,24 +20,41 @@ class UnreadableImage(ValueError):
     """The bytes are no image that we accept; the message is the reason."""
 
 
-def decode(data: bytes, channels: int, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+class TooLarge(UnreadableImage):
+    """It has too many pixels; none was decoded."""
+
+
+class TooManyFrames(UnreadableImage):
+    """It is animated."""
+
+
+def decode(
+    data: bytes,
+    channels: int,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = FORMATS,
+    max_frames: int | None = None,
+) -> Pixels:
     """The upright image as uint8 (height, width, channels), RGB or grey.
 
     The bytes decide the format, never a file name. EXIF rotation is applied, CMYK and palettes become RGB, 16 bits become 8,
-    transparency is laid on white. Of several frames the first counts. Raises UnreadableImage.
+    transparency is laid on white. Of several frames the first counts. Raises UnreadableImage, TooLarge, TooManyFrames.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of broken metadata that does not matter here
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 if image.width * image.height > max_pixels:
-                    raise UnreadableImage(f"{image.width}x{image.height} pixels, at most {max_pixels} are accepted")
+                    raise TooLarge(f"{image.width}x{image.height} pixels, at most {max_pixels} are accepted")
+                if max_frames is not None and getattr(image, "n_frames", 1) > max_frames:
+                    raise TooManyFrames("an animated image: send one frame")
                 upright = ImageOps.exif_transpose(image)
                 return _to_uint8(upright, channels)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"not an image in any of {', '.join(FORMATS)}") from error
+        raise UnreadableImage(f"not an image in any of {', '.join(formats)}") from error
     except Exception as error:  # decoders raise a dozen kinds, from SyntaxError to struct.error, on broken bytes
         raise UnreadableImage(f"broken image: {error}") from error
 

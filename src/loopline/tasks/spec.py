@@ -27,10 +27,14 @@ class ImageInput:
 
 @dataclass(frozen=True, kw_only=True)
 class TextInput:
-    """How a text becomes the tensor `ids`: int64, shape (n, length), padded with `pad_id` to the longest of the batch."""
+    """How a text becomes the tensor `ids`: int64, shape (n, length), padded with `pad_id` to the longest of the batch.
+
+    `unknown_id` stands for what the tokenizer does not know.
+    """
 
     max_tokens: int
     pad_id: int = 0
+    unknown_id: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

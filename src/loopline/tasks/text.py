@@ -9,10 +9,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.tasks.classification import HEADLINE, answers, confidences, pairs, per_class, ranked, scorer
+from loopline.tasks.classification import (
+    HEADLINE,
+    QUALITY,
+    answers,
+    confidences,
+    pairs,
+    per_class,
+    quality,
+    ranked,
+    scorer,
+)
 from loopline.tasks.spec import ModelSpec
 
-__all__ = ["HEADLINE", "answers", "confidences", "pairs", "per_class", "preprocessor", "ranked", "scorer"]
+__all__ = [
+    "HEADLINE",
+    "QUALITY",
+    "answers",
+    "confidences",
+    "pairs",
+    "per_class",
+    "preprocessor",
+    "quality",
+    "ranked",
+    "scorer",
+]
 
 
 def preprocessor(spec: ModelSpec, folder: Path) -> Callable[[Sequence[str]], dict[str, NDArray[Any]]]:

@@ -17,7 +17,7 @@ from loopline.data.embedded.digits import load
 from loopline.data.raw import RawBox, RawSample
 
 SIDE = 128  # pixels
-SCENES = {"train": 700, "val": 100, "test": 200}  # the digit images are shared out in the same proportion
+SCENES = {"train": 700, "val": 200, "test": 200}  # the digit images are shared out in the same proportion
 DIGITS = (2, 6)  # in a scene, at least and at most
 HEIGHT = (24, 48)  # of a digit image, pixels
 MIN_CONTRAST = 80.0  # between a digit and what is under it, in grey levels

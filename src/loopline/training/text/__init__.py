@@ -125,7 +125,7 @@ def train(
     features = loop.predict(network.features, sample.data())
     network.embed(*posthoc.principal_components(features, settings.export.embedding))
     _write_tokenizer(out, tokenizer)
-    text = {"max_tokens": settings.input.max_tokens, "pad_id": tokenizing.PAD}
+    text = {"max_tokens": settings.input.max_tokens, "pad_id": tokenizing.PAD, "unknown_id": tokenizing.UNKNOWN}
     config = {"text": text, "labels": list(train.labels), "tokens": kind, "rows": network.table.num_embeddings}
     loop.write(out, network, history, config | {"embedding": settings.export.embedding})
     checkpoint.forget(work)

@@ -1,0 +1,116 @@
+"""When is a difference an alarm? Thresholds from windows without drift, drawn from the reference's own rows.
+
+Rows are drawn whole, so signals that move together are not punished as a correction for independent tests would. In each simulated
+stream the reference is drawn anew too: a small one is itself off the truth, and that counts. Windows overlap as they do when rules
+are evaluated twelve times a window. The threshold is for the largest score of all signals over the whole stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.monitoring.drift.statistic import scale, threshold_terms
+
+EVALUATIONS = 12  # a window
+SIZES = (50, 100, 200, 500, 1000, 2000)
+PAIRS = 400  # windows for a signal's mean and deviation
+PAIR_SIZE = 200
+AIM = 0.85  # of the promised rate: a threshold found by simulation is itself uncertain
+LEAST_SD = 2.0  # of sqrt(1/m): what is rare in the reference may by chance have been twice as frequent
+
+
+@dataclass(frozen=True)
+class Null:
+    """What is to be expected without drift: see `reference.Reference`. quantiles: window size -> threshold, as simulated."""
+
+    mean: dict[str, float]
+    sd: dict[str, float]
+    threshold: tuple[float, float, float]
+    quantiles: dict[int, float]
+
+
+class _Rows:
+    """The reference's rows as bin numbers, all signals side by side in one row of columns."""
+
+    def __init__(self, bins: Mapping[str, NDArray[np.int64]], widths: Mapping[str, int]) -> None:
+        self.names = list(bins)
+        sizes = [widths[name] for name in self.names]
+        self.starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+        self.columns = int(sum(sizes))
+        self.flat = np.stack([bins[name] for name in self.names], 1) + self.starts
+        self.samples = len(self.flat)
+
+    def counts(self, chosen: NDArray[np.int64], groups: NDArray[np.int64], number: int) -> NDArray[np.float64]:
+        """Counts of the chosen rows by group: (number, columns)."""
+        codes = (self.flat[chosen] + groups[:, None] * self.columns).ravel()
+        return np.bincount(codes, minlength=number * self.columns).reshape(number, -1).astype(np.float64)
+
+    def scaled_shifts(
+        self, windows: NDArray[np.float64], n: float, reference: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Of each window and signal: (windows, signals)."""
+        differences = np.abs(windows / n - reference / self.samples)
+        scaled: NDArray[np.float64] = np.add.reduceat(differences, self.starts, axis=1) / 2 / scale(n, self.samples)
+        return scaled
+
+
+def calibrate(
+    bins: Mapping[str, NDArray[np.int64]],
+    widths: Mapping[str, int],
+    *,
+    rate: float,
+    windows: int,
+    streams: int,
+    seed: int,
+    sizes: tuple[int, ...] = SIZES,
+) -> Null:
+    """Simulate without drift.
+
+    bins: each signal's bin of every reference row, (m,). widths: each signal's number of bins. rate: of streams that may raise an
+    alarm. windows: length of a stream. streams: how many are simulated for each size of window.
+    """
+    rows, rng = _Rows(bins, widths), np.random.default_rng(seed)
+    alone = np.zeros(PAIR_SIZE, np.int64)
+    pairs = np.concatenate(
+        [
+            rows.scaled_shifts(
+                rows.counts(rng.integers(rows.samples, size=PAIR_SIZE), alone, 1), PAIR_SIZE, _resampled(rows, rng)
+            )
+            for _ in range(PAIRS)
+        ]
+    )
+    mean, sd = pairs.mean(0), np.maximum(pairs.std(0), LEAST_SD / np.sqrt(rows.samples))
+    quantiles = {
+        size: float(np.quantile([_largest(rows, size, windows, mean, sd, rng) for _ in range(streams)], 1 - AIM * rate))
+        for size in sizes
+    }
+    terms = np.array([threshold_terms(size, rows.samples) for size in sizes])
+    constant, small, large = np.linalg.lstsq(terms, np.array(list(quantiles.values())))[0]
+    return Null(
+        dict(zip(rows.names, map(float, mean), strict=True)),
+        dict(zip(rows.names, map(float, sd), strict=True)),
+        (float(constant), float(small), float(large)),
+        quantiles,
+    )
+
+
+def _resampled(rows: _Rows, rng: np.random.Generator) -> NDArray[np.float64]:
+    """The counts of a reference that could as well have been drawn: (columns,)."""
+    chosen = rng.integers(rows.samples, size=rows.samples)
+    return rows.counts(chosen, np.zeros(rows.samples, np.int64), 1).reshape(-1)
+
+
+def _largest(
+    rows: _Rows, size: int, windows: int, mean: NDArray[np.float64], sd: NDArray[np.float64], rng: np.random.Generator
+) -> float:
+    """The largest standardised shift in a stream of `windows` windows, looked at `EVALUATIONS` times a window."""
+    steps, total = windows * EVALUATIONS, windows * size
+    groups = np.arange(total) * steps // total
+    parts = rows.counts(rng.integers(rows.samples, size=total), groups, steps)
+    sums = np.cumsum(np.concatenate([np.zeros((1, rows.columns)), parts]), axis=0)
+    seen = sums[EVALUATIONS:] - sums[:-EVALUATIONS]
+    return float(((rows.scaled_shifts(seen, size, _resampled(rows, rng)) - mean) / sd).max())

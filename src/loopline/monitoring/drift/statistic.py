@@ -1,0 +1,86 @@
+"""How far is a window of traffic from the reference? The same figures as Prometheus' recording rules have, in numpy.
+
+A signal's *shift* is the total variation between its shares of bins and the reference's: the share of samples that would have to
+move, from 0 to 1. Without drift it is still no 0, but about as large as sqrt(1/n + 1/m) for n samples in the window and m in the
+reference. So it is scaled by that, and standardised with the mean and standard deviation that this has without drift. The
+model's *score* is the largest over its signals, in thresholds: over 1 it is an alarm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.monitoring.drift.reference import Reference, Signal
+from loopline.tasks.signals import CLASS
+
+WindowCounts = Mapping[str, NDArray[Any]]  # signal -> how many samples in each of its bins
+
+
+def shift(counts: NDArray[Any], reference: NDArray[Any]) -> float:
+    """Total variation, 0 to 1, between two counts of the same bins. Of an empty window it is NaN."""
+    total = counts.sum()
+    return float(np.abs(counts / total - reference / reference.sum()).sum() / 2) if total else float("nan")
+
+
+def scale(n: float, samples: int) -> float:
+    """What a shift without drift grows with: sqrt(1/n + 1/samples)."""
+    return sqrt(1 / n + 1 / samples)
+
+
+def threshold_terms(n: float, samples: int) -> tuple[float, float, float]:
+    """What a threshold is made of: 1; 1/n, for few samples are skewed; and n/(n + samples), for in a window that is large beside the
+    reference all evaluations of a stream share the reference's own error."""
+    return 1.0, 1 / n, n / (n + samples)
+
+
+def threshold(n: float, samples: int, reference: Reference) -> float:
+    """The standardised shift of n samples that is an alarm, beside `samples` in the reference."""
+    return sum(a * b for a, b in zip(threshold_terms(n, samples), reference.threshold, strict=True))
+
+
+def score(counts: NDArray[Any], signal: Signal, reference: Reference) -> float:
+    """The signal's standardised shift in thresholds. NaN under the least number of samples: no verdict."""
+    n = float(counts.sum())
+    if n < reference.least:
+        return float("nan")
+    samples = sum(signal.counts)
+    scaled = shift(counts, np.array(signal.counts)) / scale(n, samples)
+    return (scaled - signal.mean) / signal.sd / threshold(n, samples, reference)
+
+
+@dataclass(frozen=True)
+class Mover:
+    """One signal of a window. value and before: about the mean in the window and in the reference; None for classes."""
+
+    signal: str
+    n: int
+    shift: float
+    score: float
+    value: float | None
+    before: float | None
+
+
+def movers(counts: WindowCounts, reference: Reference) -> list[Mover]:
+    """Every signal that has a verdict, the largest score first."""
+    found = []
+    for name, row in counts.items():
+        if name not in reference.signals:
+            continue
+        signal = reference.signals[name]
+        value = score(row, signal, reference)
+        if not np.isnan(value):
+            means = (None, None) if name == CLASS else (mean(row, signal), mean(np.array(signal.counts), signal))
+            found.append(Mover(name, int(row.sum()), shift(row, np.array(signal.counts)), value, *means))
+    return sorted(found, key=lambda mover: -mover.score)
+
+
+def mean(counts: NDArray[Any], signal: Signal) -> float | None:
+    """About the mean of the values, from the middles of their bins; None where all are NaN."""
+    total = counts[:-1].sum()
+    return float(counts[:-1] @ np.array(signal.middles) / total) if total else None
