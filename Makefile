@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve up down traffic rules demo test lint bench bench-serving data-add mlflow lock clean
+.PHONY: help setup repro serve up down traffic rules demo test lint bench bench-serving bench-drift data-add mlflow lock clean
 .PHONY: image
 
 help: ## list the targets
@@ -87,6 +87,14 @@ bench-serving: setup .venv-peers/ready ## our server beside others, with wrk: 12
 .venv-peers/ready: benchmarks/serving/requirements.lock | setup
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	$(BIN)/uv pip install --quiet --python .venv-peers/bin/python --compile-bytecode -r $<
+	@touch $@
+
+bench-drift: setup .venv-drift/ready ## our drift alarm beside others: 15 min, writes docs/drift-benchmark.md (ARGS=--quick: 2 min)
+	OMP_NUM_THREADS=1 PYTHONPATH=src:. .venv-drift/bin/python -m benchmarks.drift $(ARGS)
+
+.venv-drift/ready: benchmarks/drift/requirements.lock | setup
+	@test -x .venv-drift/bin/python || $(PYTHON) -m venv .venv-drift
+	$(BIN)/uv pip install --quiet --python .venv-drift/bin/python --compile-bytecode -r $<
 	@touch $@
 
 data-add: setup ## make a labelled batch the next dataset version: make data-add MODEL=classifier FROM=folder [REMOTE=name]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, load, numpy_helper, save
 
+from loopline.monitoring.drift import golden
 from loopline.release import bundle
 from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
 from loopline.training.text import tokenizing
@@ -21,7 +22,7 @@ WORDS = 50
 def classifier(folder, threshold=127.5, **options):
     """`image` uint8 (n, 8, 8, 1): bright above the threshold, else dark."""
     model = brightness.onnx_model(folder.with_suffix(".onnx"), threshold)
-    return _write(folder, brightness.described(**options), model)
+    return _write(folder, brightness.described(**options), model, golden=_golden(folder))
 
 
 def slow(folder, *, side=512, products=4):
@@ -148,3 +149,15 @@ def _write(folder, described, model, **more):
     drift = folder.with_suffix(".drift")
     drift.write_text(json.dumps(brightness.reference(described.spec)))
     return bundle.write(folder, described, model=model, drift=drift, card="# tiny\n", **more)
+
+
+def _golden(folder):
+    """Two images, and what the classifier of brightness says of them."""
+    rows = []
+    for value, label in ((20, "dark"), (230, "bright")):
+        sure = {name: float(name == label) for name in ("bright", "dark")}
+        ranked = dict(sorted(sure.items(), key=lambda item: -item[1]))
+        rows.append(golden.Sample(brightness.png(value), {"label": label, "probability": 1.0, "probabilities": ranked}))
+    path = folder.with_suffix(".golden")
+    path.write_text(json.dumps(golden.to_dict(rows)))
+    return path

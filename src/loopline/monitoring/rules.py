@@ -16,7 +16,9 @@ RUNBOOKS = "docs/runbooks"  # or the address of that folder in a forge: `looplin
 WINDOW = "1h"
 AVAILABILITY, FAST_ENOUGH = 0.999, 0.99  # objectives: share of requests answered, and of these within LATENCY seconds
 LATENCY = 0.25
+FEW = 100  # requests: one refusal among fewer is no burnt budget
 STALE_DAYS = 90
+SELDOM = 120  # seconds: Prometheus forgets a recorded value after five minutes
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -64,7 +66,7 @@ def _duration(count: float) -> str:
 
 
 def groups(window: str = WINDOW) -> tuple[Group, ...]:
-    """All rules. window: of traffic that is held against the reference; it is looked at twelve times as often."""
+    """All rules. window: of traffic that is held against the reference, and looked at thirty times as often."""
     return (_service(), _drift(window))
 
 
@@ -123,7 +125,7 @@ def _drift(window: str) -> Group:
         Recording("loopline:drift_samples", f"max by (model, version) ({n})"),
         Recording(
             "loopline:signal_value:window",
-            f"sum by (model, version, signal) ({known} * {values}) / sum by (model, version, signal) ({known})",
+            f"sum by (model, version, signal) ({known} * {values}) / (sum by (model, version, signal) ({known}) > 0)",
         ),
         Recording(
             "loopline:signal_value:reference",
@@ -148,9 +150,9 @@ def _drift(window: str) -> Group:
         'Version {{ $labels.version }}, score {{ printf "%.2f" $value }} (alarm over 1), estimated loss '
         f'{{{{ range query (printf "100 * loopline:quality_loss{one}" .Labels.model .Labels.version) }}}}'
         '{{ printf "%.1f" .Value }}{{ end }} points. Moved most: '
-        f'{{{{ range query (printf "topk(3, loopline:signal_score{one})" .Labels.model .Labels.version) }}}}'
-        '{{ $signal := .Labels.signal }}{{ $signal }} (score {{ printf "%.1f" .Value }}'
-        f"{_value('reference', ', %.4g')}{_value('window', ' to %.4g')}) {{{{ end }}}}"
+        f'{{{{ range $place, $one := query (printf "topk(3, loopline:signal_score{one} > 0.5)" .Labels.model .Labels.version) }}}}'
+        '{{ if $place }}, {{ end }}{{ $signal := .Labels.signal }}{{ $signal }} (score {{ printf "%.1f" .Value }}'
+        f"{_value('reference', ', mean %.4g')}{_value('window', ' to %.4g')}){{{{ end }}}}."
     )
     keep = _duration(seconds(window) / 4)
     alerts = (
@@ -173,10 +175,10 @@ def _drift(window: str) -> Group:
         Alert(
             "RetrainCandidate",
             harm,
-            "{{ $labels.model }}: harmful drift for a whole window; a retraining should be considered",
+            "{{ $labels.model }}: harmful drift that lasts; a retraining should be considered",
             details,
             "retrain",
-            hold=window,
+            hold=_duration(2 * seconds(window)),
             keep=keep,
         ),
         Alert(
@@ -188,7 +190,7 @@ def _drift(window: str) -> Group:
             hold=_duration(seconds(window) * 6),
         ),
     )
-    return Group("loopline-drift", _duration(seconds(window) / EVALUATIONS), recordings, alerts)
+    return Group("loopline-drift", _duration(min(seconds(window) / EVALUATIONS, SELDOM)), recordings, alerts)
 
 
 def _service() -> Group:
@@ -200,16 +202,18 @@ def _service() -> Group:
 
     def slow(span: str) -> str:
         return (
-            f'1 - sum by (model) (rate(loopline_request_seconds_bucket{{le="{LATENCY}"}}[{span}]))'
-            f" / (sum by (model) (rate(loopline_request_seconds_count[{span}])) > 0)"
+            f'1 - sum by (model) (rate(loopline_request_seconds_bucket{{route=~"infer|predict",le="{LATENCY}"}}[{span}]))'
+            f' / (sum by (model) (rate(loopline_request_seconds_count{{route=~"infer|predict"}}[{span}])) > 0)'
         )
 
+    requests = 'loopline_requests_total{route=~"infer|predict"}'
     spans = ("5m", "30m", "1h", "6h")
     recordings = [Recording(f"loopline:errors:ratio_{span}", bad(span)) for span in spans]
     recordings += [Recording(f"loopline:slow:ratio_{span}", slow(span)) for span in spans]
 
     def burn(kind: str, long: str, short: str, factor: float, budget: float) -> str:
-        return " and ".join(f"(loopline:{kind}:ratio_{span} > {factor} * {budget:.4g})" for span in (long, short))
+        over = [f"(loopline:{kind}:ratio_{span} > {factor} * {budget:.4g})" for span in (long, short)]
+        return " and ".join([*over, f"on (model) (sum by (model) (increase({requests}[{long}])) > {FEW})"])
 
     def burning(name: str, kind: str, what: str, budget: float) -> Callable[[str, str, str, float, str], Alert]:
         def of(speed: str, long: str, short: str, factor: float, severity: str) -> Alert:
@@ -226,7 +230,6 @@ def _service() -> Group:
 
     errors = burning("ErrorBudgetBurn", "errors", "requests are not answered", 1 - AVAILABILITY)
     slowness = burning("LatencyBudgetBurn", "slow", f"answers take over {LATENCY * 1000:.0f} ms", 1 - FAST_ENOUGH)
-    requests = 'loopline_requests_total{route=~"infer|predict"}'
     refused = 'loopline_requests_total{route=~"infer|predict",code=~"400|413|415|422"}'
     alerts = (
         Alert(
@@ -249,7 +252,7 @@ def _service() -> Group:
             "ServerNotReady",
             'loopline_ready{job="loopline"} == 0',
             "{{ $labels.instance }} is up and takes no requests",
-            "It has been warming up or stopping for 5 minutes.",
+            "It was told to stop 5 minutes ago and is still there. (While it starts it does not listen at all.)",
             "warning",
             hold="5m",
         ),
@@ -270,7 +273,7 @@ def _service() -> Group:
             "ModelFailures",
             "sum by (model, version) (increase(loopline_execution_failures_total[15m])) > 0",
             "{{ $labels.model }}: the model fails on some inputs",
-            'Version {{ $labels.version }} failed on {{ printf "%.0f" $value }} items in 15 minutes.',
+            'Version {{ $labels.version }} failed on some inputs in 15 minutes: about {{ printf "%.0f" $value }}.',
             "warning",
             keep="15m",
         ),
@@ -299,7 +302,7 @@ def _service() -> Group:
             "{{ $labels.model }}: nobody asks",
             "There was no request for an hour.",
             "info",
-            hold="1h",
+            hold="5m",
         ),
         Alert(
             "MixedVersions",
@@ -320,13 +323,14 @@ def _service() -> Group:
             "Skew",
             'sum by (model, version) (increase(loopline_sentinel_checks_total{result="different"}[10m])) > 0',
             "{{ $labels.model }}: it does not answer as it did in training",
-            '{{ printf "%.0f" $value }} golden inputs got another answer in 10 minutes: preprocessing, bundle or runtime differ.',
+            '{{ printf "%.0f" $value }} golden checks got another answer in 10 minutes: preprocessing, bundle or runtime differ.',
             "critical",
             keep="10m",
         ),
         Alert(
             "SentinelSilent",
-            'sum by (model) (increase(loopline_sentinel_checks_total{result=~"same|different"}[10m])) == 0',
+            "max by (model) (loopline_model_info) unless on (model)"
+            ' (sum by (model) (increase(loopline_sentinel_checks_total{result=~"same|different"}[10m])) > 0)',
             "{{ $labels.model }}: no golden input was checked",
             "The sentinel gets no answer from the model, or another version than its bundle's is served.",
             "warning",

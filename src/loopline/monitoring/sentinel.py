@@ -111,4 +111,5 @@ class Sentinel:
             self.round()
             stop.wait(max(0.0, every - (time.monotonic() - start)))
         server.shutdown()
+        server.server_close()
         thread.join()

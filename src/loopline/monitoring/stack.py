@@ -16,12 +16,13 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from loopline.errors import LooplineError
 from loopline.monitoring import rules
 
 FOLDER = Path(".loopline/up")
+CONFIGURATION = Path(__file__).parents[3] / "monitoring"  # the repository's
+FAST = 5.0  # seconds between scrapes: who looks more often wants to be told at once
 READY_SECONDS = 30.0
 END_SECONDS = 40.0  # a server drains for 30
 PROMETHEUS, ALERTMANAGER = ("prometheus",), ("prometheus-alertmanager", "alertmanager")  # Debian's name first
@@ -69,6 +70,8 @@ def up(options: Options, folder: Path = FOLDER) -> list[Process]:
     """Start everything and wait until it answers. Raises LooplineError, with nothing left running, if something does not."""
     if running(folder):
         raise LooplineError("it is up already: `loopline down` ends it")
+    if not options.bundles:
+        raise LooplineError("no bundle under models/: run `make repro` first, or name some")
     programs = binary(PROMETHEUS), binary(ALERTMANAGER)
     folder.mkdir(parents=True, exist_ok=True)
     write(options, folder)
@@ -86,40 +89,28 @@ def up(options: Options, folder: Path = FOLDER) -> list[Process]:
 
 
 def write(options: Options, folder: Path) -> None:
-    """The configuration of Prometheus and Alertmanager, made for these ports and this window."""
+    """The repository's configuration of Prometheus and Alertmanager, with these ports, this window and this pace."""
     import yaml
 
     (folder / "rules.yml").write_text(rules.text(options.window), encoding="utf-8")
-    scrape = f"{options.scrape:g}s" if options.scrape >= 1 else f"{options.scrape * 1000:.0f}ms"
-    interval = f"{max(0.5, min(15.0, options.scrape)) * 1000:.0f}ms"
+    scrape = f"{options.scrape * 1000:.0f}ms"
+    prometheus = yaml.safe_load((CONFIGURATION / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
+    prometheus["global"] = {"scrape_interval": scrape, "scrape_timeout": scrape, "evaluation_interval": scrape}
+    manager = {"static_configs": [{"targets": [f"127.0.0.1:{options.alertmanager_port}"]}]}
     servers = [f"127.0.0.1:{options.port + 1 + number}" for number in range(options.replicas)]
-    prometheus: dict[str, Any] = {
-        "global": {"scrape_interval": scrape, "scrape_timeout": scrape, "evaluation_interval": interval},
-        "rule_files": ["rules.yml"],
-        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{options.alertmanager_port}"]}]}]},
-        "scrape_configs": [
-            {"job_name": "loopline", "static_configs": [{"targets": servers}]},
-            {"job_name": "sentinel", "static_configs": [{"targets": [f"127.0.0.1:{options.sentinel_port}"]}]},
-        ],
-    }
+    targets = {"loopline": servers, "sentinel": [f"127.0.0.1:{options.sentinel_port}"]}
+    prometheus["alerting"] = {"alertmanagers": [manager]}
+    prometheus["scrape_configs"] = [
+        {"job_name": job["job_name"], "static_configs": [{"targets": targets[job["job_name"]]}]}
+        for job in prometheus["scrape_configs"]
+    ]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(prometheus, sort_keys=False), encoding="utf-8")
-    receiver: dict[str, Any] = {"name": "team"}
+
+    alertmanager = yaml.safe_load((CONFIGURATION / "alertmanager/alertmanager.yml").read_text(encoding="utf-8"))
+    if options.scrape < FAST:
+        alertmanager["route"] |= {"group_wait": "1s", "group_interval": "1s"}
     if options.webhook:
-        receiver["webhook_configs"] = [{"url": options.webhook, "send_resolved": True}]
-    alertmanager = {
-        "route": {
-            "receiver": "team",
-            "group_by": ["alertname", "model"],
-            "group_wait": "1s" if options.scrape < 5 else "30s",
-            "group_interval": "1s" if options.scrape < 5 else "5m",
-            "repeat_interval": "12h",
-        },
-        "inhibit_rules": [
-            {"source_matchers": [f'alertname="{high}"'], "target_matchers": [f'alertname="{low}"'], "equal": ["model"]}
-            for high, low in (("RetrainCandidate", "DriftWarning"), ("ServerDown", "SentinelSilent"))
-        ],
-        "receivers": [receiver],
-    }
+        alertmanager["receivers"][0]["webhook_configs"] = [{"url": options.webhook, "send_resolved": True}]
     (folder / "alertmanager.yml").write_text(yaml.safe_dump(alertmanager, sort_keys=False), encoding="utf-8")
 
 

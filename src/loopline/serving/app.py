@@ -136,6 +136,12 @@ class App:
                 self.inference.admit(route.model, headers)
         return route.limit
 
+    def about(self, method: str, path: str, refusal: Refusal) -> Refusal:
+        """See `http.Application`."""
+        route = self._route(method, path)
+        refusal.about = route.model, route.name
+        return refusal
+
     def answer(self, request: Request, respond: Respond) -> Cancel | None:
         """See `http.Application`."""
         route = self._route(request.method, request.path)

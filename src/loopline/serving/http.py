@@ -34,6 +34,9 @@ class Application(Protocol):
     def admit(self, method: str, path: str, headers: Headers) -> int:
         """The head is there: how many bytes of body are welcome. Raises Refusal, and the body is thrown away unread."""
 
+    def about(self, method: str, path: str, refusal: Refusal) -> Refusal:
+        """The refusal, with a note of what it is about."""
+
     def answer(self, request: Request, respond: Respond) -> Cancel | None:
         """Call `respond` once, now or later. Returns what to call if the client goes away before. Raises Refusal."""
 
@@ -186,7 +189,8 @@ class Connection(asyncio.Protocol):
             self.limit = self.application.admit(self.method, self.path, headers)
             length = headers.get(b"content-length")
             if length is not None and int(length) > self.limit:
-                raise Refusal(413, f"a body of {int(length)} bytes, at most {self.limit} are accepted", close=True)
+                large = Refusal(413, f"a body of {int(length)} bytes, at most {self.limit} are accepted", close=True)
+                raise self.application.about(self.method, self.path, large)
         except Refusal as refusal:
             if refusal.close:
                 raise
@@ -203,7 +207,8 @@ class Connection(asyncio.Protocol):
         """A piece of the body."""
         self.size += len(body)
         if self.size > self.limit:
-            raise Refusal(413, f"a body of more than {self.limit} bytes")
+            large = Refusal(413, f"a body of more than {self.limit} bytes")
+            raise self.application.about(self.method, self.path, large)
         if self.refused is None:
             self.body.append(body)
 

@@ -26,6 +26,7 @@ LARGE = 32 * 1024  # bytes of encoded images; more are decoded in a line of thei
 MOST_TIMEOUT_MS = 600_000
 GONE = 499  # in the metrics: the client left before its answer
 PROBE = b"x-loopline-probe"  # the sentinel's header: its golden inputs are no traffic
+ROUTES = ("infer", "predict", "probe")  # in the metrics
 SHED = {429: "queue", 503: "deadline"}
 PRINTABLE = frozenset(range(0x21, 0x7F))
 Handler = Callable[[Request, Respond], Cancel | None]
@@ -64,8 +65,15 @@ class Series:
         self.batch = metrics.histogram("batch_rows", *key)
         self.waiting, self.in_flight = metrics.value("queue_items", *key), metrics.value("in_flight", *key)
         self.shed = {reason: metrics.value("shed", *key, reason) for reason in ("queue", "deadline", "expired")}
-        self.ok = {route: metrics.value("requests", *key, route, "200") for route in ("infer", "predict")}
-        self.seconds = {route: metrics.histogram("request_seconds", *key, route) for route in ("infer", "predict")}
+        self.ok = {route: metrics.value("requests", *key, route, "200") for route in ROUTES}
+        self.seconds = {route: metrics.histogram("request_seconds", *key, route) for route in ROUTES}
+        for route in ROUTES:
+            for code in (
+                "429",
+                "500",
+                "503",
+            ):  # there from the start: Prometheus sees no increase in a series' first value
+                metrics.value("requests", *key, route, code)
         self.hits, self.misses = metrics.value("cache_hits", *key), metrics.value("cache_misses", *key)
         metrics.value("best_batch_rows", *key).value = model.best_rows
         precision = model.bundle.manifest.quantization
@@ -180,6 +188,7 @@ class Inference:
         def handle(request: Request, respond: Respond) -> Cancel:
             payload = read(request.body, request.headers)
             payload.probe = PROBE in request.headers
+            route = "probe" if payload.probe else "predict"
             identity = self._id(request.headers)
             request.headers[b"x-request-id"] = identity
 
@@ -194,13 +203,21 @@ class Inference:
 
             rows, size = len(payload.items), len(request.body)
             if size <= LARGE or not model.spec.image:
-                return self._submit(model, payload, rows, size, request, respond, "predict", done)
-            return self._decode_first(model, payload, rows, size, request, respond, done)
+                return self._submit(model, payload, rows, size, request, respond, route, done)
+            return self._decode_first(model, payload, rows, size, request, respond, route, done)
 
         return handle
 
     def _decode_first(
-        self, model: Model, payload: Encoded, rows: int, size: int, request: Request, respond: Respond, done: Any
+        self,
+        model: Model,
+        payload: Encoded,
+        rows: int,
+        size: int,
+        request: Request,
+        respond: Respond,
+        route: str,
+        done: Any,
     ) -> Cancel:
         deadline = self._deadline(request.headers, request.received)
         current: Cancel
@@ -210,9 +227,9 @@ class Inference:
             try:
                 if isinstance(job.result, Exception):
                     self._raise(model, job.result)
-                current = self._submit(model, job.result, rows, size, request, respond, "predict", done)
+                current = self._submit(model, job.result, rows, size, request, respond, route, done)
             except Refusal as refusal:
-                respond(self._refused(model, "predict", refusal))
+                respond(self._refused(model, route, refusal))
 
         job = Job(self.decoders[model.name], payload, rows, size, deadline, decoded)
         self.batcher.submit(job)

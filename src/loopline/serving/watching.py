@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from loopline.serving.model import Arrays, Model
 
 PERIOD = 0.5  # seconds
-ROWS_A_SECOND = 100  # 1 % of a core, where a sample is an image of 128 x 128
+ROWS_A_SECOND = 50  # under 1 % of a core, where a sample is an image of 128 x 128
 Taken = tuple["Arrays", "Arrays", Sequence[bytes | str] | None, NDArray[Any] | None]
 
 
@@ -88,8 +88,9 @@ class Watcher:
             if rows_a_second:
                 model.watch = Watch(model.spec, rows_a_second, self.inbox)
                 self.counted[model.watch] = counts
+        self.thread = threading.Thread(target=self._work, name="signals", daemon=True)
         if self.counted:
-            threading.Thread(target=self._work, name="signals", daemon=True).start()
+            self.thread.start()
 
     def close(self) -> None:
         """End the thread; what is not yet counted stays so."""

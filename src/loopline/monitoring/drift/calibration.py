@@ -2,7 +2,7 @@
 
 Rows are drawn whole, so signals that move together are not punished as a correction for independent tests would. In each simulated
 stream the reference is drawn anew too: a small one is itself off the truth, and that counts. Windows overlap as they do when rules
-are evaluated twelve times a window. The threshold is for the largest score of all signals over the whole stream.
+are evaluated thirty times a window. The threshold is for the largest score of all signals over the whole stream.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from loopline.monitoring.drift.statistic import scale, threshold_terms
 
-EVALUATIONS = 12  # a window
+EVALUATIONS = 30  # a window
 SIZES = (50, 100, 200, 500, 1000, 2000)
 PAIRS = 400  # windows for a signal's mean and deviation
 PAIR_SIZE = 200

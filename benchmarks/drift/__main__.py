@@ -1,0 +1,61 @@
+"""`make bench-drift`: Loopline's drift alarm beside other methods, on the same windows, at the same rate of false alarms.
+
+Needs the bundles of `make repro`; --project names further folders with bundles of other data sets. Writes
+docs/drift-benchmark.md and a picture. `--quick` only shows that it works: its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from benchmarks.drift import page, protocol, trial
+
+QUICK = protocol.Size(references=1, nulls=4, sizes=(50, 100), streams=4)
+MOST = 1200  # held-out samples of a model
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.drift", description=__doc__)
+    parser.add_argument("--project", nargs="+", type=Path, default=[Path()], help="folders like this repository")
+    parser.add_argument("--model", nargs="+", help="these only (default: every one with a bundle)")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--results", type=Path, default=Path(".loopline/bench-drift.json"), help="all figures")
+    parser.add_argument("--docs", type=Path, help="where to write (default: docs; nowhere if quick)")
+    parser.add_argument("--report", action="store_true", help="only write the page anew from the figures")
+    options = parser.parse_args()
+    if not options.report:
+        todo = [
+            (project, folder.parent.name)
+            for project in options.project
+            for folder in sorted((project / "models").glob("*/bundle"))
+            if not options.model or folder.parent.name in options.model
+        ]
+        if not todo:
+            sys.exit("no bundles under models/: run `make repro` first")
+        began = time.monotonic()
+        size = QUICK if options.quick else protocol.Size()
+        with ProcessPoolExecutor() as pool:
+            jobs = [pool.submit(trial.run, project, name, size, MOST) for project, name in todo]
+            found = [job.result() for job in jobs]
+        results = {"trials": found, "minutes": (time.monotonic() - began) / 60, "machine": page.machine()}
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        options.results.write_text(json.dumps(results), encoding="utf-8")
+    results = json.loads(options.results.read_text(encoding="utf-8"))
+    text = page.page(results)
+    print(text)
+    docs = options.docs or (None if options.quick else Path("docs"))
+    if docs:
+        (docs / "pictures").mkdir(parents=True, exist_ok=True)
+        (docs / "drift-benchmark.md").write_text(text, encoding="utf-8")
+        page.picture(results, docs / "pictures/drift-benchmark.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""One model through the protocol: every window's figure by every method, and what ours says of harm."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks.drift import peers, protocol, samples
+from benchmarks.drift.samples import Features, Pool
+
+from loopline import settings
+from loopline.monitoring import shifts
+from loopline.monitoring.drift import calibration, harm, reference, statistic
+from loopline.stages import calibrate
+
+OURS = "Loopline"
+STREAMS_EACH = 4  # for a reference
+Figures = dict[str, Any]
+
+
+def counts(found: Features, ref: reference.Reference) -> dict[str, Any]:
+    """As a server counts them."""
+    return {name: reference.bin_counts(found.signals[name], np.array(s.edges)) for name, s in ref.signals.items()}
+
+
+def made(pool: Pool, rows: Any, options: settings.Calibrate, seed: int) -> reference.Reference:
+    """The reference of some held-out samples, as the pipeline's stage makes it."""
+    part = {name: values[rows] for name, values in pool.plain.signals.items()}
+    return calibrate.make(
+        part, pool.plain.quality[rows], spec=pool.spec, metric=pool.metric, targets=None, options=options, seed=seed
+    )
+
+
+def run(project: Path, name: str, size: protocol.Size, most: int) -> Figures:
+    """All figures of a model. most: held-out samples at most."""
+    warnings.simplefilter("ignore")  # of tests on constant columns
+    pool = samples.pool(project, name, most)
+    options = settings.model(name, project / "params.yaml")[1].calibrate
+    given = protocol.conditions(shifts.names(texts=pool.spec.image is None), classes=pool.targets is not None)
+    references: dict[int, tuple[Features, reference.Reference]] = {}
+    seconds = dict.fromkeys([OURS, *peers.METHODS], 0.0)
+    rows: list[Figures] = []
+    for window in protocol.windows(pool.samples, pool.targets, given, size):
+        if window.reference not in references:
+            chosen = protocol.reference(pool.samples, window.reference)
+            before = pool.window(chosen, np.zeros(len(chosen), bool), None)
+            references[window.reference] = before, made(pool, chosen, options, window.reference)
+        before, ref = references[window.reference]
+        at = window.condition
+        now = pool.window(window.rows, window.changed, (at.shift, at.strength) if at else None)
+        start = time.perf_counter()
+        counted = counts(now, ref)
+        mover = statistic.movers(counted, ref)[0]
+        seconds[OURS] += time.perf_counter() - start
+        estimates = {k: harm.estimate(counted[ref.quality.signal], w) for k, w in ref.quality.weights.items()}
+        row: Figures = {
+            "n": window.n,
+            "at": [at.shift, at.strength, at.share] if at else None,
+            "quality": float(now.quality.mean()),
+            "before": ref.quality.value,
+            "max_loss": ref.quality.max_loss,
+            "estimates": estimates,
+            "mover": mover.signal,
+            OURS: mover.score,
+        }
+        for method, ask in peers.METHODS.items():
+            start = time.perf_counter()
+            row[method] = ask(before, now)
+            seconds[method] += time.perf_counter() - start
+        rows.append(row)
+    per_window = {method: spent / len(rows) for method, spent in seconds.items()}
+    return {
+        "model": name,
+        "samples": pool.samples,
+        "metric": pool.metric,
+        "rows": rows,
+        "seconds": per_window,
+        "promise": options.false_alarms,
+        "realised": realised(pool, options, size.streams // STREAMS_EACH),
+        "streams": size.streams,
+    }
+
+
+def realised(pool: Pool, options: settings.Calibrate, references: int, n: int = 200) -> float:
+    """The share of streams of `options.windows` windows without drift, of n samples each, that raise an alarm: four a reference."""
+    alarms, steps = [], options.windows * calibration.EVALUATIONS
+    groups = np.arange(options.windows * n) * steps // (options.windows * n)
+    quick = options.model_copy(update={"streams": 100})
+    for number in range(references):
+        ref = made(pool, protocol.reference(pool.samples, 1000 + number), quick, number)
+        rng = np.random.default_rng([4, number])
+        for _ in range(STREAMS_EACH):
+            rows = rng.integers(pool.samples, size=options.windows * n)
+            alarms.append(max(_worst(pool, name, rows, groups, n, ref) for name in ref.signals) > 1)
+    return float(np.mean(alarms))
+
+
+def _worst(pool: Pool, name: str, rows: Any, groups: Any, n: int, ref: reference.Reference) -> float:
+    """The largest score of a signal over a stream's evaluations."""
+    signal, steps = ref.signals[name], int(groups[-1]) + 1
+    bins = reference.bin_of(pool.plain.signals[name][rows], np.array(signal.edges))
+    width = len(signal.counts)
+    table = np.bincount(groups * width + bins, minlength=steps * width).reshape(steps, width)
+    sums = np.concatenate([np.zeros((1, width)), np.cumsum(table, axis=0)])
+    seen = sums[calibration.EVALUATIONS :] - sums[: -calibration.EVALUATIONS]
+    shifts_ = np.abs(seen / n - np.array(signal.counts) / ref.samples).sum(1) / 2
+    standard = (shifts_ / statistic.scale(n, ref.samples) - signal.mean) / signal.sd
+    return float(standard.max()) / statistic.threshold(n, ref.samples, ref)

@@ -1,0 +1,33 @@
+"""`loopline VERB`: the verbs that the Makefile and dvc.yaml call. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from loopline import __version__
+from loopline.cli import monitoring, pipeline, releases, serving
+from loopline.errors import LooplineError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; `tests/test_cli.py` checks that it answers fast."""
+    top = argparse.ArgumentParser(prog="loopline", description="From data to a monitored service and back again.")
+    top.add_argument("--version", action="version", version=f"loopline {__version__}")
+    rooms = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for part in (pipeline, serving, monitoring, releases):
+        part.add(rooms)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; returns the exit code. A user's mistake is one message, never a traceback."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except LooplineError as error:
+        print(f"loopline: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("loopline: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,225 @@
+"""The verbs that watch what is served."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from loopline.cli.verbs import Verbs, models, room, verb
+from loopline.errors import LooplineError
+
+
+def _up(options: argparse.Namespace) -> int:
+    from loopline.monitoring import stack
+
+    started = stack.up(
+        stack.Options(
+            bundles=tuple(options.bundle or sorted(Path("models").glob("*/bundle"))),
+            replicas=options.replicas,
+            window=_window(options),
+            scrape=options.scrape,
+            sentinel=options.sentinel,
+            port=options.port,
+            sentinel_port=options.sentinel_port,
+            prometheus_port=options.prometheus_port,
+            alertmanager_port=options.alertmanager_port,
+            webhook=options.webhook,
+        )
+    )
+    for process in started:
+        print(f"{process.name:14} {process.address}")
+    return 0
+
+
+def _down(_: argparse.Namespace) -> int:
+    from loopline.monitoring import stack
+
+    ended = stack.down()
+    print("ended " + ", ".join(process.name for process in ended) if ended else "nothing is up")
+    return 0
+
+
+def _sentinel(options: argparse.Namespace) -> int:
+    import os
+    import signal
+    import threading
+
+    from loopline.monitoring import sentinel
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    token = os.environ.get("LOOPLINE_TOKEN")
+    sentinel.Sentinel(options.url, sentinel.load(options.bundle), token).run(options.every, options.port, stop)
+    return 0
+
+
+def _traffic(options: argparse.Namespace) -> int:
+    from loopline.monitoring import traffic
+
+    plan = traffic.Plan(
+        url=options.url, profile=options.profile, strength=options.strength, rate=options.rate, seconds=options.seconds
+    )
+    pools = {name: traffic.samples(name, plan) for name in options.model or models()}
+    counts = traffic.send(pools, plan)
+    print(", ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
+    return 0 if counts["200"] else 1
+
+
+def _rules(options: argparse.Namespace) -> int:
+    from loopline.monitoring import rules
+
+    text = rules.text(_window(options), options.runbooks)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
+    print(options.out)
+    return 0
+
+
+def _grafana(options: argparse.Namespace) -> int:
+    import os
+
+    from loopline.monitoring import grafana
+
+    if options.verb == "write":
+        print("\n".join(map(str, grafana.write(options.out, _window(options), options.runbooks))))
+        return 0
+    from loopline.monitoring.grafana import push
+
+    if not (token := os.environ.get("GRAFANA_TOKEN")):
+        raise LooplineError("GRAFANA_TOKEN is not set: make a token of a service account in Grafana")
+    if options.verb == "push":
+        done = push.push(options.url, token, window=_window(options), runbooks=options.runbooks, source=options.source)
+        print("\n".join(done))
+    elif options.verb == "annotate":
+        print(push.annotate(options.url, token, options.text, options.tag, options.dashboard))
+    else:
+        print("\n".join(map(str, push.export(options.url, token, options.out))))
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from loopline.monitoring import watch
+
+    since = _duration("--since", options.since)
+    watch.run(options.prometheus, models=options.model, since=since, once=options.once, every=options.every)
+    return 0
+
+
+def _drift_report(options: argparse.Namespace) -> int:
+    import os
+
+    from loopline.monitoring import report
+    from loopline.release import decisions
+
+    said = report.make(
+        options.bundle,
+        options.out,
+        prometheus=options.prometheus,
+        window=_window(options),
+        at=decisions.moment(options.at) if options.at else None,
+        url=options.url,
+        token=os.environ.get("LOOPLINE_TOKEN"),
+    )
+    print(f"{options.out}: {said}")
+    return 0
+
+
+def _window(options: argparse.Namespace) -> str:
+    return _duration("--window", options.window)
+
+
+def _duration(option: str, text: str) -> str:
+    from loopline.monitoring import rules
+
+    try:
+        rules.seconds(text)
+    except ValueError as error:
+        raise LooplineError(f"{option}: {error}") from error
+    return text
+
+
+def add(rooms: Verbs) -> None:
+    """Put this room's verbs into the command line."""
+    _running(rooms)
+    _looking(rooms)
+    _making(rooms)
+
+
+def _running(rooms: Verbs) -> None:
+    start = verb(rooms, "up", _up, "start servers, sentinel, Prometheus and Alertmanager on the loopback")
+    start.add_argument("bundle", nargs="*", type=Path, help="default: models/*/bundle")
+    start.add_argument("--replicas", type=int, default=1, help="of the server")
+    start.add_argument("--window", default="1h", help="of traffic that is held against the reference: 2m, 1h, 1d")
+    start.add_argument("--scrape", type=float, default=15.0, help="seconds between two looks at the metrics")
+    start.add_argument("--sentinel", type=float, default=60.0, help="seconds between two rounds of golden inputs")
+    start.add_argument("--port", type=int, default=8080, help="of the servers; their metrics have the ports after it")
+    start.add_argument("--sentinel-port", type=int, default=9101)
+    start.add_argument("--prometheus-port", type=int, default=9090)
+    start.add_argument("--alertmanager-port", type=int, default=9093)
+    start.add_argument("--webhook", help="address that Alertmanager tells of alerts")
+    verb(rooms, "down", _down, "end what `up` started")
+
+    send = verb(rooms, "traffic", _traffic, "replay test samples, or a shift of them, to a live server")
+    send.add_argument("model", nargs="*", help="default: all")
+    send.add_argument("--profile", default="clean", help="clean, prior, noise, blur, dark, typos, ...")
+    send.add_argument("--strength", type=int, choices=(1, 2, 3), default=3, help="of a shift")
+    send.add_argument("--rate", type=float, default=20.0, help="requests a second")
+    send.add_argument("--seconds", type=float, default=60.0)
+    send.add_argument("--url", default="http://127.0.0.1:8080")
+
+    watch = verb(rooms, "sentinel", _sentinel, "send golden inputs to a live server and compare the answers")
+    watch.add_argument("url")
+    watch.add_argument("bundle", nargs="+", type=Path)
+    watch.add_argument("--every", type=float, default=60.0, help="seconds")
+    watch.add_argument("--port", type=int, default=9101, help="of its metrics, on the loopback")
+
+
+def _making(rooms: Verbs) -> None:
+    made = verb(rooms, "rules", _rules, "write Prometheus' recording rules and alerts")
+    made.add_argument("--window", default="1h")
+    made.add_argument("--runbooks", default="docs/runbooks", help="address of that folder, for the alerts' links")
+    made.add_argument("--out", type=Path, default=Path("monitoring/prometheus/rules.yml"))
+
+    grafana = room(rooms, "grafana", "dashboards, alerts and annotations; the token of a Grafana is in GRAFANA_TOKEN")
+    for name, text in {
+        "write": "write the files that a Grafana is provisioned with",
+        "push": "make the dashboards and alerts of a Grafana that is there those of this version",
+        "annotate": "mark a deployment, a retraining or a rollback on the dashboards",
+        "export": "write a Grafana's Loopline dashboards back to files",
+    }.items():
+        made = verb(grafana, name, _grafana, text)
+        if name != "write":
+            made.add_argument("url", help="e.g. http://127.0.0.1:3000")
+        if name in ("write", "export"):
+            made.add_argument("--out", type=Path, default=Path("monitoring/grafana"))
+        if name in ("write", "push"):
+            made.add_argument("--window", default="1h")
+            made.add_argument(
+                "--runbooks", default="docs/runbooks", help="address of that folder, for the alerts' links"
+            )
+        if name == "push":
+            made.add_argument("--source", default="loopline-prometheus", help="uid of Grafana's data source")
+        if name == "annotate":
+            made.add_argument("text")
+            made.add_argument("--tag", action="append", default=[], help="may be given several times")
+            made.add_argument("--dashboard", help="uid of the only one to mark, e.g. loopline-drift")
+
+
+def _looking(rooms: Verbs) -> None:
+    look = verb(rooms, "watch", _watch, "draw the drift of all models in the terminal, from what Prometheus recorded")
+    look.add_argument("model", nargs="*", help="default: all")
+    look.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
+    look.add_argument("--since", default="6h", help="how far back the time line goes: 30m, 6h, 7d")
+    look.add_argument("--every", type=float, default=5.0, help="seconds between two pictures")
+    look.add_argument("--once", action="store_true", help="one picture")
+
+    drift = room(rooms, "drift", "what a model's traffic looks like beside its reference")
+    page = verb(drift, "report", _drift_report, "write one HTML page about a bundle and a window of its traffic")
+    page.add_argument("bundle", type=Path, help="a folder, e.g. models/text/bundle")
+    page.add_argument("--out", type=Path, default=Path("drift.html"))
+    page.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
+    page.add_argument("--window", default="1h", help="of traffic that is held against the reference: 2m, 1h, 1d")
+    when = page.add_mutually_exclusive_group()
+    when.add_argument("--at", metavar="TIME", help="the window's end, e.g. 2026-11-21T14:05 (default: now)")
+    when.add_argument("--url", help="ask this server in place of Prometheus: all that it counted since its start")

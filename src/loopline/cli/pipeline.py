@@ -1,0 +1,63 @@
+"""The pipeline's verbs: stages, data, tracking."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+from loopline.cli.verbs import Verbs, room, verb
+
+STAGES = ("ingest", "validate", "train", "export", "quantize", "evaluate", "calibrate", "package")
+
+
+def _stage(options: argparse.Namespace) -> int:
+    import_module(f"loopline.stages.{options.stage}").main(options.model)
+    return 0
+
+
+def _data_list(_: argparse.Namespace) -> int:
+    from loopline.data import catalog
+
+    print(catalog.listing())
+    return 0
+
+
+def _data_fetch(options: argparse.Namespace) -> int:
+    from loopline.data import catalog, download
+
+    for name in options.dataset:
+        print(download.fetch(catalog.find(name)))
+    return 0
+
+
+def _data_add(options: argparse.Namespace) -> int:
+    from loopline.data import versions
+
+    print(versions.add(options.model, options.folder, remote=options.remote))
+    return 0
+
+
+def _track_sync(_: argparse.Namespace) -> int:
+    from loopline.training import tracking
+
+    print("\n".join(tracking.sync()) or "nothing to send")
+    return 0
+
+
+def add(rooms: Verbs) -> None:
+    """Put this room's verbs into the command line."""
+    stage = verb(rooms, "stage", _stage, "run one stage of the pipeline for one model, as dvc.yaml does")
+    stage.add_argument("stage", choices=STAGES)
+    stage.add_argument("model", help="a name under models: in params.yaml")
+
+    data = room(rooms, "data", "datasets: list the catalogue, fetch, add a labelled batch")
+    verb(data, "list", _data_list, "the catalogue, and what of it is on this machine")
+    fetch = verb(data, "fetch", _data_fetch, "download datasets of the catalogue now")
+    fetch.add_argument("dataset", nargs="+")
+    add = verb(data, "add", _data_add, "validate a labelled batch and make it the model's next dataset version")
+    add.add_argument("model")
+    add.add_argument("folder")
+    add.add_argument("--remote", help="the DVC remote that keeps this batch (default: the repository's)")
+
+    track = room(rooms, "track", "experiment tracking")
+    verb(track, "sync", _track_sync, "send the runs that were kept while the tracking server was away")

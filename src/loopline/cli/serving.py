@@ -1,0 +1,87 @@
+"""The server's verbs, and batch prediction."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from loopline.cli.verbs import Verbs, verb
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from loopline.serving import server
+    from loopline.serving.inference import Limits
+
+    limits = Limits(
+        body_bytes=options.max_body_mb << 20,
+        timeout_ms=options.timeout_ms,
+        cache_bytes=options.cache_mb << 20,
+        signals=options.signals,
+    )
+    return server.run(
+        options.bundle,
+        server.Options(
+            host=options.host,
+            port=options.port,
+            metrics_port=options.metrics_port,
+            slots=options.slots,
+            grace=options.grace,
+            drain=options.drain,
+            limits=limits,
+            demo=options.demo,
+            log_requests=options.log_requests,
+        ),
+    )
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from loopline.offline import predict
+
+    chosen = predict.Options(
+        column=options.column, slots=options.slots, batch_rows=options.batch_rows, part_rows=options.part_rows
+    )
+    summary = predict.predict(options.bundle, options.input, options.output, chosen)
+    print(f"{options.output}: {summary}")
+    return summary.code
+
+
+def add(rooms: Verbs) -> None:
+    """Put this room's verbs into the command line."""
+    serve = verb(
+        rooms, "serve", _serve, "serve bundles over HTTP: the Open Inference Protocol v2, and a route for people"
+    )
+    serve.add_argument("bundle", nargs="+", type=Path, help="a bundle, e.g. models/text/bundle, or a folder of them")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080, help="0: any free one")
+    serve.add_argument(
+        "--metrics-port", type=int, help="answers as well; of this process alone where several share --port"
+    )
+    serve.add_argument("--slots", type=int, help="batches that run at once (default: the cores this process may use)")
+    serve.add_argument("--timeout-ms", type=int, default=1000, help="of a request that sends no X-Request-Timeout-Ms")
+    serve.add_argument(
+        "--cache-mb", type=int, default=0, help="keep answers by the content of what was asked (default: off)"
+    )
+    serve.add_argument(
+        "--signals", type=int, default=50, help="samples a second and model whose drift signals are counted (0: none)"
+    )
+    serve.add_argument("--max-body-mb", type=int, default=16, help="of a request")
+    serve.add_argument(
+        "--grace", type=float, default=1.0, help="seconds of answering after SIGTERM, not ready any more"
+    )
+    serve.add_argument("--drain", type=float, default=30.0, help="seconds to finish what is in flight")
+    serve.add_argument(
+        "--no-demo", dest="demo", action="store_false", help="without the demo page and the bundles' files"
+    )
+
+    serve.add_argument("--log-requests", action="store_true", help="a line for each answer, with its request id")
+
+    batch = verb(
+        rooms, "predict", _predict, "predict a whole file of texts, or a folder or list of images, into a file"
+    )
+    batch.add_argument("bundle", type=Path, help="a folder, e.g. models/text/bundle")
+    batch.add_argument("input", help="CSV, TSV, JSON Lines or Parquet; a folder of images or a list of them; any URL")
+    batch.add_argument("output", help="a path or URL in .parquet, .csv or .jsonl")
+    batch.add_argument("--column", default="text", help="of the texts (default: text)")
+    batch.add_argument("--slots", type=int, help="batches that run at once (default: the cores this process may use)")
+    batch.add_argument("--batch-rows", type=int, help="items the model gets at once (default: the fastest number here)")
+    batch.add_argument("--part-rows", type=int, help="items between two savings (default: 8192 texts, 1024 images)")

@@ -1,0 +1,120 @@
+"""The verdict on a window's counts: drift or none, what it costs, and whether a new mix of the same classes explains it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import hypot
+
+import numpy as np
+
+from loopline.monitoring.drift import harm, statistic
+from loopline.monitoring.drift.reference import Reference
+from loopline.monitoring.drift.statistic import Mover, WindowCounts
+from loopline.tasks.signals import CLASS
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The classes' shares, in three ways: on the reference, as predicted in the window, and as estimated if only they changed.
+
+    further: signals that moved more than any new mix of the same classes could move them. loss: estimated, beyond what the new mix
+    costs by itself.
+    """
+
+    before: tuple[float, ...]
+    predicted: tuple[float, ...]
+    estimated: tuple[float, ...]
+    further: tuple[Mover, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is to be said of a window.
+
+    n: samples of the signal that has most. silent: signals without a verdict -> their samples. estimates: way -> quality.
+    """
+
+    n: float
+    movers: list[Mover]
+    silent: dict[str, float]
+    estimates: dict[str, float]
+    loss: float | None
+    harmful: bool
+    mix: Mix | None
+
+    @property
+    def drifted(self) -> bool:
+        """Is it an alarm?"""
+        return bool(self.movers) and self.movers[0].score > 1
+
+
+def judge(counts: WindowCounts, reference: Reference) -> Finding:
+    """The verdict on the counts of a window."""
+    found = statistic.movers(counts, reference)
+    sums = {name: float(counts[name].sum()) if name in counts else 0.0 for name in reference.signals}
+    silent = {name: n for name, n in sums.items() if n < reference.least}
+    quality, estimates, loss = reference.quality, {}, None
+    if found and quality.signal not in silent:
+        row = counts[quality.signal]
+        estimates = {way: harm.estimate(row, weights) for way, weights in quality.weights.items()}
+        loss = quality.value - float(np.mean(list(estimates.values())))
+    return Finding(
+        n=max(sums.values()),
+        movers=found,
+        silent=silent,
+        estimates=estimates,
+        loss=loss,
+        harmful=loss is not None and loss > quality.max_loss,
+        mix=_mix(counts, found, loss, reference),
+    )
+
+
+def _mix(counts: WindowCounts, found: list[Mover], loss: float | None, reference: Reference) -> Mix | None:
+    """Where the predicted classes moved. Of label shift a signal's distribution is a mixture of the same parts as before, so
+    it moves no further than the classes' shares do; and each class is as often right as it was."""
+    moved = any(mover.signal == CLASS and mover.score > 1 for mover in found)
+    if not moved or not reference.labels.confusion or not counts[CLASS][:-1].sum():
+        return None
+    confusion, predicted = np.array(reference.labels.confusion, float), counts[CLASS][:-1]
+    before, now = confusion.sum(0) / confusion.sum(), harm.label_shift(confusion, predicted)
+    limit = float(np.abs(now - before).sum() / 2)
+
+    def chance(mover: Mover) -> float:
+        signal = reference.signals[mover.signal]
+        return signal.mean * statistic.scale(mover.n, sum(signal.counts))
+
+    others = [mover for mover in found if mover.signal != CLASS and mover.score > 1]
+    recall = np.diag(confusion) / np.maximum(confusion.sum(0), 1)
+    return Mix(
+        before=tuple(before),
+        predicted=tuple(predicted / predicted.sum()),
+        estimated=tuple(now),
+        further=tuple(mover for mover in others if mover.shift > hypot(limit, chance(mover))),
+        loss=(loss or 0.0) - float(recall @ (before - now)),
+    )
+
+
+def sentence(finding: Finding, reference: Reference) -> str:
+    """The verdict with its numbers."""
+    if not finding.movers:
+        return f"No verdict: {finding.n:.0f} samples in the window, {reference.least} are needed."
+    first, quality, promise = finding.movers[0], reference.quality, reference.promise
+    head = "No drift"
+    if finding.drifted:
+        head = "Drift, and the model is worse on it" if finding.harmful else "Drift, and no harm is estimated"
+    estimated = ""
+    if finding.loss is not None:
+        level = quality.value - finding.loss
+        estimated = f"; {quality.metric} is estimated at {level:.3f}, on the reference it was {quality.value:.3f}"
+    return (
+        f"{head}: the score is {first.score:.2f}, an alarm is over 1, from {finding.n:.0f} samples{estimated}; without drift, "
+        f"{100 * promise['false_alarms']:g} % of streams of {promise['windows']:g} windows would raise an alarm."
+    )
+
+
+def figure(value: float | None, digits: int = 4) -> str:
+    """A mean for people; a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"

@@ -1,0 +1,247 @@
+"""A Grafana as its documents describe its HTTP API, as far as `loopline grafana` asks: a server that keeps what it is given.
+
+It numbers and versions what it stores, adds defaults, drops fields that it does not know, hides secrets, and refuses what
+Grafana refuses. Sources: the HTTP API's reference, and pkg/services/ngalert/api of Grafana 12 and 13.
+"""
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+UID = re.compile(r"[a-zA-Z0-9_-]{1,40}")
+DURATION = re.compile(r"(\d+[smhdw])+")
+RULE = {
+    "uid", "folderUID", "ruleGroup", "title", "condition", "data", "noDataState", "execErrState", "for", "keep_firing_for",
+    "annotations", "labels", "isPaused", "notification_settings", "record", "missingSeriesEvalsToResolve",
+}  # fmt: skip
+TOKEN = "glsa_right"
+
+
+class Refusal(Exception):
+    def __init__(self, code, message, **more):
+        self.code, self.body = code, {"message": message, **more}
+
+
+class Grafana:
+    """allowed: of methods and paths, as a pattern; all else is 403."""
+
+    def __init__(self, sources=("loopline-prometheus",)):
+        self.sources, self.allowed = set(sources), ".*"
+        self.folders, self.dashboards, self.groups, self.points, self.annotations = {}, {}, {}, {}, []
+        self.default = {"receiver": "empty", "group_by": ["grafana_folder", "alertname"]}
+        self.policies, self.provenance = dict(self.default), {}
+        self.writes = []
+        grafana = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.answer()
+
+            def do_POST(self):
+                self.answer()
+
+            def do_PUT(self):
+                self.answer()
+
+            def answer(self):
+                length = int(self.headers.get("Content-Length") or 0)
+                given = json.loads(self.rfile.read(length)) if length else None
+                try:
+                    status, body = grafana.handle(self.command, self.path, self.headers, given)
+                except Refusal as refusal:
+                    status, body = refusal.code, refusal.body
+                raw = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json; charset=UTF-8")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def state(self):
+        """All that is stored."""
+        kept = (self.folders, self.dashboards, self.groups, self.points, self.policies, self.annotations)
+        return json.loads(json.dumps(kept))
+
+    def handle(self, method, target, headers, given):
+        if headers.get("Authorization") != f"Bearer {TOKEN}":
+            raise Refusal(401, "Invalid API key")
+        path = unquote(urlsplit(target).path)
+        if not re.fullmatch(self.allowed, f"{method} {path}"):
+            raise Refusal(403, "You'll need additional permissions to perform this action.")
+        if method != "GET":
+            self.writes.append(f"{method} {path}")
+        origin = "" if "X-Disable-Provenance" in headers else "api"
+        for pattern, name in ROUTES:
+            if match := re.fullmatch(pattern, f"{method} {path}"):
+                return getattr(self, name)(
+                    *match.groups(), given=given, origin=origin, asked=parse_qs(urlsplit(target).query)
+                )
+        raise Refusal(404, "Not found")
+
+    def settings(self, **_):
+        return 200, {"buildInfo": {"version": "12.4.0"}}
+
+    def source(self, uid, **_):
+        if uid not in self.sources:
+            raise Refusal(404, "Data source not found")
+        return 200, {"uid": uid, "type": "prometheus"}
+
+    def folder(self, uid, **_):
+        if uid not in self.folders:
+            raise Refusal(404, "folder not found", status="not-found")
+        return 200, self.folders[uid]
+
+    def new_folder(self, *, given, **_):
+        if given["uid"] in self.folders or given["title"] in {one["title"] for one in self.folders.values()}:
+            raise Refusal(409, "a folder with the same name already exists in the current location")
+        self.folders[given["uid"]] = {"id": len(self.folders) + 1, "version": 1, **given}
+        return 200, self.folders[given["uid"]]
+
+    def dashboard(self, uid, **_):
+        if uid not in self.dashboards:
+            raise Refusal(404, "Dashboard not found")
+        return 200, self.dashboards[uid]
+
+    def new_dashboard(self, *, given, **_):
+        content, folder = given["dashboard"], given.get("folderUid", "")
+        if not content.get("title"):
+            raise Refusal(400, "Dashboard title cannot be empty")
+        if not UID.fullmatch(uid := content["uid"]):
+            raise Refusal(400, "uid contains illegal characters")
+        if folder not in self.folders:
+            raise Refusal(400, "folder not found")
+        there = self.dashboards.get(uid)
+        if there and not given.get("overwrite") and content.get("version") != there["dashboard"]["version"]:
+            raise Refusal(412, "The dashboard has been changed by someone else", status="version-mismatch")
+        version = there["dashboard"]["version"] + 1 if there else 1
+        number = there["dashboard"]["id"] if there else len(self.dashboards) + 1
+        stored = {**content, "id": number, "version": version}
+        self.dashboards[uid] = {"dashboard": stored, "meta": {"folderUid": folder, "version": version, "slug": uid}}
+        return 200, {"id": number, "uid": uid, "status": "success", "version": version}
+
+    def search(self, *, asked, **_):
+        tags = set(asked.get("tag", ()))
+        found = (one["dashboard"] for one in self.dashboards.values())
+        return 200, [{"uid": one["uid"], "type": "dash-db"} for one in found if tags <= set(one.get("tags", ()))]
+
+    def group(self, folder, name, **_):
+        if name not in self.groups or self.groups[name]["folderUid"] != folder:
+            raise Refusal(404, "rule group not found")
+        return 200, self.groups[name]
+
+    def put_group(self, folder, name, *, given, origin, **_):
+        if folder not in self.folders:
+            raise Refusal(400, "folder does not exist")
+        if given["interval"] <= 0 or given["interval"] % 10:
+            raise Refusal(400, "interval should be non-zero and divided exactly by scheduler interval: 10")
+        self.change(f"group {name}", origin)
+        titles = [rule["title"] for rule in given["rules"]]
+        if len(set(titles)) < len(titles):
+            raise Refusal(400, "rule title under the same organisation and folder should be unique")
+        kept = [self.rule(rule, folder, name, origin) for rule in given["rules"]]
+        self.groups[name] = {"title": name, "folderUid": folder, "interval": given["interval"], "rules": kept}
+        return 200, given
+
+    def rule(self, rule, folder, group, origin):
+        refs = [one["refId"] for one in rule["data"]]
+        if not UID.fullmatch(rule["uid"]) or rule["condition"] not in refs:
+            raise Refusal(400, "invalid alert rule")
+        if rule["noDataState"] not in ("Alerting", "NoData", "OK", "KeepLast"):
+            raise Refusal(400, "unknown NoData state option")
+        if rule["execErrState"] not in ("Alerting", "Error", "OK", "KeepLast"):
+            raise Refusal(400, "unknown Error state option")
+        if not all(DURATION.fullmatch(rule.get(key, "0s")) for key in ("for", "keep_firing_for")):
+            raise Refusal(400, "not a valid duration string")
+        if rule.get("missingSeriesEvalsToResolve", 1) <= 0:
+            raise Refusal(400, "field `missing_series_evals_to_resolve` must be greater than 0")
+        data = [
+            {"queryType": "", **one, "model": {"intervalMs": 1000, "maxDataPoints": 43200, **one["model"]}}
+            for one in rule["data"]
+        ]
+        kept = {"keep_firing_for": "0s", "isPaused": False} | {key: rule[key] for key in rule if key in RULE}
+        place = {
+            "orgID": 1,
+            "folderUID": folder,
+            "ruleGroup": group,
+            "provenance": origin,
+            "updated": "2026-01-01T00:00:00Z",
+        }
+        return kept | place | {"data": data}
+
+    def contact_points(self, **_):
+        shown = json.loads(json.dumps(list(self.points.values())))
+        for one in shown:
+            if "hmacConfig" in one["settings"]:
+                one["settings"]["hmacConfig"]["secret"] = "[REDACTED]"
+        return 200, shown
+
+    def new_contact_point(self, *, given, origin, **_):
+        if given["uid"] in self.points:
+            raise Refusal(500, "a contact point with this uid exists")
+        return self.put_contact_point(given["uid"], given=given, origin=origin, new=True)
+
+    def put_contact_point(self, uid, *, given, origin, new=False, **_):
+        if not new and uid not in self.points:
+            raise Refusal(404, "contact point not found")
+        if not given["settings"].get("url"):
+            raise Refusal(400, "required field 'url' is not specified")
+        self.change(f"point {uid}", origin)
+        self.points[uid] = {"disableResolveMessage": False, **given, "provenance": origin}
+        return 202, self.points[uid] if new else {"message": "contactpoint updated"}
+
+    def tree(self, **_):
+        return 200, self.policies
+
+    def put_tree(self, *, given, origin, **_):
+        names = {self.default["receiver"], *(one["name"] for one in self.points.values())}
+        for route in (given, *given.get("routes", ())):
+            if route["receiver"] not in names:
+                raise Refusal(400, f"receiver '{route['receiver']}' does not exist")
+        self.change("tree", origin)
+        self.policies = given
+        return 202, {"message": "policies updated"}
+
+    def annotate(self, *, given, **_):
+        if not given.get("text"):
+            raise Refusal(400, "text field should not be empty")
+        if (uid := given.get("dashboardUID")) and uid not in self.dashboards:
+            raise Refusal(404, "Dashboard not found")
+        self.annotations.append(given)
+        return 200, {"message": "Annotation added", "id": len(self.annotations)}
+
+    def change(self, what, origin):
+        if (before := self.provenance.get(what, origin)) != origin:
+            raise Refusal(409, f"cannot change provenance from '{before}' to '{origin}'")
+        self.provenance[what] = origin
+
+
+ROUTES = (
+    (r"GET /api/frontend/settings", "settings"),
+    (r"GET /api/datasources/uid/([^/]+)", "source"),
+    (r"GET /api/folders/([^/]+)", "folder"),
+    (r"POST /api/folders", "new_folder"),
+    (r"GET /api/dashboards/uid/([^/]+)", "dashboard"),
+    (r"POST /api/dashboards/db", "new_dashboard"),
+    (r"GET /api/search", "search"),
+    (r"GET /api/v1/provisioning/folder/([^/]+)/rule-groups/([^/]+)", "group"),
+    (r"PUT /api/v1/provisioning/folder/([^/]+)/rule-groups/([^/]+)", "put_group"),
+    (r"GET /api/v1/provisioning/contact-points", "contact_points"),
+    (r"POST /api/v1/provisioning/contact-points", "new_contact_point"),
+    (r"PUT /api/v1/provisioning/contact-points/([^/]+)", "put_contact_point"),
+    (r"GET /api/v1/provisioning/policies", "tree"),
+    (r"PUT /api/v1/provisioning/policies", "put_tree"),
+    (r"POST /api/annotations", "annotate"),
+)

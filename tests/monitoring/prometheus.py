@@ -1,0 +1,151 @@
+"""A real Prometheus for tests, and things for it to scrape."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+
+needed = pytest.mark.skipif(
+    not (shutil.which("prometheus") or os.environ.get("LOOPLINE_REQUIRE_PROMETHEUS")),
+    reason="no prometheus on this machine: apt-get install prometheus prometheus-alertmanager",
+)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def free_ports(count):
+    """A row of ports, one after the other, that nobody has."""
+    while True:
+        first = free_port()
+        try:
+            probes = [socket.create_server(("127.0.0.1", first + number)) for number in range(count)]
+        except OSError:
+            continue
+        for probe in probes:
+            probe.close()
+        return first
+
+
+class Target:
+    """An exporter whose text a test sets."""
+
+    def __init__(self):
+        self.text = ""
+        target = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                body = target.text.encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                with suppress(BrokenPipeError):  # a scrape that took too long
+                    self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Hook:
+    """A webhook that keeps the alerts it is told of."""
+
+    def __init__(self):
+        self.alerts = []
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                hook.alerts += json.loads(self.rfile.read(int(self.headers["Content-Length"])))["alerts"]
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def query(url, expression):
+    """[(labels, value), ...] of an instant query."""
+    asked = f"{url}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        rows = json.load(answer)["data"]["result"]
+    return [(row["metric"], float(row["value"][1])) for row in rows]
+
+
+def eventually(ask, seconds=60.0):
+    """Ask until there is an answer that is true. A busy machine may be slow, and what is asked may not listen yet."""
+    until = time.monotonic() + seconds
+    while True:
+        with suppress(OSError):
+            if found := ask():
+                return found
+        assert time.monotonic() < until, "it did not come true in time"
+        time.sleep(0.2)
+
+
+class Prometheus:
+    """It scrapes targets every half second and evaluates rules."""
+
+    def __init__(self, folder, targets, rules):
+        port = free_port()
+        config = {
+            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+            "rule_files": ["rules.yml"],
+            "scrape_configs": [{"job_name": "loopline", "static_configs": [{"targets": targets}]}],
+        }
+        (folder / "rules.yml").write_text(rules)
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+        self.log = (folder / "prometheus.log").open("w")
+        self.process = subprocess.Popen(
+            [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=self.log, stderr=self.log
+        )
+        self.url = f"http://127.0.0.1:{port}"
+        eventually(self._ready)
+
+    def _ready(self):
+        assert self.process.poll() is None, "prometheus ended"
+        try:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=1):
+                return True
+        except OSError:
+            return False
+
+    def query(self, expression):
+        return query(self.url, expression)
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(20)
+        self.log.close()

@@ -1,0 +1,179 @@
+"""`up`, `traffic`, `down`: the whole way from a request to an alert and back, with the real parts."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import brightness
+import bundles
+import prometheus
+import pytest
+
+from loopline.errors import LooplineError
+from loopline.monitoring import stack, traffic
+
+pytestmark = prometheus.needed
+WINDOW, SCRAPE = "24s", 0.5
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A repository of one model: 256 images of each brightness, and a bundle that knows bright from dark."""
+    monkeypatch.chdir(tmp_path)
+    brightness.write_manifest(tmp_path / "data/classifier/manifest.parquet")
+    (tmp_path / "models/classifier").mkdir(parents=True)
+    bundles.classifier(tmp_path / "models/classifier/bundle")
+    return tmp_path
+
+
+def loopline(*arguments, **options):
+    command = [sys.executable, "-m", "loopline.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+@pytest.fixture
+def started(folder):
+    """started(options) -> the first port of what is up: servers, their metrics, sentinel, Prometheus, Alertmanager."""
+
+    def start(*more):
+        first = prometheus.free_ports(6)
+        ports = [
+            "--port",
+            first,
+            "--sentinel-port",
+            first + 3,
+            "--prometheus-port",
+            first + 4,
+            "--alertmanager-port",
+            first + 5,
+        ]
+        done = loopline("up", "--window", WINDOW, "--scrape", SCRAPE, "--sentinel", 1, *ports, *more)
+        assert done.returncode == 0, done.stderr
+        return first
+
+    yield start
+    assert loopline("down").returncode == 0
+
+
+def firing(first):
+    """Names of the drift alerts that fire."""
+    found = prometheus.query(
+        f"http://127.0.0.1:{first + 4}", 'ALERTS{alertstate="firing",alertname=~"Drift.*|Retrain.*"}'
+    )
+    return {labels["alertname"] for labels, _ in found}
+
+
+def send(first, profile, seconds):
+    plan = traffic.Plan(url=f"http://127.0.0.1:{first}", profile=profile, rate=30, seconds=seconds)
+    counts = traffic.send({"classifier": traffic.samples("classifier", plan)}, plan, progress=False)
+    assert counts["200"] > 0.5 * 30 * seconds, counts
+    return counts
+
+
+def test_clean_traffic_is_quiet_a_shift_raises_the_notice_and_its_end_clears_it(started, folder):
+    received = prometheus.Hook()
+    first = started("--replicas", 2, "--webhook", received.url)
+    send(first, "clean", 12)
+    url = f"http://127.0.0.1:{first + 4}"
+    score = prometheus.eventually(lambda: prometheus.query(url, "loopline:drift_score"))
+    assert score[0][1] < 1
+    assert firing(first) == set()
+
+    send(first, "dark", 12)
+    prometheus.eventually(lambda: "DriftNotice" in firing(first))
+    alert = prometheus.eventually(lambda: [a for a in received.alerts if a["labels"]["alertname"] == "DriftNotice"])[0]
+    assert "Moved most: brightness (score" in alert["annotations"]["description"]
+    assert (Path(__file__).parents[2] / alert["annotations"]["runbook_url"]).exists()
+
+    send(first, "clean", 30)
+    prometheus.eventually(lambda: firing(first) == set())
+    prometheus.eventually(lambda: [a for a in received.alerts if a["status"] == "resolved"])
+    received.close()
+
+    checks = prometheus.query(url, "sum by (result) (loopline_sentinel_checks_total)")
+    assert {labels["result"] for labels, count in checks if count} == {"same"}
+    probes = prometheus.query(
+        url, 'sum(loopline_requests_total{route="predict"}) - sum(loopline_signal_rows_total{signal="brightness"})'
+    )
+    assert probes[0][1] > 0, "golden inputs are not counted as traffic"
+
+
+def test_down_ends_what_up_started_and_nothing_else(started, folder):
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    started()
+    state = folder / ".loopline/up/state.json"
+    processes = stack.running(state.parent)
+    assert [process.name for process in processes] == ["server-1", "sentinel", "alertmanager", "prometheus"]
+    again = loopline("up")
+    assert again.returncode == 1
+    assert "up already" in again.stderr
+    # A number that was given to another process since is not ours to end.
+    rows = json.loads(state.read_text())
+    stranger = {"name": "stranger", "pid": other.pid, "created": 1.0, "address": ""}
+    state.write_text(json.dumps([*rows, stranger]))
+    assert loopline("down").stdout == "ended server-1, sentinel, alertmanager, prometheus\n"
+    assert not any(stack.alive(process) for process in processes)
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+    assert loopline("down").stdout == "nothing is up\n"
+
+
+def test_what_does_not_start_leaves_nothing_running(folder):
+    first = prometheus.free_ports(6)
+    taken = socket.create_server(("127.0.0.1", first + 5))
+    ports = [
+        "--port",
+        first,
+        "--sentinel-port",
+        first + 3,
+        "--prometheus-port",
+        first + 4,
+        "--alertmanager-port",
+        first + 5,
+    ]
+    done = loopline("up", *ports)
+    taken.close()
+    assert done.returncode == 1
+    assert "alertmanager did not get ready" in done.stderr
+    assert "address already in use" in done.stderr
+    assert stack.running(folder / ".loopline/up") == []
+
+
+def test_a_machine_without_prometheus_gets_advice(folder, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    done = loopline("up")
+    assert done.returncode == 1
+    assert "apt-get install prometheus" in done.stderr
+    assert not (folder / ".loopline").exists()
+
+
+def test_a_repository_without_bundles_is_told_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "run `make repro` first" in loopline("up").stderr
+
+
+def test_a_window_that_is_none_is_refused(folder):
+    done = loopline("up", "--window", "soon")
+    assert done.returncode == 1
+    assert "'soon' is no duration" in done.stderr
+
+
+def test_a_profile_that_is_none_is_refused_with_those_there_are(folder):
+    with pytest.raises(LooplineError, match="clean, prior, noise"):
+        traffic.samples("classifier", traffic.Plan(url="http://127.0.0.1:1", profile="typos"))
+
+
+@pytest.mark.parametrize("profile", ["clean", "prior", "noise", "dead-pixels"])
+def test_every_profile_gives_images_that_can_be_sent(folder, profile):
+    found = traffic.samples("classifier", traffic.Plan(url="", profile=profile))
+    assert all(one.startswith(b"\x89PNG") for one in found)
+    assert len(found) == 256
+
+
+def test_the_test_of_an_absent_server_counts_what_got_no_answer(folder):
+    plan = traffic.Plan(url=f"http://127.0.0.1:{prometheus.free_port()}", rate=50, seconds=0.2)
+    counts = traffic.send({"classifier": [b"\x89PNG"]}, plan, progress=False)
+    assert counts["no answer"] == 10

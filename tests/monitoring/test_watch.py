@@ -1,0 +1,331 @@
+"""`loopline watch` and its queries on a real Prometheus, whose store is filled at once with an hour of traffic."""
+
+import io
+import json
+import re
+import subprocess
+import time
+import types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import prometheus
+import pytest
+import rich.console
+import test_drift
+
+from loopline.errors import LooplineError
+from loopline.monitoring import query, rules, watch
+from loopline.serving.metrics import Metrics
+from loopline.serving.watching import _Counts
+
+HOUR = 3600
+OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
+
+
+def lines(model, version, reference, found, now, parts=20):
+    """What a server exported over 50 minutes in which it saw `found`, as OpenMetrics."""
+    metrics = Metrics()
+    counts = _Counts(types.SimpleNamespace(name=model, version=version, reference=reference), metrics)
+    rows = len(next(iter(found.values())))
+    for part in range(parts + 1):
+        if part:
+            start, end = rows * (part - 1) // parts, rows * part // parts
+            counts.add({name: values[start:end] for name, values in found.items()})
+        at = now - (parts - part) * 150
+        for line in metrics.exposition()[0].decode().splitlines():
+            if line.startswith("loopline_"):
+                yield f"{line} {at:.3f}"
+
+
+def fill(folder, reference):
+    """A store for Prometheus: clean and drifted classifiers, a text model with little traffic, a detector with none."""
+    now, clean = time.time(), test_drift.population(600, 1)[0]
+    drifted = test_drift.population(600, 2, sure=-0.25, brightness=2)[0]
+    few = {name: values[:20] for name, values in clean.items()}
+    none = {name: values[:0] for name, values in clean.items()}
+    served = [("classifier", OLD, clean), ("classifier", NEW, drifted), ("text", OLD, few), ("detector", OLD, none)]
+    text = [line for model, version, found in served for line in lines(model, version, reference, found, now)]
+    past = f'loopline:drift_score{{model="classifier",version="{NEW}"}}'
+    text += [f"{past} {1.5 if age > 4 * HOUR else 0.2} {now - age:.3f}" for age in range(5 * HOUR, HOUR, -300)]
+    (folder / "past.txt").write_text("\n".join([*text, "# EOF\n"]))
+    command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", "past.txt", "data"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return test_drift.made()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, reference):
+    """With our own rules, evaluated twice a second."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    fill(folder, reference)
+    made = prometheus.Prometheus(folder, [], rules.text().replace("interval: 5m", "interval: 500ms"))
+    prometheus.eventually(lambda: made.query("ALERTS{alertname='DriftWarning'}"))
+    yield made
+    made.close()
+
+
+class Answering:
+    """A server that gives one answer to everything."""
+
+    def __init__(self, status, body, wait=0.0):
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                time.sleep(wait)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def answering():
+    made = []
+
+    def start(*given):
+        made.append(Answering(*given))
+        return made[-1].url
+
+    yield start
+    for one in made:
+        one.server.shutdown()
+        one.server.server_close()
+
+
+def drawn(state, width=80, **options):
+    console = rich.console.Console(file=io.StringIO(), width=width, highlight=False, **options)
+    console.print(watch.picture(state))
+    return console.file.getvalue()
+
+
+def state(**changes):
+    given = {
+        "model": "classifier",
+        "version": OLD,
+        "samples": 400.0,
+        "least": 50.0,
+        "score": 0.4,
+        "history": (None, 0.1, 1.4, 0.4),
+        "metric": "accuracy",
+        "reference": 0.99,
+        "estimates": {"confidence": 0.97, "atc": 0.98},
+        "loss": 0.015,
+        "max_loss": 0.03,
+        "alerts": (),
+        "movers": (watch.Mover("brightness", 0.4, 80.0, 91.0), watch.Mover("predicted_class", -0.1, None, None)),
+    }
+    return watch.State(**given | changes)
+
+
+# What Prometheus recorded
+
+
+@prometheus.needed
+def test_all_that_is_drawn_comes_from_what_our_rules_record(server, reference):
+    _, found, others = watch.states(server.url)
+    named = {(one.model, one.version): one for one in found}
+    assert named.keys() == {("classifier", OLD), ("classifier", NEW), ("text", OLD), ("detector", OLD)}
+    assert (found[0].model, found[0].version) == ("classifier", NEW), "what drifts comes first"
+    calm, moved = named["classifier", OLD], named["classifier", NEW]
+    assert calm.verdict[0] == "no drift"
+    assert moved.verdict[0] == "drift, and the model is worse on it"
+    assert moved.samples == pytest.approx(600, rel=0.03)
+    assert (moved.least, moved.metric) == (reference.least, "accuracy")
+    assert (moved.reference, moved.max_loss) == (reference.quality.value, reference.quality.max_loss)
+    assert moved.estimates.keys() == {"confidence", "atc"}
+    assert moved.loss == pytest.approx(moved.reference - np.mean(list(moved.estimates.values())))
+    assert moved.alerts[0] == ("DriftWarning", "warning")
+    assert calm.alerts == ()
+    assert len(moved.movers) == len(reference.signals)
+    first = moved.movers[0]
+    assert first.score == pytest.approx(moved.score) == max(mover.score for mover in moved.movers)
+    bright = next(mover for mover in moved.movers if mover.signal == "brightness")
+    assert bright.before == pytest.approx(0, abs=0.2)
+    assert bright.now > 1
+    assert {"NoServers"}.isdisjoint(others)  # it waits for five minutes
+
+
+@prometheus.needed
+def test_too_little_and_no_traffic_are_no_verdict(server):
+    _, found, _ = watch.states(server.url, models=["text", "detector"])
+    detector, text = found
+    assert re.fullmatch(r"no verdict yet: 2\d of 50 samples", text.verdict[0])
+    assert (text.score, text.movers) == (None, ())
+    assert detector.verdict[0] == "no traffic in the window"
+
+
+@prometheus.needed
+def test_the_time_line_has_the_past_in_its_place_and_gaps_where_nothing_was_recorded(server):
+    _, found, _ = watch.states(server.url, since="6h")
+    history = next(one.history for one in found if one.version == NEW)
+    assert len(history) == watch.CELLS  # a cell is 450 s
+    assert set(history[:7]) == {None}
+    assert set(history[9:15]) == {1.5}
+    assert set(history[18:38]) == {0.2}
+    assert history[-1] > 1
+
+
+@prometheus.needed
+def test_what_was_is_asked_for_by_its_time(server):
+    with pytest.raises(LooplineError, match="has nothing of ours"):
+        watch.states(server.url, at=time.time() - 24 * HOUR)
+
+
+@prometheus.needed
+def test_a_model_that_is_not_there_is_named_with_those_that_are(server):
+    with pytest.raises(LooplineError, match="speech: there is only classifier, detector, text"):
+        watch.states(server.url, models=["speech"])
+
+
+@prometheus.needed
+def test_once_prints_a_picture_without_colours_and_without_moving_the_cursor(server, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    watch.run(server.url, once=True)
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for words in ("drift, and the model is worse on it", "firing", "DriftWarning", "no verdict yet", "brightness"):
+        assert words in text
+
+
+@prometheus.needed
+def test_in_a_pipe_each_picture_follows_the_last_until_it_is_interrupted(server, capsys, monkeypatch):
+    naps = []
+
+    def sleep(_):
+        naps.append(1)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    watch.run(server.url, models=["text"])
+    assert capsys.readouterr().out.count("text aaaaaaaaaaaa") == 3
+
+
+@prometheus.needed
+def test_a_prometheus_that_goes_away_is_said_and_not_the_end(server, capsys, monkeypatch):
+    naps = []
+
+    def sleep(_):
+        naps.append(1)
+        if len(naps) == 2:
+            raise KeyboardInterrupt
+        monkeypatch.setattr(watch, "view", gone)
+
+    def gone(*_, **__):
+        raise LooplineError("it cannot be reached")
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    watch.run(server.url, models=["text"])
+    assert capsys.readouterr().out.endswith("it cannot be reached\n")
+
+
+# The picture
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"score": None, "samples": 31.0}, "no verdict yet: 31 of 50 samples"),
+        ({"score": None, "samples": 0.0, "history": (None,), "estimates": {}, "movers": ()}, "no traffic"),
+        ({"score": None, "samples": None, "movers": ()}, "nothing recorded yet: are the rules loaded?"),
+        ({"score": 1.0}, "no drift"),
+        ({"score": 1.2}, "drift, no harm estimated"),
+        ({"score": 1.2, "loss": None, "estimates": {}}, "drift, no harm estimated"),
+        ({"score": 1.2, "loss": 0.2}, "drift, and the model is worse on it"),
+    ],
+)
+def test_every_state_has_its_verdict_and_fits_into_eighty_columns(change, words):
+    text = drawn(state(alerts=(("DriftNotice", "notice"),) * 5, **change))
+    assert words in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_bar_has_its_mark_at_one():
+    assert watch.bar(0, 8) == "····│····"
+    assert watch.bar(0.5, 8) == "██··│····"
+    assert watch.bar(1.5, 8) == "████│██··"
+    assert watch.bar(9, 8) == "████│████"
+    assert watch.bar(-1, 8) == watch.bar(0, 8)
+
+
+def test_a_score_over_one_is_taller_than_every_score_up_to_one():
+    assert "".join(map(watch.spark, (None, -3, 0, 0.3, 1.0, 1.001, 1.6, 99))) == " ▁▁▂▄▅▇█"
+
+
+def test_colours_are_for_terminals_that_want_them():
+    bad = state(score=1.5)
+    assert "\x1b[31m" in drawn(bad, force_terminal=True, color_system="standard")
+    assert "\x1b[31m" not in drawn(bad, force_terminal=True, color_system="standard", no_color=True)
+    assert "\x1b" not in drawn(bad)
+
+
+def test_a_label_cannot_command_the_terminal():
+    rows = [
+        query.Series({"__name__": "loopline:signal_score", "signal": "\x1b[2Jbright"}, ((0.0, 1.0),)),
+        query.Series({"__name__": "loopline:drift_score"}, ((0.0, 1.0),)),
+    ]
+    found = watch._state(("evil\x1b]0;\x07", "v"), rows, (), ())
+    assert found.model == "evil?]0;?"
+    assert found.movers[0].signal == "?[2Jbright"
+
+
+# Errors of the client
+
+
+@prometheus.needed
+def test_a_query_that_is_wrong_is_said_with_prometheus_words(server):
+    with pytest.raises(LooplineError, match=r"refuses the query \(bad_data\)"):
+        query.instant(server.url, "sum by (")
+
+
+@prometheus.needed
+def test_a_number_is_no_series(server):
+    with pytest.raises(LooplineError, match="not as Prometheus does"):
+        query.instant(server.url, "1")
+
+
+def test_an_address_where_nobody_is_is_said():
+    with pytest.raises(LooplineError, match=r"127\.0\.0\.1:\d+ cannot be reached"):
+        query.instant(f"http://127.0.0.1:{prometheus.free_port()}", "up")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:9090", "file:///etc/passwd", "http://[", "http://host:port"])
+def test_what_is_no_address_is_said(url):
+    with pytest.raises(LooplineError, match=r"no address|cannot be reached"):
+        query.instant(url, "up")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (404, b"<html>not here</html>", "answers 404"),
+        (200, b"<html>welcome</html>", "not as Prometheus does"),
+        (200, b'{"data": {"result": [{}]}}', "not as Prometheus does"),
+        (200, b"[]", "not as Prometheus does"),
+        (503, json.dumps({"errorType": "timeout", "error": "expanding series"}).encode(), "took over 10 s"),
+        (200, b"x" * 2000, "more than 0 MB"),
+    ],
+)
+def test_other_answers_are_errors_with_words(answering, monkeypatch, status, body, message):
+    monkeypatch.setattr(query, "LARGEST", 1000)
+    with pytest.raises(LooplineError, match=message):
+        query.instant(answering(status, body), "up")
+
+
+def test_who_does_not_answer_in_time_is_given_up(answering, monkeypatch):
+    monkeypatch.setattr(query, "TIMEOUT", 0.2)
+    with pytest.raises(LooplineError, match=r"did not answer within 0\.2 s"):
+        query.instant(answering(200, b"{}", 1.0), "up")

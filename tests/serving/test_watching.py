@@ -1,0 +1,102 @@
+"""The drift signals of what a server serves, counted in its bundle's bins."""
+
+import io
+import json
+import time
+
+import brightness
+import numpy as np
+import prometheus
+import requests
+from PIL import Image
+from servers import samples, total
+
+from loopline.serving import watching
+from loopline.serving.metrics import Metrics
+from loopline.serving.model import Model
+
+
+def counts(server, signal, model="classifier"):
+    """Bin -> samples."""
+    found = samples(server)
+    return {
+        dict(key[1:])["bin"]: value
+        for key, value in found.items()
+        if key[0] == "loopline_signal_rows_total"
+        and {"signal": signal, "model": model}.items() <= dict(key[1:]).items()
+        and value
+    }
+
+
+def test_samples_of_both_routes_are_counted_in_their_bins(serve, folders):
+    server = serve(folders["classifier"])
+    for value in (10, 70, 70, 250):
+        assert (
+            requests.post(server.url + "/predict/classifier", data=brightness.png(value), timeout=5).status_code == 200
+        )
+    array = np.full((2, 8, 8, 1), 130, np.uint8)
+    body = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": array.shape, "data": array.ravel().tolist()}]}
+    assert requests.post(server.url + "/v2/models/classifier/infer", json=body, timeout=5).status_code == 200
+    prometheus.eventually(lambda: sum(counts(server, "brightness").values()) == 6)
+    assert counts(server, "brightness") == {"01": 1, "02": 2, "03": 2, "04": 1}
+    assert counts(server, "predicted_class") == {"00": 3, "01": 3}
+    assert total(samples(server), "constant_rows_total") == 6
+
+
+def test_what_a_text_model_is_asked_is_counted_too(serve, folders):
+    server = serve(folders["text"])
+    for text in ("good", "a bad film", "a very poor film indeed"):
+        requests.post(server.url + "/predict/text", json={"text": text}, timeout=5)
+    prometheus.eventually(lambda: sum(counts(server, "characters", "text").values()) == 3)
+    assert counts(server, "characters", "text") == {"00": 1, "02": 2}
+
+
+def test_an_image_with_no_box_is_no_number(serve, folders):
+    server = serve(folders["detector"])
+    content = io.BytesIO()
+    Image.new("RGB", (32, 32), "black").save(content, "PNG")
+    requests.post(server.url + "/predict/detector", data=content.getvalue(), timeout=5)
+    prometheus.eventually(lambda: counts(server, "mean_score", "detector") == {"nan": 1})
+
+
+def test_the_reference_is_exported_for_the_rules(serve, folders):
+    server = serve(folders["classifier"])
+    found = samples(server)
+    reference = json.loads((folders["classifier"] / "drift.json").read_text())
+    for name, signal in reference["signals"].items():
+        shares = [v for k, v in found.items() if k[0] == "loopline_reference_share" and dict(k[1:])["signal"] == name]
+        np.testing.assert_allclose(sum(shares), 1)
+        assert total(found, "signal_mean", signal=name) == signal["mean"]
+    assert total(found, "drift_threshold", term="constant") == 3
+    assert total(found, "quality_max_loss") == 0.05
+    assert total(found, "signal_rows_total") == 0
+
+
+def test_no_more_than_the_rate_is_counted_and_none_where_it_is_0(serve, folders):
+    some, none = serve(folders["classifier"], "--signals", 4), serve(folders["classifier"], "--signals", 0)
+    for server in (some, none):
+        with requests.Session() as session:
+            start = time.monotonic()
+            for _ in range(200):
+                session.post(server.url + "/predict/classifier", data=brightness.png(9), timeout=5)
+            seconds = time.monotonic() - start
+        if server is some:
+            prometheus.eventually(lambda: counts(some, "brightness"))
+            time.sleep(2 * watching.PERIOD)
+            assert sum(counts(some, "brightness").values()) <= 4 * (seconds + 1)
+        else:
+            assert counts(none, "brightness") == {}
+
+
+def test_a_mistake_in_counting_is_logged_and_counting_goes_on(folders, capfd):
+    model, metrics = Model(folders["classifier"]), Metrics()
+    watcher = watching.Watcher([model], metrics)
+    watcher.inbox.put((model.watch, ({}, {}, None, None)))
+    prometheus.eventually(lambda: "could not be counted" in capfd.readouterr().err)
+    pixels = np.full((3, 8, 8, 1), 130, np.uint8)
+    assert model.watch.open()
+    model.watch.take({"image": pixels}, {"probabilities": np.eye(2)[[0, 1, 1]], "embedding": np.zeros((3, 1))})
+    counted = metrics.value("signal_rows", "classifier", model.version, "brightness", "03")
+    prometheus.eventually(lambda: counted.value == 3)
+    watcher.close()
+    prometheus.eventually(lambda: not watcher.thread.is_alive())
