@@ -106,6 +106,6 @@ def _worst(pool: Pool, name: str, rows: Any, groups: Any, n: int, ref: reference
     table = np.bincount(groups * width + bins, minlength=steps * width).reshape(steps, width)
     sums = np.concatenate([np.zeros((1, width)), np.cumsum(table, axis=0)])
     seen = sums[calibration.EVALUATIONS :] - sums[: -calibration.EVALUATIONS]
-    shifts_ = np.abs(seen / n - np.array(signal.counts) / ref.samples).sum(1) / 2
-    standard = (shifts_ / statistic.scale(n, ref.samples) - signal.mean) / signal.sd
-    return float(standard.max()) / statistic.threshold(n, ref.samples, ref)
+    before = np.array(signal.counts)
+    largest = max(statistic.evidence(window, before) for window in seen)
+    return (largest - signal.mean) / signal.sd / statistic.threshold(n, ref.samples, ref)

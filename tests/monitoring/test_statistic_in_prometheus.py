@@ -50,7 +50,7 @@ def watched(tmp_path, reference):
     made = []
 
     def start(*replicas):
-        text = rules.text(WINDOW).replace("interval: 2m", "interval: 500ms")
+        text = prometheus.quick(rules.text(WINDOW))
         server = prometheus.Prometheus(tmp_path, [one.target.address for one in replicas], text)
         made.extend([server, *(one.target for one in replicas)])
         prometheus.eventually(lambda: len(server.query("up == 1")) == len(replicas))

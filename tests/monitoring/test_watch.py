@@ -64,7 +64,7 @@ def server(tmp_path_factory, reference):
     """With our own rules, evaluated twice a second."""
     folder = tmp_path_factory.mktemp("prometheus")
     fill(folder, reference)
-    made = prometheus.Prometheus(folder, [], rules.text().replace("interval: 5m", "interval: 500ms"))
+    made = prometheus.Prometheus(folder, [], prometheus.quick(rules.text()))
     prometheus.eventually(lambda: made.query("ALERTS{alertname='DriftWarning'}"))
     yield made
     made.close()

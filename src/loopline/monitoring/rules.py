@@ -91,8 +91,7 @@ def _value(of: str, form: str) -> str:
 def _drift(window: str) -> Group:
     n = "loopline:signal_samples:window"
     m = _signal("loopline_reference_samples")
-    scaled = f"loopline:signal_shift / sqrt(1 / {n} + 1 / {m})"
-    standard = f"({scaled} - {_signal('loopline_signal_mean')}) / {_signal('loopline_signal_sd')}"
+    standard = f"(loopline:signal_evidence - {_signal('loopline_signal_mean')}) / {_signal('loopline_signal_sd')}"
 
     def term(name: str) -> str:
         series = f'loopline_drift_threshold{{term="{name}"}}'
@@ -116,6 +115,14 @@ def _drift(window: str) -> Group:
         Recording(
             "loopline:signal_shift",
             f"sum by (model, version, signal) (abs(loopline:signal_share - {bins} (loopline_reference_share))) / 2",
+        ),
+        Recording(
+            "loopline:signal_evidence",
+            # Bin by bin: (share - reference)^2 (n + m) / (rows in both); those of the reference are its share times m.
+            f"(sum by (model, version, signal) ((loopline:signal_share - {bins} (loopline_reference_share)) ^ 2"
+            f" / ((loopline:signal_rows:window + {bins} (loopline_reference_share)"
+            f" * on (model, version, signal) group_left () {m}) > 0))"
+            f" * ({n} + {m}) / (1 / {n} + 1 / {m})) ^ (1 / 3)",
         ),
         Recording(
             "loopline:signal_score",

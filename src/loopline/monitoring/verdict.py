@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import hypot
+from math import hypot, pi
 
 import numpy as np
 
@@ -81,8 +81,10 @@ def _mix(counts: WindowCounts, found: list[Mover], loss: float | None, reference
     limit = float(np.abs(now - before).sum() / 2)
 
     def chance(mover: Mover) -> float:
-        signal = reference.signals[mover.signal]
-        return signal.mean * statistic.scale(mover.n, sum(signal.counts))
+        """About the shift of as many samples without drift: of each bin the mean distance of two shares."""
+        counted = np.array(reference.signals[mover.signal].counts)
+        p, m = counted / counted.sum(), counted.sum()
+        return float(np.sqrt(2 / pi * p * (1 - p) * (1 / mover.n + 1 / m)).sum() / 2)
 
     others = [mover for mover in found if mover.signal != CLASS and mover.score > 1]
     recall = np.diag(confusion) / np.maximum(confusion.sum(0), 1)

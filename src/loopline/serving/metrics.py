@@ -67,11 +67,11 @@ CATALOGUE = {
         Metric("reference_share", "gauge", "Share of a bin in the reference.", ("model", "version", "signal", "bin")),
         Metric("signal_bin_value", "gauge", "Middle of a bin.", ("model", "version", "signal", "bin")),
         Metric("reference_samples", "gauge", "Samples in the reference.", ("model", "version", "signal")),
-        Metric("signal_mean", "gauge", "Mean of the scaled shift without drift.", ("model", "version", "signal")),
+        Metric("signal_mean", "gauge", "Mean of the evidence without drift.", ("model", "version", "signal")),
         Metric(
             "signal_sd",
             "gauge",
-            "Standard deviation of the scaled shift without drift.",
+            "Standard deviation of the evidence without drift.",
             ("model", "version", "signal"),
         ),
         Metric("drift_threshold", "gauge", "Factors of the threshold's terms.", ("model", "version", "term")),

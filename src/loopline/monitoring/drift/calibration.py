@@ -13,14 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.monitoring.drift.statistic import scale, threshold_terms
+from loopline.monitoring.drift.statistic import threshold_terms
 
 EVALUATIONS = 30  # a window
 SIZES = (50, 100, 200, 500, 1000, 2000)
 PAIRS = 400  # windows for a signal's mean and deviation
 PAIR_SIZE = 200
-AIM = 0.85  # of the promised rate: a threshold found by simulation is itself uncertain
-LEAST_SD = 2.0  # of sqrt(1/m): what is rare in the reference may by chance have been twice as frequent
+AIM = 0.7  # of the promised rate: a threshold found by simulation is itself uncertain
+LEAST = (
+    0.8,
+    0.3,
+)  # mean and deviation of a signal that hardly varies in the reference: as of two bins, for it may vary a little
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,14 @@ class _Rows:
         codes = (self.flat[chosen] + groups[:, None] * self.columns).ravel()
         return np.bincount(codes, minlength=number * self.columns).reshape(number, -1).astype(np.float64)
 
-    def scaled_shifts(
-        self, windows: NDArray[np.float64], n: float, reference: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Of each window and signal: (windows, signals)."""
-        differences = np.abs(windows / n - reference / self.samples)
-        scaled: NDArray[np.float64] = np.add.reduceat(differences, self.starts, axis=1) / 2 / scale(n, self.samples)
-        return scaled
+    def evidence(self, windows: NDArray[np.float64], n: float, reference: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of each window of n rows and signal, as `statistic.evidence`: (windows, signals)."""
+        m = self.samples
+        both = windows + reference
+        apart = np.square(windows / n - reference / m) * (n + m)
+        parts = np.divide(apart, both, out=np.zeros_like(both), where=both > 0)
+        found: NDArray[np.float64] = np.cbrt(np.add.reduceat(parts, self.starts, axis=1) / (1 / n + 1 / m))
+        return found
 
 
 def calibrate(
@@ -77,13 +81,13 @@ def calibrate(
     alone = np.zeros(PAIR_SIZE, np.int64)
     pairs = np.concatenate(
         [
-            rows.scaled_shifts(
+            rows.evidence(
                 rows.counts(rng.integers(rows.samples, size=PAIR_SIZE), alone, 1), PAIR_SIZE, _resampled(rows, rng)
             )
             for _ in range(PAIRS)
         ]
     )
-    mean, sd = pairs.mean(0), np.maximum(pairs.std(0), LEAST_SD / np.sqrt(rows.samples))
+    mean, sd = np.maximum(pairs.mean(0), LEAST[0]), np.maximum(pairs.std(0), LEAST[1])
     quantiles = {
         size: float(np.quantile([_largest(rows, size, windows, mean, sd, rng) for _ in range(streams)], 1 - AIM * rate))
         for size in sizes
@@ -107,10 +111,10 @@ def _resampled(rows: _Rows, rng: np.random.Generator) -> NDArray[np.float64]:
 def _largest(
     rows: _Rows, size: int, windows: int, mean: NDArray[np.float64], sd: NDArray[np.float64], rng: np.random.Generator
 ) -> float:
-    """The largest standardised shift in a stream of `windows` windows, looked at `EVALUATIONS` times a window."""
+    """The largest standardised evidence in a stream of `windows` windows, looked at `EVALUATIONS` times a window."""
     steps, total = windows * EVALUATIONS, windows * size
     groups = np.arange(total) * steps // total
     parts = rows.counts(rng.integers(rows.samples, size=total), groups, steps)
     sums = np.cumsum(np.concatenate([np.zeros((1, rows.columns)), parts]), axis=0)
     seen = sums[EVALUATIONS:] - sums[:-EVALUATIONS]
-    return float(((rows.scaled_shifts(seen, size, _resampled(rows, rng)) - mean) / sd).max())
+    return float(((rows.evidence(seen, size, _resampled(rows, rng)) - mean) / sd).max())

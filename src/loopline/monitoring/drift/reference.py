@@ -55,7 +55,7 @@ def bin_counts(values: NDArray[np.float64], edges: Edges) -> Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """One signal's reference. mean and sd: of its scaled shift without drift, see `statistic`."""
+    """One signal's reference. mean and sd: of its evidence without drift, see `statistic`."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]

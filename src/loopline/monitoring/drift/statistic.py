@@ -1,16 +1,16 @@
 """How far is a window of traffic from the reference? The same figures as Prometheus' recording rules have, in numpy.
 
 A signal's *shift* is the total variation between its shares of bins and the reference's: the share of samples that would have to
-move, from 0 to 1. Without drift it is still no 0, but about as large as sqrt(1/n + 1/m) for n samples in the window and m in the
-reference. So it is scaled by that, and standardised with the mean and standard deviation that this has without drift. The
-model's *score* is the largest over its signals, in thresholds: over 1 it is an alarm.
+move, from 0 to 1. It says how large a difference is. Its *evidence* says how sure: the cube root of Pearson's chi-square for two
+samples, which weighs rare bins, where corruptions go, as total variation does not. The root makes it about normal (Wilson and
+Hilferty, PNAS 1931); it is standardised with its mean and standard deviation without drift. The model's *score* is the largest
+over its signals, in thresholds: over 1 it is an alarm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,12 @@ def shift(counts: NDArray[Any], reference: NDArray[Any]) -> float:
     return float(np.abs(counts / total - reference / reference.sum()).sum() / 2) if total else float("nan")
 
 
-def scale(n: float, samples: int) -> float:
-    """What a shift without drift grows with: sqrt(1/n + 1/samples)."""
-    return sqrt(1 / n + 1 / samples)
+def evidence(counts: NDArray[Any], reference: NDArray[Any]) -> float:
+    """Cube root of the chi-square between two counts of the same bins; a bin that is empty in both says nothing."""
+    n, m = counts.sum(), reference.sum()
+    both = counts + reference
+    apart = np.square(counts / n - reference / m) * (n + m)
+    return float((np.divide(apart, both, out=np.zeros(len(both)), where=both > 0).sum() / (1 / n + 1 / m)) ** (1 / 3))
 
 
 def threshold_terms(n: float, samples: int) -> tuple[float, float, float]:
@@ -40,18 +43,18 @@ def threshold_terms(n: float, samples: int) -> tuple[float, float, float]:
 
 
 def threshold(n: float, samples: int, reference: Reference) -> float:
-    """The standardised shift of n samples that is an alarm, beside `samples` in the reference."""
+    """The standardised evidence of n samples that is an alarm, beside `samples` in the reference."""
     return sum(a * b for a, b in zip(threshold_terms(n, samples), reference.threshold, strict=True))
 
 
 def score(counts: NDArray[Any], signal: Signal, reference: Reference) -> float:
-    """The signal's standardised shift in thresholds. NaN under the least number of samples: no verdict."""
+    """The signal's standardised evidence in thresholds. NaN under the least number of samples: no verdict."""
     n = float(counts.sum())
     if n < reference.least:
         return float("nan")
     samples = sum(signal.counts)
-    scaled = shift(counts, np.array(signal.counts)) / scale(n, samples)
-    return (scaled - signal.mean) / signal.sd / threshold(n, samples, reference)
+    standard = (evidence(counts, np.array(signal.counts)) - signal.mean) / signal.sd
+    return standard / threshold(n, samples, reference)
 
 
 @dataclass(frozen=True)
