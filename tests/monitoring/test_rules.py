@@ -394,26 +394,26 @@ DRIFT = (
     drift(
         "drift without an estimated loss is a notice, until its window is clean",
         drifting((120, {}), (30, DIM), (REST, {})),
-        {120: NOBODY, 125: NOBODY, 130: NOTICE, 215: NOTICE, 220: NOBODY},
+        {120: NOBODY, 130: NOTICE, 215: NOTICE, 235: NOBODY},
         "DriftNotice",
-        "Version v1, score 1.55 (alarm over 1), estimated loss 0.8 points."
-        " Moved most: contrast (score 1.6, mean 40 to 43.33)",
+        "Version v1, score 2.04 (alarm over 1), estimated loss 0.8 points."
+        " Moved most: contrast (score 2.0, mean 40 to 43.33)",
     ),
     drift(
         "drift with an estimated loss is a warning and no notice",
         drifting((120, {}), (REST, UNSURE)),
-        {125: NOBODY, 130: WARNING, 185: WARNING},
+        {120: NOBODY, 130: WARNING, 185: WARNING},
         "DriftWarning",
-        "Version v1, score 1.98 (alarm over 1), estimated loss 12.8 points."
-        " Moved most: top_probability (score 2.0, mean 0.875 to 0.8125)",
+        "Version v1, score 3.25 (alarm over 1), estimated loss 12.8 points."
+        " Moved most: top_probability (score 3.3, mean 0.875 to 0.8125)",
     ),
     drift(
         "when it lasts for more than a window a retraining is to be considered",
         drifting((120, {}), (REST, UNSURE)),
-        {185: WARNING, 245: WARNING, 255: RETRAIN, 300: RETRAIN},
+        {185: WARNING, 240: WARNING, 255: RETRAIN, 300: RETRAIN},
         "RetrainCandidate",
-        "Version v1, score 14.73 (alarm over 1), estimated loss 73.0 points."
-        " Moved most: top_probability (score 14.7, mean 0.875 to 0.5)",
+        "Version v1, score 8.58 (alarm over 1), estimated loss 73.0 points."
+        " Moved most: top_probability (score 8.6, mean 0.875 to 0.5)",
     ),
     drift(
         "an hour of it is a warning and no reason to retrain",
@@ -425,8 +425,8 @@ DRIFT = (
         drifting((120, {}), (REST, NO_NUMBER)),
         {180: NOTICE},
         "DriftNotice",
-        "Version v1, score 15.29 (alarm over 1), estimated loss 0.8 points."
-        " Moved most: contrast (score 15.3, mean 40)",
+        "Version v1, score 8.89 (alarm over 1), estimated loss 0.8 points."
+        " Moved most: contrast (score 8.9, mean 40)",
     ),
     drift(
         "under the least number of samples there is no verdict, whatever they are",
@@ -454,10 +454,10 @@ DRIFT = (
     drift(
         "of two versions side by side the one that drifts is named",
         traffic((120, {}), (REST, UNSURE), instance="two", version="v2"),
-        {125: NOBODY, 130: WARNING, 180: WARNING},
+        {120: NOBODY, 130: WARNING, 180: WARNING},
         "DriftWarning",
-        "Version v2, score 1.85 (alarm over 1), estimated loss 12.8 points."
-        " Moved most: top_probability (score 1.9, mean 0.875 to 0.8125)",
+        "Version v2, score 3.11 (alarm over 1), estimated loss 12.8 points."
+        " Moved most: top_probability (score 3.1, mean 0.875 to 0.8125)",
         DIGITS | {"version": "v2"},
         TWO_VERSIONS,
     ),

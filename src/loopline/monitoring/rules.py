@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopline.monitoring.drift.calibration import EVALUATIONS
+from loopline.monitoring.drift.statistic import WEIGHTS
 
 RUNBOOKS = "docs/runbooks"  # or the address of that folder in a forge: `loopline rules --runbooks`
 WINDOW = "1h"
@@ -102,6 +103,8 @@ def _drift(window: str) -> Group:
     bins = "max by (model, version, signal, bin)"
     values = f"{bins} (loopline_signal_bin_value)"
     known = 'loopline:signal_share{bin!="nan"}'
+    before = f"{bins} (loopline_reference_share)"
+    ours = "on (model, version, signal) group_left () loopline:signal_weight"
     recordings = (
         Recording(
             "loopline:signal_rows:window",
@@ -116,13 +119,13 @@ def _drift(window: str) -> Group:
             "loopline:signal_shift",
             f"sum by (model, version, signal) (abs(loopline:signal_share - {bins} (loopline_reference_share))) / 2",
         ),
+        Recording("loopline:signal_weight", f"clamp({n} / ({n} + {m}), {WEIGHTS[0]}, {WEIGHTS[1]})"),
         Recording(
             "loopline:signal_evidence",
-            # Bin by bin: (share - reference)^2 (n + m) / (rows in both); those of the reference are its share times m.
-            f"(sum by (model, version, signal) ((loopline:signal_share - {bins} (loopline_reference_share)) ^ 2"
-            f" / ((loopline:signal_rows:window + {bins} (loopline_reference_share)"
-            f" * on (model, version, signal) group_left () {m}) > 0))"
-            f" * ({n} + {m}) / (1 / {n} + 1 / {m})) ^ (1 / 3)",
+            f"(sum by (model, version, signal) ((loopline:signal_share - {before}) ^ 2"
+            f" / ((loopline:signal_share * {ours}"
+            f" + {before} * on (model, version, signal) group_left () (1 - loopline:signal_weight)) > 0))"
+            f" / (1 / {n} + 1 / {m})) ^ (1 / 3)",
         ),
         Recording(
             "loopline:signal_score",

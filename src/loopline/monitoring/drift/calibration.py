@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.monitoring.drift.statistic import threshold_terms
+from loopline.monitoring.drift.statistic import threshold_terms, weight
 
 EVALUATIONS = 30  # a window
 SIZES = (50, 100, 200, 500, 1000, 2000)
@@ -54,11 +54,11 @@ class _Rows:
 
     def evidence(self, windows: NDArray[np.float64], n: float, reference: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of each window of n rows and signal, as `statistic.evidence`: (windows, signals)."""
-        m = self.samples
-        both = windows + reference
-        apart = np.square(windows / n - reference / m) * (n + m)
-        parts = np.divide(apart, both, out=np.zeros_like(both), where=both > 0)
-        found: NDArray[np.float64] = np.cbrt(np.add.reduceat(parts, self.starts, axis=1) / (1 / n + 1 / m))
+        p, q, part = windows / n, reference / self.samples, weight(n, self.samples)
+        common = part * p + (1 - part) * q
+        apart = np.divide(np.square(p - q), common, out=np.zeros_like(common), where=common > 0)
+        sums = np.add.reduceat(apart, self.starts, axis=1)
+        found: NDArray[np.float64] = np.cbrt(sums / (1 / n + 1 / self.samples))
         return found
 
 

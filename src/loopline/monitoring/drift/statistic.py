@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from loopline.monitoring.drift.reference import Reference, Signal
 from loopline.tasks.signals import CLASS
 
+WEIGHTS = 0.1, 0.5
 WindowCounts = Mapping[str, NDArray[Any]]  # signal -> how many samples in each of its bins
 
 
@@ -28,12 +29,19 @@ def shift(counts: NDArray[Any], reference: NDArray[Any]) -> float:
     return float(np.abs(counts / total - reference / reference.sum()).sum() / 2) if total else float("nan")
 
 
+def weight(n: float, samples: int) -> float:
+    """The window's part in the shares that both have in common. Pearson's is n/(n + samples); within bounds no single sample in a
+    bin that is rare on the other side can raise an alarm."""
+    return min(max(n / (n + samples), WEIGHTS[0]), WEIGHTS[1])
+
+
 def evidence(counts: NDArray[Any], reference: NDArray[Any]) -> float:
     """Cube root of the chi-square between two counts of the same bins; a bin that is empty in both says nothing."""
-    n, m = counts.sum(), reference.sum()
-    both = counts + reference
-    apart = np.square(counts / n - reference / m) * (n + m)
-    return float((np.divide(apart, both, out=np.zeros(len(both)), where=both > 0).sum() / (1 / n + 1 / m)) ** (1 / 3))
+    n, m = float(counts.sum()), int(reference.sum())
+    p, q, part = counts / n, reference / m, weight(n, m)
+    common = part * p + (1 - part) * q
+    apart = np.divide(np.square(p - q), common, out=np.zeros(len(common)), where=common > 0)
+    return float((apart.sum() / (1 / n + 1 / m)) ** (1 / 3))
 
 
 def threshold_terms(n: float, samples: int) -> tuple[float, float, float]:
