@@ -103,12 +103,12 @@ def _by_shift(trials: list[Figures]) -> str:
 
 
 def harm_of(trial: Figures) -> Figures:
-    """Losses and what was said of them. Of shifted windows with a verdict: `score` over 1 and an estimated loss over the limit."""
+    """Losses and what was said of them. Harm is called where the score is over 1 and the estimated loss over its limit."""
     rows = [row for row in trial["rows"] if row["at"]]
     loss = np.array([row["before"] - row["quality"] for row in rows])
     said = {way: np.array([row["before"] - row["estimates"][way] for row in rows]) for way in rows[0]["estimates"]}
-    said["both"] = np.mean(list(said.values()), axis=0)
-    candidate = (np.array([row[OURS] for row in rows]) > 1) & (said["both"] > rows[0]["max_loss"])
+    said["shipped"] = np.array([row["loss"] for row in rows])
+    candidate = np.array([row[OURS] > 1 and row["harmful"] for row in rows])
     large = np.array([row["n"] for row in rows]) >= 1000
     harmful = large & (loss > HARMFUL)
     return {
@@ -123,11 +123,11 @@ def _harm(trials: list[Figures]) -> str:
     rows = []
     for trial in trials:
         found = harm_of(trial)
-        errors = [f"{found['error'][way] * 100:.1f}" for way in ("confidence", "atc", "both")]
+        errors = [f"{found['error'][way] * 100:.1f}" for way in ("confidence", "atc", "shipped")]
         harmless = "–" if found["harmless"] is None else f"{found['harmless']:.1%} of {found['windows'][0]}"
         missed = "–" if found["missed"] is None else f"{found['missed']:.1%} of {found['windows'][1]}"
         rows.append([f"{trial['model']} ({trial['metric']})", *errors, harmless, missed])
-    head = ["model", "error of the estimate, points: confidence", "atc", "mean of both"]
+    head = ["model", "error of the estimate, points: confidence", "atc", "as shipped"]
     return table([*head, "harmless windows called harmful", "harmful windows of 1,000 missed"], rows)
 
 
@@ -148,9 +148,9 @@ def losses(trials: list[Figures]) -> list[str]:
         if not 0.5 <= ratio <= 1.1:
             found.append(f"{trial['model']}: {ratio:.2f} of the promised false alarms come, not 0.5 to 1.1.")
         harm = harm_of(trial)
-        if harm["error"]["both"] > 0.04:
+        if harm["error"]["shipped"] > 0.04:
             found.append(
-                f"{trial['model']}: the estimated quality is {harm['error']['both'] * 100:.1f} points off in the mean, not 4."
+                f"{trial['model']}: the estimated quality is {harm['error']['shipped'] * 100:.1f} points off in the mean, not 4."
             )
         for what, key in (
             ("harmless windows are called harmful", "harmless"),

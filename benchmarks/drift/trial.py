@@ -55,14 +55,16 @@ def run(project: Path, name: str, size: protocol.Size, most: int) -> Figures:
         counted = counts(now, ref)
         mover = statistic.movers(counted, ref)[0]
         seconds[OURS] += time.perf_counter() - start
-        estimates = {k: harm.estimate(counted[ref.quality.signal], w) for k, w in ref.quality.weights.items()}
+        cost = harm.judge(counted, ref)
+        assert cost is not None, "every window has enough samples"
         row: Figures = {
             "n": window.n,
             "at": [at.shift, at.strength, at.share] if at else None,
             "quality": float(now.quality.mean()),
             "before": ref.quality.value,
-            "max_loss": ref.quality.max_loss,
-            "estimates": estimates,
+            "estimates": cost.estimates,
+            "loss": cost.loss,
+            "harmful": cost.harmful,
             "mover": mover.signal,
             OURS: mover.score,
         }

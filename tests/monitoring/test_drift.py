@@ -230,6 +230,31 @@ def test_less_sure_is_less_right(drift):
     assert np.isnan(harm.estimate(np.zeros(3), (1.0, 1.0, 1.0)))
 
 
+def test_a_model_that_is_sure_and_wrong_is_told_by_its_classes(drift):
+    """Everything looks brighter and is called `a`, with full confidence."""
+    found, _ = population(800, 4, brightness=6)
+    cost = harm.judge(counted(found | {"predicted_class": np.zeros(800)}, drift), drift)
+    by_confidence = drift.quality.value - np.mean(list(cost.estimates.values()))
+    assert abs(by_confidence) < 0.03
+    assert cost.classes == cost.loss == pytest.approx(2 / 3, abs=0.06)
+    assert cost.harmful
+
+
+def test_a_new_mix_of_the_same_classes_is_no_loss(drift):
+    """Nothing moves further than the classes do."""
+    found, _ = population(800, 4)
+    skewed = np.where(np.arange(800) < 600, 0.0, found["predicted_class"])
+    cost = harm.judge(counted(found | {"predicted_class": skewed}, drift), drift)
+    assert cost.classes == 0
+    assert not cost.harmful
+
+
+def test_few_samples_must_lose_more_before_it_is_harm(drift):
+    few, many = (harm.judge(counted(population(n, 4)[0], drift), drift) for n in (60, 6000))
+    assert few.limit > many.limit > drift.quality.max_loss
+    assert harm.judge(counted(population(OPTIONS.least_samples - 1, 4)[0], drift), drift) is None
+
+
 def test_a_model_compared_with_itself_loses_nothing_and_has_no_drift(drift):
     counts = {name: np.array(signal.counts) for name, signal in drift.signals.items()}
     assert all(mover.shift == 0 and mover.score < 0.01 for mover in statistic.movers(counts, drift))

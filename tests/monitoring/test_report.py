@@ -241,10 +241,10 @@ def test_the_verdict_is_one_sentence_with_its_numbers(one, reference, found, wor
 
 def test_the_loss_is_from_both_ways_to_estimate(reference):
     finding = verdict.judge(test_drift.counted(DRIFTED, reference), reference)
-    assert finding.estimates.keys() == {"confidence", "atc"}
-    assert finding.loss == pytest.approx(reference.quality.value - np.mean(list(finding.estimates.values())))
+    assert finding.harm.estimates.keys() == {"confidence", "atc"}
+    assert finding.harm.loss == pytest.approx(reference.quality.value - np.mean(list(finding.harm.estimates.values())))
     assert finding.harmful
-    assert finding.loss > reference.quality.max_loss
+    assert finding.harm.loss > finding.harm.limit > reference.quality.max_loss
 
 
 def test_a_signal_that_has_too_few_samples_is_named_with_the_reason(one, reference):

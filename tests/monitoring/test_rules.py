@@ -425,8 +425,7 @@ DRIFT = (
         drifting((120, {}), (REST, NO_NUMBER)),
         {180: NOTICE},
         "DriftNotice",
-        "Version v1, score 8.89 (alarm over 1), estimated loss 0.8 points."
-        " Moved most: contrast (score 8.9, mean 40)",
+        "Version v1, score 8.89 (alarm over 1), estimated loss 0.8 points. Moved most: contrast (score 8.9, mean 40)",
     ),
     drift(
         "under the least number of samples there is no verdict, whatever they are",

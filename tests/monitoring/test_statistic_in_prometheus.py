@@ -9,7 +9,7 @@ import pytest
 import test_drift
 
 from loopline.monitoring import rules
-from loopline.monitoring.drift import statistic
+from loopline.monitoring.drift import harm, statistic
 from loopline.serving.metrics import Metrics
 from loopline.serving.watching import _Counts
 
@@ -124,17 +124,30 @@ def _settled(server, reference):
     return first if same else None
 
 
+def _agreed(server, reference, version):
+    """The harm, where the rules and numpy say the same of it."""
+    cost = harm.judge(rows(server, reference, version), reference)
+    given = [
+        server.query(f'{name}{{version="{version}"}}')[0][1]
+        for name in ("loopline:quality_loss", "loopline:quality_limit")
+    ]
+    return cost if np.allclose(given, [cost.loss, cost.limit], atol=0.003) else None
+
+
 def test_the_estimated_quality_is_the_same_and_versions_are_judged_apart(watched, reference):
     old, new = Replica(reference, "v1"), Replica(reference, "v2")
     server = watched(old, new)
-    old.add(test_drift.population(600, 1)[0])
-    new.add(test_drift.population(600, 2, sure=-0.25, brightness=2)[0])
+    old.add(test_drift.population(600, 8)[0])
+    new.add(test_drift.population(600, 9, sure=-0.25, brightness=2)[0] | {"predicted_class": np.zeros(600)})
     seen(server, 600, "v1")
     seen(server, 600, "v2")
     by_version = {labels["version"]: value for labels, value in server.query("loopline:drift_score")}
     assert by_version["v1"] < 1 < by_version["v2"]
     losses = {labels["version"]: value for labels, value in server.query("loopline:quality_loss")}
     assert abs(losses["v1"]) < 0.04 < 0.1 < losses["v2"]
+    for version in ("v1", "v2"):
+        cost = prometheus.eventually(lambda version=version: _agreed(server, reference, version))
+        assert (cost.classes > 0) == (version == "v2"), "all is called the first class, and looks otherwise too"
     firing = {(labels["alertname"], labels["version"]) for labels, _ in server.query('ALERTS{alertname=~"Drift.*"}')}
     assert firing == {("DriftWarning", "v2")}
 

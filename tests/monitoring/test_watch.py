@@ -143,7 +143,8 @@ def test_all_that_is_drawn_comes_from_what_our_rules_record(server, reference):
     assert moved.verdict[0] == "drift, and the model is worse on it"
     assert moved.samples == pytest.approx(600, rel=0.03)
     assert (moved.least, moved.metric) == (reference.least, "accuracy")
-    assert (moved.reference, moved.max_loss) == (reference.quality.value, reference.quality.max_loss)
+    assert moved.reference == reference.quality.value
+    assert moved.max_loss > reference.quality.max_loss, "600 samples leave some doubt"
     assert moved.estimates.keys() == {"confidence", "atc"}
     assert moved.loss == pytest.approx(moved.reference - np.mean(list(moved.estimates.values())))
     assert moved.alerts[0] == ("DriftWarning", "warning")

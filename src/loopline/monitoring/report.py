@@ -96,17 +96,19 @@ def write(path: Path, page: str) -> None:
 
 
 def _quality(finding: Finding, reference: Reference) -> str:
-    if finding.loss is None:
+    if finding.harm is None:
         return ""
-    quality = reference.quality
+    quality, cost = reference.quality, finding.harm
     figures = {"on the reference": f"{quality.value:.3f}"}
-    figures |= {f"estimated by {way}": f"{value:.3f}" for way, value in finding.estimates.items()}
-    figures |= {"loss, points": f"{100 * finding.loss:.1f}", "harm over, points": f"{100 * quality.max_loss:.1f}"}
+    figures |= {f"estimated by {way}": f"{value:.3f}" for way, value in cost.estimates.items()}
+    figures |= {"loss by classes, points": f"{100 * cost.classes:.1f}", "loss, points": f"{100 * cost.loss:.1f}"}
+    figures |= {"harm over, points": f"{100 * cost.limit:.1f}"}
     cells = "".join(f"<div><dt>{escape(key)}</dt><dd>{value}</dd></div>" for key, value in figures.items())
     return (
         f'<h2>Estimated {escape(quality.metric)}</h2><dl class="figures">{cells}</dl>'
         f'<p class="soft">No labels are needed: confidence counts each sample with the quality that samples as sure as it had on the '
-        f"reference, atc counts those surer than a threshold. The loss is from the mean of both.</p>"
+        f"reference, atc counts those surer than a threshold. The loss is from the mean of both, or the shift of the predicted "
+        f"classes where that is larger and no new mix of the same classes explains it.</p>"
     )
 
 

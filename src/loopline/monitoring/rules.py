@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopline.monitoring.drift.calibration import EVALUATIONS
+from loopline.monitoring.drift.harm import DOUBT, SURE
 from loopline.monitoring.drift.statistic import WEIGHTS
 
 RUNBOOKS = "docs/runbooks"  # or the address of that folder in a forge: `loopline rules --runbooks`
@@ -105,6 +106,11 @@ def _drift(window: str) -> Group:
     known = 'loopline:signal_share{bin!="nan"}'
     before = f"{bins} (loopline_reference_share)"
     ours = "on (model, version, signal) group_left () loopline:signal_weight"
+    best, classes, others = (
+        _model("loopline_quality_reference"),
+        'signal="predicted_class"',
+        'signal!="predicted_class"',
+    )
     recordings = (
         Recording(
             "loopline:signal_rows:window",
@@ -148,11 +154,25 @@ def _drift(window: str) -> Group:
             " * on (model, version, signal, bin) group_left () loopline:signal_share)",
         ),
         Recording(
+            "loopline:signal_excess",
+            f"sqrt(clamp_min(loopline:signal_shift ^ 2 - {_signal('loopline_signal_noise')} ^ 2 * (1 / {n} + 1 / {m}), 0))",
+        ),
+        Recording("loopline:quality_loss:confidence", f"{best} - avg by (model, version) (loopline:quality_estimated)"),
+        Recording(
+            "loopline:quality_loss:classes",
+            f"({_model(f'loopline:signal_excess{{{classes}}}')} < {_model(f'loopline:signal_excess{{{others}}}')})"
+            f" and ({_model(f'loopline:signal_score{{{classes}}}')} > {SURE})",
+        ),
+        Recording(
             "loopline:quality_loss",
-            f"{_model('loopline_quality_reference')} - avg by (model, version) (loopline:quality_estimated)",
+            "loopline:quality_loss:classes > loopline:quality_loss:confidence or loopline:quality_loss:confidence",
+        ),
+        Recording(
+            "loopline:quality_limit",
+            f"{_model('loopline_quality_max_loss')} + {DOUBT} * sqrt({best} * (1 - {best}) / loopline:drift_samples)",
         ),
     )
-    harmful = f"loopline:quality_loss > on (model, version) {_model('loopline_quality_max_loss')}"
+    harmful = "loopline:quality_loss > loopline:quality_limit"
     drifted = "loopline:drift_score > 1"
     harm = f"({drifted}) and on (model, version) ({harmful})"
     one = "{model=%q,version=%q}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import hypot, pi
+from math import hypot, sqrt
 
 import numpy as np
 
@@ -32,15 +32,13 @@ class Mix:
 class Finding:
     """What is to be said of a window.
 
-    n: samples of the signal that has most. silent: signals without a verdict -> their samples. estimates: way -> quality.
+    n: samples of the signal that has most. silent: signals without a verdict -> their samples.
     """
 
     n: float
     movers: list[Mover]
     silent: dict[str, float]
-    estimates: dict[str, float]
-    loss: float | None
-    harmful: bool
+    harm: harm.Harm | None
     mix: Mix | None
 
     @property
@@ -48,25 +46,24 @@ class Finding:
         """Is it an alarm?"""
         return bool(self.movers) and self.movers[0].score > 1
 
+    @property
+    def harmful(self) -> bool:
+        """Is the estimated loss over its limit?"""
+        return self.harm is not None and self.harm.harmful
+
 
 def judge(counts: WindowCounts, reference: Reference) -> Finding:
     """The verdict on the counts of a window."""
     found = statistic.movers(counts, reference)
     sums = {name: float(counts[name].sum()) if name in counts else 0.0 for name in reference.signals}
     silent = {name: n for name, n in sums.items() if n < reference.least}
-    quality, estimates, loss = reference.quality, {}, None
-    if found and quality.signal not in silent:
-        row = counts[quality.signal]
-        estimates = {way: harm.estimate(row, weights) for way, weights in quality.weights.items()}
-        loss = quality.value - float(np.mean(list(estimates.values())))
+    cost = harm.judge(counts, reference) if found else None
     return Finding(
         n=max(sums.values()),
         movers=found,
         silent=silent,
-        estimates=estimates,
-        loss=loss,
-        harmful=loss is not None and loss > quality.max_loss,
-        mix=_mix(counts, found, loss, reference),
+        harm=cost,
+        mix=_mix(counts, found, cost.loss if cost else None, reference),
     )
 
 
@@ -81,10 +78,8 @@ def _mix(counts: WindowCounts, found: list[Mover], loss: float | None, reference
     limit = float(np.abs(now - before).sum() / 2)
 
     def chance(mover: Mover) -> float:
-        """About the shift of as many samples without drift: of each bin the mean distance of two shares."""
-        counted = np.array(reference.signals[mover.signal].counts)
-        p, m = counted / counted.sum(), counted.sum()
-        return float(np.sqrt(2 / pi * p * (1 - p) * (1 / mover.n + 1 / m)).sum() / 2)
+        signal = reference.signals[mover.signal]
+        return signal.noise * sqrt(1 / mover.n + 1 / sum(signal.counts))
 
     others = [mover for mover in found if mover.signal != CLASS and mover.score > 1]
     recall = np.diag(confusion) / np.maximum(confusion.sum(0), 1)
@@ -106,8 +101,8 @@ def sentence(finding: Finding, reference: Reference) -> str:
     if finding.drifted:
         head = "Drift, and the model is worse on it" if finding.harmful else "Drift, and no harm is estimated"
     estimated = ""
-    if finding.loss is not None:
-        level = quality.value - finding.loss
+    if finding.harm:
+        level = quality.value - finding.harm.loss
         estimated = f"; {quality.metric} is estimated at {level:.3f}, on the reference it was {quality.value:.3f}"
     return (
         f"{head}: the score is {first.score:.2f}, an alarm is over 1, from {finding.n:.0f} samples{estimated}; without drift, "

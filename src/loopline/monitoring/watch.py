@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WANTED = (
     "loopline:drift_samples|loopline:drift_score|loopline:signal_score|loopline:signal_value:window"
     "|loopline:signal_value:reference|loopline:quality_estimated|loopline:quality_loss"
-    "|loopline_drift_least_samples|loopline_quality_reference|loopline_quality_max_loss|ALERTS"
+    "|loopline_drift_least_samples|loopline_quality_reference|loopline:quality_limit|ALERTS"
 )
 CELLS = 48  # of the bar and of the time line
 MOVERS = 5
@@ -148,7 +148,7 @@ def _state(
         reference=figure("loopline_quality_reference"),
         estimates={row.labels["estimate"]: row.value for row in by_name.get("loopline:quality_estimated", ())},
         loss=figure("loopline:quality_loss"),
-        max_loss=figure("loopline_quality_max_loss"),
+        max_loss=figure("loopline:quality_limit"),
         alerts=alerts,
         movers=tuple(Mover(_clean(name), value, before.get(name), now.get(name)) for name, value in scores),
     )

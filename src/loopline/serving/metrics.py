@@ -74,6 +74,7 @@ CATALOGUE = {
             "Standard deviation of the evidence without drift.",
             ("model", "version", "signal"),
         ),
+        Metric("signal_noise", "gauge", "Shift without drift, over sqrt(1/n + 1/m).", ("model", "version", "signal")),
         Metric("drift_threshold", "gauge", "Factors of the threshold's terms.", ("model", "version", "term")),
         Metric("drift_least_samples", "gauge", "No verdict with fewer samples in the window.", ("model", "version")),
         Metric(

@@ -154,6 +154,7 @@ class _Counts:
             metrics.value("reference_samples", *key, name).value = total
             metrics.value("signal_mean", *key, name).value = signal.mean
             metrics.value("signal_sd", *key, name).value = signal.sd
+            metrics.value("signal_noise", *key, name).value = signal.noise
         for term, factor in zip(("constant", "small", "large"), reference.threshold, strict=True):
             metrics.value("drift_threshold", *key, term).value = factor
         metrics.value("drift_least_samples", *key).value = reference.least

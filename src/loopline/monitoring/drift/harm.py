@@ -4,21 +4,31 @@ Without labels each sample counts with the quality that samples as sure as it ha
 of the calibrated confidence, and *atc*, the share of samples surer than a threshold that on the reference is passed by as many
 as are right (Garg et al., Leveraging unlabeled data to predict out-of-distribution performance, ICLR 2022). Both are
 sums over the bins that drift is counted in, so a recording rule has them too.
+
+A model that is sure and wrong fools both. But at least as many answers are wrong as the predicted classes' shares are off the true
+ones'. Where they moved, and something else moved further, no new mix of the same classes explains it: then the true shares are
+thought to be as before, and the *classes*' shift is loss.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf, log, sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.monitoring.drift.reference import Edges, bin_of, rounded
+from loopline.monitoring.drift import statistic
+from loopline.monitoring.drift.reference import Edges, Reference, bin_of, rounded
+from loopline.monitoring.drift.statistic import WindowCounts
+from loopline.tasks.signals import CLASS
 
 GRID = np.linspace(
     0.05, 0.95, 19
 )  # edges of confidence beside those of equal mass: drift goes where the reference has few samples
+SURE = 0.75  # score of the predicted classes from which their shift counts
+DOUBT = 0.75  # standard errors of a quality that must be lost beyond `max_loss`: few samples say little
 PRIOR = 10.0  # rows' weight of what the confidence itself says, in a bin
 MIXTURE = 50.0  # labels for which the confidence sequence is tightest
 
@@ -67,6 +77,41 @@ def estimate(counts: NDArray[Any], weight: tuple[float, ...]) -> float:
     """The window's quality. NaN for an empty one."""
     total = counts.sum()
     return float(counts @ np.array(weight) / total) if total else float("nan")
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What a window is thought to cost. estimates: way -> quality. classes: loss by the predicted classes. limit: more is harm."""
+
+    estimates: dict[str, float]
+    classes: float
+    loss: float
+    limit: float
+
+    @property
+    def harmful(self) -> bool:
+        """Is it?"""
+        return self.loss > self.limit
+
+
+def judge(counts: WindowCounts, reference: Reference) -> Harm | None:
+    """The window's harm; None where the signal of confidence has no verdict."""
+    quality, rows = reference.quality, counts.get(reference.quality.signal)
+    if rows is None or rows.sum() < reference.least:
+        return None
+    estimates = {way: estimate(rows, weight) for way, weight in quality.weights.items()}
+    moved = {
+        name: statistic.excess(counts[name], signal)
+        for name, signal in reference.signals.items()
+        if name in counts and counts[name].sum() >= reference.least
+    }
+    classes = moved.pop(CLASS, 0.0)
+    sure = CLASS in counts and statistic.score(counts[CLASS], reference.signals[CLASS], reference) > SURE
+    if not sure or max(moved.values(), default=0.0) <= classes:
+        classes = 0.0
+    doubt = DOUBT * sqrt(quality.value * (1 - quality.value) / float(max(row.sum() for row in counts.values())))
+    loss = max(quality.value - float(np.mean(list(estimates.values()))), classes)
+    return Harm(estimates, classes, loss, quality.max_loss + doubt)
 
 
 def confidence_sequence(right: float, n: float, alpha: float = 0.05) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,12 @@ def shift(counts: NDArray[Any], reference: NDArray[Any]) -> float:
     """Total variation, 0 to 1, between two counts of the same bins. Of an empty window it is NaN."""
     total = counts.sum()
     return float(np.abs(counts / total - reference / reference.sum()).sum() / 2) if total else float("nan")
+
+
+def excess(counts: NDArray[Any], signal: Signal) -> float:
+    """The shift beyond what chance alone would show."""
+    noise = signal.noise**2 * (1 / float(counts.sum()) + 1 / sum(signal.counts))
+    return sqrt(max(0.0, shift(counts, np.array(signal.counts)) ** 2 - noise))
 
 
 def weight(n: float, samples: int) -> float:
