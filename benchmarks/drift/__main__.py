@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.drift import page, protocol, trial
 
 QUICK = protocol.Size(references=1, nulls=4, sizes=(50, 100), streams=4)
-MOST = 1200  # held-out samples of a model
+MOST = 800  # held-out samples of a model
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ class Condition:
 class Size:
     """How much is run. references: drawn. nulls: windows without a shift for each of them and each size."""
 
-    references: int = 5
+    references: int = 4
     nulls: int = 25
     sizes: tuple[int, ...] = SIZES
     streams: int = 520  # without drift, for the rate of false alarms
