@@ -33,23 +33,27 @@ def loopline(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
+def ports(first):
+    """Options for a row of six."""
+    return [
+        "--port",
+        first,
+        "--sentinel-port",
+        first + 3,
+        "--prometheus-port",
+        first + 4,
+        "--alertmanager-port",
+        first + 5,
+    ]
+
+
 @pytest.fixture
 def started(folder):
     """started(options) -> the first port of what is up: servers, their metrics, sentinel, Prometheus, Alertmanager."""
 
     def start(*more):
         first = prometheus.free_ports(6)
-        ports = [
-            "--port",
-            first,
-            "--sentinel-port",
-            first + 3,
-            "--prometheus-port",
-            first + 4,
-            "--alertmanager-port",
-            first + 5,
-        ]
-        done = loopline("up", "--window", WINDOW, "--scrape", SCRAPE, "--sentinel", 1, *ports, *more)
+        done = loopline("up", "--window", WINDOW, "--scrape", SCRAPE, "--sentinel", 1, *ports(first), *more)
         assert done.returncode == 0, done.stderr
         return first
 
@@ -124,17 +128,7 @@ def test_down_ends_what_up_started_and_nothing_else(started, folder):
 def test_what_does_not_start_leaves_nothing_running(folder):
     first = prometheus.free_ports(6)
     taken = socket.create_server(("127.0.0.1", first + 5))
-    ports = [
-        "--port",
-        first,
-        "--sentinel-port",
-        first + 3,
-        "--prometheus-port",
-        first + 4,
-        "--alertmanager-port",
-        first + 5,
-    ]
-    done = loopline("up", *ports)
+    done = loopline("up", *ports(first))
     taken.close()
     assert done.returncode == 1
     assert "alertmanager did not get ready" in done.stderr
