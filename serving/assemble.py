@@ -24,7 +24,16 @@ from pathlib import Path
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 TRIM = Path(__file__).with_name("trim.txt")
-LOOPLINE = ("__init__.py", "cli.py", "errors.py", "release", "serving", "tasks")
+LOOPLINE = (
+    "__init__.py",
+    "cli",
+    "errors.py",
+    "monitoring/__init__.py",
+    "monitoring/drift",
+    "release",
+    "serving",
+    "tasks",
+)
 DEMO = ("serving/pages/index.html", "serving/pages/assets")
 HEADER = "<IIQQQQQQ"  # of a segment: type, flags, offset, two addresses, size in the file and in memory, alignment
 PT_LOAD = 1
@@ -43,6 +52,12 @@ def remove(folder: Path, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         for path in sorted(folder.glob(pattern), reverse=True):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def copy(source: Path, target: Path) -> None:
+    """A file or a folder, with the folders above it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
 def libraries(files: Iterable[Path], cuda: Iterable[Path]) -> set[Path]:
@@ -135,8 +150,7 @@ def main() -> None:
     own = packages / "loopline"
     own.mkdir()
     for name in LOOPLINE:
-        source = given.loopline / name
-        shutil.copytree(source, own / name) if source.is_dir() else shutil.copy2(source, own)
+        copy(given.loopline / name, own / name)
     if given.demo == "0":
         remove(own, DEMO)
     bytecode(own, root, keep_source=True)
