@@ -1,0 +1,69 @@
+"""The parts of `make bench-drift` that could lie."""
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    """harness(name) -> a module of the benchmark."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: import_module(f"benchmarks.drift.{name}")
+
+
+def test_a_shift_reaches_the_share_of_the_window_that_it_says(harness):
+    protocol = harness("protocol")
+    given = protocol.conditions(["noise"], classes=False)
+    found = list(protocol.windows(300, None, given, protocol.Size(references=1, nulls=2, sizes=(50, 200))))
+    assert len(found) == 2 * (2 + 9)
+    for window in found:
+        assert len(window.rows) == len(window.changed) == window.n
+        assert window.changed.mean() == (window.condition.share if window.condition else 0)
+    again = list(protocol.windows(300, None, given, protocol.Size(references=1, nulls=2, sizes=(50, 200))))
+    assert all((a.rows == b.rows).all() for a, b in zip(found, again, strict=True)), "every method sees the same"
+
+
+def test_classes_are_knocked_out_and_one_becomes_most(harness):
+    protocol = harness("protocol")
+    targets = np.arange(300) % 10
+    given = protocol.conditions([], classes=True)
+    seen = {}
+    for window in protocol.windows(300, targets, given, protocol.Size(references=1, nulls=0, sizes=(400,))):
+        seen[window.condition.shift, window.condition.strength] = targets[window.rows]
+    assert [seen[protocol.KNOCK_OUT, strength].min() for strength in (1, 2, 3)] == [1, 3, 5]
+    shares = [np.mean(seen[protocol.PRIOR, strength] == 0) for strength in (1, 2, 3)]
+    np.testing.assert_allclose(shares, (0.25, 0.5, 0.8), atol=0.07)
+
+
+def row(n, at, figure, **more):
+    return {"n": n, "at": at, "A": figure, "Loopline": figure, "before": 0.9, "quality": 0.9, **more}
+
+
+def test_methods_are_compared_at_the_same_rate_of_false_alarms(harness):
+    page = harness("page")
+    nulls = [row(50, None, x) for x in range(100)] + [row(100, None, 10 * x) for x in range(100)]
+    shifted = [row(50, ["s", 1, 1.0], x) for x in (90, 94, 96, 200)] + [row(100, ["s", 1, 1.0], x) for x in (96, 990)]
+    trial = {"rows": nulls + shifted, "seconds": {"A": 1.0}}
+    assert page.detections(trial, "A") == 3 / 6, "each size of window has a threshold of its own"
+    assert page.detections(trial, "A", lambda r: r["n"] == 50) == 2 / 4
+    assert page.detections(trial, "A", lambda r: r["n"] == 7) is None
+
+
+def test_harm_counts_what_was_called_and_what_was_missed(harness):
+    page = harness("page")
+    at, said = ["s", 1, 1.0], {"estimates": {"atc": 0.8}, "loss": 0.1}
+    rows = [
+        row(1000, at, 2.0, harmful=True, **said) | {"quality": 0.8},  # harmful and called
+        row(1000, at, 0.5, harmful=True, **said) | {"quality": 0.8},  # harmful and missed: no alarm
+        row(50, at, 2.0, harmful=False, **said) | {"quality": 0.8},  # too few to count as missed
+        row(50, at, 2.0, harmful=True, **said),  # harmless and called
+        row(50, at, 2.0, harmful=False, **said),
+    ]
+    found = page.harm_of({"rows": rows})
+    assert (found["harmless"], found["missed"], found["windows"]) == (0.5, 0.5, (2, 2))
+    assert found["error"]["shipped"] == pytest.approx(0.4 * 0.1)
