@@ -143,7 +143,7 @@ class Calibrate(Strict):
     )  # chance that `windows` windows in a row of unchanged traffic raise any alarm
     windows: int = Field(default=24, ge=1)
     least_samples: int = Field(default=50, ge=20)  # in a window: no verdict under it
-    max_loss: Fraction = 0.035  # of estimated quality: more is harm, less is a notice
+    max_loss: Fraction = 0.025  # of estimated quality: more is harm, less is a notice
     streams: int = Field(default=250, ge=100)  # simulated without drift for each size of window
 
 

@@ -89,7 +89,11 @@ def calibrate(
     )
     mean, sd = np.maximum(pairs.mean(0), LEAST[0]), np.maximum(pairs.std(0), LEAST[1])
     quantiles = {
-        size: float(np.quantile([_largest(rows, size, windows, mean, sd, rng) for _ in range(streams)], 1 - AIM * rate))
+        size: float(
+            np.quantile(
+                [_largest(rows, size, windows, mean, sd, rng) for _ in range(streams)], 1 - AIM * rate, method="weibull"
+            )
+        )
         for size in sizes
     }
     terms = np.array([threshold_terms(size, rows.samples) for size in sizes])

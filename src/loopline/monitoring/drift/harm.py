@@ -28,7 +28,7 @@ GRID = np.linspace(
     0.05, 0.95, 19
 )  # edges of confidence beside those of equal mass: drift goes where the reference has few samples
 SURE = 0.75  # score of the predicted classes from which their shift counts
-DOUBT = 0.75  # standard errors of a quality that must be lost beyond `max_loss`: few samples say little
+DOUBT = 0.5  # standard errors of a quality that must be lost beyond `max_loss`: few samples say little
 PRIOR = 10.0  # rows' weight of what the confidence itself says, in a bin
 MIXTURE = 50.0  # labels for which the confidence sequence is tightest
 
