@@ -139,7 +139,9 @@ def test_a_failure_at_the_very_last_step_leaves_everything_as_it_was(home: Path,
     # Git asks this hook before it moves any reference: it lets the commit and the tag v1 pass, but not the tag v2.
     hook = Path(".git/hooks/reference-transaction")
     hook.parent.mkdir(exist_ok=True)
-    hook.write_text('#!/bin/sh\n[ "$1" != prepared ] || ! grep -q "[1-9a-f] refs/tags/data/text/v2"\n')
+    hook.write_text(
+        '#!/bin/sh\n[ "$1" != prepared ] || ! grep -q " [0-9a-f]*[1-9a-f][0-9a-f]* refs/tags/data/text/v2"\n'
+    )
     hook.chmod(0o755)
     before = state(home)
     with pytest.raises(LooplineError, match=r"^`git tag` failed: .*hook"):

@@ -81,7 +81,7 @@ def described(*, name="classifier", labels=LABELS, code="c" * 64):
 
 
 def reference(spec):
-    """The content of a `drift.json`: brightness evenly from 0 to 255, as are the classes, and all answers sure. An alarm at 3 sd."""
+    """The content of a `drift.json`: brightness evenly from 0 to 255, as are the classes, and all answers sure. An alarm at 4 sd."""
     sure = signals.CONFIDENCE[spec.task]
     edges = {
         "brightness": (0.0, 64.0, 128.0, 192.0, 256.0),
@@ -96,9 +96,9 @@ def reference(spec):
     return drift.Reference(
         samples=200,
         least=50,
-        threshold=(3.0, 0.0, 0.0),
+        threshold=(4.0, 0.0, 0.0),
         promise={},
-        signals={name: drift.Signal(edges=edge, counts=counts[name], mean=1.0, sd=0.3) for name, edge in edges.items()},
+        signals={name: drift.Signal(edges=edge, counts=counts[name], mean=1.6, sd=0.4) for name, edge in edges.items()},
         quality=drift.Quality(
             metric="accuracy", value=0.9, max_loss=0.05, signal=sure, weights={"confidence": (0.3, 0.6, 0.9, 0.0)}
         ),

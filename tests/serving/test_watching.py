@@ -67,7 +67,7 @@ def test_the_reference_is_exported_for_the_rules(serve, folders):
         shares = [v for k, v in found.items() if k[0] == "loopline_reference_share" and dict(k[1:])["signal"] == name]
         np.testing.assert_allclose(sum(shares), 1)
         assert total(found, "signal_mean", signal=name) == signal["mean"]
-    assert total(found, "drift_threshold", term="constant") == 3
+    assert total(found, "drift_threshold", term="constant") == 4
     assert total(found, "quality_max_loss") == 0.05
     assert total(found, "signal_rows_total") == 0
 
