@@ -193,6 +193,18 @@ def test_without_redrawing_the_reference_there_would_be_too_many(monkeypatch):
     assert np.mean(alarms) > 0.4
 
 
+@given(st.integers(0, 1000), st.sampled_from([50, 400, 5000]))
+def test_calibration_and_verdict_have_one_statistic(seed, n):
+    """It is written twice: for one signal, and for all signals of many windows at once."""
+    rng, widths = np.random.default_rng(seed), {"a": 4, "b": 7}
+    bins = {name: rng.integers(0, width - 1, 300) for name, width in widths.items()}  # the last bin stays empty
+    rows = calibration._Rows(bins, widths)
+    whole = rows.counts(np.arange(300), np.zeros(300, int), 1)[0]
+    window = rows.counts(rng.integers(300, size=n), np.zeros(n, int), 1)
+    expected = [statistic.evidence(window[0, :4], whole[:4]), statistic.evidence(window[0, 4:], whole[4:])]
+    np.testing.assert_allclose(rows.evidence(window, n, whole)[0], expected)
+
+
 def test_a_stricter_promise_has_a_higher_threshold(drift):
     strict = made(false_alarms=0.005)
     assert statistic.threshold(200, 400, strict) > statistic.threshold(200, 400, drift)

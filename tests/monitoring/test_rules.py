@@ -22,7 +22,7 @@ from loopline import cli
 from loopline.monitoring import rules
 from loopline.monitoring.drift.reference import Labels, Quality, Reference, Signal
 from loopline.serving.metrics import CATALOGUE, PREFIX, Metrics
-from loopline.serving.watching import _Counts
+from loopline.serving.watching import Counts
 
 ROOT = Path(__file__).parents[2]
 RUNBOOKS = ROOT / "docs/runbooks"
@@ -108,7 +108,7 @@ def requests(code, **labels):
 def gauges(instance, version="v1"):
     """What a server really exports of a bundle's drift reference."""
     metrics = Metrics()
-    _Counts(SimpleNamespace(name="digits", version=version, reference=REFERENCE), metrics)
+    Counts(SimpleNamespace(name="digits", version=version, reference=REFERENCE), metrics)
     return {
         named(PREFIX + name, instance, **dict(zip(CATALOGUE[name].labels, labels, strict=True))): constant(value.value)
         for name, found in metrics.series.items()

@@ -11,7 +11,7 @@ import test_drift
 from loopline.monitoring import rules
 from loopline.monitoring.drift import harm, statistic
 from loopline.serving.metrics import Metrics
-from loopline.serving.watching import _Counts
+from loopline.serving.watching import Counts
 
 pytestmark = prometheus.needed
 WINDOW = "1h"  # everything that the test counts is in it
@@ -28,7 +28,7 @@ class Replica:
         """The counters start at 0, as those of a new process do."""
         model = types.SimpleNamespace(name="classifier", version=self.version, reference=self.reference)
         self.metrics = Metrics()
-        self.counts = _Counts(model, self.metrics)
+        self.counts = Counts(model, self.metrics)
         self.show()
 
     def add(self, found):

@@ -18,7 +18,7 @@ import test_drift
 from loopline.errors import LooplineError
 from loopline.monitoring import query, rules, watch
 from loopline.serving.metrics import Metrics
-from loopline.serving.watching import _Counts
+from loopline.serving.watching import Counts
 
 HOUR = 3600
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
@@ -27,7 +27,7 @@ OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 def lines(model, version, reference, found, now, parts=20):
     """What a server exported over 50 minutes in which it saw `found`, as OpenMetrics."""
     metrics = Metrics()
-    counts = _Counts(types.SimpleNamespace(name=model, version=version, reference=reference), metrics)
+    counts = Counts(types.SimpleNamespace(name=model, version=version, reference=reference), metrics)
     rows = len(next(iter(found.values())))
     for part in range(parts + 1):
         if part:

@@ -81,7 +81,7 @@ def up(options: Options, folder: Path = FOLDER) -> list[Process]:
             started.append(_start(name, command, address, folder))
             _save(started, folder)
             _wait(started[-1], ready, folder)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: nothing stays behind, and the error goes on
         end(started)
         _save([], folder)
         raise

@@ -82,9 +82,9 @@ class Watcher:
     def __init__(self, models: Sequence[Model], metrics: Metrics, *, rows_a_second: int = ROWS_A_SECOND) -> None:
         """Each model is watched from now on, where rows_a_second is not 0. Its reference is exported either way."""
         self.inbox: queue.SimpleQueue[tuple[Watch, Taken] | None] = queue.SimpleQueue()
-        self.counted: dict[Watch, _Counts] = {}
+        self.counted: dict[Watch, Counts] = {}
         for model in models:
-            counts = _Counts(model, metrics)
+            counts = Counts(model, metrics)
             if rows_a_second:
                 model.watch = Watch(model.spec, rows_a_second, self.inbox)
                 self.counted[model.watch] = counts
@@ -135,7 +135,7 @@ def _joined(parts: Sequence[Arrays], spec: ModelSpec) -> Arrays:
     return found
 
 
-class _Counts:
+class Counts:
     """The series of one model: the bins' counters, and the reference beside them."""
 
     def __init__(self, model: Model, metrics: Metrics) -> None:
