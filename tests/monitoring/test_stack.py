@@ -1,9 +1,15 @@
 """`up`, `traffic`, `down`: the whole way from a request to an alert and back, with the real parts."""
 
+import itertools
 import json
 import socket
 import subprocess
 import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import brightness
@@ -69,31 +75,48 @@ def firing(first):
     return {labels["alertname"] for labels, _ in found}
 
 
-def send(first, profile, seconds):
-    plan = traffic.Plan(url=f"http://127.0.0.1:{first}", profile=profile, rate=30, seconds=seconds)
-    counts = traffic.send({"classifier": traffic.samples("classifier", plan)}, plan, progress=False)
-    assert counts["200"] > 0.5 * 30 * seconds, counts
-    return counts
+@contextmanager
+def flowing(first, profile):
+    """Traffic of a profile, until what is waited for in here is true: a busy machine needs longer."""
+    plan = traffic.Plan(url=f"http://127.0.0.1:{first}", profile=profile, rate=30, seconds=2)
+    rows = {"classifier": traffic.samples("classifier", plan)}
+    enough = threading.Event()
+
+    def send():
+        answers = Counter()
+        for seed in itertools.takewhile(lambda _: not enough.is_set(), itertools.count()):
+            answers.update(traffic.send(rows, replace(plan, seed=seed), progress=False))
+        return answers
+
+    with ThreadPoolExecutor(1) as one:
+        answers = one.submit(send)
+        try:
+            yield
+        finally:
+            enough.set()
+    assert answers.result()["200"] > 0.5 * answers.result().total(), answers.result()
 
 
 def test_clean_traffic_is_quiet_a_shift_raises_the_notice_and_its_end_clears_it(started, folder):
     received = prometheus.Hook()
     first = started("--replicas", 2, "--webhook", received.url)
-    send(first, "clean", 12)
     url = f"http://127.0.0.1:{first + 4}"
-    score = prometheus.eventually(lambda: prometheus.query(url, "loopline:drift_score"))
-    assert score[0][1] < 1
-    assert firing(first) == set()
+    with flowing(first, "clean"):
+        full = f"sum(increase(loopline_signal_rows_total{{signal='brightness'}}[{WINDOW}])) > 300"
+        prometheus.eventually(lambda: prometheus.query(url, full))
+        score = prometheus.eventually(lambda: prometheus.query(url, "loopline:drift_score"))
+        assert score[0][1] < 1
+        assert firing(first) == set()
 
-    send(first, "dark", 12)
-    prometheus.eventually(lambda: "DriftNotice" in firing(first))
-    alert = prometheus.eventually(lambda: [a for a in received.alerts if a["labels"]["alertname"] == "DriftNotice"])[0]
+    with flowing(first, "dark"):
+        told = prometheus.eventually(lambda: [a for a in received.alerts if a["labels"]["alertname"] == "DriftNotice"])
+    alert = told[0]
     assert "Moved most: brightness (score" in alert["annotations"]["description"]
     assert (Path(__file__).parents[2] / alert["annotations"]["runbook_url"]).exists()
 
-    send(first, "clean", 30)
-    prometheus.eventually(lambda: firing(first) == set())
-    prometheus.eventually(lambda: [a for a in received.alerts if a["status"] == "resolved"])
+    with flowing(first, "clean"):
+        prometheus.eventually(lambda: firing(first) == set())
+        prometheus.eventually(lambda: [a for a in received.alerts if a["status"] == "resolved"])
     received.close()
 
     checks = prometheus.query(url, "sum by (result) (loopline_sentinel_checks_total)")
@@ -103,7 +126,7 @@ def test_clean_traffic_is_quiet_a_shift_raises_the_notice_and_its_end_clears_it(
     }
     counted = prometheus.query(url, 'sum(loopline_signal_rows_total{signal="brightness"})')[0][1]
     assert asked["probe"] > 30
-    assert asked["predict"] - 30 <= counted <= asked["predict"], "golden inputs are not counted as traffic"
+    assert asked["predict"] - 60 <= counted <= asked["predict"], "golden inputs are not counted as traffic"
 
 
 def test_down_ends_what_up_started_and_nothing_else(started, folder):
