@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from benchmarks.drift import page, protocol, trial
@@ -42,6 +42,9 @@ def main() -> int:
         size = QUICK if options.quick else protocol.Size()
         with ProcessPoolExecutor() as pool:
             jobs = [pool.submit(trial.run, project, name, size, MOST) for project, name in todo]
+            for job in as_completed(jobs):
+                done = job.result()
+                print(f"{done['model']} of {done['dataset']}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
             found = [job.result() for job in jobs]
         results = {"trials": found, "minutes": (time.monotonic() - began) / 60, "machine": page.machine()}
         options.results.parent.mkdir(parents=True, exist_ok=True)
