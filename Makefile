@@ -44,7 +44,7 @@ up: setup ## servers, sentinel, Prometheus and Alertmanager on the loopback (ARG
 down: setup ## end what `make up` started
 	loopline down
 
-traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|noise|blur|dark|typos|... RATE=20 SECONDS=60 MODEL=...)
+traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|other-domain|noisy|blur|dark|... RATE=20 SECONDS=60 MODEL=...)
 	loopline traffic $(MODEL) --profile $(or $(PROFILE),clean) --rate $(or $(RATE),20) --seconds $(or $(SECONDS),60) $(ARGS)
 
 rules: setup ## write monitoring/prometheus/rules.yml anew
@@ -89,7 +89,7 @@ bench-serving: setup .venv-peers/ready ## our server beside others, with wrk: 12
 	$(BIN)/uv pip install --quiet --python .venv-peers/bin/python --compile-bytecode -r $<
 	@touch $@
 
-bench-drift: setup .venv-drift/ready ## our drift alarm beside others: 10 min, writes docs/drift-benchmark.md (ARGS=--quick: 2 min)
+bench-drift: setup .venv-drift/ready ## our drift alarm beside others: 15 min, writes docs/drift-benchmark.md (ARGS=--quick: 2 min)
 	OMP_NUM_THREADS=1 PYTHONPATH=src:. .venv-drift/bin/python -m benchmarks.drift $(ARGS)
 
 .venv-drift/ready: benchmarks/drift/requirements.lock | setup
