@@ -220,8 +220,8 @@ knocked out and one class made most of the traffic. Some change nothing, and a m
 `plain` takes accents, of which English has none, and `prior` at its second strength makes one of two classes half of the traffic.
 
 References and windows are drawn independently from the held-out samples; all methods see the same. A method's threshold for a size of
-window is what {RATE:.0%} of its windows without a shift pass, so all have the same rate of false alarms. Images are written by the same
-encoder before and after, so that file sizes differ by content alone.
+window is what {RATE:.0%} of its windows without a shift pass, so all have the same rate of false alarms. Images are written by the
+same encoder before and after, so that file sizes differ by content alone.
 
 Evidently's preset sees Loopline's signals as columns and counts those that its own tests call drifted. KS is univariate on the softmax
 outputs (of a detector: the best score of each class) with Bonferroni, the best simple method of that paper. MMD has a Gaussian

@@ -104,7 +104,7 @@ def _drift(window: str) -> Group:
     bins = "max by (model, version, signal, bin)"
     values = f"{bins} (loopline_signal_bin_value)"
     known = 'loopline:signal_share{bin!="nan"}'
-    before = f"{bins} (loopline_reference_share)"
+    before = "loopline:signal_share:reference"
     ours = "on (model, version, signal) group_left () loopline:signal_weight"
     best, classes, others = (
         _model("loopline_quality_reference"),
@@ -121,9 +121,9 @@ def _drift(window: str) -> Group:
             "loopline:signal_share",
             f"loopline:signal_rows:window / on (model, version, signal) group_left () ({n} > 0)",
         ),
+        Recording(before, f"{bins} (loopline_reference_share)"),  # once: it is every replica's every bin
         Recording(
-            "loopline:signal_shift",
-            f"sum by (model, version, signal) (abs(loopline:signal_share - {bins} (loopline_reference_share))) / 2",
+            "loopline:signal_shift", f"sum by (model, version, signal) (abs(loopline:signal_share - {before})) / 2"
         ),
         Recording("loopline:signal_weight", f"clamp({n} / ({n} + {m}), {WEIGHTS[0]}, {WEIGHTS[1]})"),
         Recording(
@@ -145,8 +145,8 @@ def _drift(window: str) -> Group:
         ),
         Recording(
             "loopline:signal_value:reference",
-            f"sum by (model, version, signal) ({bins} (loopline_reference_share) * {values})"
-            f' / sum by (model, version, signal) ({bins} (loopline_reference_share{{bin!="nan",signal!="predicted_class"}}))',
+            f"sum by (model, version, signal) ({before} * {values})"
+            f' / sum by (model, version, signal) ({before}{{bin!="nan",signal!="predicted_class"}})',
         ),
         Recording(
             "loopline:quality_estimated",
