@@ -85,6 +85,11 @@ CATALOGUE = {
         ),
         Metric("quality_reference", "gauge", "Quality on the reference.", ("model", "version", "metric")),
         Metric("quality_max_loss", "gauge", "Loss of quality that is harm.", ("model", "version")),
+        # The journal: see docs/journal.md.
+        Metric("journal_rows", "counter", "Lines written, by why a sample is kept.", ("model", "version", "reason")),
+        Metric("journal_lost", "counter", "Lines that were not written: too many waited, or the disk failed."),
+        Metric("journal_dropped_segments", "counter", "Segments removed because nobody fetched them."),
+        Metric("feedback", "counter", "Labels that came back.", ("model", "version", "code")),
     )
 }
 
