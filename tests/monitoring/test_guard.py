@@ -21,6 +21,8 @@ def test_harmful_drift_with_labels_is_a_retraining():
     assert decide(ALERT, IDLE, DRIFT, POLICY, NOW).action == "retrain"
 
 
+EIGHT = (Past(NOW - 400 * HOUR, NOW - 399 * HOUR, "succeeded"),) * 8
+RESULTS = st.sampled_from(["succeeded", "refused", "failed"])
 STOPS = {  # what stops it: (action, words, changes)
     "a forged alert": ("decline", "nobody knows who sent it", {"alert": {"authentic": False}}),
     "a resolved alert": ("decline", "it is over", {"alert": {"firing": False}}),
@@ -38,7 +40,7 @@ STOPS = {  # what stops it: (action, words, changes)
     "the kill switch": ("wait", "kill switch", {"state": {"paused": "holiday"}}),
     "a run under way": ("wait", "run r1 is under way", {"state": {"running": "r1"}}),
     "the cool-down": ("wait", "cool-down", {"state": {"past": (Past(NOW - HOUR, NOW - HOUR, "succeeded"),)}}),
-    "a spent budget": ("wait", "budget is spent: 8 of 8", {"state": {"past": (Past(NOW - 400 * HOUR, NOW - 399 * HOUR, "succeeded"),) * 8}}),
+    "a spent budget": ("wait", "budget is spent: 8 of 8", {"state": {"past": EIGHT}}),
     "few labels": ("ask-labels", "99 new labels, 100 are needed", {"evidence": {"labels": {"a": 50, "b": 49}}}),
     "a class without labels": ("ask-labels", "too few have: b 4", {"evidence": {"labels": {"a": 200, "b": 4}}}),
     "no approval": ("await-approval", "a person's approval", {"policy": {"approval": True}}),
@@ -51,8 +53,11 @@ def changed(*names):
     for name in names:
         for what, fields in STOPS[name][2].items():
             if what == "evidence" and "firing" in fields:
-                fields = {"firing": fields["firing"] | found[what].firing}
-            found[what] = found[what].model_copy(update=fields) if what == "policy" else replace(found[what], **fields)
+                found[what] = replace(found[what], firing=fields["firing"] | found[what].firing)
+            elif what == "policy":
+                found[what] = found[what].model_copy(update=fields)
+            else:
+                found[what] = replace(found[what], **fields)
     return (*found.values(), NOW)
 
 
@@ -117,7 +122,7 @@ def test_one_more_reason_never_makes_the_decision_milder(chosen, more):
 
 counts = st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 500), max_size=5)
 pasts = st.lists(
-    st.builds(lambda a, b, r: Past(NOW - a - b, NOW - a, r), st.floats(0, 1e7), st.floats(0, 1e5), st.sampled_from(["succeeded", "refused", "failed"]))
+    st.builds(lambda a, b, r: Past(NOW - a - b, NOW - a, r), st.floats(0, 1e7), st.floats(0, 1e5), RESULTS)
 )  # fmt: skip
 states = st.builds(
     State,

@@ -37,6 +37,7 @@ def _listen(options: argparse.Namespace) -> int:
     from loopline.monitoring.retrainer.runs import Place
     from loopline.monitoring.retrainer.worker import Worker
 
+    os.environ.setdefault("LOOPLINE_ACTOR", "retrainer")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     found, secrets, root = policy.load(options.policy), alerts.secrets(), Path.cwd()
     if found.where == "github" and not os.environ.get("LOOPLINE_GITHUB_TOKEN"):

@@ -80,7 +80,7 @@ def _labels(model: str, classes: tuple[str, ...], since: float, journal: Path) -
     if not journal.is_dir():
         return found
     store: Any = import_module("loopline.journal.store")
-    counts: Mapping[str, int] = store.Store(journal).label_counts(model, since=since)
+    counts: dict[str, int] = store.Store(journal).label_counts(model, since=since)
     return found | counts
 
 
