@@ -116,6 +116,8 @@ def environment(place: Place, folder: Path) -> dict[str, str]:
     if (folder / "src/loopline").is_dir():
         found["PYTHONPATH"] = str(folder / "src")
     found.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place.repository}/mlflow.db")
+    # Where MLflow's own store puts a new experiment's files: by default in the current folder, which goes with the worktree.
+    found.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", str(place.repository / "mlruns"))
     log = found.get("LOOPLINE_DECISIONS", "decisions/log.jsonl")
     found |= {"LOOPLINE_DECISIONS": str(place.repository / log), "LOOPLINE_ACTOR": "retrainer", "DVC_NO_ANALYTICS": "1"}
     for who in ("AUTHOR", "COMMITTER"):
