@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from loopline.errors import LooplineError
 from loopline.monitoring import query, rules, verdict
@@ -79,9 +77,13 @@ def _labels(model: str, classes: tuple[str, ...], since: float, journal: Path) -
     found = dict.fromkeys(classes, 0)
     if not journal.is_dir():
         return found
-    store: Any = import_module("loopline.journal.store")
-    counts: dict[str, int] = store.Store(journal).label_counts(model, since=since)
-    return found | counts
+    from loopline.journal.store import Store
+
+    store = Store(journal)
+    try:
+        return found | store.label_counts(model, since=since)
+    finally:
+        store.index.close()
 
 
 def _accuracy(url: str, mine: Mapping[str, str], least: float) -> tuple[float, float, float] | None:
