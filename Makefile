@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve up down traffic rules demo test lint bench bench-serving bench-drift data-add mlflow lock clean
+.PHONY: help setup repro serve up down traffic retrainer rules demo test lint bench bench-serving bench-drift data-add mlflow lock clean
 .PHONY: image
 
 help: ## list the targets
@@ -40,6 +40,9 @@ serve: setup ## the bundles on http://127.0.0.1:8080 (PORT=...)
 
 up: setup ## servers, sentinel, Prometheus and Alertmanager on the loopback (ARGS="--window 5m --scrape 1")
 	loopline up $(ARGS)
+
+retrainer: setup ## take drift alerts and retrain (docs/retraining.md; LOOPLINE_RETRAINER_TOKEN is set)
+	loopline retrainer $(ARGS)
 
 down: setup ## end what `make up` started
 	loopline down

@@ -74,6 +74,10 @@ def checks(result):
     return named("loopline_sentinel_checks_total", "watch", "sentinel", model="digits", version="v1", result=result)
 
 
+def retrainings(result):
+    return named("loopline_retrain_runs_total", "loop", "retrainer", model="digits", result=result)
+
+
 def constant(value):
     return f"{value}+0x{REST}"
 
@@ -154,6 +158,7 @@ WELL = {
     **replica("two"),
     checks("same"): always(4),
     **{checks(result): always(0) for result in ("different", "other_version", "failed")},
+    **{retrainings(result): always(0) for result in ("succeeded", "refused", "failed")},
 }
 
 
@@ -368,6 +373,18 @@ SERVICE = (
         "a sentinel that meets another version is silent",
         {checks("same"): then(20, 4, 0), checks("other_version"): then(20, 0, 4)},
         {34: NOBODY, 35: ("SentinelSilent",)},
+    ),
+    Case(
+        "a retraining that breaks down",
+        {retrainings("failed"): counter((20, 0), (1, 1), (REST, 0))},
+        {20: NOBODY, 21: ("RetrainingFailed",), 130: ("RetrainingFailed",), 145: NOBODY},
+        "RetrainingFailed",
+        DIGITS,
+    ),
+    Case(
+        "a candidate that was refused is no failure",
+        {retrainings("refused"): counter((20, 0), (1, 1), (REST, 0))},
+        {30: NOBODY},
     ),
     Case("a fleet that is well", {}, dict.fromkeys((0, 1, 2, 5, 30, 70), NOBODY)),
     Case("a fleet that is well all day", {}, dict.fromkeys((10, 200, 400, 600), NOBODY), every="10m"),

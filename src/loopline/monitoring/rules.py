@@ -366,6 +366,14 @@ def _service() -> Group:
             "warning",
             hold="5m",
         ),
+        Alert(
+            "RetrainingFailed",
+            'sum by (model) (increase(loopline_retrain_runs_total{result="failed"}[1h])) > 0',
+            "{{ $labels.model }}: a retraining broke down",
+            "A run of the last hour failed: no candidate came out of it, and the model in service is still the one that drifts.",
+            "warning",
+            keep="1h",
+        ),
     )
     return Group("loopline-service", "30s", tuple(recordings), alerts)
 

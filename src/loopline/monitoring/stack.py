@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,14 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from loopline.errors import LooplineError
 from loopline.monitoring import rules
 
 FOLDER = Path(".loopline/up")
 CONFIGURATION = Path(__file__).parents[3] / "monitoring"  # the repository's
+TOKEN = "retrainer.token"  # noqa: S105 - the name of a file
 FAST = 5.0  # seconds between scrapes: who looks more often wants to be told at once
 READY_SECONDS = 30.0
 END_SECONDS = 40.0  # a server drains for 30
@@ -46,6 +49,8 @@ class Options:
     alertmanager_port: int = 9093
     sentinel_port: int = 9101
     webhook: str | None = None
+    retrainer_port: int | None = None
+    policy: Path = Path("monitoring/retraining.yaml")
 
 
 @dataclass(frozen=True)
@@ -99,19 +104,40 @@ def write(options: Options, folder: Path) -> None:
     manager = {"static_configs": [{"targets": [f"127.0.0.1:{options.alertmanager_port}"]}]}
     servers = [f"127.0.0.1:{options.port + 1 + number}" for number in range(options.replicas)]
     targets = {"loopline": servers, "sentinel": [f"127.0.0.1:{options.sentinel_port}"]}
+    if options.retrainer_port:
+        targets["retrainer"] = [f"127.0.0.1:{options.retrainer_port}"]
     prometheus["alerting"] = {"alertmanagers": [manager]}
     prometheus["scrape_configs"] = [
         {"job_name": job["job_name"], "static_configs": [{"targets": targets[job["job_name"]]}]}
         for job in prometheus["scrape_configs"]
+        if job["job_name"] in targets
     ]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(prometheus, sort_keys=False), encoding="utf-8")
 
     alertmanager = yaml.safe_load((CONFIGURATION / "alertmanager/alertmanager.yml").read_text(encoding="utf-8"))
     if options.scrape < FAST:
         alertmanager["route"] |= {"group_wait": "1s", "group_interval": "1s"}
+    receivers = {receiver["name"]: receiver for receiver in alertmanager["receivers"]}
+    if options.retrainer_port:
+        _tell_retrainer(receivers["retrainer"], options.retrainer_port, folder)
+    else:
+        alertmanager["receivers"].remove(receivers["retrainer"])
+        routes = alertmanager["route"]["routes"]
+        alertmanager["route"]["routes"] = [route for route in routes if route["receiver"] != "retrainer"]
     if options.webhook:
-        alertmanager["receivers"][0]["webhook_configs"] = [{"url": options.webhook, "send_resolved": True}]
+        receivers["team"]["webhook_configs"] = [{"url": options.webhook, "send_resolved": True}]
     (folder / "alertmanager.yml").write_text(yaml.safe_dump(alertmanager, sort_keys=False), encoding="utf-8")
+
+
+def _tell_retrainer(receiver: dict[str, Any], port: int, folder: Path) -> None:
+    """Alertmanager and the retrainer share a token of this start; only we can read its file."""
+    token = folder / TOKEN
+    token.unlink(missing_ok=True)
+    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    (hook,) = receiver["webhook_configs"]
+    hook["url"] = f"http://127.0.0.1:{port}/alertmanager"
+    hook["http_config"]["authorization"]["credentials_file"] = str(token.resolve())
 
 
 def _commands(
@@ -130,6 +156,12 @@ def _commands(
     watch = ["--every", str(options.sentinel), "--port", str(options.sentinel_port)]
     address = f"http://127.0.0.1:{options.sentinel_port}/metrics"
     found.append(("sentinel", [*loopline, "sentinel", url, *bundles, *watch], address, address))
+    if port := options.retrainer_port:
+        address = f"http://127.0.0.1:{port}"
+        token = f"LOOPLINE_RETRAINER_TOKEN_FILE={(folder / TOKEN).resolve()}"
+        command = ["/usr/bin/env", token, *loopline, "retrainer", "--port", str(port), "--window", options.window]
+        command += ["--prometheus", f"http://127.0.0.1:{options.prometheus_port}", "--policy", str(options.policy)]
+        found.append(("retrainer", command, address, f"{address}/healthz"))
     own = f"127.0.0.1:{options.alertmanager_port}"
     command = [alertmanager, f"--config.file={folder}/alertmanager.yml", f"--storage.path={folder}/alertmanager"]
     command += [f"--web.listen-address={own}", "--cluster.listen-address="]
