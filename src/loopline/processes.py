@@ -28,7 +28,9 @@ class Process:
     address: str
 
 
-def start(name: str, command: Sequence[str], address: str, folder: Path, env: Mapping[str, str] | None = None) -> Process:
+def start(
+    name: str, command: Sequence[str], address: str, folder: Path, env: Mapping[str, str] | None = None
+) -> Process:
     """Start it, with a log in the folder. env: beside our own."""
     import psutil
 

@@ -78,8 +78,8 @@ def read(folder: Path = FOLDER) -> Fleet:
     except FileNotFoundError as error:
         raise LooplineError("no gateway is up: `loopline up --gateway` starts one") from error
     lanes = {name: Lane(**content.pop(name)) for name in LANES}
-    content |= {name: tuple(content[name]) for name in ("arguments", "sentinel")}
-    return Fleet(**content, **lanes)
+    content |= {name: tuple(content[name]) for name in ("arguments", "sentinel")} | lanes
+    return Fleet(**content)
 
 
 def keep(source: Path, store: Path = BUNDLES) -> tuple[str, bundle.Bundle]:
@@ -99,15 +99,15 @@ def apply(fleet: Fleet, folder: Path = FOLDER) -> list[Process]:
     with processes.locked(folder):
         processes.write(folder / "fleet.json", json.dumps(asdict(fleet)))
         gateway = Gateway(folder)
-        there = {process.name: process for process in processes.running(folder)} | _strays(folder)
+        there = strays(folder) | {process.name: process for process in processes.running(folder)}
         servers = {}
         for lane, wanted in fleet.lanes().items():
             for name in wanted.names(lane):
                 servers[name] = there.get(name) or _start(name, wanted, fleet, folder)
                 there[name] = servers[name]
                 processes.save(list(there.values()), folder)
-        for name in servers:
-            there[name] = servers[name] = _ready(servers[name], folder)
+        for name, server in servers.items():
+            there[name] = servers[name] = _ready(server, folder)
         processes.save(list(there.values()), folder)
         _targets(servers, folder)
         for lane in LANES:
@@ -154,8 +154,8 @@ def _ready(server: Process, folder: Path) -> Process:
     raise processes.not_ready(server.name, folder)
 
 
-def _strays(folder: Path) -> dict[str, Process]:
-    """Servers that were started by one who was killed before noting it."""
+def strays(folder: Path) -> dict[str, Process]:
+    """What carries our mark: also a server whose starter was killed before noting it."""
     import psutil
 
     found = {}

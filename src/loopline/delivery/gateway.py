@@ -54,7 +54,8 @@ frontend gateway
   http-request deny deny_status 404 if {{ path,url_dec -m beg /metrics }}
   http-request set-var(txn.model) path,url_dec,field(3,/) if {{ path,url_dec -m beg /predict/ }}
   # Who names a version means the champion's: there is no other in the addresses that are public.
-  http-request set-var(txn.model) path,url_dec,field(4,/) if {{ path,url_dec -m beg /v2/models/ }} !{{ path,url_dec -m sub /versions/ }}
+  acl versioned path,url_dec -m sub /versions/
+  http-request set-var(txn.model) path,url_dec,field(4,/) if {{ path,url_dec -m beg /v2/models/ }} !versioned
   http-request set-var(txn.share) var(txn.model),map_str_int({shares},0)
   http-request set-var(txn.twice) var(txn.share),add(txn.share)
   # What is sticky: the client that names itself, else the request and its repetitions by their id, else the same content.
@@ -154,7 +155,9 @@ class Gateway:
                 while part := connection.recv(1 << 16):
                     parts.append(part)
         except OSError as error:
-            raise LooplineError(f"the gateway does not answer on {self.socket}: {error}; `loopline up --gateway`") from error
+            raise LooplineError(
+                f"the gateway does not answer on {self.socket}: {error}; `loopline up --gateway`"
+            ) from error
         return b"".join(parts).decode().strip()
 
     def share(self, model: str, percent: int) -> None:

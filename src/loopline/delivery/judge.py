@@ -1,7 +1,7 @@
 """Is the challenger as good as the champion? A pure function from what was seen to a verdict and its reasons. Numpy only.
 
-`shadow` judges a replay, `canary` a step of live traffic. A hard stop ends it at once; a clear difference for the worse rolls back; too
-little data, or a difference that is neither clear nor harmless, holds; and only what has all its evidence passes. How long it may
+`shadow` judges a replay, `canary` a step of live traffic. A hard stop ends it at once; a clear difference for the worse rolls back;
+too little data, or a difference that is neither clear nor harmless, holds; and only what has all its evidence passes. How long it may
 hold is the controller's business, and what comes after that is a rollback.
 """
 
@@ -130,7 +130,7 @@ def canary(seen: Evidence, policy: Policy) -> Verdict:
     found.append(_classes(seen, policy))
     for action in ("roll back", "hold"):
         if reasons := tuple(said for kind, said in found if kind == action):
-            return Verdict(action, reasons)  # type: ignore[arg-type]
+            return Verdict(action, reasons)
     least = min(ours.step, theirs.step)
     if least < policy.requests:
         return Verdict("hold", (f"{least} of {policy.requests} requests in a lane",))
@@ -271,4 +271,3 @@ def total_variation(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[flo
     common = (x + y) / (n + m)
     errors = np.sqrt(common * (1 - common) * (1 / n + 1 / m))
     return float(np.abs(x / n - y / m).sum() / 2), float(errors.sum() / 2 + NOISE * errors.max(initial=0.0))
-

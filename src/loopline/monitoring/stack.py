@@ -21,7 +21,9 @@ from loopline.processes import Process
 FOLDER = Path(".loopline/up")
 CONFIGURATION = Path(__file__).parents[3] / "monitoring"  # the repository's
 FAST = 5.0  # seconds between scrapes: who looks more often wants to be told at once
-HAPROXY_ADVICE = "the gateway is HAProxy 2.6 or newer (apt-get install haproxy; brew install haproxy); or go without --gateway"
+HAPROXY_ADVICE = (
+    "the gateway is HAProxy 2.6 or newer (apt-get install haproxy; brew install haproxy); or go without --gateway"
+)
 PROMETHEUS, ALERTMANAGER = ("prometheus",), ("prometheus-alertmanager", "alertmanager")  # Debian's name first
 ADVICE = (
     "install it (Debian and Ubuntu: apt-get install prometheus prometheus-alertmanager; macOS: brew install prometheus "
@@ -168,6 +170,7 @@ def down(folder: Path = FOLDER) -> list[Process]:
     """End what `up` started, and what a rollout put in its place; returns it."""
     found = processes.running(folder)
     processes.end(found)
+    processes.end(list(fleet.strays(folder).values()))  # what a rollout was about to note
     if (folder / "state.json").exists():
         processes.save([], folder)
     return found
