@@ -26,6 +26,7 @@ def _up(options: argparse.Namespace) -> int:
             webhook=options.webhook,
             retrainer_port=options.retrainer_port,
             policy=options.policy,
+            gateway=options.gateway,
         )
     )
     for process in started:
@@ -162,6 +163,7 @@ def _running(rooms: Verbs) -> None:
     start.add_argument("--retrainer-port", type=int, help="start the retrainer too, and tell it of alerts")
     policy = Path("monitoring/retraining.yaml")
     start.add_argument("--policy", type=Path, default=policy, help=f"the retrainer's (default: {policy})")
+    start.add_argument("--gateway", action="store_true", help="HAProxy at --port: `loopline rollout` needs it")
     start.add_argument("--webhook", help="address that Alertmanager tells of alerts")
     verb(rooms, "down", _down, "end what `up` started")
 

@@ -139,9 +139,7 @@ class World:
             right, version, status = None, "", 0
             try:
                 identity = f"drill-{number}"
-                connection.request(
-                    "POST", f"/predict/{self.model}", sample.image, headers | {"X-Request-Id": identity}
-                )
+                connection.request("POST", f"/predict/{self.model}", sample.image, headers | {"X-Request-Id": identity})
                 answer = connection.getresponse()
                 status, said = answer.status, json.loads(answer.read())
                 if status == 200:
