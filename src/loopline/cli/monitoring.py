@@ -27,6 +27,9 @@ def _up(options: argparse.Namespace) -> int:
             retrainer_port=options.retrainer_port,
             policy=options.policy,
             gateway=options.gateway,
+            journal=options.journal,
+            journal_sample=options.journal_sample,
+            journal_port=options.journal_port,
         )
     )
     for process in started:
@@ -164,6 +167,9 @@ def _running(rooms: Verbs) -> None:
     policy = Path("monitoring/retraining.yaml")
     start.add_argument("--policy", type=Path, default=policy, help=f"the retrainer's (default: {policy})")
     start.add_argument("--gateway", action="store_true", help="HAProxy at --port: `loopline rollout` needs it")
+    start.add_argument("--journal", type=Path, metavar="FOLDER", help="keep samples and labels in it (docs/journal.md)")
+    start.add_argument("--journal-sample", type=float, default=0.1, help="share of ordinary samples that is kept")
+    start.add_argument("--journal-port", type=int, default=9102)
     start.add_argument("--webhook", help="address that Alertmanager tells of alerts")
     verb(rooms, "down", _down, "end what `up` started")
 

@@ -1,6 +1,6 @@
 """The world outside: a camera, people who know what it sees, and what they get answered.
 
-Traffic goes on all the time, at a steady rate. Images of the test split are only measured: nobody ever labels them, so that no model is
+Traffic goes on all the time, at a steady rate. Images of the test split are only measured: nobody labels them, so that no model is
 trained on them. Images of the training split, each as the worn camera sees it, are what people label.
 """
 
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,11 +31,11 @@ LABEL_SECONDS = 0.5  # between two batches of labels
 
 
 class Sample(NamedTuple):
-    """An image with its class. public: people may label it."""
+    """An image, its class, and the split that it is from."""
 
     image: bytes
     label: str
-    public: bool
+    part: str
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Seen:
 
     at: float
     worn: bool
-    public: bool
+    part: str
     right: bool | None
     version: str
     status: int
@@ -65,10 +65,11 @@ def pools(path: Path, labels: Sequence[str], seed: int = 0) -> Pools:
 
     def samples(part: str, *, worn: bool) -> list[Sample]:
         found = []
-        for image, target in zip(parts[part].inputs, parts[part].targets, strict=True):
+        for given, target in zip(parts[part].inputs, parts[part].targets, strict=True):
+            image: Any = given
             for name, strength in WORN if worn else ():
                 image = shifts.shifted_image(image, name, strength, rng)
-            found.append(Sample(image, labels[target], part == "train"))
+            found.append(Sample(image, labels[target], part))
         return found
 
     clean = [*samples("val", worn=False), *samples("test", worn=False)]
@@ -108,13 +109,24 @@ class World:
 
     def accuracy(self, since: float, *, worn: bool) -> tuple[float, int]:
         """On the images that nobody labels, of the requests since a time: share, and of how many."""
-        found = [one.right for one in self.seen if one.at >= since and one.worn == worn and not one.public]
+        found = [one.right for one in self.seen if one.at >= since and one.worn == worn and one.part != "train"]
         known = [right for right in found if right is not None]
         return (sum(known) / len(known) if known else float("nan")), len(known)
 
     def lost(self, since: float = 0.0) -> list[Seen]:
         """Requests that were not answered with 200."""
         return [one for one in self.seen if one.at >= since and one.status != 200]
+
+    def ask(self, samples: Sequence[Sample]) -> float:
+        """The accuracy on these, asked now, as the sentinel asks: nothing of it is counted as traffic."""
+        connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
+        headers = {"Content-Type": "application/octet-stream", "X-Loopline-Probe": "1"}
+        right = 0
+        for sample in samples:
+            connection.request("POST", f"/predict/{self.model}", sample.image, headers)
+            right += json.loads(connection.getresponse().read())["predictions"][0]["label"] == sample.label
+        connection.close()
+        return right / len(samples)
 
     def _schedule(self) -> None:
         rng, start = np.random.default_rng(1), time.monotonic()
@@ -144,12 +156,12 @@ class World:
                 status, said = answer.status, json.loads(answer.read())
                 if status == 200:
                     right, version = said["predictions"][0]["label"] == sample.label, said["version"]
-                    if worn and sample.public and self.labelling and place not in self.labelled:
+                    if worn and sample.part == "train" and self.labelling and place not in self.labelled:
                         self.labelled.add(place)
                         self._truths.append({"id": identity, "label": sample.label, "source": "people"})
             except (OSError, ValueError, http.client.HTTPException):
                 connection.close()
-            self.seen.append(Seen(time.monotonic() - self.began, worn, sample.public, right, version, status))
+            self.seen.append(Seen(time.monotonic() - self.began, worn, sample.part, right, version, status))
         connection.close()
 
     def _label(self) -> None:

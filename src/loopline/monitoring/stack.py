@@ -6,25 +6,20 @@ its start time are those noted.
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from loopline import processes
 from loopline.delivery import fleet, gateway
 from loopline.errors import LooplineError
-from loopline.monitoring import rules
+from loopline.monitoring import configuration, rules
 from loopline.processes import Process
 
 FOLDER = Path(".loopline/up")
-CONFIGURATION = Path(__file__).parents[3] / "monitoring"  # the repository's
-TOKEN = "retrainer.token"  # noqa: S105 - the name of a file
-FAST = 5.0  # seconds between scrapes: who looks more often wants to be told at once
 HAPROXY_ADVICE = (
     "the gateway is HAProxy 2.6 or newer (apt-get install haproxy; brew install haproxy); or go without --gateway"
 )
@@ -39,7 +34,7 @@ ADVICE = (
 class Options:
     """See `loopline up --help`. window: of drift; what is evaluated follows it. scrape: seconds.
 
-    gateway: HAProxy has `port`, its metrics the next one, and each server a free one.
+    gateway: HAProxy has `port`, its metrics the next one, and each server a free one. journal: a folder, see docs/journal.md.
     """
 
     bundles: tuple[Path, ...]
@@ -55,6 +50,19 @@ class Options:
     retrainer_port: int | None = None
     policy: Path = Path("monitoring/retraining.yaml")
     gateway: bool = False
+    journal: Path | None = None
+    journal_sample: float = 0.1
+    journal_port: int = 9102
+
+
+class Part(NamedTuple):
+    """A process. ready: the address that answers when it is. env: beside our own."""
+
+    name: str
+    command: list[str]
+    address: str
+    ready: str
+    env: Mapping[str, str] | None = None
 
 
 def binary(names: Sequence[str], advice: str = ADVICE) -> str:
@@ -74,16 +82,16 @@ def up(options: Options, folder: Path = FOLDER) -> list[Process]:
     programs = binary(PROMETHEUS), binary(ALERTMANAGER)
     haproxy = binary(["haproxy"], HAPROXY_ADVICE) if options.gateway else ""
     folder.mkdir(parents=True, exist_ok=True)
-    write(options, folder)
+    configuration.write(options, folder)
     started: list[Process] = []
     try:
         if options.gateway:
             _gateway(options, folder, haproxy)
             started = processes.running(folder)
-        for name, command, address, ready in _commands(options, folder, *programs):
-            started.append(processes.start(name, command, address, folder))
+        for part in _parts(options, folder, *programs):
+            started.append(processes.start(part.name, part.command, part.address, folder, part.env))
             processes.save(started, folder)
-            processes.wait(started[-1], ready, folder)
+            processes.wait(started[-1], part.ready, folder)
     except BaseException:  # Ctrl-C too: nothing stays behind, and the error goes on
         down(folder)
         raise
@@ -105,98 +113,61 @@ def _gateway(options: Options, folder: Path, haproxy: str) -> None:
         url=address,
         champion=fleet.Lane(bundles, options.replicas),
         prometheus=f"http://127.0.0.1:{options.prometheus_port}",
-        sentinel=("--every", str(options.sentinel), "--port", str(options.sentinel_port)),
+        arguments=_serving(options),
+        sentinel=_sentinel(options),
     )
     fleet.apply(wanted, folder)
 
 
-def write(options: Options, folder: Path) -> None:
-    """The repository's configuration of Prometheus and Alertmanager, with these ports, this window and this pace."""
-    import yaml
-
-    (folder / "rules.yml").write_text(rules.text(options.window), encoding="utf-8")
-    scrape = f"{options.scrape * 1000:.0f}ms"
-    prometheus = yaml.safe_load((CONFIGURATION / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
-    prometheus["global"] = {"scrape_interval": scrape, "scrape_timeout": scrape, "evaluation_interval": scrape}
-    manager = {"static_configs": [{"targets": [f"127.0.0.1:{options.alertmanager_port}"]}]}
-    servers = [f"127.0.0.1:{options.port + 1 + number}" for number in range(options.replicas)]
-    targets = {"loopline": servers, "sentinel": [f"127.0.0.1:{options.sentinel_port}"]}
-    if options.retrainer_port:
-        targets["retrainer"] = [f"127.0.0.1:{options.retrainer_port}"]
-    prometheus["alerting"] = {"alertmanagers": [manager]}
-    prometheus["scrape_configs"] = [
-        {"job_name": job["job_name"], "static_configs": [{"targets": targets[job["job_name"]]}]}
-        for job in prometheus["scrape_configs"]
-        if job["job_name"] in targets
-    ]
-    if options.gateway:  # which servers there are changes while it runs
-        files = [str(folder.absolute() / "targets/*.json")]
-        prometheus["scrape_configs"][0] = {
-            "job_name": "loopline",
-            "file_sd_configs": [{"files": files, "refresh_interval": "5s"}],
-        }
-        own = [{"targets": [f"127.0.0.1:{options.port + 1}"]}]
-        prometheus["scrape_configs"].append({"job_name": "gateway", "static_configs": own})
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(prometheus, sort_keys=False), encoding="utf-8")
-
-    alertmanager = yaml.safe_load((CONFIGURATION / "alertmanager/alertmanager.yml").read_text(encoding="utf-8"))
-    if options.scrape < FAST:
-        alertmanager["route"] |= {"group_wait": "1s", "group_interval": "1s"}
-    receivers = {receiver["name"]: receiver for receiver in alertmanager["receivers"]}
-    if options.retrainer_port:
-        _tell_retrainer(receivers["retrainer"], options.retrainer_port, folder)
-    else:
-        alertmanager["receivers"].remove(receivers["retrainer"])
-        routes = alertmanager["route"]["routes"]
-        alertmanager["route"]["routes"] = [route for route in routes if route["receiver"] != "retrainer"]
-    if options.webhook:
-        receivers["team"]["webhook_configs"] = [{"url": options.webhook, "send_resolved": True}]
-    (folder / "alertmanager.yml").write_text(yaml.safe_dump(alertmanager, sort_keys=False), encoding="utf-8")
-
-
-def _tell_retrainer(receiver: dict[str, Any], port: int, folder: Path) -> None:
-    """Alertmanager and the retrainer share a token of this start; only we can read its file."""
-    token = folder / TOKEN
-    token.unlink(missing_ok=True)
-    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
-    (hook,) = receiver["webhook_configs"]
-    hook["url"] = f"http://127.0.0.1:{port}/alertmanager"
-    hook["http_config"]["authorization"]["credentials_file"] = str(token.resolve())
-
-
-def _commands(
-    options: Options, folder: Path, prometheus: str, alertmanager: str
-) -> list[tuple[str, list[str], str, str]]:
-    """Name, command, address, and the address that answers when it is ready."""
+def _parts(options: Options, folder: Path, prometheus: str, alertmanager: str) -> list[Part]:
+    """What is started one after the other; behind a gateway servers and sentinel are the fleet's."""
     bundles = [str(path) for path in options.bundles]
-    loopline = [sys.executable, "-m", "loopline.cli"]
-    url = f"http://127.0.0.1:{options.port}"
+    loopline, url = [sys.executable, "-m", "loopline.cli"], f"http://127.0.0.1:{options.port}"
     found = []
+    if options.journal:
+        address = f"http://127.0.0.1:{options.journal_port}"
+        command = [*loopline, "journal", str(options.journal), "--port", str(options.journal_port)]
+        every = ["--every", str(min(options.scrape, 2.0))]
+        found.append(Part("journal", [*command, *every], address, f"{address}/metrics"))
     for number in range(0 if options.gateway else options.replicas):
         metrics = options.port + 1 + number
         command = [*loopline, "serve", *bundles, "--port", str(options.port), "--metrics-port", str(metrics)]
-        name = f"server-{number + 1}"
-        found.append((name, command, url, f"http://127.0.0.1:{metrics}/v2/health/ready"))
-    watch = ["--every", str(options.sentinel), "--port", str(options.sentinel_port)]
-    address = f"http://127.0.0.1:{options.sentinel_port}/metrics"
+        ready = f"http://127.0.0.1:{metrics}/v2/health/ready"
+        found.append(Part(f"server-{number + 1}", [*command, *_serving(options)], url, ready))
     if not options.gateway:
-        found.append(("sentinel", [*loopline, "sentinel", url, *bundles, *watch], address, address))
-    if port := options.retrainer_port:
-        address = f"http://127.0.0.1:{port}"
-        token = f"LOOPLINE_RETRAINER_TOKEN_FILE={(folder / TOKEN).resolve()}"
-        command = ["/usr/bin/env", token, *loopline, "retrainer", "--port", str(port), "--window", options.window]
+        address = f"http://127.0.0.1:{options.sentinel_port}/metrics"
+        found.append(Part("sentinel", [*loopline, "sentinel", url, *bundles, *_sentinel(options)], address, address))
+    if options.retrainer_port:
+        address = f"http://127.0.0.1:{options.retrainer_port}"
+        command = [*loopline, "retrainer", "--port", str(options.retrainer_port), "--window", options.window]
         command += ["--prometheus", f"http://127.0.0.1:{options.prometheus_port}", "--policy", str(options.policy)]
-        found.append(("retrainer", command, address, f"{address}/healthz"))
+        command += ["--journal", str(options.journal)] if options.journal else []
+        token = {"LOOPLINE_RETRAINER_TOKEN_FILE": str((folder / configuration.TOKEN).resolve())}
+        found.append(Part("retrainer", command, address, f"{address}/healthz", token))
     own = f"127.0.0.1:{options.alertmanager_port}"
     command = [alertmanager, f"--config.file={folder}/alertmanager.yml", f"--storage.path={folder}/alertmanager"]
     command += [f"--web.listen-address={own}", "--cluster.listen-address="]
-    found.append(("alertmanager", command, f"http://{own}", f"http://{own}/-/ready"))
+    found.append(Part("alertmanager", command, f"http://{own}", f"http://{own}/-/ready"))
     own = f"127.0.0.1:{options.prometheus_port}"
     command = [prometheus, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/prometheus"]
     command += [f"--web.listen-address={own}"]
-    found.append(("prometheus", command, f"http://{own}", f"http://{own}/-/ready"))
+    found.append(Part("prometheus", command, f"http://{own}", f"http://{own}/-/ready"))
     return found
+
+
+def _serving(options: Options) -> tuple[str, ...]:
+    """Further options of each server."""
+    if not options.journal:
+        return ()
+    seconds = min(options.scrape, 5.0)
+    return (
+        *("--journal", str(options.journal)),
+        *("--journal-sample", str(options.journal_sample), "--journal-seconds", str(seconds)),
+    )
+
+
+def _sentinel(options: Options) -> tuple[str, ...]:
+    return "--every", str(options.sentinel), "--port", str(options.sentinel_port)
 
 
 def down(folder: Path = FOLDER) -> list[Process]:
