@@ -15,6 +15,8 @@ from loopline.training.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RE
 STEP = 2.0  # seconds of a point
 COLOURS = (BLUE, GREEN, PURPLE, SKY)
 LOWEST = 0.4  # of the axis of accuracy
+LINES = 4  # of words above
+LETTER = 0.0064  # of the width
 
 
 def table(record: Record) -> str:
@@ -32,19 +34,21 @@ def draw(path: Path, record: Record, seen: Sequence[Seen]) -> None:
     end = max(one.at for one in seen)
     edges = np.arange(0, end + STEP, STEP)
     middles = edges[:-1] + STEP / 2
-    with sheet(path, 11.0, 6.8, 3, 1) as (figure, axes):
+    with sheet(path, 11.0, 7.2, 4, 1) as (figure, axes):
         figure.suptitle("One drill: drift, labels, retraining, canary, promotion, rollback", x=0.01, ha="left")
-        accuracy, score, versions = axes
+        axes[0].get_gridspec().set_height_ratios([0.55, 2, 2, 2])
+        strip, accuracy, score, versions = axes
         _accuracy(accuracy, seen, middles)
         _score(score, record)
         _versions(versions, seen, edges, middles)
         for axis in axes:
             axis.set_xlim(0, end)
+            axis.set_xticks(np.arange(0, end, 30 if end < 360 else 60))
             axis.xaxis.set_major_formatter(lambda second, _: f"{int(second) // 60}:{int(second) % 60:02}")
         for axis in axes[:-1]:
             axis.tick_params(labelbottom=False)
         versions.set_xlabel("minutes since the drill began")
-        _events(axes, record, end)
+        _events(strip, axes[1:], record, end)
 
 
 def _accuracy(axis: Any, seen: Sequence[Seen], middles: Any) -> None:
@@ -75,8 +79,10 @@ def _score(axis: Any, record: Record) -> None:
         axis.axvspan(min(firing), max(firing), color=RED, alpha=0.08, linewidth=0)
     axis.set_yscale("symlog", linthresh=1)
     axis.set_ylim(0, None)
+    axis.set_yticks([0, 1, 3, 10, 30], ["0", "1", "3", "10", "30"])
+    axis.minorticks_off()
     axis.set_title("Drift score by version (alarm over 1; shaded: RetrainCandidate fires)")
-    axis.legend(fontsize=7, loc="upper right")
+    axis.legend(fontsize=7, loc="lower right")
 
 
 def _versions(axis: Any, seen: Sequence[Seen], edges: Any, middles: Any) -> None:
@@ -91,29 +97,22 @@ def _versions(axis: Any, seen: Sequence[Seen], edges: Any, middles: Any) -> None
     axis.set_ylim(0, 100)
     axis.grid(visible=False)
     axis.set_title(f"Who answers, % ({len(seen):,} requests, {len(lost)} lost)")
-    axis.legend(fontsize=7, loc="upper right", frameon=True, framealpha=0.9, edgecolor=GREY)
+    axis.legend(fontsize=7, loc="lower left", frameon=True, framealpha=0.9, edgecolor=GREY)
 
 
-def _events(axes: Any, record: Record, end: float) -> None:
-    """Numbered lines through all panels, and what they say below."""
-    found = [event for event in record.events if event.short]
-    last, words = -1e9, []
-    for number, event in enumerate(found, start=1):
+def _events(strip: Any, axes: Any, record: Record, end: float) -> None:
+    """What happened when, in words above, on as many lines as they need; a dotted line leads down through the panels."""
+    strip.axis("off")
+    strip.set_ylim(0, LINES)
+    free = [-1e9] * LINES  # where each line's last word ends
+    for event in record.events:
+        if not event.short:
+            continue
+        width = end * LETTER * (len(event.short) + 2)
+        start = min(event.at, end - width)
+        row = next((row for row in range(LINES) if free[row] <= start), int(np.argmin(free)))
+        free[row] = start + width
+        strip.text(start, row + 0.5, event.short, fontsize=7.5, va="center", color=INK)
+        strip.plot([event.at] * 2, [0, row + 0.2], color=SOFT, linewidth=0.7, linestyle=":")
         for axis in axes:
             axis.axvline(event.at, color=SOFT, linewidth=0.7, linestyle=":")
-        height = 1.03 if event.at - last > end / 45 else 1.11
-        last = event.at if height == 1.03 else last
-        axes[0].text(
-            event.at, height, str(number), transform=axes[0].get_xaxis_transform(), ha="center", fontsize=7, color=INK
-        )
-        words.append(f"{number} {event.short}")
-    rows = [words[start : start + 9] for start in range(0, len(words), 9)]
-    axes[-1].text(
-        0,
-        -0.34,
-        "\n".join("   ".join(row) for row in rows),
-        transform=axes[-1].transAxes,
-        va="top",
-        fontsize=7.5,
-        color=INK,
-    )

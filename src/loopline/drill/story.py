@@ -192,7 +192,7 @@ class Drill:
     def a_bad_challenger_is_refused(self) -> None:
         """Two classes mixed up by somebody: better than nothing, and worse than the champion."""
         self.record.say("act", "A bad challenger", "bad challenger")
-        bad = faults.mixed_up(Path(self.challenger.after), self.folder / ".loopline/mixed-up")
+        bad = faults.mixed_up(self.folder / self.challenger.after, self.folder / ".loopline/mixed-up")
         shutil.rmtree(self.folder / "models" / MODEL / "bundle")
         shutil.copytree(bad, self.folder / "models" / MODEL / "bundle")
         self.scratch.loopline("release", "register", MODEL)
@@ -317,11 +317,8 @@ class Drill:
         """Tell what the log and the run's steps say."""
         lines = self._lines()
         for line in lines[self.told :]:
-            self.record.say(
-                "decision",
-                f"{line.action}: " + "\n".join(line.reasons),
-                line.action if line.action in ("shadow",) else "",
-            )
+            short = {"shadow": "shadow", "canary": f"{line.reasons[0]} passed"}.get(line.action, "")
+            self.record.say("decision", f"{line.action}: " + "\n".join(line.reasons), short)
         self.told = len(lines)
         for run in self._runs()[:1]:
             if run.step and run.step != self.step and not run.result:

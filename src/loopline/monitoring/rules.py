@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopline.monitoring.drift.calibration import EVALUATIONS
-from loopline.monitoring.drift.harm import DOUBT, SURE
+from loopline.monitoring.drift.harm import DOUBT, MIXTURE, SURE
 from loopline.monitoring.drift.statistic import WEIGHTS
 
 RUNBOOKS = "docs/runbooks"  # or the address of that folder in a forge: `loopline rules --runbooks`
@@ -20,6 +20,8 @@ AVAILABILITY, FAST_ENOUGH = 0.999, 0.99  # objectives: share of requests answere
 LATENCY = 0.25
 FEW = 100  # requests: one refusal among fewer is no burnt budget
 STALE_DAYS = 90
+ALPHA = 0.05  # chance that a confidence sequence ever leaves the true quality out
+LABELS_FOR = 6  # windows whose labels are looked at together: they come late
 SELDOM = 120  # seconds: Prometheus forgets a recorded value after five minutes
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -91,7 +93,7 @@ def _value(of: str, form: str) -> str:
 
 
 def _drift(window: str) -> Group:
-    n = "loopline:signal_samples:window"
+    n, n_labels = "loopline:signal_samples:window", "loopline:labelled_samples"
     m = _signal("loopline_reference_samples")
     standard = f"(loopline:signal_evidence - {_signal('loopline_signal_mean')}) / {_signal('loopline_signal_sd')}"
 
@@ -172,6 +174,19 @@ def _drift(window: str) -> Group:
             f"{_model('loopline_quality_max_loss')} + {DOUBT} * sqrt({best} * (1 - {best}) / loopline:drift_samples)",
         ),
     )
+    labelled = _duration(LABELS_FOR * seconds(window))
+    upper = f"({n_labels} / 4 + {MIXTURE / 4:g})"
+    recordings += (
+        Recording(n_labels, f"sum by (model, version) (increase(loopline_labelled_rows_total[{labelled}])) > 0"),
+        Recording(
+            "loopline:quality_labelled",
+            f"sum by (model, version) (increase(loopline_labelled_quality_total[{labelled}])) / {n_labels}",
+        ),
+        Recording(
+            "loopline:quality_labelled:radius",
+            f"sqrt({upper} * ln({upper} / {MIXTURE / 4 * ALPHA**2:g})) / {n_labels}",
+        ),
+    )
     harmful = "loopline:quality_loss > loopline:quality_limit"
     drifted = "loopline:drift_score > 1"
     harm = f"({drifted}) and on (model, version) ({harmful})"
@@ -209,6 +224,15 @@ def _drift(window: str) -> Group:
             details,
             "retrain",
             hold=_duration(2 * seconds(window)),
+            keep=keep,
+        ),
+        Alert(
+            "LabelledHarm",
+            f"{best} - (loopline:quality_labelled + loopline:quality_labelled:radius) > {_model('loopline_quality_max_loss')}",
+            "{{ $labels.model }}: labels show that the model has become worse",
+            "Version {{ $labels.version }} is at least {{ $value | humanizePercentage }} worse on what was labelled than it was"
+            f" on its reference; over {labelled}.",
+            "retrain",
             keep=keep,
         ),
         Alert(
