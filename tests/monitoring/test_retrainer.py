@@ -319,7 +319,7 @@ def test_killed_at_any_moment_it_ends_with_one_run_and_each_decision_once(retrai
     one.tell(alert(one.version))
     for _ in range(6):
         time.sleep(dice.uniform(0, 0.5))
-        one.kill()
+        dice.choice([one.kill, one.kill, one.close])()
         one.start()
         one.tell(alert(one.version))
     (run,) = prometheus.eventually(one.ended)

@@ -175,8 +175,11 @@ def test_a_step_knows_no_secret_of_ours_and_the_repository_s_registry(tmp_path, 
     monkeypatch.setenv("LOOPLINE_RETRAINER_HMAC_SECRET_FILE", "secret")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("LOOPLINE_DECISIONS", raising=False)
-    found = runs.environment(Place(tmp_path, tmp_path, tmp_path), tmp_path)
-    assert "secret" not in found.values()
+    monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
+    place = Place(tmp_path, tmp_path, tmp_path)
+    found = runs.environment(place, tmp_path, "train")
+    assert not {"secret", "github-token"} & set(found.values())
+    assert runs.environment(place, tmp_path, "dispatch")["LOOPLINE_GITHUB_TOKEN"] == "github-token"
     assert found["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
     assert found["LOOPLINE_DECISIONS"] == f"{tmp_path}/decisions/log.jsonl"
 
@@ -189,7 +192,9 @@ def test_mlflow_keeps_a_run_s_files_in_the_repository_and_not_in_the_worktree(tm
         "from loopline.training import tracking as t; s = t.client(); "
         "print(s.get_experiment(t._experiment(s, 'a')).artifact_location)"
     )
-    given = runs.environment(place, tmp_path / "worktree") | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    given = runs.environment(place, tmp_path / "worktree", "train") | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"
+    }
     done = subprocess.run(
         [sys.executable, "-c", ask], cwd=tmp_path / "worktree", env=environment | given, capture_output=True, text=True
     )
