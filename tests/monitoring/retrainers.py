@@ -36,7 +36,7 @@ def project(folder):
     git_config = {"GIT_CONFIG_GLOBAL": "/dev/null"}
     subprocess.run(["git", "init", "--quiet", "-b", "main", folder], check=True, env=os.environ | git_config)
     (folder / "params.yaml").write_text(brightness.params())
-    (folder / ".gitignore").write_text("*\n!params.yaml\n")
+    (folder / ".gitignore").write_text(".loopline/\nmodels/\n")
     git(folder, "add", "-f", "params.yaml", ".gitignore")
     git(folder, "commit", "--quiet", "-m", "start")
     (folder / "models/classifier").mkdir(parents=True)

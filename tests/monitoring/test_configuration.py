@@ -11,7 +11,7 @@ import yaml
 from loopline.monitoring import retrainer, sentinel
 from loopline.serving.metrics import CATALOGUE, PREFIX
 
-JOBS = {"prometheus.yml": {"loopline", "sentinel", "retrainer"}, "kubernetes.yml": {"loopline", "sentinel"}}
+JOBS = {"prometheus.yml": {"loopline", "sentinel", "journal", "retrainer"}, "kubernetes.yml": {"loopline", "sentinel"}}
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "monitoring"
 

@@ -7,11 +7,13 @@ import threading
 import time
 from collections import Counter
 
+import journals
 import prometheus
 import pytest
 import retrainers
 from retrainers import Retrainer, alert, bearer, signed, webhook
 
+from loopline.journal.keeper import Keeper
 from loopline.monitoring.retrainer import alerts
 
 pytestmark = prometheus.needed
@@ -127,6 +129,21 @@ def test_few_labels_are_asked_for_and_patience_ends(retrain):
     assert "0 new labels, 5 are needed" in decided(one, "ask-labels")
     assert "it waited for over" in decided(one, "decline")
     assert one.runs() == []
+
+
+def test_labels_that_arrive_in_the_journal_let_it_start(retrain, tmp_path):
+    journal = tmp_path / ".loopline/journal"
+    one = retrain(policy={"labels": {"total": 4, "per_class": 2}})
+    one.tell(alert(one.version))
+    assert "each class needs 2 new labels; too few have: bright 0, dark 0" in decided(one, "ask-labels")
+    lines = [journals.entry(str(number)) for number in range(4)]
+    lines += [journals.label(str(number), ("bright", "dark")[number % 2]) for number in range(4)]
+    journal.mkdir(parents=True)
+    journals.write(journal, *lines)
+    keeper = Keeper(journal)
+    keeper.round()
+    keeper.close()
+    assert prometheus.eventually(one.ended)[0].result == "succeeded"
 
 
 def test_approval_and_the_kill_switch(retrain):
@@ -302,7 +319,7 @@ def test_killed_at_any_moment_it_ends_with_one_run_and_each_decision_once(retrai
     one.tell(alert(one.version))
     for _ in range(6):
         time.sleep(dice.uniform(0, 0.5))
-        one.kill()
+        dice.choice([one.kill, one.kill, one.close])()
         one.start()
         one.tell(alert(one.version))
     (run,) = prometheus.eventually(one.ended)

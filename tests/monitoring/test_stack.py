@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import os
 import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ import pytest
 from loopline import processes
 from loopline.errors import LooplineError
 from loopline.monitoring import traffic
+from loopline.release import decisions
 
 pytestmark = prometheus.needed
 WINDOW, SCRAPE = "24s", 0.5
@@ -128,6 +131,30 @@ def test_clean_traffic_is_quiet_a_shift_raises_the_notice_and_its_end_clears_it(
     counted = prometheus.query(url, 'sum(loopline_signal_rows_total{signal="brightness"})')[0][1]
     assert asked["probe"] > 30
     assert asked["predict"] - 60 <= counted <= asked["predict"], "golden inputs are not counted as traffic"
+
+
+def test_an_alert_goes_from_alertmanager_to_the_retrainer_with_the_token_of_this_start(started, folder):
+    """The drift of the alert is made up: the retrainer looks, sees none, and declines."""
+    subprocess.run(["git", "init", "--quiet"], check=True, env=os.environ | {"GIT_CONFIG_GLOBAL": "/dev/null"})
+    (folder / "params.yaml").write_text(brightness.params())
+    policy = Path(__file__).parents[2] / "monitoring/retraining.yaml"
+    port = prometheus.free_port()
+    first = started("--retrainer-port", port, "--policy", policy)
+    token = folder / ".loopline/up/retrainer.token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    scraped = 'up{job="retrainer"} == 1'
+    prometheus.eventually(lambda: prometheus.query(f"http://127.0.0.1:{first + 4}", scraped))
+    labels = {"alertname": "RetrainCandidate", "severity": "retrain", "model": "classifier", "version": "123abc"}
+    body = json.dumps([{"labels": labels}]).encode()
+    url = f"http://127.0.0.1:{first + 5}/api/v2/alerts"
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 200
+    log = folder / "decisions/log.jsonl"
+    (record,) = prometheus.eventually(lambda: decisions.read(log).records)
+    assert record.action == "wait"
+    assert "the bundle of classifier in version 123abc is not here" in record.reasons[0]
+    assert record.actor == "retrainer"
 
 
 def test_down_ends_what_up_started_and_nothing_else(started, folder):

@@ -15,6 +15,7 @@ from loopline.settings import Strict
 
 POLICY = Path("monitoring/retraining.yaml")
 PLACES = frozenset({"model", "run", "version", "repository", "worktree", "journal", "policy"})
+DISPATCH = "dispatch"  # the step that starts a workflow; it alone gets the token for it
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -93,7 +94,7 @@ class Policy(Strict):
     def steps(self) -> tuple[Step, ...]:
         """What a run does."""
         if self.where == "github":
-            return (Step(name="dispatch", run="loopline retrainer --policy {policy} dispatch {run}", at="repository"),)
+            return (Step(name=DISPATCH, run="loopline retrainer --policy {policy} dispatch {run}", at="repository"),)
         return self.here
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loopline.errors import LooplineError
-from loopline.monitoring.retrainer import alerts
-from loopline.monitoring.retrainer.policy import Policy, Step
+from loopline.monitoring.retrainer import alerts, github
+from loopline.monitoring.retrainer.policy import DISPATCH, Policy, Step
 from loopline.monitoring.retrainer.state import Run, Store
 from loopline.monitoring.retrainer.worktree import folder_of, remove
 
@@ -90,7 +90,7 @@ def _do(step: Step, run: Run, store: Store, place: Place, deadline: float, stop:
                 stdout=log,
                 stderr=log,
                 cwd=folder,
-                env=environment(place, folder),
+                env=environment(place, folder, step.name),
                 start_new_session=True,
             )
         except OSError as error:
@@ -108,9 +108,10 @@ def _do(step: Step, run: Run, store: Store, place: Place, deadline: float, stop:
     return code
 
 
-def environment(place: Place, folder: Path) -> dict[str, str]:
+def environment(place: Place, folder: Path, step: str) -> dict[str, str]:
     """Of a step: the code of its folder, the repository's registry and decision log, and none of our secrets."""
     hidden = {f"{name}{end}" for name in (alerts.TOKEN, alerts.SECRET) for end in ("", "_FILE")}
+    hidden |= set() if step == DISPATCH else {github.TOKEN}
     found = {name: value for name, value in os.environ.items() if name not in hidden}
     found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), found.get("PATH", os.defpath)])
     if (folder / "src/loopline").is_dir():

@@ -169,7 +169,6 @@ def run(worker: Worker, secrets: Secrets, models: Iterable[str], port: int) -> N
             port=port,
             log_level="warning",
             access_log=False,
-            limit_concurrency=None,
             timeout_graceful_shutdown=5,
             server_header=False,
         )
