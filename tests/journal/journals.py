@@ -21,7 +21,7 @@ def entry(identity, *, label="bright", probability=0.9, version="v1", **more):
     image = base64.b64encode(more.pop("image", png())).decode()
     prediction = {"label": label, "probability": probability, "probabilities": {label: probability}}
     line = {"kind": "entry", "id": identity, "time": time.time(), "model": "classifier", "version": version}
-    line |= {"status": 200, "reason": "sampled", "image": image, "prediction": prediction}
+    line |= {"status": 200, "reason": "sampled", "fair": True, "image": image, "prediction": prediction}
     return line | {"signals": {"brightness": 130.0}} | more
 
 
@@ -35,8 +35,9 @@ def box(label="spot", score=0.9, x1=0.0, y1=0.0, x2=10.0, y2=10.0):
     return {"label": label, "score": score, "x1": x1, "y1": y1, "x2": x2, "y2": y2}
 
 
-def label(identity, said, *, source="anna", model="classifier", when=None):
+def label(identity, said, *, source="anna", model="classifier", when=None, chosen=False):
     return {
+        "chosen": chosen,
         "kind": "label",
         "id": identity,
         "time": when or time.time(),

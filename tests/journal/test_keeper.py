@@ -67,7 +67,11 @@ def test_a_sample_is_read_as_it_was_served_before_and_after_it_is_in_a_part(keep
 def test_the_latest_come_first_and_by_version_and_without_what_was_refused(keep, tmp_path):
     now = time.time()
     lines = [entry(str(number), time=now + number, version=f"v{number % 2}") for number in range(6)]
-    write(tmp_path, *lines[:3], entry("broken", time=now + 9, status=400, reason="error", prediction={"error": "x"}))
+    write(
+        tmp_path,
+        *lines[:3],
+        entry("broken", time=now + 9, status=400, reason="error", fair=False, prediction={"error": "x"}),
+    )
     keeper = keep(AT_ONCE)
     keeper.round()
     write(tmp_path, *lines[3:])
@@ -110,6 +114,16 @@ def test_a_corrected_label_replaces_the_first_and_the_totals_count_a_sample_once
     write(tmp_path, label("a", "dark", source="ben"))
     keeper.round()
     assert Store(tmp_path).conflicts("classifier") == {"a": {"anna": "bright", "ben": "dark"}}
+
+
+def test_only_a_fair_sample_counts_for_the_labelled_quality(keep, tmp_path):
+    """What was kept because it was doubtful, or labelled because it looked so, would make the model look worse than it is."""
+    write(tmp_path, entry("fair"), entry("doubtful", fair=False, reason="uncertain"), entry("chosen"))
+    write(tmp_path, label("fair", "bright"), label("doubtful", "dark"), label("chosen", "dark", chosen=True))
+    keeper = keep()
+    keeper.round()
+    assert totals(keeper) == {("classifier", "v1"): (1, 1.0)}
+    assert Store(tmp_path).label_counts("classifier") == {"bright": 1, "dark": 2}
 
 
 def test_half_a_line_and_strange_lines_are_passed_over(keep, tmp_path):

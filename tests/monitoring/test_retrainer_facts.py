@@ -80,8 +80,8 @@ def test_what_is_of_another_model_or_version_does_not_count(ask):
     other += 'ALERTS{{alertname="ConstantInputs",alertstate="firing",model="classifier",version="123"}} 1\n'
     other += 'ALERTS{{alertname="BadInputs",alertstate="pending",model="classifier"}} 1\n'
     other += 'ALERTS{{alertname="ConstantInputs",alertstate="firing",model="classifier",version="{version}"}} 1\n'
-    labelled = 'loopline_labelled_{what}_total{{{{model="classifier",version="{{version}}"}}}} {n}\n'
-    other += labelled.format(what="rows", n=1000) + labelled.format(what="quality", n=950)
+    labelled = 'loopline:{what}{{{{model="classifier",version="{{version}}"}}}} {n}\n'
+    other += labelled.format(what="labelled_samples", n=1000) + labelled.format(what="quality_labelled", n=0.95)
     found = ask(signals(EVENLY, AS_BEFORE), other, alerts=("SentinelSilent",), loss=0.01)
     assert found.firing == {"ConstantInputs", "SentinelSilent"}
     assert (found.drifted, found.harmful, found.new_mix) == (True, False, False)

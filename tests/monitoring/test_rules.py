@@ -78,6 +78,13 @@ def retrainings(result):
     return named("loopline_retrain_runs_total", "loop", "retrainer", model="digits", result=result)
 
 
+def labelled(more, right, version="v1"):
+    """The journal's totals from the first minute on: labels a minute, and how many of these answers were right."""
+    rows = {"rows": counter((REST, more)), "quality": counter((REST, right))}
+    kept = {"instance": "kept", "job": "journal", "model": "digits", "version": version}
+    return {named(f"loopline_labelled_{what}_total", **kept): said for what, said in rows.items()}
+
+
 def constant(value):
     return f"{value}+0x{REST}"
 
@@ -386,6 +393,16 @@ SERVICE = (
         {retrainings("refused"): counter((20, 0), (1, 1), (REST, 0))},
         {30: NOBODY},
     ),
+    Case(
+        "labels that show a loss, once they are enough",  # .93 on the reference, .8 here: at most .895 in truth is harm
+        labelled(10, 8),
+        {30: NOBODY, 60: ("LabelledHarm",)},
+        "LabelledHarm",
+        V1,
+        "Version v1 is at least 4",
+    ),
+    Case("labels that show what the reference says", labelled(10, 9.3), {60: NOBODY, 300: NOBODY}, every="10m"),
+    Case("a handful of wrong answers is no proof", labelled(0.1, 0), {60: NOBODY}),
     Case("a fleet that is well", {}, dict.fromkeys((0, 1, 2, 5, 30, 70), NOBODY)),
     Case("a fleet that is well all day", {}, dict.fromkeys((10, 200, 400, 600), NOBODY), every="10m"),
 )

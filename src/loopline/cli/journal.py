@@ -60,7 +60,7 @@ def _import(options: argparse.Namespace) -> int:
                     f"{options.file}: {identity} is {name!r}, which {options.model} does not know: correct it, or import "
                     "with --new-classes"
                 )
-    common = {"kind": "label", "model": options.model, "source": options.source, "time": time.time()}
+    common = {"kind": "label", "model": options.model, "source": options.source, "time": time.time(), "chosen": True}
     segments.write(options.journal, [common | {"id": identity, "label": label} for identity, label in rows])
     print(f"{len(rows)} labels of {options.source} go to the journal; `loopline label batch` makes a data set of them")
     return 0

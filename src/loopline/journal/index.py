@@ -18,13 +18,14 @@ from loopline.journal import quality
 NAME = "index.db"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
-  model TEXT, id TEXT, version TEXT, time REAL, status INTEGER, reason TEXT,
+  model TEXT, id TEXT, version TEXT, time REAL, status INTEGER, reason TEXT, fair INTEGER,
   part TEXT, content TEXT, predicted TEXT, label TEXT, source TEXT, labelled REAL, quality REAL,
   PRIMARY KEY (model, id)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entry_time ON entry (model, time);
 CREATE INDEX IF NOT EXISTS entry_part ON entry (part);
-CREATE TABLE IF NOT EXISTS label (model TEXT, id TEXT, source TEXT, label TEXT, time REAL, PRIMARY KEY (model, id, source));
+CREATE TABLE IF NOT EXISTS label (model TEXT, id TEXT, source TEXT, label TEXT, time REAL, chosen INTEGER,
+  PRIMARY KEY (model, id, source));
 CREATE TABLE IF NOT EXISTS total (model TEXT, version TEXT, rows INTEGER, quality REAL, PRIMARY KEY (model, version));
 CREATE TABLE IF NOT EXISTS segment (name TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS part (path TEXT PRIMARY KEY, time REAL, bytes INTEGER);
@@ -69,40 +70,44 @@ def take(index: sqlite3.Connection, segment: str, lines: Iterable[dict[str, Any]
 
 def _entry(index: sqlite3.Connection, line: dict[str, Any]) -> int:
     model, identity = line["model"], line["id"]
-    row = (model, identity, line["version"], line["time"], line["status"], line["reason"])
+    row = (model, identity, line["version"], line["time"], line["status"], line["reason"], line["fair"])
     new = index.execute(
-        "INSERT OR IGNORE INTO entry (model, id, version, time, status, reason, content, predicted) VALUES (?,?,?,?,?,?,?,?)",
+        "INSERT OR IGNORE INTO entry (model, id, version, time, status, reason, fair, content, predicted)"
+        " VALUES (?,?,?,?,?,?,?,?,?)",
         (*row, json.dumps(line), json.dumps(line["prediction"])),
     ).rowcount
     known = index.execute("SELECT * FROM label WHERE model=? AND id=? ORDER BY time", (model, identity))
     for label in known.fetchall() if new else ():
-        _join(index, model, identity, json.loads(label["label"]), label["source"], label["time"])
+        _join(index, label)
     return new
 
 
 def _label(index: sqlite3.Connection, line: dict[str, Any]) -> int:
-    model, identity, label, source = line["model"], line["id"], line["label"], line["source"]
-    index.execute(
-        "INSERT OR REPLACE INTO label VALUES (?,?,?,?,?)", (model, identity, source, json.dumps(label), line["time"])
-    )
-    _join(index, model, identity, label, source, line["time"])
+    key = line["model"], line["id"], line["source"]
+    row = (*key, json.dumps(line["label"]), line["time"], line.get("chosen", False))
+    index.execute("INSERT OR REPLACE INTO label VALUES (?,?,?,?,?,?)", row)
+    _join(index, index.execute("SELECT * FROM label WHERE model=? AND id=? AND source=?", key).fetchone())
     return 1
 
 
-def _join(index: sqlite3.Connection, model: str, identity: str, label: Any, source: str, moment: float) -> None:
-    """The truth about an entry. The first label counts for the totals, which only rise; the last one is its label."""
-    found = index.execute("SELECT * FROM entry WHERE model=? AND id=? AND status=200", (model, identity)).fetchone()
+def _join(index: sqlite3.Connection, label: sqlite3.Row) -> None:
+    """The truth about an entry. The last label is its label; the first counts for the totals, which only rise.
+
+    Only a fair sample counts there: one that was kept by chance, and whose label nobody asked for because it looked doubtful.
+    """
+    key = label["model"], label["id"]
+    found = index.execute("SELECT * FROM entry WHERE model=? AND id=? AND status=200", key).fetchone()
     if found is None:
         return
-    value = quality.of(json.loads(found["predicted"]), label)
+    value = quality.of(json.loads(found["predicted"]), json.loads(label["label"]))
     index.execute(
         "UPDATE entry SET label=?, source=?, labelled=?, quality=? WHERE model=? AND id=?",
-        (json.dumps(label), source, moment, value, model, identity),
+        (label["label"], label["source"], label["time"], value, *key),
     )
-    if found["quality"] is None:
+    if found["quality"] is None and found["fair"] and not label["chosen"]:
         index.execute(
             "INSERT INTO total VALUES (?,?,1,?) ON CONFLICT DO UPDATE SET rows=rows+1, quality=quality+excluded.quality",
-            (model, found["version"], value),
+            (label["model"], found["version"], value),
         )
 
 

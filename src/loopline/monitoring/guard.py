@@ -101,7 +101,7 @@ def decide(alert: Alert, state: State, evidence: Evidence, policy: Policy, now: 
     if found and state.waited > policy.patience_hours * 3600:
         found.append((Action.DECLINE, f"it waited for over {policy.patience_hours:g} h"))
     if not found:
-        return Decision(Action.RETRAIN, ("harmful drift that holds, not of bad data, skew or a new mix of classes",))
+        return Decision(Action.RETRAIN, ("harm that holds, not of bad data, skew or a new mix of classes",))
     worst = min((action for action, _ in found), key=list(Action).index)
     return Decision(worst, tuple(reason for _, reason in sorted(found, key=lambda one: list(Action).index(one[0]))))
 
@@ -127,8 +127,10 @@ def _cause(evidence: Evidence) -> Objections:
         found.append((Action.DECLINE, "skew: the model does not answer as it did in training, new data mends nothing"))
     if evidence.firing & BLIND:
         found.append((Action.WAIT, "the sentinel is silent: whether it is skew cannot be told"))
+    if evidence.accuracy and evidence.accuracy[1] < evidence.accuracy[2]:
+        return found  # labels show harm: what the inputs look like does not matter then
     if not evidence.drifted:
-        found.append((Action.DECLINE, "the drift is over"))
+        found.append((Action.DECLINE, "the drift is over, and no label shows harm"))
     elif not evidence.harmful:
         found.append((Action.DECLINE, "a harmless shift: no loss is estimated, a notice will do"))
     if evidence.new_mix:

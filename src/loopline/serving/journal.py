@@ -106,9 +106,10 @@ class Journal:
         """Choose among samples that were answered. signals: each (n,)."""
         reasons = self.limits[model.name].reasons(signals, len(identities))
         for row, reason in enumerate(reasons):
-            if reason or random.random() < self.options.sample:  # noqa: S311 - a sample, no secret
+            fair = random.random() < self.options.sample  # noqa: S311 - a sample, no secret
+            if reason or fair:
                 found = {name: float(values[row]) for name, values in signals.items()}
-                said = {"signals": found, "prediction": answers[row]}
+                said = {"signals": found, "prediction": answers[row], "fair": fair}
                 self._entry(model, identities[row], originals[row], 200, reason or "sampled", said)
 
     def refused(self, model: Model, identity: str, originals: Sequence[bytes | str], status: int, message: str) -> None:
@@ -117,7 +118,7 @@ class Journal:
         if now < self.errors_until:
             return
         self.errors_until = now + 1 / ERRORS_A_SECOND
-        said: dict[str, Any] = {"signals": {}, "prediction": {"error": message}}
+        said: dict[str, Any] = {"signals": {}, "prediction": {"error": message}, "fair": False}
         for row, item in enumerate(originals):
             self._entry(model, item_id(identity, row, len(originals)), item, status, "error", said)
 

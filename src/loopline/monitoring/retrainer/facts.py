@@ -87,9 +87,10 @@ def _labels(model: str, classes: tuple[str, ...], since: float, journal: Path) -
 
 
 def _accuracy(url: str, mine: Mapping[str, str], least: float) -> tuple[float, float, float] | None:
-    """Bounds on the labelled quality of this version, as the journal's keeper counts it."""
-    sums = []
-    for name in ("loopline_labelled_quality_total", "loopline_labelled_rows_total"):
-        rows = _of(query.instant(url, f"sum by (model, version) ({name})"), mine)
-        sums.append(sum(row.value for row in rows))
-    return (*harm.confidence_sequence(*sums), least) if sums[1] else None
+    """Bounds on the labelled quality of this version, as the rules have it."""
+    series = ("loopline:quality_labelled", "loopline:labelled_samples")
+    rows = [_of(query.instant(url, name), mine) for name in series]
+    if not all(rows):
+        return None
+    value, count = (row[0].value for row in rows)
+    return (*harm.confidence_sequence(value * count, count), least)
