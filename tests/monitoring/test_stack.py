@@ -17,6 +17,7 @@ import bundles
 import prometheus
 import pytest
 
+from loopline import processes
 from loopline.errors import LooplineError
 from loopline.monitoring import stack, traffic
 
@@ -133,8 +134,8 @@ def test_down_ends_what_up_started_and_nothing_else(started, folder):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     started()
     state = folder / ".loopline/up/state.json"
-    processes = stack.running(state.parent)
-    assert [process.name for process in processes] == ["server-1", "sentinel", "alertmanager", "prometheus"]
+    found = processes.running(state.parent)
+    assert [process.name for process in found] == ["server-1", "sentinel", "alertmanager", "prometheus"]
     again = loopline("up")
     assert again.returncode == 1
     assert "up already" in again.stderr
@@ -143,7 +144,7 @@ def test_down_ends_what_up_started_and_nothing_else(started, folder):
     stranger = {"name": "stranger", "pid": other.pid, "created": 1.0, "address": ""}
     state.write_text(json.dumps([*rows, stranger]))
     assert loopline("down").stdout == "ended server-1, sentinel, alertmanager, prometheus\n"
-    assert not any(stack.alive(process) for process in processes)
+    assert not any(processes.alive(process) for process in found)
     assert other.poll() is None
     other.kill()
     other.wait()
@@ -158,7 +159,7 @@ def test_what_does_not_start_leaves_nothing_running(folder):
     assert done.returncode == 1
     assert "alertmanager did not get ready" in done.stderr
     assert "address already in use" in done.stderr
-    assert stack.running(folder / ".loopline/up") == []
+    assert processes.running(folder / ".loopline/up") == []
 
 
 def test_a_machine_without_prometheus_gets_advice(folder, monkeypatch):

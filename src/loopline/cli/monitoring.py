@@ -24,6 +24,7 @@ def _up(options: argparse.Namespace) -> int:
             prometheus_port=options.prometheus_port,
             alertmanager_port=options.alertmanager_port,
             webhook=options.webhook,
+            gateway=options.gateway,
         )
     )
     for process in started:
@@ -157,6 +158,7 @@ def _running(rooms: Verbs) -> None:
     start.add_argument("--sentinel-port", type=int, default=9101)
     start.add_argument("--prometheus-port", type=int, default=9090)
     start.add_argument("--alertmanager-port", type=int, default=9093)
+    start.add_argument("--gateway", action="store_true", help="HAProxy at --port: `loopline rollout` needs it")
     start.add_argument("--webhook", help="address that Alertmanager tells of alerts")
     verb(rooms, "down", _down, "end what `up` started")
 

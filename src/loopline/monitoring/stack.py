@@ -6,25 +6,24 @@ its start time are those noted.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from loopline import processes
+from loopline.delivery import fleet, gateway
 from loopline.errors import LooplineError
 from loopline.monitoring import rules
+from loopline.processes import Process
 
 FOLDER = Path(".loopline/up")
 CONFIGURATION = Path(__file__).parents[3] / "monitoring"  # the repository's
 FAST = 5.0  # seconds between scrapes: who looks more often wants to be told at once
-READY_SECONDS = 30.0
-END_SECONDS = 40.0  # a server drains for 30
+HAPROXY_ADVICE = (
+    "the gateway is HAProxy 2.6 or newer (apt-get install haproxy; brew install haproxy); or go without --gateway"
+)
 PROMETHEUS, ALERTMANAGER = ("prometheus",), ("prometheus-alertmanager", "alertmanager")  # Debian's name first
 ADVICE = (
     "install it (Debian and Ubuntu: apt-get install prometheus prometheus-alertmanager; macOS: brew install prometheus "
@@ -34,7 +33,10 @@ ADVICE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """See `loopline up --help`. window: of drift; what is evaluated follows it. scrape: seconds."""
+    """See `loopline up --help`. window: of drift; what is evaluated follows it. scrape: seconds.
+
+    gateway: HAProxy has `port`, its metrics the next one, and each server a free one.
+    """
 
     bundles: tuple[Path, ...]
     replicas: int = 1
@@ -46,46 +48,60 @@ class Options:
     alertmanager_port: int = 9093
     sentinel_port: int = 9101
     webhook: str | None = None
+    gateway: bool = False
 
 
-@dataclass(frozen=True)
-class Process:
-    """One that we started. created: its start time as the system has it."""
-
-    name: str
-    pid: int
-    created: float
-    address: str
-
-
-def binary(names: Sequence[str]) -> str:
+def binary(names: Sequence[str], advice: str = ADVICE) -> str:
     """The first of these programs on the PATH. Raises LooplineError with advice."""
     for name in names:
         if found := shutil.which(name):
             return found
-    raise LooplineError(f"{names[-1]} was not found: {ADVICE}")
+    raise LooplineError(f"{names[-1]} was not found: {advice}")
 
 
 def up(options: Options, folder: Path = FOLDER) -> list[Process]:
     """Start everything and wait until it answers. Raises LooplineError, with nothing left running, if something does not."""
-    if running(folder):
+    if processes.running(folder):
         raise LooplineError("it is up already: `loopline down` ends it")
     if not options.bundles:
         raise LooplineError("no bundle under models/: run `make repro` first, or name some")
     programs = binary(PROMETHEUS), binary(ALERTMANAGER)
+    haproxy = binary(["haproxy"], HAPROXY_ADVICE) if options.gateway else ""
     folder.mkdir(parents=True, exist_ok=True)
     write(options, folder)
     started: list[Process] = []
     try:
+        if options.gateway:
+            _gateway(options, folder, haproxy)
+            started = processes.running(folder)
         for name, command, address, ready in _commands(options, folder, *programs):
-            started.append(_start(name, command, address, folder))
-            _save(started, folder)
-            _wait(started[-1], ready, folder)
+            started.append(processes.start(name, command, address, folder))
+            processes.save(started, folder)
+            processes.wait(started[-1], ready, folder)
     except BaseException:  # Ctrl-C too: nothing stays behind, and the error goes on
-        end(started)
-        _save([], folder)
+        down(folder)
         raise
     return started
+
+
+def _gateway(options: Options, folder: Path, haproxy: str) -> None:
+    """HAProxy, the champion's servers behind it, and the sentinel that goes with them."""
+    address, metrics = f"http://127.0.0.1:{options.port}", options.port + 1
+    config = gateway.write(folder, port=options.port, metrics_port=metrics)
+    process = processes.start("gateway", [haproxy, "-db", "-f", str(config)], address, folder)
+    processes.save([process], folder)
+    processes.wait(process, f"http://127.0.0.1:{metrics}/metrics", folder)
+    kept = [fleet.keep(path) for path in options.bundles]
+    bundles = {name: str(found.folder) for name, found in kept}
+    if len(bundles) < len(kept):
+        raise LooplineError("two of the bundles are of one model: name one of each")
+    wanted = fleet.Fleet(
+        url=address,
+        champion=fleet.Lane(bundles, options.replicas),
+        prometheus=f"http://127.0.0.1:{options.prometheus_port}",
+        sentinel=("--every", str(options.sentinel), "--port", str(options.sentinel_port)),
+    )
+    fleet.apply(wanted, folder)
 
 
 def write(options: Options, folder: Path) -> None:
@@ -104,6 +120,14 @@ def write(options: Options, folder: Path) -> None:
         {"job_name": job["job_name"], "static_configs": [{"targets": targets[job["job_name"]]}]}
         for job in prometheus["scrape_configs"]
     ]
+    if options.gateway:  # which servers there are changes while it runs
+        files = [str(folder.absolute() / "targets/*.json")]
+        prometheus["scrape_configs"][0] = {
+            "job_name": "loopline",
+            "file_sd_configs": [{"files": files, "refresh_interval": "5s"}],
+        }
+        own = [{"targets": [f"127.0.0.1:{options.port + 1}"]}]
+        prometheus["scrape_configs"].append({"job_name": "gateway", "static_configs": own})
     (folder / "prometheus.yml").write_text(yaml.safe_dump(prometheus, sort_keys=False), encoding="utf-8")
 
     alertmanager = yaml.safe_load((CONFIGURATION / "alertmanager/alertmanager.yml").read_text(encoding="utf-8"))
@@ -122,14 +146,15 @@ def _commands(
     loopline = [sys.executable, "-m", "loopline.cli"]
     url = f"http://127.0.0.1:{options.port}"
     found = []
-    for number in range(options.replicas):
+    for number in range(0 if options.gateway else options.replicas):
         metrics = options.port + 1 + number
         command = [*loopline, "serve", *bundles, "--port", str(options.port), "--metrics-port", str(metrics)]
         name = f"server-{number + 1}"
         found.append((name, command, url, f"http://127.0.0.1:{metrics}/v2/health/ready"))
     watch = ["--every", str(options.sentinel), "--port", str(options.sentinel_port)]
     address = f"http://127.0.0.1:{options.sentinel_port}/metrics"
-    found.append(("sentinel", [*loopline, "sentinel", url, *bundles, *watch], address, address))
+    if not options.gateway:
+        found.append(("sentinel", [*loopline, "sentinel", url, *bundles, *watch], address, address))
     own = f"127.0.0.1:{options.alertmanager_port}"
     command = [alertmanager, f"--config.file={folder}/alertmanager.yml", f"--storage.path={folder}/alertmanager"]
     command += [f"--web.listen-address={own}", "--cluster.listen-address="]
@@ -141,72 +166,11 @@ def _commands(
     return found
 
 
-def _start(name: str, command: list[str], address: str, folder: Path) -> Process:
-    import psutil
-
-    with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    return Process(name, process.pid, psutil.Process(process.pid).create_time(), address)
-
-
-def _wait(process: Process, ready: str, folder: Path) -> None:
-    until = time.monotonic() + READY_SECONDS
-    while time.monotonic() < until:
-        if not alive(process):
-            break
-        try:
-            with urllib.request.urlopen(ready, timeout=1):  # noqa: S310 - our own address
-                return
-        except OSError:
-            time.sleep(0.05)
-    tail = (folder / f"{process.name}.log").read_text(encoding="utf-8", errors="replace")[-800:]
-    raise LooplineError(f"{process.name} did not get ready; the end of {folder}/{process.name}.log:\n{tail}")
-
-
-def alive(process: Process) -> bool:
-    """It runs, and is the one that we started."""
-    import psutil
-
-    try:
-        found = psutil.Process(process.pid)
-        return bool(found.create_time() == process.created and found.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def running(folder: Path = FOLDER) -> list[Process]:
-    """What `up` started and still runs."""
-    try:
-        rows = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    return [process for process in (Process(**row) for row in rows) if alive(process)]
-
-
-def _save(processes: Sequence[Process], folder: Path) -> None:
-    partial = folder / "state.json.partial"
-    partial.write_text(json.dumps([asdict(process) for process in processes]), encoding="utf-8")
-    partial.replace(folder / "state.json")
-
-
-def end(processes: Sequence[Process]) -> None:
-    """Ask each to end, the last started first; what has not after a while is killed."""
-    import psutil
-
-    found = []
-    for process in reversed(processes):
-        if alive(process):
-            os.kill(process.pid, 15)
-            found.append(psutil.Process(process.pid))
-    _, left = psutil.wait_procs(found, timeout=END_SECONDS)
-    for one in left:
-        one.kill()
-
-
 def down(folder: Path = FOLDER) -> list[Process]:
-    """End what `up` started; returns it."""
-    processes = running(folder)
-    end(processes)
+    """End what `up` started, and what a rollout put in its place; returns it."""
+    found = processes.running(folder)
+    processes.end(found)
+    processes.end(list(fleet.strays(folder).values()))  # what a rollout was about to note
     if (folder / "state.json").exists():
-        _save([], folder)
-    return processes
+        processes.save([], folder)
+    return found
