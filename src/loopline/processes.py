@@ -43,6 +43,7 @@ def start(
             start_new_session=True,
             env={**os.environ, **(env or {})},
         )
+    process.returncode = 0  # it may outlive us: Popen is not to complain of that
     return Process(name, process.pid, psutil.Process(process.pid).create_time(), address)
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from loopline import processes
 from loopline.errors import LooplineError
-from loopline.monitoring import stack, traffic
+from loopline.monitoring import traffic
 
 pytestmark = prometheus.needed
 WINDOW, SCRAPE = "24s", 0.5

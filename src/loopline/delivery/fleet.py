@@ -154,7 +154,7 @@ def _ready(server: Process, folder: Path) -> Process:
     raise processes.not_ready(server.name, folder)
 
 
-def strays(folder: Path) -> dict[str, Process]:
+def strays(folder: Path = FOLDER) -> dict[str, Process]:
     """What carries our mark: also a server whose starter was killed before noting it."""
     import psutil
 

@@ -1,7 +1,7 @@
 """`loopline rollout`: takes a challenger through shadow and canary to promotion, or back.
 
 A state machine whose state is on the disk before each action, and whose actions can be done twice: who is killed is followed by one
-who goes on. One controller at a time holds a lock; whoever wants something else by hand leaves a note, at which the controller lets go.
+who goes on. One at a time holds a lock; whoever wants something else by hand leaves a note, at which it lets go.
 """
 
 from __future__ import annotations
