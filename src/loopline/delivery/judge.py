@@ -183,7 +183,7 @@ def evalue(ours: int, theirs: int) -> float:
 def _latency(ours: Lane, theirs: Lane, policy: Policy) -> tuple[str, str]:
     """The 95th percentiles of slices, by their ranks: no shape of a distribution is assumed, and a few bad slices decide nothing."""
     a, b = (np.log(percentiles(lane.seconds, policy.slice)) for lane in (ours, theirs))
-    if min(len(a), len(b)) < policy.points:
+    if min(len(a), len(b)) < max(1, policy.points):
         return "hold", f"{min(len(a), len(b))} of {policy.points} points of latency"
     ratio = exp(hodges_lehmann(a, b))
     chance = mann_whitney(a, b)
