@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rollout.simulation import ACCURACY, ERRORS, LOOKS, PATIENCE, SPREAD, Fault
+from benchmarks.rollout.simulation import ACCURACY, ERRORS, LOOKS, LUCK, PATIENCE, SPREAD, Fault
+
 from loopline.delivery.judge import Policy
 from loopline.training.drawing import BLUE, GREEN, GREY, ORANGE, RED, sheet
 
 Figures = dict[str, Any]
 SIZES = (100, 250, 500, 1000, 2000, 4000)
 QUICK = (100, 2000)
-LABELS = 4  # labelled answers for each request demanded, where labels are what finds the fault
+LABELS = 5  # labelled answers for each request demanded, where labels are what finds the fault
 SAME = Fault("identical")
 FAULTS = (
     SAME,
@@ -80,15 +81,15 @@ def page(results: Figures) -> str:
     for fault in FAULTS:
         rows = _of(results, fault.name)
         table.append([fault.name, *(f"{rows[size]['rolled_back']:.1%}" for size in sizes)])
-        least, shipped = enough(results, fault), rows[SHIPPED.requests]
+        least, row = enough(results, fault), rows[SHIPPED.requests]
         if fault != SAME:
-            timed = f"{shipped['timed_out']:.1%}"
-            by = shipped["reason"].replace("95th", "latency").replace("held", "running out of time")
-            spent.append(
-                [fault.name, f"{least:,}" if least else "none of these", f"{shipped['requests']:,}", by, timed]
-            )
+            timed = f"{row['timed_out']:.1%}"
+            by = row["reason"].replace("95th", "latency").replace("held", "running out of time")
+            spent.append([fault.name, f"{least:,}" if least else "none of these", f"{row['requests']:,}", by, timed])
     lines, costs = ("\n".join(f"| {' | '.join(row)} |" for row in rows) for rows in (table, spent))
     verdict = "".join(f"- {line}\n" for line in missed(results)) or "Every target is met by the shipped policy.\n"
+    shipped, labels, small = SHIPPED.requests, LABELS * SHIPPED.requests, SIZES[1]
+    few = _of(results, SAME.name).get(small, {}).get("rolled_back", 0.0)
     return f"""# How often is a rollout right?
 
 Simulated rollouts through the judge that `loopline rollout` asks, in one run of `make bench-rollout`, which wrote this page.
@@ -100,30 +101,32 @@ What the judge does: [rollout.md](rollout.md).
 
 {lines}
 
-Identical: {runs(SAME)} rollouts a figure, the others {runs(FAULTS[1])}. Targets at the shipped {SHIPPED.requests:,}: at most {FALSE:.0%} of the identical, at
-least {FOUND:.0%} of the faulty. {verdict}
-With fewer requests two things go wrong. Identical challengers are rolled back, because a difference by chance stays unclear until the time
-of the step runs out. And faults slip through, because the point that was allowed lies within the noise.
+Identical: {runs(SAME)} rollouts a figure, the others {runs(FAULTS[1])}.
+Targets at the shipped {shipped:,} requests: at most {FALSE:.0%} of the identical, at least {FOUND:.0%} of
+the faulty.
+{verdict}
+With fewer requests identical challengers are rolled back as well ({few:.1%} at {small}): a difference by chance stays unclear until
+the time of the step runs out. And faults slip through, because what separates them from the harmless lies within the noise.
 
-## What each fault needs
-
-At the shipped policy:
+## What each fault needs, at the shipped policy
 
 {costs}
 
-A canary of 5 % must see {SHIPPED.requests:,} requests in its lane, so {SHIPPED.requests * 20:,} of the model; with little traffic take larger first steps
-(`--steps 25,50`), or fewer requests and the risk above (`--requests 500 --slice 10`).
-A loss of 2 points of accuracy needs labels, not requests: {LABELS * SHIPPED.requests:,} of the challenger's answers (`--labels {LABELS * SHIPPED.requests}`). Without labels in such
-numbers it is not seen here at all: the promotion gate on the test split has to see it, and monitoring afterwards.
+A canary of 5 % must see {shipped:,} requests in its lane, so {shipped * 20:,} of the model. With little traffic take larger
+first steps (`--steps 25,50`), or fewer requests with the risk above (`--requests 500 --slice 10`).
+
+A loss of 2 points of accuracy needs labels, not requests: {labels:,} of the challenger's answers (`--labels {labels}`).
+Without them it is not seen here at all: the promotion gate on the test split has to see it, and monitoring afterwards.
 
 ## How it is simulated
 
-Three steps; each begins with nothing but its own requests, but errors, classes and labels count from the canary's begin. The judge looks
-{LOOKS} times until the minimum is there and then as often again until {PATIENCE} times the minimum, which ends the step with a rollback. Errors {ERRORS:.1%},
-accuracy {ACCURACY:.0%}, ten classes. Latencies are lognormal (sigma {SPREAD}) around 5 ms, times a load that wanders and that both lanes share, times what
-one process is slower or faster by luck of its memory (3 %), and 0.2 % of the requests meet a pause of 50 ms.
+Three steps. Latencies count from the step's begin; errors, classes and labels from the canary's. The judge looks {LOOKS} times until
+the minimum is there, and then on until {PATIENCE} times the minimum, which ends the step with a rollback.
+Errors {ERRORS:.1%}, accuracy {ACCURACY:.0%}, ten classes.
+Latencies are lognormal (sigma {SPREAD}) around 5 ms, times a load that wanders and that both lanes share, times what
+one process is slower or faster by luck ({LUCK:.1%}); and 0.2 % of the requests meet a pause of 50 ms.
 
-What is not in it: errors that come in bursts to one client only, lanes whose machines differ, faults that begin later. The run took
+What is not in it: errors that come in bursts to one client, lanes on machines that differ, faults that begin later. The run took
 {results["minutes"]:.1f} minutes.
 """
 

@@ -166,12 +166,8 @@ def _golden(folder):
 def failing(folder):
     """The classifier of brightness, whose graph breaks down on images brighter than 100."""
     model = load(brightness.onnx_model(folder.with_suffix(".onnx"), 127.5))
-    model.graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array(100, np.float32), "hundred"),
-            numpy_helper.from_array(np.zeros((1, 1), np.float32), "one_row"),
-        ]
-    )
+    constants = {"hundred": np.array(100, np.float32), "one_row": np.zeros((1, 1), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     softmax = model.graph.node[-1]
     extra = [
         helper.make_node("Div", ["mean", "hundred"], ["hundreds"]),
