@@ -84,11 +84,14 @@ def page(results: Figures) -> str:
         least, row = enough(results, fault), rows[SHIPPED.requests]
         if fault != SAME:
             timed = f"{row['timed_out']:.1%}"
-            by = row["reason"].replace("95th", "latency").replace("held", "running out of time")
+            by = {"95th": "latency", "held": "running out of time", "labelled": "labels", "errors": "errors"}.get(
+                row["reason"], "a hard stop"
+            )
             spent.append([fault.name, f"{least:,}" if least else "none of these", f"{row['requests']:,}", by, timed])
     lines, costs = ("\n".join(f"| {' | '.join(row)} |" for row in rows) for rows in (table, spent))
     verdict = "".join(f"- {line}\n" for line in missed(results)) or "Every target is met by the shipped policy.\n"
     shipped, labels, small = SHIPPED.requests, LABELS * SHIPPED.requests, SIZES[1]
+    least_same = f"{enough(results, SAME) or 0:,}"
     few = _of(results, SAME.name).get(small, {}).get("rolled_back", 0.0)
     return f"""# How often is a rollout right?
 
@@ -112,6 +115,7 @@ the time of the step runs out. And faults slip through, because what separates t
 
 {costs}
 
+Identical challengers are left alone from {least_same} requests on; a smaller figure above finds the fault, and much else with it.
 A canary of 5 % must see {shipped:,} requests in its lane, so {shipped * 20:,} of the model. With little traffic take larger
 first steps (`--steps 25,50`), or fewer requests with the risk above (`--requests 500 --slice 10`).
 
