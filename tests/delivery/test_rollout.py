@@ -184,6 +184,10 @@ def test_what_cannot_be_rolled_out_is_refused(up, place):
         controller.run()
     with pytest.raises(LooplineError, match="no rollout of classifier"):
         controller.rollback("classifier")
+    refused = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--journal", "nowhere")
+    assert refused.wait(60) == 1
+    refused.communicate()
+    assert rollout.read() is None, "no journal is no fault of the challenger"
     controller.start(place / "challenger", QUICK)
     bundles.classifier(place / "third", code="e" * 64)
     with pytest.raises(LooplineError, match="a rollout is under way"):
