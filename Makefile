@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve up down traffic retrainer rules demo test lint bench bench-serving bench-drift data-add mlflow lock clean
+.PHONY: help setup repro serve up down traffic retrainer rollout rollback drill rules demo test lint bench bench-serving bench-drift bench-rollout data-add mlflow lock clean
 .PHONY: image
 
 help: ## list the targets
@@ -47,8 +47,20 @@ retrainer: setup ## take drift alerts and retrain (docs/retraining.md; LOOPLINE_
 down: setup ## end what `make up` started
 	loopline down
 
+rollout: setup ## a challenger takes the champion's place, or not: make rollout MODEL=text BUNDLE=folder (after make up ARGS=--gateway)
+	@test -n "$(MODEL)" -a -n "$(BUNDLE)" || { echo "usage: make rollout MODEL=classifier BUNDLE=path/to/bundle [ARGS=...]"; exit 2; }
+	loopline rollout start "$(MODEL)" --bundle "$(BUNDLE)" --wait $(ARGS)
+
+rollback: setup ## the champion before this one serves again, in seconds, at any time: make rollback MODEL=text
+	@test -n "$(MODEL)" || { echo "usage: make rollback MODEL=classifier"; exit 2; }
+	loopline rollout rollback "$(MODEL)" $(ARGS)
+
 traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|noise|blur|dark|typos|... RATE=20 SECONDS=60 MODEL=...)
 	loopline traffic $(MODEL) --profile $(or $(PROFILE),clean) --rate $(or $(RATE),20) --seconds $(or $(SECONDS),60) $(ARGS)
+
+drill: setup ## play the whole loop with real parts: drift, labels, retraining, canary, rollback (6 min; ARGS=--fast: 4 min)
+	@for tool in haproxy prometheus; do command -v $$tool >/dev/null || { echo "the drill needs $$tool: apt-get install haproxy prometheus prometheus-alertmanager"; exit 1; }; done
+	loopline drill $(ARGS)
 
 rules: setup ## write monitoring/prometheus/rules.yml anew
 	loopline rules
@@ -94,6 +106,9 @@ bench-serving: setup .venv-peers/ready ## our server beside others, with wrk: 12
 
 bench-drift: setup .venv-drift/ready ## our drift alarm beside others: 10 min, writes docs/drift-benchmark.md (ARGS=--quick: 2 min)
 	OMP_NUM_THREADS=1 PYTHONPATH=src:. .venv-drift/bin/python -m benchmarks.drift $(ARGS)
+
+bench-rollout: setup ## how often a rollout is right, by its number of requests: 1 min, writes docs/rollout-benchmark.md (ARGS=--quick)
+	OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.rollout $(ARGS)
 
 .venv-drift/ready: benchmarks/drift/requirements.lock | setup
 	@test -x .venv-drift/bin/python || $(PYTHON) -m venv .venv-drift

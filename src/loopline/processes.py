@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -115,13 +116,16 @@ def write(path: Path, text: str) -> None:
 
 def end(processes: Sequence[Process]) -> None:
     """Ask each to end, the last started first; what has not after a while is killed."""
-    import psutil
-
-    found = []
-    for process in reversed(processes):
-        if alive(process):
-            os.kill(process.pid, 15)
-            found.append(psutil.Process(process.pid))
-    _, left = psutil.wait_procs(found, timeout=END_SECONDS)
-    for one in left:
-        one.kill()
+    left = [process for process in reversed(processes) if alive(process)]
+    for process in left:
+        os.kill(process.pid, signal.SIGTERM)
+    until = time.monotonic() + END_SECONDS
+    while (left := [process for process in left if alive(process)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    for process in left:
+        os.kill(process.pid, signal.SIGKILL)
+    for (
+        process
+    ) in processes:  # ours is buried here; another's child is its parent's business, and none of ours to wait for
+        with suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)

@@ -89,6 +89,7 @@ TRIAL = """
 backend {lane}
   option httpchk GET /v2/health/ready
   option allbackups
+  http-reuse never
   server-template s {slots} 127.0.0.1:1 check disabled observe layer4 error-limit 1 on-error mark-down
   server-template k {slots} 127.0.0.1:1 check disabled backup
 """

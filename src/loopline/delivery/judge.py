@@ -25,9 +25,10 @@ class Policy:
 
     requests: of each lane, in each step, before it may pass. alpha: chance that a sequential test ever rolls back a challenger that
     is no worse. slice, points: a latency figure is the 95th percentile of `slice` requests that followed each other; so many of them
-    are needed in a lane. slower, error_gain, accuracy_loss: what is harmless. shift: total variation between the classes that
-    challenger and baseline predict, beyond what shadow showed and beyond chance. labels: labelled answers of the challenger that are
-    demanded; 0: they count where they are. broken: share of errors that is no matter of statistics. Of shadow: least inputs, the
+    are needed in a lane. slower, error_gain, accuracy_loss: what is harmless. chance: p under which a rise of latency over `slower`
+    is clear. shift: total variation between the classes that challenger and baseline predict, beyond what shadow showed and beyond
+    chance. labels: labelled answers of the challenger that are demanded; 0: they count where they are. broken: share of errors, from
+    `broken_from` of them on, that is no matter of statistics. shadow_inputs, shadow_slower: least inputs of a shadow, and the
     largest ratio of latencies.
     """
 
@@ -36,6 +37,7 @@ class Policy:
     slice: int = 40
     points: int = 50
     slower: float = 0.10
+    chance: float = 0.01
     error_gain: float = 0.005
     accuracy_loss: float = 0.01
     shift: float = 0.10
@@ -183,14 +185,14 @@ def evalue(ours: int, theirs: int) -> float:
 def _latency(ours: Lane, theirs: Lane, policy: Policy) -> tuple[str, str]:
     """The 95th percentiles of slices, by their ranks: no shape of a distribution is assumed, and a few bad slices decide nothing."""
     a, b = (np.log(percentiles(lane.seconds, policy.slice)) for lane in (ours, theirs))
-    if min(len(a), len(b)) < policy.points:
+    if min(len(a), len(b)) < max(1, policy.points):
         return "hold", f"{min(len(a), len(b))} of {policy.points} points of latency"
     ratio = exp(hodges_lehmann(a, b))
-    chance = mann_whitney(a, b)
+    chance = mann_whitney(a - log(1 + policy.slower), b)  # not "is it slower", but "is it slower than allowed"
     said = f"95th percentile of latency {ratio - 1:+.1%}"
     if ratio <= 1 + policy.slower:
         return "", said
-    if chance < policy.alpha:
+    if chance < policy.chance:
         return "roll back", f"{said}, {policy.slower:.0%} is allowed (p = {chance:.1g})"
     return "hold", f"{said}: not clear (p = {chance:.2g})"
 

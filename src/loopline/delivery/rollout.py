@@ -103,7 +103,7 @@ class Controller:
     def start(self, source: Path, plan: Plan, *, store: Path = fleet.BUNDLES, again: bool = False) -> State:
         """Note that this bundle is to replace its model's champion; `run` does it. A rollout of the same that was cut off goes on.
 
-        Raises LooplineError if another is under way, if it serves already, or if it was rolled back before.
+        Raises LooplineError if another is under way, if it serves already, if it was rolled back before, or if there is no journal.
         """
         with self._held():
             present, wanted = read(self.folder), fleet.read(self.up)
@@ -127,6 +127,8 @@ class Controller:
                 raise LooplineError(
                     f"{model}: bundle {found.version:.12} was rolled back before: {said}; --again tries it anew"
                 )
+            if plan.inputs:
+                self.recent(model, 1)  # no journal is no fault of the challenger: it is said before anything begins
             state = State(
                 id=f"{time.time_ns():x}",
                 model=model,
