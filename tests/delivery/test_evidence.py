@@ -1,11 +1,10 @@
 """What the judge is given: log lines, counters, labels, and a replay on two real servers."""
 
-import sys
-from pathlib import Path
-from types import SimpleNamespace
+import time
 
 import brightness
 import bundles
+import journals
 import prometheus
 import pytest
 from servers import Process
@@ -14,6 +13,7 @@ from loopline.delivery import evidence
 from loopline.delivery.evidence import Log, Tally
 from loopline.delivery.gateway import BASELINE, CHALLENGER
 from loopline.errors import LooplineError
+from loopline.journal.keeper import Keeper
 
 LINES = """\
 [WARNING]  (1) : Server champion/s1 is UP/READY (leaving forced maintenance).
@@ -130,34 +130,38 @@ def test_a_server_that_is_gone_is_said():
         evidence.series(f"http://127.0.0.1:{prometheus.free_port()}")
 
 
-def test_the_journals_latest_answered_inputs_are_taken():
-    class Store:
-        def __init__(self, folder):
-            assert folder == Path("journal")
-
-        def latest(self, model, count):
-            assert (model, count) == ("text", 2)
-            return [SimpleNamespace(input="b", status=200), SimpleNamespace(input="a", status=422)]
-
-    assert evidence.recent(Path("journal"), "text", 2, store=Store) == ["b"]
+def test_the_journals_latest_answered_inputs_are_taken_where_they_were_kept(tmp_path):
+    now = time.time()
+    lines = [journals.text(name, name, time=now + place) for place, name in enumerate("abcd")]
+    journals.write(tmp_path, *lines, journals.text("e", None, time=now + 9), journals.text("f", "f", status=400))
+    keeper = Keeper(tmp_path)
+    keeper.round()
+    assert evidence.recent(tmp_path, "text", 3) == ["d", "c"]
+    keeper.close()
 
 
-def test_without_a_journal_it_is_said_what_to_do(monkeypatch):
-    monkeypatch.setitem(sys.modules, "loopline.journal.store", None)
-    with pytest.raises(LooplineError, match="--inputs 0"):
-        evidence.recent(Path("journal"), "text", 2)
+def test_without_a_journal_it_is_said_what_to_do(tmp_path):
+    with pytest.raises(LooplineError, match="loopline journal"):
+        evidence.recent(tmp_path, "text", 2)
 
 
 @prometheus.needed
-def test_labels_are_counted_by_version_and_none_are_no_evidence(tmp_path):
+def test_labels_are_counted_by_version_from_the_rollouts_begin_and_none_are_no_evidence(tmp_path):
+    def said(*rows):
+        return "".join(
+            f'loopline_labelled_{name}_total{{model="m",version="{version}"}} {value}\n'
+            for name, version, value in rows
+        )
+
     target = prometheus.Target()
-    target.text = "".join(
-        f'loopline_labelled_{name}_total{{model="m",version="{version}"}} {value}\n'
-        for name, version, value in (("rows", "a", 10), ("quality", "a", 9), ("rows", "b", 20), ("quality", "b", 11))
-    )
+    target.text = said(("rows", "a", 1000), ("quality", "a", 990))
     server = prometheus.Prometheus(tmp_path, [target.address], "groups: []")
-    prometheus.eventually(lambda: evidence.labels(server.url, "m", "a") == (10, 9))
-    assert evidence.labels(server.url, "m", "c") == (0, 0)
+    prometheus.eventually(lambda: server.query("loopline_labelled_rows_total"))
+    began = time.time()
+    target.text = said(("rows", "a", 1010), ("quality", "a", 999), ("rows", "b", 20), ("quality", "b", 11))
+    prometheus.eventually(lambda: evidence.labels(server.url, "m", "a", began) == (10, 9))
+    assert evidence.labels(server.url, "m", "b", began) == (20, 11)
+    assert evidence.labels(server.url, "m", "c", began) == (0, 0)
     server.close()
     target.close()
-    assert evidence.labels(server.url, "m", "a") == (0, 0)
+    assert evidence.labels(server.url, "m", "a", began) == (0, 0)

@@ -7,7 +7,7 @@ import json
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -131,40 +131,32 @@ def classes(rows: Series, model: str) -> tuple[dict[str, float], int]:
     return found, int(invalid)
 
 
-def labels(prometheus: str, model: str, version: str) -> tuple[float, float]:
-    """Labelled answers of a version, and the sum of their quality. (0, 0) where none came, or nobody counts them."""
+def labels(prometheus: str, model: str, version: str, since: float) -> tuple[float, float]:
+    """Labelled answers of a version that came after a time (seconds of the epoch), and the sum of their quality.
+
+    What came before was of other traffic. (0, 0) where none came, or nobody counts them.
+    """
     from loopline.monitoring import query
 
     found = []
     for name in ("loopline_labelled_rows_total", "loopline_labelled_quality_total"):
         try:
-            rows = query.instant(prometheus, f'sum({name}{{model="{model}",version="{version}"}})')
+            both = [
+                query.instant(prometheus, f'sum({name}{{model="{model}",version="{version}"}})', at)
+                for at in (None, since)
+            ]
         except LooplineError:  # no evidence is no reason to stop
-            rows = []
-        found.append(rows[0].value if rows else 0.0)
+            return 0.0, 0.0
+        now, before = (rows[0].value if rows else 0.0 for rows in both)
+        found.append(now - before)
     return found[0], found[1]
 
 
-class Store(Protocol):
-    """What is wanted of the journal's store."""
+def recent(folder: Path, model: str, count: int) -> list[Given]:
+    """The journal's latest inputs that were answered and kept. Raises LooplineError where there is no journal."""
+    from loopline.journal.store import Store
 
-    def latest(self, model: str, count: int) -> list[Any]:
-        """Entries with `input`, `route` and `status`, newest first."""
-
-
-def recent(folder: Path, model: str, count: int, *, store: Callable[[Path], Store] | None = None) -> list[Given]:
-    """The journal's latest inputs that were answered. Raises LooplineError where there is no journal.
-
-    store: opens it; default: the journal's own.
-    """
-    if store is None:
-        from importlib import import_module
-
-        try:
-            store = import_module("loopline.journal.store").Store
-        except ModuleNotFoundError as error:
-            raise LooplineError("there is no journal to replay from; `--inputs 0` goes without a shadow") from error
-    return [entry.input for entry in store(folder).latest(model, count) if entry.status == 200]
+    return [entry.input for entry in Store(folder).latest(model, count) if entry.input is not None]
 
 
 def replay(

@@ -67,6 +67,11 @@ class State:
     reasons: tuple[str, ...] = ()
     plan: Plan = field(default_factory=Plan)
 
+    @property
+    def began(self) -> float:
+        """Seconds of the epoch."""
+        return int(self.id, 16) / 1e9
+
     def __str__(self) -> str:
         """As `loopline rollout status` prints it."""
         where = f"{self.stage} {self.plan.steps[self.step]} %" if self.stage == "canary" else self.stage
@@ -306,7 +311,7 @@ class Controller:
         for lane, version in ((CHALLENGER, state.challenger), (BASELINE, state.champion)):
             rows = [row for server in fleet.servers(lane, self.up) for row in _rows(server.address)]
             seen, invalid = evidence.classes(rows, state.model)
-            said = evidence.labels(prometheus, state.model, version[:12]) if prometheus else (0.0, 0.0)
+            said = evidence.labels(prometheus, state.model, version[:12], state.began) if prometheus else (0.0, 0.0)
             found[lane] = (seen, said, invalid)
         return found
 
