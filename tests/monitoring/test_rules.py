@@ -147,6 +147,7 @@ def replica(instance, version="v1"):
         named("loopline_ready", instance): constant(1),
         of_model("model_info", bundle="b", precision="int8", provider="CPU", **of): constant(1),
         of_model("bundle_written_timestamp_seconds", **of): constant(0),
+        of_model("bundle_intact", **of): constant(1),
         requests("200", **of): always(594),
         requests("415", **of): always(6),
         requests("503", **of): always(0),
@@ -345,6 +346,13 @@ SERVICE = (
         DIGITS,
         "2",
         every="5m",
+    ),
+    Case(
+        "a bundle that changed under its server",
+        {of_model("bundle_intact", "two"): f"1+0x20 {constant(0)}"},
+        {21: NOBODY, 22: ("BundleChanged",)},
+        "BundleChanged",
+        V1 | {"instance": "two", "job": "loopline"},
     ),
     Case(
         "a bundle of 90 days is old",  # promtool's clock starts in 1970

@@ -66,6 +66,8 @@ class Series:
         self.queue, self.compute = metrics.histogram("queue_seconds", *key), metrics.histogram("compute_seconds", *key)
         self.batch = metrics.histogram("batch_rows", *key)
         self.waiting, self.in_flight = metrics.value("queue_items", *key), metrics.value("in_flight", *key)
+        self.model, self.intact = model, metrics.value("bundle_intact", *key)
+        self.intact.value = 1
         self.shed = {reason: metrics.value("shed", *key, reason) for reason in ("queue", "deadline", "expired")}
         self.ok = {route: metrics.value("requests", *key, route, "200") for route in ROUTES}
         self.seconds = {route: metrics.histogram("request_seconds", *key, route) for route in ROUTES}
@@ -135,6 +137,10 @@ class Inference:
         """Bring the gauges up to date."""
         for name, series in self.series.items():
             series.waiting.value = len(self.batcher.lines[name].jobs)
+            intact = series.model.intact()
+            if not intact and series.intact.value:
+                log("error", "the bundle on the disk was changed; what was loaded is served", model=name)
+            series.intact.value = intact
         self.metrics.value("cache_bytes").value = self.cache.bytes if self.cache else 0
 
     def _deadline(self, headers: Headers, now: float) -> float:

@@ -61,6 +61,12 @@ CATALOGUE = {
         Metric(
             "bundle_written_timestamp_seconds", "gauge", "When the bundle came to this machine.", ("model", "version")
         ),
+        Metric(
+            "bundle_intact",
+            "gauge",
+            "1 while the bundle on the disk is the one that was loaded.",
+            ("model", "version"),
+        ),
         # Drift: see docs/drift.md. What is not counted is the bundle's reference, for the rules to compare with.
         Metric("signal_rows", "counter", "Samples by bin of a drift signal.", ("model", "version", "signal", "bin")),
         Metric("constant_rows", "counter", "Samples that are images of one colour.", ("model", "version")),

@@ -78,6 +78,22 @@ class Model:
         self.best_rows, self.row_seconds = 1, 0.001
         self.reference = reference.read(folder / "drift.json")
         self.watch: Watch | None = None
+        self.loaded = self._on_disk()
+
+    def _on_disk(self) -> dict[str, tuple[int, int]]:
+        """Time and size of each file of the bundle."""
+        found = {}
+        for path in self.bundle.folder.rglob("*"):
+            stat = path.stat()
+            found[str(path)] = stat.st_mtime_ns, stat.st_size
+        return found
+
+    def intact(self) -> bool:
+        """Is the bundle on the disk still the one that was loaded? What is served stays as it was either way."""
+        try:
+            return self._on_disk() == self.loaded
+        except OSError:
+            return False
 
     def warm_up(self) -> dict[int, float]:
         """Run batches of growing size; keep the best size. Returns rows -> seconds a batch."""

@@ -134,6 +134,14 @@ def group() -> Group:
             hold="6h",
         ),
         Alert(
+            "BundleChanged",
+            'loopline_bundle_intact{job="loopline"} == 0',
+            "{{ $labels.model }}: the bundle of {{ $labels.instance }} was changed on its disk",
+            "What was loaded, version {{ $labels.version }}, is still served. A restart would serve something else, or nothing.",
+            "warning",
+            hold="1m",
+        ),
+        Alert(
             "StaleModel",
             f"time() - max by (model, version) (loopline_bundle_written_timestamp_seconds) > {STALE_DAYS} * 86400",
             "{{ $labels.model }}: the model is old",
