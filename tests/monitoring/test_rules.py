@@ -402,12 +402,12 @@ SERVICE = (
         {30: NOBODY},
     ),
     Case(
-        "labels that show a loss, once they are enough",  # .93 on the reference, .8 here: at most .895 in truth is harm
+        "labels that show a loss, once they are enough",  # .93 on the reference, .8 here: under .895 is harm
         labelled(10, 8),
-        {30: NOBODY, 60: ("LabelledHarm",)},
+        {10: NOBODY, 60: ("LabelledHarm",)},
         "LabelledHarm",
         V1,
-        "Version v1 is at least 4",
+        "6.785%",
     ),
     Case("labels that show what the reference says", labelled(10, 9.3), {60: NOBODY, 300: NOBODY}, every="10m"),
     Case("a handful of wrong answers is no proof", labelled(0.1, 0), {60: NOBODY}),

@@ -82,7 +82,8 @@ def _score(axis: Any, record: Record) -> None:
     axis.set_yticks([0, 1, 3, 10, 30], ["0", "1", "3", "10", "30"])
     axis.minorticks_off()
     axis.set_title("Drift score by version (alarm over 1; shaded: RetrainCandidate fires)")
-    axis.legend(fontsize=7, loc="lower right")
+    if versions:
+        axis.legend(fontsize=7, loc="lower right")
 
 
 def _versions(axis: Any, seen: Sequence[Seen], edges: Any, middles: Any) -> None:

@@ -45,7 +45,7 @@ class Record:
     began: float = field(default_factory=time.monotonic)
     events: list[Event] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
-    out: TextIO = sys.stdout
+    out: TextIO = field(default_factory=lambda: sys.stdout)
 
     def now(self) -> float:
         """Seconds since the begin."""
