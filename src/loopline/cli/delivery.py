@@ -99,12 +99,13 @@ def _by_hand(options: argparse.Namespace) -> int:
 
 def _over(state: State, options: argparse.Namespace) -> int:
     print(state)
+    promoted = state.stage == "promoted"
     if options.register:
         from loopline.release import registry
 
-        if state.stage == "promoted":
-            print(registry.promote(state.model))
-    return 0 if state.stage == "promoted" else 2
+        serves = (state.challenger, state.after) if promoted else (state.champion, state.before)
+        registry.follow(state.model, serves[0], Path(serves[1]))
+    return 0 if promoted else 2
 
 
 def add(rooms: Verbs) -> None:
@@ -148,4 +149,4 @@ def add(rooms: Verbs) -> None:
         made.add_argument(
             "--journal", type=Path, default=JOURNAL, metavar="FOLDER", help="where shadow's inputs are from"
         )
-        made.add_argument("--register", action="store_true", help="tell the model registry of a promotion")
+        made.add_argument("--register", action="store_true", help="let the registry's champion be what serves")
