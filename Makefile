@@ -47,6 +47,7 @@ retrainer: setup ## take drift alerts and retrain (docs/retraining.md; LOOPLINE_
 down: setup ## end what `make up` started
 	loopline down
 
+<<<<<<< HEAD
 rollout: setup ## a challenger takes the champion's place, or not: make rollout MODEL=text BUNDLE=folder (after make up ARGS=--gateway)
 	@test -n "$(MODEL)" -a -n "$(BUNDLE)" || { echo "usage: make rollout MODEL=classifier BUNDLE=path/to/bundle [ARGS=...]"; exit 2; }
 	loopline rollout start "$(MODEL)" --bundle "$(BUNDLE)" --wait $(ARGS)
@@ -56,6 +57,9 @@ rollback: setup ## the champion before this one serves again, in seconds, at any
 	loopline rollout rollback "$(MODEL)" $(ARGS)
 
 traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|noise|blur|dark|typos|... RATE=20 SECONDS=60 MODEL=...)
+=======
+traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|other-domain|noisy|blur|dark|... RATE=20 SECONDS=60 MODEL=...)
+>>>>>>> 1c9381d032b95cb04dfec7893b4befe2af750248
 	loopline traffic $(MODEL) --profile $(or $(PROFILE),clean) --rate $(or $(RATE),20) --seconds $(or $(SECONDS),60) $(ARGS)
 
 drill: setup ## play the whole loop with real parts: drift, labels, retraining, canary, rollback (6 min; ARGS=--fast: 4 min)
@@ -104,7 +108,7 @@ bench-serving: setup .venv-peers/ready ## our server beside others, with wrk: 12
 	$(BIN)/uv pip install --quiet --python .venv-peers/bin/python --compile-bytecode -r $<
 	@touch $@
 
-bench-drift: setup .venv-drift/ready ## our drift alarm beside others: 10 min, writes docs/drift-benchmark.md (ARGS=--quick: 2 min)
+bench-drift: setup .venv-drift/ready ## our drift alarm beside others: 15 min, writes docs/drift-benchmark.md (ARGS=--quick: 2 min)
 	OMP_NUM_THREADS=1 PYTHONPATH=src:. .venv-drift/bin/python -m benchmarks.drift $(ARGS)
 
 bench-rollout: setup ## how often a rollout is right, by its number of requests: 1 min, writes docs/rollout-benchmark.md (ARGS=--quick)

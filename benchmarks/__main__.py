@@ -13,16 +13,22 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from loopline import settings
 from loopline.data import manifest
 from loopline.release import runner
+from loopline.serving.metrics import Metrics
+from loopline.serving.model import Encoded, Model
+from loopline.serving.watching import PERIOD, ROWS_A_SECOND, Watcher
 from loopline.stages import files
 from loopline.stages.quantize import best_candidate
+from loopline.tasks.signals import CLASS
 from loopline.tasks.spec import ModelSpec
 from loopline.training.hardware import cpu_name
 
 ROUNDS = 7
+SIGNALS_SECONDS = 6
 
 
 def models() -> None:
@@ -48,6 +54,29 @@ def models() -> None:
                 seconds = runner.side_by_side(source, int8, inputs)
                 times = f"{spent * 1e3:.3f} | {seconds['a'] * 1e3:.3f} | {seconds['b'] * 1e3:.3f}"
                 print(f"| {name} | {batch} | {times} | {seconds['a'] / seconds['b']:.2f}x | {ratio:.2f} |")
+
+
+def drift_signals() -> None:
+    """Processor time of answering samples one by one, as often as a server counts them, and of counting their signals beside it."""
+    print("\n| model | answer ms | signals ms | ratio | counted a second | of a core |\n|---|---|---|---|---|---|")
+    for name in settings.load().models:
+        model, metrics = Model(files.stage(name, "bundle")), Metrics()
+        samples: list[Any] = list(manifest.load_split(files.manifest(name), "test").inputs)
+        watcher = Watcher([model], metrics)
+        clock = time.pthread_getcpuclockid(watcher.thread.ident or 0)
+        sent, answering, start = SIGNALS_SECONDS * ROWS_A_SECOND, 0.0, time.monotonic()
+        for number in range(sent):
+            time.sleep(max(0.0, start + number / ROWS_A_SECOND - time.monotonic()))
+            before = time.thread_time()
+            model.run([Encoded([samples[number % len(samples)]])])
+            answering += time.thread_time() - before
+        time.sleep(3 * PERIOD)  # the last are counted
+        counting = time.clock_gettime(clock)
+        counted = sum(value.value for key, value in metrics.series["signal_rows"].items() if key[2] == CLASS)
+        watcher.close()
+        a, b = answering / sent * 1e3, counting / counted * 1e3
+        share = b * ROWS_A_SECOND / 1e3
+        print(f"| {name} | {a:.3f} | {b:.3f} | {b / a:.2f} | {ROWS_A_SECOND} | {share:.2%} |")
 
 
 def commands() -> None:
@@ -80,4 +109,5 @@ def _median(call: Callable[[], object]) -> float:
 if __name__ == "__main__":
     print(f"{cpu_name()}\n")
     models()
+    drift_signals()
     commands()

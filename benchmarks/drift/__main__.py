@@ -10,10 +10,11 @@ import argparse
 import json
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
-from benchmarks.drift import page, protocol, trial
+from benchmarks.drift import page, picture, protocol, rules, trial
 
 QUICK = protocol.Size(references=1, nulls=4, sizes=(50, 100), streams=4)
 MOST = 800  # held-out samples of a model
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path(".loopline/bench-drift.json"), help="all figures")
     parser.add_argument("--docs", type=Path, help="where to write (default: docs; nowhere if quick)")
     parser.add_argument("--report", action="store_true", help="only write the page anew from the figures")
+    parser.add_argument("--rules", action="store_true", help="what the rules cost Prometheus, too: 3 minutes")
     options = parser.parse_args()
     if not options.report:
         todo = [
@@ -42,19 +44,31 @@ def main() -> int:
         size = QUICK if options.quick else protocol.Size()
         with ProcessPoolExecutor() as pool:
             jobs = [pool.submit(trial.run, project, name, size, MOST) for project, name in todo]
+            for job in as_completed(jobs):
+                done = job.result()
+                print(f"{done['model']} of {done['dataset']}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
             found = [job.result() for job in jobs]
         results = {"trials": found, "minutes": (time.monotonic() - began) / 60, "machine": page.machine()}
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(json.dumps(results), encoding="utf-8")
+        _save(results, options.results)
     results = json.loads(options.results.read_text(encoding="utf-8"))
+    if options.rules:
+        results["rules"] = rules.measure(sorted(Path("models").glob("*/bundle")))
+        _save(results, options.results)
     text = page.page(results)
     print(text)
     docs = options.docs or (None if options.quick else Path("docs"))
     if docs:
         (docs / "pictures").mkdir(parents=True, exist_ok=True)
         (docs / "drift-benchmark.md").write_text(text, encoding="utf-8")
-        page.picture(results, docs / "pictures/drift-benchmark.png")
+        picture.picture(results, docs / "pictures/drift-benchmark.png")
     return 0
+
+
+def _save(results: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(results), encoding="utf-8")
+    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.drift.protocol import RATE
+from benchmarks.drift.protocol import OTHER, RATE
 
-from loopline.training.drawing import BLUE, SKY, sheet
 from loopline.training.hardware import cpu_name
 
 Figures = dict[str, Any]
 OURS = "Loopline"
-COLOURS = (BLUE, "#d55e00", "#009e73", "#cc79a7", SKY)
 HARMLESS, HARMFUL = 0.02, 0.05  # loss of quality
 LOSING = 0.05  # of a detection rate
 
@@ -32,6 +30,11 @@ def machine() -> Figures:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def label(trial: Figures) -> str:
+    """What the model was trained on, and which model it is."""
+    return f"{trial['dataset']} ({trial['model']})"
 
 
 def methods(trial: Figures) -> list[str]:
@@ -65,6 +68,19 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
+def _data(trials: list[Figures]) -> str:
+    """What was tried on what."""
+    rows = []
+    for trial in trials:
+        foreign = _mean(row["quality"] for row in trial["rows"] if row["at"] == [OTHER, 1, 1.0])
+        usual = _mean(row["quality"] for row in trial["rows"] if row["at"] is None)
+        model = f"{trial['model']}, {trial['samples']} samples"
+        rows.append(
+            [trial["dataset"], model, f"{trial['metric']} {share(usual)}", trial["companion"] or "–", share(foreign)]
+        )
+    return table(["data set", "model, held out", "quality", "other domain", "quality there"], rows)
+
+
 def _power(trials: list[Figures]) -> str:
     sizes = sorted({row["n"] for trial in trials for row in trial["rows"]})
     parts = []
@@ -77,17 +93,12 @@ def _power(trials: list[Figures]) -> str:
             ]
             for m in methods(trial)
         ]
-        parts.append(
-            f"**{trial['model']}** ({trial['samples']} held-out samples)\n\n"
-            + table(["method", *(f"n = {n}" for n in sizes), "all"], rows)
-        )
+        parts.append(f"**{label(trial)}**\n\n" + table(["method", *(f"n = {n}" for n in sizes), "all"], rows))
     rows = []
     for m in methods(trials[0]):
         by_size = [_mean(detections(t, m, lambda row, n=n: row["n"] == n) for t in trials) for n in sizes]
         rows.append([m, *map(share, by_size), share(_mean(detections(t, m) for t in trials))])
-    return (
-        "\n".join(parts) + "\n**Mean of the models**\n\n" + table(["method", *(f"n = {n}" for n in sizes), "all"], rows)
-    )
+    return "\n".join(parts) + "\n**Mean of all**\n\n" + table(["method", *(f"n = {n}" for n in sizes), "all"], rows)
 
 
 def _by_shift(trials: list[Figures]) -> str:
@@ -98,7 +109,7 @@ def _by_shift(trials: list[Figures]) -> str:
             [kind, *(share(detections(trial, m, lambda row, kind=kind: row["at"][0] == kind)) for m in methods(trial))]
             for kind in kinds
         ]
-        parts.append(f"**{trial['model']}**\n\n" + table(["shift", *methods(trial)], rows))
+        parts.append(f"**{label(trial)}**\n\n" + table(["shift", *methods(trial)], rows))
     return "\n".join(parts)
 
 
@@ -126,8 +137,8 @@ def _harm(trials: list[Figures]) -> str:
         errors = [f"{found['error'][way] * 100:.1f}" for way in ("confidence", "atc", "shipped")]
         harmless = "–" if found["harmless"] is None else f"{found['harmless']:.1%} of {found['windows'][0]}"
         missed = "–" if found["missed"] is None else f"{found['missed']:.1%} of {found['windows'][1]}"
-        rows.append([f"{trial['model']} ({trial['metric']})", *errors, harmless, missed])
-    head = ["model", "error of the estimate, points: confidence", "atc", "as shipped"]
+        rows.append([trial["dataset"], trial["metric"], *errors, harmless, missed])
+    head = ["data set", "quality", "error of the estimate, points: confidence", "atc", "as shipped"]
     return table([*head, "harmless windows called harmful", "harmful windows of 1,000 missed"], rows)
 
 
@@ -142,23 +153,38 @@ def losses(trials: list[Figures]) -> list[str]:
                 )
                 if ours is not None and theirs is not None and theirs > ours + LOSING:
                     found.append(
-                        f"{trial['model']}, {kind}: {method} sees {theirs:.2f} of the windows, Loopline {ours:.2f}."
+                        f"{trial['dataset']}, {kind}: {method} sees {theirs:.2f} of the windows, Loopline {ours:.2f}."
                     )
         ratio = trial["realised"] / trial["promise"]
         if not 0.5 <= ratio <= 1.1:
-            found.append(f"{trial['model']}: {ratio:.2f} of the promised false alarms come, not 0.5 to 1.1.")
+            found.append(f"{trial['dataset']}: {ratio:.2f} of the promised false alarms come, not 0.5 to 1.1.")
         harm = harm_of(trial)
         if harm["error"]["shipped"] > 0.04:
             found.append(
-                f"{trial['model']}: the estimated quality is {harm['error']['shipped'] * 100:.1f} points off in the mean, not 4."
+                f"{trial['dataset']}: the estimated quality is {harm['error']['shipped'] * 100:.2f} points off in the mean, not 4."
             )
         for what, key in (
             ("harmless windows are called harmful", "harmless"),
             ("harmful windows of 1,000 samples are missed", "missed"),
         ):
             if harm[key] is not None and harm[key] > 0.05:
-                found.append(f"{trial['model']}: {harm[key]:.0%} of the {what}, not 5 %.")
+                found.append(f"{trial['dataset']}: {harm[key]:.0%} of the {what}, not 5 %.")
     return found
+
+
+def _rules(found: Figures | None) -> str:
+    if found is None:
+        return 'Not measured in this run: `make bench-drift ARGS="--report --rules"` does, with `prometheus` on the PATH.\n'
+    rows = [
+        [name, f"{g['median']:.3f}", f"{g['most']:.3f}", ", ".join(f"`{rule}` {t:.3f}" for t, rule in g["slowest"])]
+        for name, g in found["groups"].items()
+    ]
+    return (
+        f"{found['models']} models on {found['replicas']} replicas, {found['series']:,} series with a day behind them: "
+        f"every {found['fine']} s for {found['fine_hours']} hours,\nevery {found['coarse']} s before, "
+        f"{found['samples'] / 1e6:.0f} million samples. Seconds an evaluation, as Prometheus counts them itself:\n\n"
+        + table(["group", "median", "most", "slowest rules"], rows)
+    )
 
 
 def page(results: Figures) -> str:
@@ -166,7 +192,7 @@ def page(results: Figures) -> str:
     trials, on = results["trials"], results["machine"]
     alarms = [
         [
-            t["model"],
+            t["dataset"],
             f"{t['promise']:.3f}",
             f"{t['realised']:.3f}",
             f"{t['realised'] / t['promise']:.2f}",
@@ -189,13 +215,22 @@ What the alarm is: [drift.md](drift.md).
 ## How it is measured
 
 The shift protocol of "Failing loudly" (Rabanser et al., NeurIPS 2019): each shift at three strengths, on 10, 50 and 100 % of a
-window's samples; and for models with one class a sample, classes knocked out and one class made most of the traffic. References
-and windows are drawn independently from the held-out samples; all methods see the same. A method's threshold for a size of window is
-what {RATE:.0%} of its windows without a shift pass, so all have the same rate of false alarms.
+window's samples; another data set mixed in at the same shares (other-domain); and for models with one class a sample, classes
+knocked out and one class made most of the traffic. Some change nothing, and a method can see them no more often than false alarms:
+`plain` takes accents, of which English has none, and `prior` at its second strength makes one of two classes half of the traffic.
+
+References and windows are drawn independently from the held-out samples; all methods see the same. A method's threshold for a size of
+window is what {RATE:.0%} of its windows without a shift pass, so all have the same rate of false alarms. Images are written by the
+same encoder before and after, so that file sizes differ by content alone.
 
 Evidently's preset sees Loopline's signals as columns and counts those that its own tests call drifted. KS is univariate on the softmax
 outputs (of a detector: the best score of each class) with Bonferroni, the best simple method of that paper. MMD has a Gaussian
 kernel on the embedding. KSWIN watches the top probability.
+
+{_data(trials)}
+In the other domain an answer is right if the sample's class has the same name; where no class has, nothing is right.
+`digits`, `digit-scenes` and `languages` are the models of this repository. Others were trained as [results.md](results.md) says, in a
+folder that `--project` names.
 
 ## Shifts that are seen, as a share, at equal false alarms
 
@@ -208,7 +243,7 @@ By shift, over all sizes, strengths and shares:
 A stream is 24 windows of 200 samples without drift, looked at 30 times a window. Each four have a reference and a
 threshold of their own.
 
-{table(["model", "promised", "realised", "ratio", "streams"], alarms)}
+{table(["data set", "promised", "realised", "ratio", "streams"], alarms)}
 ## Harm
 
 Harmless: the window's quality is less than {HARMLESS * 100:.0f} points under the reference's; harmful: over {HARMFUL * 100:.0f}.
@@ -217,40 +252,13 @@ Called harmful: the score is over 1 and the estimated loss over the limit.
 {_harm(trials)}
 ## Cost of a window, milliseconds
 
-{table(["method", *(t["model"] for t in trials)], cost)}
-Loopline's is for counts that are there already.
+{table(["method", *(t["dataset"] for t in trials)], cost)}
+Loopline's includes putting the signals into bins. Times are of a machine that others may use as well: their ratios say more.
 
+## Cost of the rules
+
+{_rules(results.get("rules"))}
 ## Where we lose
 
 {lost}
 """
-
-
-def picture(results: Figures, path: Path) -> None:
-    """Detection rate by window size, a panel a model."""
-    trials = results["trials"]
-    sizes = sorted({row["n"] for row in trials[0]["rows"]})
-    with sheet(path, 9.0, 3.4, 1, len(trials)) as (figure, axes):
-        figure.suptitle(f"Shifted windows that are seen, at {RATE:.0%} false alarms")
-        for place, (axis, trial) in enumerate(zip(np.atleast_1d(axes), trials, strict=True)):
-            for colour, method in zip(COLOURS, methods(trial), strict=True):
-                rates = [detections(trial, method, lambda row, n=n: row["n"] == n) for n in sizes]
-                ours = method == OURS
-                axis.plot(
-                    sizes,
-                    rates,
-                    color=colour,
-                    linewidth=2.6 if ours else 1.4,
-                    marker="o",
-                    markersize=4 if ours else 3,
-                    label=method,
-                )
-            axis.set_xscale("log")
-            axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
-            axis.minorticks_off()
-            axis.set_ylim(0, 1)
-            axis.set_title(trial["model"].capitalize())
-            axis.set_xlabel("samples in the window")
-            if place == 0:
-                axis.set_ylabel("share seen")
-                axis.legend(fontsize=7, loc="lower right", frameon=False)

@@ -17,6 +17,7 @@ SIZES = (50, 100, 200, 500, 1000)
 SHARES = (0.1, 0.5, 1.0)
 RATE = 0.05  # of false alarms, at which methods are compared
 KNOCK_OUT, PRIOR = "knock-out", "prior"
+OTHER = "other-domain"  # samples of another data set are mixed in
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Condition:
 class Size:
     """How much is run. references: drawn. nulls: windows without a shift for each of them and each size."""
 
-    references: int = 4
-    nulls: int = 25
+    references: int = 3
+    nulls: int = 34
     sizes: tuple[int, ...] = SIZES
-    streams: int = 520  # without drift, for the rate of false alarms
+    streams: int = 400  # without drift, for the rate of false alarms
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class Window:
     changed: NDArray[np.bool_]
 
 
-def conditions(shifts: Sequence[str], *, classes: bool) -> list[Condition]:
-    """All of the protocol. classes: each sample has one class, so that shares of classes can be shifted."""
+def conditions(shifts: Sequence[str], *, classes: bool, other: bool = False) -> list[Condition]:
+    """All of the protocol. classes: each sample has one class, so that shares of classes can shift. other: a data set is there."""
     found = [Condition(shift, strength, share) for shift in shifts for strength in (1, 2, 3) for share in SHARES]
+    if other:
+        found += [Condition(OTHER, 1, share) for share in SHARES]
     if classes:
         found += [Condition(kind, strength, 1.0) for kind in (KNOCK_OUT, PRIOR) for strength in (1, 2, 3)]
     return found

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.drift.protocol import OTHER
 from numpy.typing import NDArray
 
+from loopline import settings
 from loopline.data import manifest
-from loopline.monitoring import shifts
+from loopline.monitoring import companions, shifts
 from loopline.release import bundle, runner
-from loopline.tasks import signals
+from loopline.tasks import image, signals
 from loopline.tasks.spec import ModelSpec
 
 
@@ -30,9 +31,11 @@ class Features:
 
 @dataclass(frozen=True)
 class Pool:
-    """All held-out samples of a model. shifted: by name and strength."""
+    """All held-out samples of a model. companion: the other data set. shifted: by name and strength."""
 
     name: str
+    dataset: str
+    companion: str | None
     spec: ModelSpec
     metric: str
     targets: NDArray[np.int64] | None
@@ -61,16 +64,44 @@ class Pool:
         )
 
 
-class _Both:
-    """Validation and test split as one."""
+@dataclass
+class _Truth:
+    """Samples and what is right, as `tasks` ask for it."""
 
-    def __init__(self, parts: Sequence[manifest.Split]) -> None:
-        self.inputs: list[Any] = [one for part in parts for one in part.inputs]
-        self.sizes = np.concatenate([part.sizes for part in parts])
-        lists = isinstance(parts[0].targets, list)
-        self.targets: Any = (
-            [t for p in parts for t in p.targets] if lists else np.concatenate([p.targets for p in parts])
-        )
+    inputs: list[Any]
+    sizes: NDArray[np.int32]
+    targets: Any
+
+
+def _held_out(path: Path, most: int) -> _Truth:
+    """Validation and test split as one, at most so many samples."""
+    parts = [manifest.load_split(path, part) for part in ("val", "test")]
+    inputs: list[Any] = [one for part in parts for one in part.inputs]
+    targets: list[Any] = [one for part in parts for one in part.targets]
+    keep = np.sort(np.random.default_rng(0).permutation(len(inputs))[:most])
+    kept = [targets[k] for k in keep]
+    sizes = np.concatenate([part.sizes for part in parts])[keep]
+    chosen = [_rewritten(inputs[k]) for k in keep]
+    return _Truth(chosen, sizes, kept if isinstance(parts[0].targets, list) else np.array(kept))
+
+
+def _rewritten(sample: Any) -> Any:
+    """An image as shifted images are written: else the size of its file would betray every shift."""
+    none = np.random.default_rng(0)
+    return sample if isinstance(sample, str) else shifts.shifted_image(sample, None, 0, none)
+
+
+def _foreign(companion: str, spec: ModelSpec, rows: int) -> _Truth:
+    """So many samples of another data set, some repeatedly. Right is the class of the same name; where there is none, nothing is."""
+    found = companions.read(companion, spec.task, rows)
+    chosen = [found[k % len(found)] for k in range(rows)]
+    labels = {name: number for number, name in enumerate(spec.labels)}
+    targets: Any = np.array([labels.get(one.label or "", -1) for one in chosen])
+    if spec.image is None:
+        return _Truth([one.text for one in chosen], np.zeros((rows, 2), np.int32), targets)
+    inputs = [_rewritten(one.image) for one in chosen]
+    sizes = np.array([image.decode(one, 3).shape[1::-1] for one in inputs], np.int32)
+    return _Truth(inputs, sizes, targets)
 
 
 def pool(project: Path, name: str, most: int) -> Pool:
@@ -78,28 +109,30 @@ def pool(project: Path, name: str, most: int) -> Pool:
     opened = bundle.read(project / "models" / name / "bundle")
     spec = opened.manifest.spec
     task = import_module(f"loopline.tasks.{spec.task}")
-    path = project / "data" / name / "manifest.parquet"
-    both = _Both([manifest.load_split(path, part) for part in ("val", "test")])
-    keep = np.sort(np.random.default_rng(0).permutation(len(both.inputs))[:most])
-    both.inputs, both.sizes = [both.inputs[k] for k in keep], both.sizes[keep]
-    both.targets = [both.targets[k] for k in keep] if isinstance(both.targets, list) else both.targets[keep]
+    both = _held_out(project / "data" / name / "manifest.parquet", most)
     preprocess = task.preprocessor(spec, opened.folder)
 
-    def features(inputs: list[Any]) -> Features:
-        prepared = preprocess(inputs)
+    def features(truth: _Truth, *, known: bool = True) -> Features:
+        """known: there is a right answer; without one, none is."""
+        prepared = preprocess(truth.inputs)
         outputs = runner.run(opened.model, prepared)
-        found = signals.signals(prepared, outputs, spec, inputs, both.sizes if spec.image else None)
-        return Features(
-            found, _answers(outputs, spec), outputs["embedding"].astype(float), task.quality(outputs, both, spec)
-        )
+        found = signals.signals(prepared, outputs, spec, truth.inputs, truth.sizes if spec.image else None)
+        quality = task.quality(outputs, truth, spec) if known else np.zeros(len(truth.inputs))
+        return Features(found, _answers(outputs, spec), outputs["embedding"].astype(float), quality)
 
     shifted = {}
     for shift in shifts.names(texts=spec.image is None):
         for strength in (1, 2, 3):
             rng = np.random.default_rng([3, strength])
-            shifted[shift, strength] = features([shifts.shifted(one, shift, strength, rng) for one in both.inputs])
+            inputs = [shifts.shifted(one, shift, strength, rng) for one in both.inputs]
+            shifted[shift, strength] = features(replace(both, inputs=inputs))
+    dataset = settings.model(name, project / "params.yaml")[1].dataset
+    companion = companions.COMPANIONS.get(dataset)
+    if companion:
+        foreign = _foreign(companion, spec, len(both.inputs))
+        shifted[OTHER, 1] = features(foreign, known=spec.task != "detection")
     targets = None if isinstance(both.targets, list) else both.targets
-    return Pool(opened.manifest.name, spec, task.QUALITY, targets, features(both.inputs), shifted)
+    return Pool(name, dataset, companion, spec, task.QUALITY, targets, features(both), shifted)
 
 
 def _answers(outputs: dict[str, NDArray[Any]], spec: ModelSpec) -> NDArray[np.float64]:

@@ -39,7 +39,8 @@ def run(project: Path, name: str, size: protocol.Size, most: int) -> Figures:
     warnings.simplefilter("ignore")  # of tests on constant columns
     pool = samples.pool(project, name, most)
     options = settings.model(name, project / "params.yaml")[1].calibrate
-    given = protocol.conditions(shifts.names(texts=pool.spec.image is None), classes=pool.targets is not None)
+    kinds = shifts.names(texts=pool.spec.image is None)
+    given = protocol.conditions(kinds, classes=pool.targets is not None, other=pool.companion is not None)
     references: dict[int, tuple[Features, reference.Reference]] = {}
     seconds = dict.fromkeys([OURS, *peers.METHODS], 0.0)
     rows: list[Figures] = []
@@ -76,6 +77,8 @@ def run(project: Path, name: str, size: protocol.Size, most: int) -> Figures:
     per_window = {method: spent / len(rows) for method, spent in seconds.items()}
     return {
         "model": name,
+        "dataset": pool.dataset,
+        "companion": pool.companion,
         "samples": pool.samples,
         "metric": pool.metric,
         "rows": rows,

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -67,3 +69,45 @@ def test_harm_counts_what_was_called_and_what_was_missed(harness):
     found = page.harm_of({"rows": rows})
     assert (found["harmless"], found["missed"], found["windows"]) == (0.5, 0.5, (2, 2))
     assert found["error"]["shipped"] == pytest.approx(0.4 * 0.1)
+
+
+def test_another_data_set_is_mixed_in_at_one_strength(harness):
+    protocol = harness("protocol")
+    given = protocol.conditions([], classes=False, other=True)
+    assert [(c.shift, c.strength, c.share) for c in given] == [(protocol.OTHER, 1, share) for share in protocol.SHARES]
+
+
+def test_of_another_data_set_right_is_what_has_the_same_name(harness, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    samples = harness("samples")
+    spec = ModelSpec(task="classification", labels=("3", "x"), image=ImageInput(height=8, width=8, channels=1))
+    found = samples._foreign("digits", spec, 2000)
+    assert len(found.inputs) == len(found.targets) == 2000, "more than there are: some come twice"
+    assert set(found.targets) == {-1, 0}
+    assert 0.05 < (found.targets == 0).mean() < 0.2, "one of ten digits is a 3"
+    assert (found.sizes == 28).all()
+    spec = ModelSpec(task="text", labels=("de", "en"), text=TextInput(max_tokens=8, pad_id=0, unknown_id=1))
+    found = samples._foreign("english-prose", spec, 20)
+    assert (found.targets == 1).all()
+    assert all(isinstance(text, str) for text in found.inputs)
+
+
+def test_the_page_says_what_was_trained_on_what_and_what_was_mixed_in(harness):
+    page, protocol = harness("page"), harness("protocol")
+    rows = [row(50, None, 1), row(50, [protocol.OTHER, 1, 0.5], 9) | {"quality": 0.4}]
+    rows += [row(50, [protocol.OTHER, 1, 1.0], 9) | {"quality": 0.1}]
+    trial = {"model": "m", "dataset": "cats", "companion": "dogs", "samples": 7, "metric": "f1", "rows": rows}
+    assert "| cats | m, 7 samples | f1 0.90 | dogs | 0.10 |" in page._data([trial])
+
+
+def test_history_goes_on_at_the_pace_of_the_scrape_in_every_replica(harness):
+    rules = harness("rules")
+    series = [rules.Series("rows_total", 'a="b"', 30.0), rules.Series("share", "", 0.25)]
+    found = "".join(rules.lines(series, [1000.0, 1060.0], begin=1000.0, paced=15.0)).splitlines()
+    assert found[-1] == "# EOF"
+    assert found[:2] == [
+        'rows_total{a="b",instance="0",job="loopline"} 0 1000.000',
+        'rows_total{a="b",instance="0",job="loopline"} 120 1060.000',
+    ]
+    assert found[-2] == 'share{instance="3",job="loopline"} 0.25 1060.000'
+    assert len(found) == 2 * 2 * rules.REPLICAS + 1

@@ -20,7 +20,6 @@ import prometheus
 import pytest
 
 from loopline import processes
-from loopline.errors import LooplineError
 from loopline.monitoring import traffic
 from loopline.release import decisions
 
@@ -206,21 +205,3 @@ def test_a_window_that_is_none_is_refused(folder):
     done = loopline("up", "--window", "soon")
     assert done.returncode == 1
     assert "'soon' is no duration" in done.stderr
-
-
-def test_a_profile_that_is_none_is_refused_with_those_there_are(folder):
-    with pytest.raises(LooplineError, match="clean, prior, noise"):
-        traffic.samples("classifier", traffic.Plan(url="http://127.0.0.1:1", profile="typos"))
-
-
-@pytest.mark.parametrize("profile", ["clean", "prior", "noise", "dead-pixels"])
-def test_every_profile_gives_images_that_can_be_sent(folder, profile):
-    found = traffic.samples("classifier", traffic.Plan(url="", profile=profile))
-    assert all(one.startswith(b"\x89PNG") for one in found)
-    assert len(found) == 256
-
-
-def test_the_test_of_an_absent_server_counts_what_got_no_answer(folder):
-    plan = traffic.Plan(url=f"http://127.0.0.1:{prometheus.free_port()}", rate=50, seconds=0.2)
-    counts = traffic.send({"classifier": [b"\x89PNG"]}, plan, progress=False)
-    assert counts["no answer"] == 10

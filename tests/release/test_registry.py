@@ -220,7 +220,7 @@ def test_an_unknown_model_is_named(project):
 
 
 def test_the_champion_follows_what_a_rollout_promoted_without_another_line_in_the_log(project, make):
-    first, second = make(threshold=100), make(threshold=127.5)
+    first, second = make("first", 100), make("second", 127.5)
     registry.register(first.folder)
     registry.follow("classifier", first.version, first.folder)
     assert aliases() == {"champion": "1"}
@@ -233,6 +233,6 @@ def test_the_champion_follows_what_a_rollout_promoted_without_another_line_in_th
     assert decisions.read().records == ()
     with pytest.raises(LooplineError, match="holds bundle"):
         registry.follow("classifier", first.version, second.folder)
-    third = make(threshold=50)
+    third = make("third", 50)
     registry.follow("classifier", third.version, third.folder)  # nobody registered it
     assert aliases() == {"champion": "3"}

@@ -64,9 +64,16 @@ def _traffic(options: argparse.Namespace) -> int:
     from loopline.monitoring import traffic
 
     plan = traffic.Plan(
-        url=options.url, profile=options.profile, strength=options.strength, rate=options.rate, seconds=options.seconds
+        url=options.url,
+        profile=options.profile,
+        dataset=options.dataset,
+        strength=options.strength,
+        rate=options.rate,
+        seconds=options.seconds,
     )
-    pools = {name: traffic.samples(name, plan) for name in options.model or models()}
+    pools, left_out = traffic.pools(options.model, () if options.model else models(), plan)
+    for line in left_out:
+        print(f"left out: {line}")
     counts = traffic.send(pools, plan)
     print(", ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
     return 0 if counts["200"] else 1
@@ -175,7 +182,12 @@ def _running(rooms: Verbs) -> None:
 
     send = verb(rooms, "traffic", _traffic, "replay test samples, or a shift of them, to a live server")
     send.add_argument("model", nargs="*", help="default: all")
-    send.add_argument("--profile", default="clean", help="clean, prior, noise, blur, dark, typos, ...")
+    send.add_argument(
+        "--profile", default="clean", help="clean, prior, other-domain, noisy, noise, blur, dark, typos, ..."
+    )
+    send.add_argument(
+        "--dataset", metavar="NAME|FOLDER", help="of the profile other-domain (default: see docs/monitoring.md)"
+    )
     send.add_argument("--strength", type=int, choices=(1, 2, 3), default=3, help="of a shift")
     send.add_argument("--rate", type=float, default=20.0, help="requests a second")
     send.add_argument("--seconds", type=float, default=60.0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, JpegImagePlugin
 
 from loopline.tasks import image
 
@@ -109,13 +109,22 @@ IMAGES: dict[str, ImageShift] = {
 TEXTS: dict[str, TextShift] = {"typos": _typos, "upper": _upper, "cut": _cut, "plain": _plain, "markup": _marked}
 
 
-def shifted_image(data: bytes, name: str, strength: int, rng: Rng) -> bytes:
-    """An encoded image as a shifted PNG of the same size."""
+def shifted_image(data: bytes, name: str | None, strength: int, rng: Rng) -> bytes:
+    """An encoded image after a shift, of the same size: a JPEG stays one of the same quality, any other becomes a PNG.
+
+    With None for a shift the image is written anew and no more: beside it, the bytes of a shifted one differ by what it shows alone.
+    """
     with Image.open(io.BytesIO(data)) as opened:
         channels = 1 if opened.mode in ("L", "1", "I", "I;16") else 3
-    pixels = IMAGES[name](image.decode(data, channels), strength, rng)
+        how: dict[str, Any] = {"format": "PNG"}
+        if isinstance(opened, JpegImagePlugin.JpegImageFile):
+            sampling = JpegImagePlugin.get_sampling(opened)
+            how = {"format": "JPEG", "qtables": opened.quantization, "subsampling": sampling}
+    pixels = image.decode(data, channels)
+    if name:
+        pixels = IMAGES[name](pixels, strength, rng)
     out = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(out, "PNG")
+    Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(out, **how)
     return out.getvalue()
 
 

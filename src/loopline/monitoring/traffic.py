@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,56 @@ from typing import Any
 import numpy as np
 
 from loopline.errors import LooplineError
-from loopline.monitoring import shifts
+from loopline.monitoring import companions, shifts
 
 CLIENTS = 8
 TIMEOUT = 10.0
-CLEAN, PRIOR = "clean", "prior"
+MOST_FOREIGN = 2000  # samples of another data set
+CLEAN, PRIOR, NOISY, OTHER = "clean", "prior", "noisy", "other-domain"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is sent. profile: `clean`, `prior` (two classes only), or a shift. rate: requests a second, over all models."""
+    """What is sent. rate: requests a second, over all models.
+
+    profile: `clean`, `prior` (two classes only), `other-domain` (another data set), a shift, or `noisy`: noise in images, typos in
+    texts. dataset: which other data set or folder; by default the companion of the model's own.
+    """
 
     url: str
     profile: str = CLEAN
+    dataset: str | None = None
     strength: int = 3
     rate: float = 20.0
     seconds: float = 60.0
     seed: int = 0
 
 
+def pools(named: Sequence[str], others: Sequence[str], plan: Plan) -> tuple[dict[str, list[bytes | str]], list[str]]:
+    """What may be sent to each of these models, and of `others` to those that the profile fits; with what was said of the rest.
+
+    Raises LooplineError where a model of `named` is not fit for the profile, or none is.
+    """
+    found = {name: samples(name, plan) for name in named}
+    left_out = []
+    for name in others:
+        try:
+            found[name] = samples(name, plan)
+        except LooplineError as error:
+            left_out.append(str(error))
+    if not found:
+        raise LooplineError("\n".join(left_out))
+    return found, left_out
+
+
 def samples(name: str, plan: Plan) -> list[bytes | str]:
     """What may be sent to the model `name`: its test split, changed as the profile says. Raises LooplineError."""
     from loopline.data import manifest
 
+    if plan.dataset and plan.profile != OTHER:
+        raise LooplineError(f"a data set is sent by the profile {OTHER} alone, not by {plan.profile}")
+    if plan.profile == OTHER:
+        return _foreign(name, plan)
     split = manifest.load_split(Path("data") / name / "manifest.parquet", "test")
     rng = np.random.default_rng(plan.seed)
     given: list[Any] = list(split.inputs)
@@ -49,10 +76,26 @@ def samples(name: str, plan: Plan) -> list[bytes | str]:
         if isinstance(split.targets, list):
             raise LooplineError(f"{name} detects objects: a profile of its classes is not there; try another")
         return [one for one, target in zip(given, split.targets, strict=True) if target < 2]
-    known = shifts.names(texts=isinstance(given[0], str))
-    if plan.profile not in known:
-        raise LooplineError(f"no profile {plan.profile!r} for {name}: there are {', '.join((CLEAN, PRIOR, *known))}")
-    return [shifts.shifted(one, plan.profile, plan.strength, rng) for one in given]
+    texts = isinstance(given[0], str)
+    profile = plan.profile if plan.profile != NOISY else "typos" if texts else "noise"
+    known = shifts.names(texts=texts)
+    if profile not in known:
+        there = ", ".join((CLEAN, PRIOR, OTHER, NOISY, *known))
+        raise LooplineError(f"no profile {profile!r} for {name}: there are {there}")
+    return [shifts.shifted(one, profile, plan.strength, rng) for one in given]
+
+
+def _foreign(name: str, plan: Plan) -> list[bytes | str]:
+    """Of another data set, as they are: the server is to resize them."""
+    from loopline import settings
+
+    model = settings.model(name)[1]
+    try:
+        dataset = plan.dataset or companions.of(model.dataset)
+        found = companions.read(dataset, model.task, MOST_FOREIGN, plan.seed)
+    except LooplineError as error:
+        raise LooplineError(f"{name}: {error}") from error
+    return [one.text or one.image or b"" for one in found]
 
 
 def requests(pools: dict[str, list[bytes | str]], seed: int) -> Iterator[tuple[str, bytes, dict[str, str]]]:
