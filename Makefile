@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve up down traffic rules demo test lint bench bench-serving bench-drift data-add mlflow lock clean
+.PHONY: help setup repro serve up down traffic retrainer rollout rollback drill rules demo test lint bench bench-serving bench-drift bench-rollout data-add mlflow lock clean
 .PHONY: image
 
 help: ## list the targets
@@ -41,11 +41,30 @@ serve: setup ## the bundles on http://127.0.0.1:8080 (PORT=...)
 up: setup ## servers, sentinel, Prometheus and Alertmanager on the loopback (ARGS="--window 5m --scrape 1")
 	loopline up $(ARGS)
 
+retrainer: setup ## take drift alerts and retrain (docs/retraining.md; LOOPLINE_RETRAINER_TOKEN is set)
+	loopline retrainer $(ARGS)
+
 down: setup ## end what `make up` started
 	loopline down
 
+<<<<<<< HEAD
+rollout: setup ## a challenger takes the champion's place, or not: make rollout MODEL=text BUNDLE=folder (after make up ARGS=--gateway)
+	@test -n "$(MODEL)" -a -n "$(BUNDLE)" || { echo "usage: make rollout MODEL=classifier BUNDLE=path/to/bundle [ARGS=...]"; exit 2; }
+	loopline rollout start "$(MODEL)" --bundle "$(BUNDLE)" --wait $(ARGS)
+
+rollback: setup ## the champion before this one serves again, in seconds, at any time: make rollback MODEL=text
+	@test -n "$(MODEL)" || { echo "usage: make rollback MODEL=classifier"; exit 2; }
+	loopline rollout rollback "$(MODEL)" $(ARGS)
+
+traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|noise|blur|dark|typos|... RATE=20 SECONDS=60 MODEL=...)
+=======
 traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|other-domain|noisy|blur|dark|... RATE=20 SECONDS=60 MODEL=...)
+>>>>>>> 1c9381d032b95cb04dfec7893b4befe2af750248
 	loopline traffic $(MODEL) --profile $(or $(PROFILE),clean) --rate $(or $(RATE),20) --seconds $(or $(SECONDS),60) $(ARGS)
+
+drill: setup ## play the whole loop with real parts: drift, labels, retraining, canary, rollback (6 min; ARGS=--fast: 4 min)
+	@for tool in haproxy prometheus; do command -v $$tool >/dev/null || { echo "the drill needs $$tool: apt-get install haproxy prometheus prometheus-alertmanager"; exit 1; }; done
+	loopline drill $(ARGS)
 
 rules: setup ## write monitoring/prometheus/rules.yml anew
 	loopline rules
@@ -91,6 +110,9 @@ bench-serving: setup .venv-peers/ready ## our server beside others, with wrk: 12
 
 bench-drift: setup .venv-drift/ready ## our drift alarm beside others: 15 min, writes docs/drift-benchmark.md (ARGS=--quick: 2 min)
 	OMP_NUM_THREADS=1 PYTHONPATH=src:. .venv-drift/bin/python -m benchmarks.drift $(ARGS)
+
+bench-rollout: setup ## how often a rollout is right, by its number of requests: 1 min, writes docs/rollout-benchmark.md (ARGS=--quick)
+	OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.rollout $(ARGS)
 
 .venv-drift/ready: benchmarks/drift/requirements.lock | setup
 	@test -x .venv-drift/bin/python || $(PYTHON) -m venv .venv-drift

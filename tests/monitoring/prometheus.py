@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -32,13 +32,10 @@ def free_ports(count):
     """A row of ports, one after the other, that nobody has."""
     while True:
         first = free_port()
-        try:
-            probes = [socket.create_server(("127.0.0.1", first + number)) for number in range(count)]
-        except OSError:
-            continue
-        for probe in probes:
-            probe.close()
-        return first
+        with ExitStack() as probes, suppress(OSError):
+            for number in range(count):
+                probes.enter_context(socket.create_server(("127.0.0.1", first + number)))
+            return first
 
 
 class Target:

@@ -6,7 +6,8 @@ problems("sum by (modle) (loopline_requests_total)", known()) == ["loopline_requ
 import re
 from typing import get_args
 
-from loopline.monitoring import rules, sentinel
+from loopline.journal import keeper
+from loopline.monitoring import retrainer, rules, sentinel
 from loopline.serving.metrics import CATALOGUE, PREFIX
 
 TARGET = frozenset({"job", "instance"})  # Prometheus adds them
@@ -51,13 +52,15 @@ TOKEN = re.compile(
 
 
 def exported():
-    """Metric -> its labels, of servers, sentinel and Prometheus itself."""
+    """Metric -> its labels, of servers, sentinel, journal, retrainer and Prometheus itself."""
     found = {
         PREFIX + metric.name + ending: TARGET | set(metric.labels) | ({"le"} if ending == "_bucket" else set())
         for metric in CATALOGUE.values()
         for ending in ENDINGS[metric.kind]
     }
     found |= {name: TARGET | set(labels) for name, (_, labels) in sentinel.METRICS.items()}
+    found |= {name: TARGET | set(labels) for name, (_, _, labels) in keeper.METRICS.items()}
+    found |= {name: TARGET | set(labels) for name, (_, labels) in retrainer.METRICS.items()}
     return found | {f"process_{name}": TARGET for name in PROCESS} | dict.fromkeys(FROM_PROMETHEUS, TARGET)
 
 
@@ -96,7 +99,7 @@ def values(metric, label):
     if label == "le":
         bounds = CATALOGUE[metric.removeprefix(PREFIX).removesuffix("_bucket")].buckets
         return {*map(str, bounds), "+Inf"}
-    return set(get_args(sentinel.Result)) if label == "result" else None
+    return {*get_args(sentinel.Result), *retrainer.RESULTS} if label == "result" else None
 
 
 class _Reader:

@@ -8,9 +8,10 @@ import prometheus
 import pytest
 import yaml
 
-from loopline.monitoring import sentinel
+from loopline.monitoring import retrainer, sentinel
 from loopline.serving.metrics import CATALOGUE, PREFIX
 
+JOBS = {"prometheus.yml": {"loopline", "sentinel", "journal", "retrainer"}, "kubernetes.yml": {"loopline", "sentinel"}}
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "monitoring"
 
@@ -30,7 +31,7 @@ def test_prometheus_takes_its_configuration(tmp_path, name):
         if found := job.pop("kubernetes_sd_configs", None):
             assert all(one.keys() == {"role"} and one["role"] in ("pod", "endpoints") for one in found)
             job["static_configs"] = [{"targets": ["127.0.0.1:1"]}]
-    assert {job["job_name"] for job in content["scrape_configs"]} == {"loopline", "sentinel"}, "as the rules call them"
+    assert {job["job_name"] for job in content["scrape_configs"]} == JOBS[name], "as the rules call them"
     (tmp_path / name).write_text(yaml.safe_dump(content))
     ok, said = checked("promtool", "check", "config", tmp_path / name)
     assert ok, said
@@ -49,9 +50,8 @@ def test_alertmanager_takes_its_configuration(tmp_path):
 
 
 def test_every_metric_is_documented_and_every_documented_one_exists():
-    named = {PREFIX + m.name + ("_total" if m.kind == "counter" else "") for m in CATALOGUE.values()} | set(
-        sentinel.METRICS
-    )
+    named = {PREFIX + m.name + ("_total" if m.kind == "counter" else "") for m in CATALOGUE.values()}
+    named |= sentinel.METRICS.keys() | retrainer.METRICS.keys()
     lines = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8").splitlines()
     documented = {line.split("`")[1] for line in lines if line.startswith("| `loopline_")}
     assert documented == named

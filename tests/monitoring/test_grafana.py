@@ -227,7 +227,7 @@ def test_alert_texts_are_templates_that_grafana_can_fill_in():
 
 
 class Everything:
-    """A server and a sentinel that export every series there is; counters rise at each look."""
+    """A server, a sentinel and a journal that export every series there is; counters rise at each look."""
 
     LABELS = {"route": ["predict"], "code": ["200", "415", "503"], "term": ["constant", "small", "large"]}  # noqa: RUF012
     LABELS |= {"bin": ["00", "01", "nan"], "estimate": ["confidence", "atc"]}
@@ -245,7 +245,11 @@ class Everything:
                 else:
                     self.metrics.value(metric.name, *labels).value += 40 if metric.kind == "counter" else 1
         sentinel = 'loopline_sentinel_checks_total{model="a-model",version="a-version",result="same"} '
-        self.target.text = self.metrics.exposition()[0].decode() + f"{sentinel}{self.looks}\n"
+        labelled = "".join(
+            f'loopline_labelled_{what}_total{{model="a-model",version="a-version"}} {self.looks}\n'
+            for what in ("rows", "quality")
+        )
+        self.target.text = self.metrics.exposition()[0].decode() + labelled + f"{sentinel}{self.looks}\n"
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,17 @@ def checks(result):
     return named("loopline_sentinel_checks_total", "watch", "sentinel", model="digits", version="v1", result=result)
 
 
+def retrainings(result):
+    return named("loopline_retrain_runs_total", "loop", "retrainer", model="digits", result=result)
+
+
+def labelled(more, right, version="v1"):
+    """The journal's totals from the first minute on: labels a minute, and how many of these answers were right."""
+    rows = {"rows": counter((REST, more)), "quality": counter((REST, right))}
+    kept = {"instance": "kept", "job": "journal", "model": "digits", "version": version}
+    return {named(f"loopline_labelled_{what}_total", **kept): said for what, said in rows.items()}
+
+
 def constant(value):
     return f"{value}+0x{REST}"
 
@@ -136,6 +147,7 @@ def replica(instance, version="v1"):
         named("loopline_ready", instance): constant(1),
         of_model("model_info", bundle="b", precision="int8", provider="CPU", **of): constant(1),
         of_model("bundle_written_timestamp_seconds", **of): constant(0),
+        of_model("bundle_intact", **of): constant(1),
         requests("200", **of): always(594),
         requests("415", **of): always(6),
         requests("503", **of): always(0),
@@ -154,6 +166,7 @@ WELL = {
     **replica("two"),
     checks("same"): always(4),
     **{checks(result): always(0) for result in ("different", "other_version", "failed")},
+    **{retrainings(result): always(0) for result in ("succeeded", "refused", "failed")},
 }
 
 
@@ -335,6 +348,13 @@ SERVICE = (
         every="5m",
     ),
     Case(
+        "a bundle that changed under its server",
+        {of_model("bundle_intact", "two"): f"1+0x20 {constant(0)}"},
+        {21: NOBODY, 22: ("BundleChanged",)},
+        "BundleChanged",
+        V1 | {"instance": "two", "job": "loopline"},
+    ),
+    Case(
         "a bundle of 90 days is old",  # promtool's clock starts in 1970
         both(lambda i: {of_model("bundle_written_timestamp_seconds", i): constant(600 - 90 * 86400)}),
         {10: NOBODY, 11: ("StaleModel",)},
@@ -369,6 +389,28 @@ SERVICE = (
         {checks("same"): then(20, 4, 0), checks("other_version"): then(20, 0, 4)},
         {34: NOBODY, 35: ("SentinelSilent",)},
     ),
+    Case(
+        "a retraining that breaks down",
+        {retrainings("failed"): counter((20, 0), (1, 1), (REST, 0))},
+        {20: NOBODY, 21: ("RetrainingFailed",), 130: ("RetrainingFailed",), 145: NOBODY},
+        "RetrainingFailed",
+        DIGITS,
+    ),
+    Case(
+        "a candidate that was refused is no failure",
+        {retrainings("refused"): counter((20, 0), (1, 1), (REST, 0))},
+        {30: NOBODY},
+    ),
+    Case(
+        "labels that show a loss, once they are enough",  # .93 on the reference, .8 here: under .895 is harm
+        labelled(10, 8),
+        {10: NOBODY, 60: ("LabelledHarm",)},
+        "LabelledHarm",
+        V1,
+        "6.785%",
+    ),
+    Case("labels that show what the reference says", labelled(10, 9.3), {60: NOBODY, 300: NOBODY}, every="10m"),
+    Case("a handful of wrong answers is no proof", labelled(0.1, 0), {60: NOBODY}),
     Case("a fleet that is well", {}, dict.fromkeys((0, 1, 2, 5, 30, 70), NOBODY)),
     Case("a fleet that is well all day", {}, dict.fromkeys((10, 200, 400, 600), NOBODY), every="10m"),
 )

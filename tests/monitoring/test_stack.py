@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import os
 import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +19,9 @@ import bundles
 import prometheus
 import pytest
 
-from loopline.monitoring import stack, traffic
+from loopline import processes
+from loopline.monitoring import traffic
+from loopline.release import decisions
 
 pytestmark = prometheus.needed
 WINDOW, SCRAPE = "24s", 0.5
@@ -128,12 +132,36 @@ def test_clean_traffic_is_quiet_a_shift_raises_the_notice_and_its_end_clears_it(
     assert asked["predict"] - 60 <= counted <= asked["predict"], "golden inputs are not counted as traffic"
 
 
+def test_an_alert_goes_from_alertmanager_to_the_retrainer_with_the_token_of_this_start(started, folder):
+    """The drift of the alert is made up: the retrainer looks, sees none, and declines."""
+    subprocess.run(["git", "init", "--quiet"], check=True, env=os.environ | {"GIT_CONFIG_GLOBAL": "/dev/null"})
+    (folder / "params.yaml").write_text(brightness.params())
+    policy = Path(__file__).parents[2] / "monitoring/retraining.yaml"
+    port = prometheus.free_port()
+    first = started("--retrainer-port", port, "--policy", policy)
+    token = folder / ".loopline/up/retrainer.token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    scraped = 'up{job="retrainer"} == 1'
+    prometheus.eventually(lambda: prometheus.query(f"http://127.0.0.1:{first + 4}", scraped))
+    labels = {"alertname": "RetrainCandidate", "severity": "retrain", "model": "classifier", "version": "123abc"}
+    body = json.dumps([{"labels": labels}]).encode()
+    url = f"http://127.0.0.1:{first + 5}/api/v2/alerts"
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 200
+    log = folder / "decisions/log.jsonl"
+    (record,) = prometheus.eventually(lambda: decisions.read(log).records)
+    assert record.action == "wait"
+    assert "the bundle of classifier in version 123abc is not here" in record.reasons[0]
+    assert record.actor == "retrainer"
+
+
 def test_down_ends_what_up_started_and_nothing_else(started, folder):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     started()
     state = folder / ".loopline/up/state.json"
-    processes = stack.running(state.parent)
-    assert [process.name for process in processes] == ["server-1", "sentinel", "alertmanager", "prometheus"]
+    found = processes.running(state.parent)
+    assert [process.name for process in found] == ["server-1", "sentinel", "alertmanager", "prometheus"]
     again = loopline("up")
     assert again.returncode == 1
     assert "up already" in again.stderr
@@ -142,7 +170,7 @@ def test_down_ends_what_up_started_and_nothing_else(started, folder):
     stranger = {"name": "stranger", "pid": other.pid, "created": 1.0, "address": ""}
     state.write_text(json.dumps([*rows, stranger]))
     assert loopline("down").stdout == "ended server-1, sentinel, alertmanager, prometheus\n"
-    assert not any(stack.alive(process) for process in processes)
+    assert not any(processes.alive(process) for process in found)
     assert other.poll() is None
     other.kill()
     other.wait()
@@ -157,7 +185,7 @@ def test_what_does_not_start_leaves_nothing_running(folder):
     assert done.returncode == 1
     assert "alertmanager did not get ready" in done.stderr
     assert "address already in use" in done.stderr
-    assert stack.running(folder / ".loopline/up") == []
+    assert processes.running(folder / ".loopline/up") == []
 
 
 def test_a_machine_without_prometheus_gets_advice(folder, monkeypatch):

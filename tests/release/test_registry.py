@@ -217,3 +217,22 @@ def test_without_a_challenger_promote_says_what_to_do(project):
 def test_an_unknown_model_is_named(project):
     with pytest.raises(LooplineError, match="no model 'nobody'"):
         registry.promote("nobody")
+
+
+def test_the_champion_follows_what_a_rollout_promoted_without_another_line_in_the_log(project, make):
+    first, second = make("first", 100), make("second", 127.5)
+    registry.register(first.folder)
+    registry.follow("classifier", first.version, first.folder)
+    assert aliases() == {"champion": "1"}
+    registry.register(second.folder)
+    assert aliases() == {"champion": "1", "challenger": "2"}
+    registry.follow("classifier", second.version, second.folder)
+    assert aliases() == {"champion": "2"}
+    registry.follow("classifier", first.version, first.folder)  # a rollback
+    assert aliases() == {"champion": "1"}
+    assert decisions.read().records == ()
+    with pytest.raises(LooplineError, match="holds bundle"):
+        registry.follow("classifier", first.version, second.folder)
+    third = make("third", 50)
+    registry.follow("classifier", third.version, third.folder)  # nobody registered it
+    assert aliases() == {"champion": "3"}

@@ -161,3 +161,24 @@ def _golden(folder):
     path = folder.with_suffix(".golden")
     path.write_text(json.dumps(golden.to_dict(rows)))
     return path
+
+
+def failing(folder):
+    """The classifier of brightness, whose graph breaks down on images brighter than 100."""
+    model = load(brightness.onnx_model(folder.with_suffix(".onnx"), 127.5))
+    constants = {"hundred": np.array(100, np.float32), "one_row": np.zeros((1, 1), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    softmax = model.graph.node[-1]
+    extra = [
+        helper.make_node("Div", ["mean", "hundred"], ["hundreds"]),
+        helper.make_node("Cast", ["hundreds"], ["row"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["one_row", "row"], ["looked_up"]),
+        helper.make_node("Reshape", ["looked_up", "column"], ["column_of_zeros"]),
+        helper.make_node("Add", [softmax.input[0], "column_of_zeros"], ["checked_logits"]),
+    ]
+    softmax.input[0] = "checked_logits"
+    nodes = [*model.graph.node[:-1], *extra, softmax]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    save(model, folder.with_suffix(".onnx"))
+    return _write(folder, brightness.described(), folder.with_suffix(".onnx"), golden=_golden(folder))

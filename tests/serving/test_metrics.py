@@ -137,3 +137,18 @@ def test_a_mistake_of_ours_is_a_500_that_says_nothing_of_it_to_the_client(capfd)
     assert "secret" not in refused.value.message
     assert refused.value.about == (None, "predict")
     assert "secret" in capfd.readouterr().err
+
+
+def test_a_bundle_that_is_damaged_on_the_disk_is_told_and_what_was_loaded_is_served(serve, tmp_path):
+    bundles.classifier(tmp_path / "bundle")
+    server = serve(tmp_path / "bundle")
+    assert total(samples(server), "bundle_intact") == 1
+    (tmp_path / "bundle/model.onnx").write_bytes(b"damaged")
+    assert total(samples(server), "bundle_intact") == 0
+    assert total(samples(server), "bundle_intact") == 0
+    answer = requests.post(server.url + "/predict/classifier", data=brightness.png(250), timeout=5)
+    assert answer.json()["predictions"][0]["label"] == "bright"
+    assert server.stop() == 0
+    assert [line["message"] for line in server.log if line["level"] == "error"] == [
+        "the bundle on the disk was changed; what was loaded is served"
+    ]

@@ -71,7 +71,7 @@ def pictures(tmp_path_factory):
     for name, value in {"b/2.png": 250, "b/10.png": 3, "a [1]?*.png": 240, "c::d%20.PNG": 9}.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(brightness.png(value))
-    (root / "b/broken.png").write_bytes(brightness.png(250)[:40])
+    (root / "b/broken.png").write_bytes(brightness.png(250)[:45])
     (root / "notes.txt").write_text("not an image")
     (root / "gone.png").symlink_to(root / "nowhere.png")
     (root / ".hidden").write_text("")

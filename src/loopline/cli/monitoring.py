@@ -24,6 +24,12 @@ def _up(options: argparse.Namespace) -> int:
             prometheus_port=options.prometheus_port,
             alertmanager_port=options.alertmanager_port,
             webhook=options.webhook,
+            retrainer_port=options.retrainer_port,
+            policy=options.policy,
+            gateway=options.gateway,
+            journal=options.journal,
+            journal_sample=options.journal_sample,
+            journal_port=options.journal_port,
         )
     )
     for process in started:
@@ -164,6 +170,13 @@ def _running(rooms: Verbs) -> None:
     start.add_argument("--sentinel-port", type=int, default=9101)
     start.add_argument("--prometheus-port", type=int, default=9090)
     start.add_argument("--alertmanager-port", type=int, default=9093)
+    start.add_argument("--retrainer-port", type=int, help="start the retrainer too, and tell it of alerts")
+    policy = Path("monitoring/retraining.yaml")
+    start.add_argument("--policy", type=Path, default=policy, help=f"the retrainer's (default: {policy})")
+    start.add_argument("--gateway", action="store_true", help="HAProxy at --port: `loopline rollout` needs it")
+    start.add_argument("--journal", type=Path, metavar="FOLDER", help="keep samples and labels in it (docs/journal.md)")
+    start.add_argument("--journal-sample", type=float, default=0.1, help="share of ordinary samples that is kept")
+    start.add_argument("--journal-port", type=int, default=9102)
     start.add_argument("--webhook", help="address that Alertmanager tells of alerts")
     verb(rooms, "down", _down, "end what `up` started")
 

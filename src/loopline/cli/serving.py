@@ -6,11 +6,25 @@ import argparse
 from pathlib import Path
 
 from loopline.cli.verbs import Verbs, verb
+from loopline.errors import LooplineError
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from loopline.serving import server
+    from loopline.serving import journal, server
     from loopline.serving.inference import Limits
+
+    kept = None
+    if options.journal:
+        if not options.signals:
+            raise LooplineError(
+                "--journal takes its samples from those whose signals are counted: not with --signals 0"
+            )
+        kept = journal.Options(
+            folder=options.journal,
+            sample=options.journal_sample,
+            redact=options.journal_redact,
+            seconds=options.journal_seconds,
+        )
 
     limits = Limits(
         body_bytes=options.max_body_mb << 20,
@@ -30,6 +44,7 @@ def _serve(options: argparse.Namespace) -> int:
             limits=limits,
             demo=options.demo,
             log_requests=options.log_requests,
+            journal=kept,
         ),
     )
 
@@ -64,6 +79,17 @@ def add(rooms: Verbs) -> None:
     serve.add_argument(
         "--signals", type=int, default=50, help="samples a second and model whose drift signals are counted (0: none)"
     )
+    serve.add_argument("--journal", type=Path, metavar="FOLDER", help="keep samples and labels in it: docs/journal.md")
+    serve.add_argument(
+        "--journal-sample", type=float, default=0.1, help="share of ordinary samples that is kept (default: 0.1)"
+    )
+    serve.add_argument(
+        "--journal-redact",
+        choices=("nothing", "text", "inputs"),
+        default="nothing",
+        help="text: mask addresses and long numbers; inputs: keep none",
+    )
+    serve.add_argument("--journal-seconds", type=float, default=5.0, help="until `loopline journal` may fetch a sample")
     serve.add_argument("--max-body-mb", type=int, default=16, help="of a request")
     serve.add_argument(
         "--grace", type=float, default=1.0, help="seconds of answering after SIGTERM, not ready any more"

@@ -6,25 +6,23 @@ its start time are those noted.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from loopline import processes
+from loopline.delivery import fleet, gateway
 from loopline.errors import LooplineError
-from loopline.monitoring import rules
+from loopline.monitoring import configuration, rules
+from loopline.processes import Process
 
 FOLDER = Path(".loopline/up")
-CONFIGURATION = Path(__file__).parents[3] / "monitoring"  # the repository's
-FAST = 5.0  # seconds between scrapes: who looks more often wants to be told at once
-READY_SECONDS = 30.0
-END_SECONDS = 40.0  # a server drains for 30
+HAPROXY_ADVICE = (
+    "the gateway is HAProxy 2.6 or newer (apt-get install haproxy; brew install haproxy); or go without --gateway"
+)
 PROMETHEUS, ALERTMANAGER = ("prometheus",), ("prometheus-alertmanager", "alertmanager")  # Debian's name first
 ADVICE = (
     "install it (Debian and Ubuntu: apt-get install prometheus prometheus-alertmanager; macOS: brew install prometheus "
@@ -34,7 +32,10 @@ ADVICE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """See `loopline up --help`. window: of drift; what is evaluated follows it. scrape: seconds."""
+    """See `loopline up --help`. window: of drift; what is evaluated follows it. scrape: seconds.
+
+    gateway: HAProxy has `port`, its metrics the next one, and each server a free one. journal: a folder, see docs/journal.md.
+    """
 
     bundles: tuple[Path, ...]
     replicas: int = 1
@@ -46,167 +47,134 @@ class Options:
     alertmanager_port: int = 9093
     sentinel_port: int = 9101
     webhook: str | None = None
+    retrainer_port: int | None = None
+    policy: Path = Path("monitoring/retraining.yaml")
+    gateway: bool = False
+    journal: Path | None = None
+    journal_sample: float = 0.1
+    journal_port: int = 9102
 
 
-@dataclass(frozen=True)
-class Process:
-    """One that we started. created: its start time as the system has it."""
+class Part(NamedTuple):
+    """A process. ready: the address that answers when it is. env: beside our own."""
 
     name: str
-    pid: int
-    created: float
+    command: list[str]
     address: str
+    ready: str
+    env: Mapping[str, str] | None = None
 
 
-def binary(names: Sequence[str]) -> str:
+def binary(names: Sequence[str], advice: str = ADVICE) -> str:
     """The first of these programs on the PATH. Raises LooplineError with advice."""
     for name in names:
         if found := shutil.which(name):
             return found
-    raise LooplineError(f"{names[-1]} was not found: {ADVICE}")
+    raise LooplineError(f"{names[-1]} was not found: {advice}")
 
 
 def up(options: Options, folder: Path = FOLDER) -> list[Process]:
     """Start everything and wait until it answers. Raises LooplineError, with nothing left running, if something does not."""
-    if running(folder):
+    if processes.running(folder):
         raise LooplineError("it is up already: `loopline down` ends it")
     if not options.bundles:
         raise LooplineError("no bundle under models/: run `make repro` first, or name some")
     programs = binary(PROMETHEUS), binary(ALERTMANAGER)
+    haproxy = binary(["haproxy"], HAPROXY_ADVICE) if options.gateway else ""
     folder.mkdir(parents=True, exist_ok=True)
-    write(options, folder)
+    configuration.write(options, folder)
     started: list[Process] = []
     try:
-        for name, command, address, ready in _commands(options, folder, *programs):
-            started.append(_start(name, command, address, folder))
-            _save(started, folder)
-            _wait(started[-1], ready, folder)
+        if options.gateway:
+            _gateway(options, folder, haproxy)
+            started = processes.running(folder)
+        for part in _parts(options, folder, *programs):
+            started.append(processes.start(part.name, part.command, part.address, folder, part.env))
+            processes.save(started, folder)
+            processes.wait(started[-1], part.ready, folder)
     except BaseException:  # Ctrl-C too: nothing stays behind, and the error goes on
-        end(started)
-        _save([], folder)
+        down(folder)
         raise
     return started
 
 
-def write(options: Options, folder: Path) -> None:
-    """The repository's configuration of Prometheus and Alertmanager, with these ports, this window and this pace."""
-    import yaml
-
-    (folder / "rules.yml").write_text(rules.text(options.window), encoding="utf-8")
-    scrape = f"{options.scrape * 1000:.0f}ms"
-    prometheus = yaml.safe_load((CONFIGURATION / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
-    prometheus["global"] = {"scrape_interval": scrape, "scrape_timeout": scrape, "evaluation_interval": scrape}
-    manager = {"static_configs": [{"targets": [f"127.0.0.1:{options.alertmanager_port}"]}]}
-    servers = [f"127.0.0.1:{options.port + 1 + number}" for number in range(options.replicas)]
-    targets = {"loopline": servers, "sentinel": [f"127.0.0.1:{options.sentinel_port}"]}
-    prometheus["alerting"] = {"alertmanagers": [manager]}
-    prometheus["scrape_configs"] = [
-        {"job_name": job["job_name"], "static_configs": [{"targets": targets[job["job_name"]]}]}
-        for job in prometheus["scrape_configs"]
-    ]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(prometheus, sort_keys=False), encoding="utf-8")
-
-    alertmanager = yaml.safe_load((CONFIGURATION / "alertmanager/alertmanager.yml").read_text(encoding="utf-8"))
-    if options.scrape < FAST:
-        alertmanager["route"] |= {"group_wait": "1s", "group_interval": "1s"}
-    if options.webhook:
-        alertmanager["receivers"][0]["webhook_configs"] = [{"url": options.webhook, "send_resolved": True}]
-    (folder / "alertmanager.yml").write_text(yaml.safe_dump(alertmanager, sort_keys=False), encoding="utf-8")
+def _gateway(options: Options, folder: Path, haproxy: str) -> None:
+    """HAProxy, the champion's servers behind it, and the sentinel that goes with them."""
+    address, metrics = f"http://127.0.0.1:{options.port}", options.port + 1
+    config = gateway.write(folder, port=options.port, metrics_port=metrics)
+    process = processes.start("gateway", [haproxy, "-db", "-f", str(config)], address, folder)
+    processes.save([process], folder)
+    processes.wait(process, f"http://127.0.0.1:{metrics}/metrics", folder)
+    kept = [fleet.keep(path) for path in options.bundles]
+    bundles = {name: str(found.folder) for name, found in kept}
+    if len(bundles) < len(kept):
+        raise LooplineError("two of the bundles are of one model: name one of each")
+    wanted = fleet.Fleet(
+        url=address,
+        champion=fleet.Lane(bundles, options.replicas),
+        prometheus=f"http://127.0.0.1:{options.prometheus_port}",
+        arguments=_serving(options),
+        sentinel=_sentinel(options),
+    )
+    fleet.apply(wanted, folder)
 
 
-def _commands(
-    options: Options, folder: Path, prometheus: str, alertmanager: str
-) -> list[tuple[str, list[str], str, str]]:
-    """Name, command, address, and the address that answers when it is ready."""
+def _parts(options: Options, folder: Path, prometheus: str, alertmanager: str) -> list[Part]:
+    """What is started one after the other; behind a gateway servers and sentinel are the fleet's."""
     bundles = [str(path) for path in options.bundles]
-    loopline = [sys.executable, "-m", "loopline.cli"]
-    url = f"http://127.0.0.1:{options.port}"
+    loopline, url = [sys.executable, "-m", "loopline.cli"], f"http://127.0.0.1:{options.port}"
     found = []
-    for number in range(options.replicas):
+    if options.journal:
+        address = f"http://127.0.0.1:{options.journal_port}"
+        command = [*loopline, "journal", str(options.journal), "--port", str(options.journal_port)]
+        every = ["--every", str(min(options.scrape, 2.0))]
+        found.append(Part("journal", [*command, *every], address, f"{address}/metrics"))
+    for number in range(0 if options.gateway else options.replicas):
         metrics = options.port + 1 + number
         command = [*loopline, "serve", *bundles, "--port", str(options.port), "--metrics-port", str(metrics)]
-        name = f"server-{number + 1}"
-        found.append((name, command, url, f"http://127.0.0.1:{metrics}/v2/health/ready"))
-    watch = ["--every", str(options.sentinel), "--port", str(options.sentinel_port)]
-    address = f"http://127.0.0.1:{options.sentinel_port}/metrics"
-    found.append(("sentinel", [*loopline, "sentinel", url, *bundles, *watch], address, address))
+        ready = f"http://127.0.0.1:{metrics}/v2/health/ready"
+        found.append(Part(f"server-{number + 1}", [*command, *_serving(options)], url, ready))
+    if not options.gateway:
+        address = f"http://127.0.0.1:{options.sentinel_port}/metrics"
+        found.append(Part("sentinel", [*loopline, "sentinel", url, *bundles, *_sentinel(options)], address, address))
+    if options.retrainer_port:
+        address = f"http://127.0.0.1:{options.retrainer_port}"
+        command = [*loopline, "retrainer", "--port", str(options.retrainer_port), "--window", options.window]
+        command += ["--prometheus", f"http://127.0.0.1:{options.prometheus_port}", "--policy", str(options.policy)]
+        command += ["--journal", str(options.journal)] if options.journal else []
+        token = {"LOOPLINE_RETRAINER_TOKEN_FILE": str((folder / configuration.TOKEN).resolve())}
+        found.append(Part("retrainer", command, address, f"{address}/healthz", token))
     own = f"127.0.0.1:{options.alertmanager_port}"
     command = [alertmanager, f"--config.file={folder}/alertmanager.yml", f"--storage.path={folder}/alertmanager"]
     command += [f"--web.listen-address={own}", "--cluster.listen-address="]
-    found.append(("alertmanager", command, f"http://{own}", f"http://{own}/-/ready"))
+    found.append(Part("alertmanager", command, f"http://{own}", f"http://{own}/-/ready"))
     own = f"127.0.0.1:{options.prometheus_port}"
     command = [prometheus, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/prometheus"]
     command += [f"--web.listen-address={own}"]
-    found.append(("prometheus", command, f"http://{own}", f"http://{own}/-/ready"))
+    found.append(Part("prometheus", command, f"http://{own}", f"http://{own}/-/ready"))
     return found
 
 
-def _start(name: str, command: list[str], address: str, folder: Path) -> Process:
-    import psutil
-
-    with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    return Process(name, process.pid, psutil.Process(process.pid).create_time(), address)
-
-
-def _wait(process: Process, ready: str, folder: Path) -> None:
-    until = time.monotonic() + READY_SECONDS
-    while time.monotonic() < until:
-        if not alive(process):
-            break
-        try:
-            with urllib.request.urlopen(ready, timeout=1):  # noqa: S310 - our own address
-                return
-        except OSError:
-            time.sleep(0.05)
-    tail = (folder / f"{process.name}.log").read_text(encoding="utf-8", errors="replace")[-800:]
-    raise LooplineError(f"{process.name} did not get ready; the end of {folder}/{process.name}.log:\n{tail}")
+def _serving(options: Options) -> tuple[str, ...]:
+    """Further options of each server."""
+    if not options.journal:
+        return ()
+    seconds = min(options.scrape, 5.0)
+    return (
+        *("--journal", str(options.journal)),
+        *("--journal-sample", str(options.journal_sample), "--journal-seconds", str(seconds)),
+    )
 
 
-def alive(process: Process) -> bool:
-    """It runs, and is the one that we started."""
-    import psutil
-
-    try:
-        found = psutil.Process(process.pid)
-        return bool(found.create_time() == process.created and found.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def running(folder: Path = FOLDER) -> list[Process]:
-    """What `up` started and still runs."""
-    try:
-        rows = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    return [process for process in (Process(**row) for row in rows) if alive(process)]
-
-
-def _save(processes: Sequence[Process], folder: Path) -> None:
-    partial = folder / "state.json.partial"
-    partial.write_text(json.dumps([asdict(process) for process in processes]), encoding="utf-8")
-    partial.replace(folder / "state.json")
-
-
-def end(processes: Sequence[Process]) -> None:
-    """Ask each to end, the last started first; what has not after a while is killed."""
-    import psutil
-
-    found = []
-    for process in reversed(processes):
-        if alive(process):
-            os.kill(process.pid, 15)
-            found.append(psutil.Process(process.pid))
-    _, left = psutil.wait_procs(found, timeout=END_SECONDS)
-    for one in left:
-        one.kill()
+def _sentinel(options: Options) -> tuple[str, ...]:
+    return "--every", str(options.sentinel), "--port", str(options.sentinel_port)
 
 
 def down(folder: Path = FOLDER) -> list[Process]:
-    """End what `up` started; returns it."""
-    processes = running(folder)
-    end(processes)
+    """End what `up` started, and what a rollout put in its place; returns it."""
+    found = processes.running(folder)
+    processes.end(found)
+    processes.end(list(fleet.strays(folder).values()))  # what a rollout was about to note
     if (folder / "state.json").exists():
-        _save([], folder)
-    return processes
+        processes.save([], folder)
+    return found

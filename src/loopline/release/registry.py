@@ -119,6 +119,22 @@ def rollback(name: str, reason: str = "asked for") -> decisions.Record:
         return _make_champion(store, version, "rollback", held=held, reasons=(reason,), proof={"withdrawn": held})
 
 
+def follow(name: str, version: str, folder: Path) -> None:
+    """Let the alias `champion` follow what serves: a rollout has promoted this version, or put it back, and its line is in the log.
+
+    folder: its bundle, registered if it was not. Raises LooplineError where the registry refuses.
+    """
+    found = bundle.read(folder)
+    if found.version != version:
+        raise LooplineError(f"{folder} holds bundle {found.version:.12}, not {version:.12}")
+    with _registry() as store:
+        registered = _version(store, name, version) or _create(store, found)
+        store.set_registered_model_alias(name, CHAMPION, registered.version)
+        challenger = _aliased(store, name, CHALLENGER)
+        if challenger is not None and challenger.version == registered.version:
+            store.delete_registered_model_alias(name, CHALLENGER)
+
+
 def history(names: Sequence[str] = (), at: datetime | None = None) -> decisions.Log:
     """Every decision on these models (none named: on all); with `at`, only those that made the champions of that moment."""
     log = decisions.read()

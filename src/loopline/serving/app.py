@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from loopline import __version__
-from loopline.serving import openapi, pages
+from loopline.serving import feedback, openapi, pages
+from loopline.serving import journal as journals
 from loopline.serving.inference import Handler, Inference, Limits, broken
 from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response, decompress
 from loopline.serving.metrics import Metrics
@@ -64,11 +65,16 @@ class App:
         demo: bool = True,
         log_requests: bool = False,
         record: Record | None = None,
+        journal: journals.Options | None = None,
     ) -> None:
-        """token: what a client must send as its bearer token; demo: see `pages`. To be made in a running event loop."""
+        """token: what a client must send as its bearer token; demo: see `pages`. To be made in a running event loop.
+
+        Raises LooplineError where the journal's folder cannot be written.
+        """
         self.models = {model.name: model for model in models}
         self.limits, self.token = limits or Limits(), token.encode() if token else None
         self.metrics = Metrics()
+        self.journal = journals.Journal(journal, models, self.metrics) if journal else None
         self.inference = Inference(
             models,
             self.metrics,
@@ -77,6 +83,7 @@ class App:
             refusal=self.refusal,
             log_requests=log_requests,
             record=record,
+            journal=self.journal,
         )
         self.connections: Callable[[], int] = lambda: 0  # the server's
         self.ready = False
@@ -99,6 +106,9 @@ class App:
                 table[f"{base}/infer"] = {
                     "POST": Route(self.inference.infer(model), self.limits.body_bytes, model, "infer")
                 }
+            if self.journal:  # no model in the route: a full queue of inputs is no reason to refuse a label
+                back = feedback.handler(model, self.journal, self.metrics)
+                table[f"/v2/models/{model.name}/feedback"] = {"POST": Route(back, feedback.BODY_BYTES, name="feedback")}
             table[f"/predict/{model.name}"] = {
                 "POST": Route(self.inference.predict(model), self.limits.body_bytes, model, "predict")
             }

@@ -15,6 +15,7 @@ import orjson
 from loopline.serving import intake, oip
 from loopline.serving.batcher import Batcher, Job, TooLate
 from loopline.serving.cache import Cache, key
+from loopline.serving.journal import Journal
 from loopline.serving.logs import log
 from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response, number
 from loopline.serving.metrics import Metrics
@@ -28,6 +29,7 @@ GONE = 499  # in the metrics: the client left before its answer
 PROBE = b"x-loopline-probe"  # the sentinel's header: its golden inputs are no traffic
 ROUTES = ("infer", "predict", "probe")  # in the metrics
 SHED = {429: "queue", 503: "deadline"}
+NOTEWORTHY = (400, 413, 415, 500)  # statuses that an input or the model is the reason of
 PRINTABLE = frozenset(range(0x21, 0x7F))
 Handler = Callable[[Request, Respond], Cancel | None]
 
@@ -64,6 +66,8 @@ class Series:
         self.queue, self.compute = metrics.histogram("queue_seconds", *key), metrics.histogram("compute_seconds", *key)
         self.batch = metrics.histogram("batch_rows", *key)
         self.waiting, self.in_flight = metrics.value("queue_items", *key), metrics.value("in_flight", *key)
+        self.model, self.intact = model, metrics.value("bundle_intact", *key)
+        self.intact.value = 1
         self.shed = {reason: metrics.value("shed", *key, reason) for reason in ("queue", "deadline", "expired")}
         self.ok = {route: metrics.value("requests", *key, route, "200") for route in ROUTES}
         self.seconds = {route: metrics.histogram("request_seconds", *key, route) for route in ROUTES}
@@ -94,14 +98,16 @@ class Inference:
         refusal: Callable[[Refusal], Response],
         log_requests: bool = False,
         record: Record | None = None,
+        journal: Journal | None = None,
     ) -> None:
         """refusal: makes the answer of one. record: notes a request as a span. To be made in a running event loop."""
+        self.journal = journal
         self.metrics, self.limits, self.refusal = metrics, limits, refusal
         self.log_requests, self.record = log_requests, record
         self.cache = Cache(limits.cache_bytes) if limits.cache_bytes else None
         self.series = {model.name: Series(metrics, model) for model in models}
         self.decoders = {model.name: Decoder(model) for model in models if model.spec.image}
-        self.watcher = Watcher(models, metrics, rows_a_second=limits.signals)
+        self.watcher = Watcher(models, metrics, rows_a_second=limits.signals, journal=journal)
         self.batcher = Batcher([*models, *self.decoders.values()], slots=slots, observe=self._observe)
         self._ids = itertools.count(int.from_bytes(os.urandom(6), "big") << 16)
 
@@ -109,6 +115,8 @@ class Inference:
         """End the threads."""
         self.batcher.close()
         self.watcher.close()
+        if self.journal:
+            self.journal.close()
 
     def admit(self, model: Model, headers: Headers) -> None:
         """Raises Refusal where another row for `model` would come too late; called before a request's body is read."""
@@ -129,6 +137,10 @@ class Inference:
         """Bring the gauges up to date."""
         for name, series in self.series.items():
             series.waiting.value = len(self.batcher.lines[name].jobs)
+            intact = series.model.intact()
+            if not intact and series.intact.value:
+                log("error", "the bundle on the disk was changed; what was loaded is served", model=name)
+            series.intact.value = intact
         self.metrics.value("cache_bytes").value = self.cache.bytes if self.cache else 0
 
     def _deadline(self, headers: Headers, now: float) -> float:
@@ -191,12 +203,13 @@ class Inference:
             route = "probe" if payload.probe else "predict"
             identity = self._id(request.headers)
             request.headers[b"x-request-id"] = identity
+            payload.identity = identity.decode("ascii")
 
             def done(found: Any, headers: Headers) -> Response:
                 said = {
                     "model": model.name,
                     "version": model.version,
-                    "id": identity.decode("ascii"),
+                    "id": payload.identity,
                     "predictions": found,
                 }
                 return Response(body=(orjson.dumps(said),), headers=headers)
@@ -229,6 +242,7 @@ class Inference:
                     self._raise(model, job.result)
                 current = self._submit(model, job.result, rows, size, request, respond, route, done)
             except Refusal as refusal:
+                self._keep_refused(model, payload, refusal)
                 respond(self._refused(model, route, refusal))
 
         job = Job(self.decoders[model.name], payload, rows, size, deadline, decoded)
@@ -274,6 +288,7 @@ class Inference:
                 if self.cache and known:
                     self.cache.put(known, result)
             except Refusal as refusal:
+                self._keep_refused(model, payload, refusal)
                 refusal.headers.update(own)
                 response = self._refused(model, route, refusal)
             except Exception as error:
@@ -313,6 +328,12 @@ class Inference:
     def _refused(self, model: Model, route: str, refusal: Refusal) -> Response:
         refusal.about = model, route
         return self.refusal(refusal)
+
+    def _keep_refused(self, model: Model, payload: Any, refusal: Refusal) -> None:
+        """In the journal, where the input is at fault or the model: a busy server says nothing about either."""
+        source = payload if isinstance(payload, Encoded) else getattr(payload, "source", None)
+        if self.journal and source and not source.probe and refusal.status in NOTEWORTHY:
+            self.journal.refused(model, source.identity, source.items, refusal.status, refusal.message)
 
     def _note(self, model: Model, route: str, status: int, rows: int, seconds: float, headers: Headers) -> None:
         identity = headers[b"x-request-id"].decode("ascii")

@@ -61,6 +61,12 @@ CATALOGUE = {
         Metric(
             "bundle_written_timestamp_seconds", "gauge", "When the bundle came to this machine.", ("model", "version")
         ),
+        Metric(
+            "bundle_intact",
+            "gauge",
+            "1 while the bundle on the disk is the one that was loaded.",
+            ("model", "version"),
+        ),
         # Drift: see docs/drift.md. What is not counted is the bundle's reference, for the rules to compare with.
         Metric("signal_rows", "counter", "Samples by bin of a drift signal.", ("model", "version", "signal", "bin")),
         Metric("constant_rows", "counter", "Samples that are images of one colour.", ("model", "version")),
@@ -85,6 +91,11 @@ CATALOGUE = {
         ),
         Metric("quality_reference", "gauge", "Quality on the reference.", ("model", "version", "metric")),
         Metric("quality_max_loss", "gauge", "Loss of quality that is harm.", ("model", "version")),
+        # The journal: see docs/journal.md.
+        Metric("journal_rows", "counter", "Lines written, by why a sample is kept.", ("model", "version", "reason")),
+        Metric("journal_lost", "counter", "Lines that were not written: too many waited, or the disk failed."),
+        Metric("journal_dropped_segments", "counter", "Segments removed because nobody fetched them."),
+        Metric("feedback", "counter", "Labels that came back.", ("model", "version", "code")),
     )
 }
 

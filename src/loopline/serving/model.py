@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from loopline.monitoring.drift import reference
 from loopline.release import bundle, runner
 from loopline.serving.messages import Refusal
-from loopline.serving.watching import Watch
+from loopline.serving.watching import Taken, Watch
 from loopline.tasks import image
 
 Arrays = dict[str, NDArray[Any]]
@@ -43,20 +43,20 @@ class Tensors:
 
 @dataclass(slots=True)
 class Encoded:
-    """Image files or texts. probe: from the sentinel, and so no traffic."""
+    """Image files or texts. probe: from the sentinel, and so no traffic. identity: of the request."""
 
     items: list[bytes] | list[str]
     probe: bool = False
+    identity: str = ""
 
 
 @dataclass(slots=True)
 class _Prepared:
-    """What `Encoded` becomes. items: its own. sizes: width, height of the upright originals (n, 2)."""
+    """What `Encoded` becomes. sizes: width, height of the upright originals (n, 2)."""
 
     arrays: Arrays
     sizes: NDArray[np.int64]
-    items: Sequence[bytes | str]
-    probe: bool
+    source: Encoded
 
 
 class Model:
@@ -78,6 +78,22 @@ class Model:
         self.best_rows, self.row_seconds = 1, 0.001
         self.reference = reference.read(folder / "drift.json")
         self.watch: Watch | None = None
+        self.loaded = self._on_disk()
+
+    def _on_disk(self) -> dict[str, tuple[int, int]]:
+        """Time and size of each file of the bundle."""
+        found = {}
+        for path in self.bundle.folder.rglob("*"):
+            stat = path.stat()
+            found[str(path)] = stat.st_mtime_ns, stat.st_size
+        return found
+
+    def intact(self) -> bool:
+        """Is the bundle on the disk still the one that was loaded? What is served stays as it was either way."""
+        try:
+            return self._on_disk() == self.loaded
+        except OSError:
+            return False
 
     def warm_up(self) -> dict[int, float]:
         """Run batches of growing size; keep the best size. Returns rows -> seconds a batch."""
@@ -129,12 +145,16 @@ class Model:
             found = {name: output[start:end] for name, output in zip(self.output_names, outputs, strict=True)}
             prepared = results[place]
             if isinstance(prepared, _Prepared):
-                if self.watch is not None and not prepared.probe and self.watch.open():
-                    self.watch.take(arrays, found, prepared.items, prepared.sizes if self.spec.image else None)
-                results[place] = self.task.answers(found, self.spec, prepared.sizes)
+                source, answers = prepared.source, self.task.answers(found, self.spec, prepared.sizes)
+                if self.watch is not None and not source.probe and self.watch.open():
+                    sizes = prepared.sizes if self.spec.image else None
+                    self.watch.take(
+                        Taken(arrays, found, source.items, sizes, answers, source.identity, len(source.items))
+                    )
+                results[place] = answers
             else:
                 if self.watch is not None and self.watch.open():
-                    self.watch.take(arrays, found)
+                    self.watch.take(Taken(arrays, found))
                 results[place] = found
             start = end
         return results
@@ -143,7 +163,7 @@ class Model:
         """Decode and resize, or tokenize. Raises Refusal (400, 415) naming the item."""
         if self._tokenize is not None:
             texts = [text for text in payload.items if isinstance(text, str)]
-            return _Prepared(self._tokenize(texts), np.zeros((len(texts), 2), np.int64), texts, payload.probe)
+            return _Prepared(self._tokenize(texts), np.zeros((len(texts), 2), np.int64), payload)
         shape = self.spec.image
         assert shape is not None, "a bundle's model takes texts or images"
         pixels = np.empty((len(payload.items), shape.height, shape.width, shape.channels), np.uint8)
@@ -153,7 +173,7 @@ class Model:
             decoded = _decode(data, shape.channels)
             sizes[row] = decoded.shape[1], decoded.shape[0]
             pixels[row] = image.resize(decoded, shape)
-        return _Prepared({"image": pixels}, sizes, payload.items, payload.probe)
+        return _Prepared({"image": pixels}, sizes, payload)
 
     def _join(self, parts: list[Arrays]) -> Arrays:
         if len(parts) == 1:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loopline.errors import LooplineError
-from loopline.serving import http, tracing
+from loopline.serving import http, journal, tracing
 from loopline.serving.app import App
 from loopline.serving.inference import Limits
 from loopline.serving.logs import log
@@ -47,6 +47,7 @@ class Options:
     demo: bool = True
     log_requests: bool = False
     limits: Limits = field(default_factory=Limits)
+    journal: journal.Options | None = None
 
 
 def found(folder: Path) -> list[Path]:
@@ -122,6 +123,7 @@ async def _serve(models: list[Model], listener: socket.socket, options: Options)
         demo=options.demo,
         log_requests=options.log_requests,
         record=spans.record if spans else None,
+        journal=options.journal,
     )
     server = http.Server(app)
     app.connections = lambda: len(server.connections)

@@ -10,33 +10,54 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loopline.monitoring.drift import reference as drift
+from loopline.serving.journal import item_id
 from loopline.serving.logs import log
 from loopline.serving.metrics import Metrics, Value
 from loopline.tasks import signals
 from loopline.tasks.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from loopline.serving.journal import Journal
     from loopline.serving.model import Arrays, Model
 
 PERIOD = 0.5  # seconds
 ROWS_A_SECOND = 50  # under 1 % of a core, where a sample is an image of 128 x 128
-Taken = tuple["Arrays", "Arrays", Sequence[bytes | str] | None, NDArray[Any] | None]
+
+
+class Taken(NamedTuple):
+    """Rows as the graph took and gave them. The rest is known of what came by the route for people."""
+
+    inputs: Arrays
+    outputs: Arrays
+    originals: Sequence[bytes | str] | None = None
+    sizes: NDArray[Any] | None = None
+    answers: Sequence[Any] = ()
+    identity: str = ""  # of the request
+    items: int = 0  # that the request had
+
+    def first(self, rows: int) -> Taken:
+        """Its first rows."""
+        return self._replace(
+            inputs={name: array[:rows] for name, array in self.inputs.items()},
+            outputs={name: array[:rows] for name, array in self.outputs.items()},
+            originals=None if self.originals is None else self.originals[:rows],
+            sizes=None if self.sizes is None else self.sizes[:rows],
+            answers=self.answers[:rows],
+        )
 
 
 class Watch:
     """What is taken of one model's batches. Slots' threads call it; that two of them take a row too many does no harm."""
 
-    def __init__(
-        self, spec: ModelSpec, rows_a_second: int, inbox: queue.SimpleQueue[tuple[Watch, Taken] | None]
-    ) -> None:
+    def __init__(self, model: Model, rows_a_second: int, inbox: queue.SimpleQueue[tuple[Watch, Taken] | None]) -> None:
         """inbox: of the thread that counts."""
-        self.spec, self.inbox = spec, inbox
+        self.model, self.inbox = model, inbox
         self.allowed = max(1, int(rows_a_second * PERIOD))
         self.left, self.until = 0, 0.0
 
@@ -50,43 +71,33 @@ class Watch:
         self.left, self.until = self.allowed, now + PERIOD
         return True
 
-    def take(
-        self,
-        inputs: Arrays,
-        outputs: Arrays,
-        originals: Sequence[bytes | str] | None = None,
-        sizes: NDArray[Any] | None = None,
-    ) -> None:
-        """Rows as the graph took and gave them, with what they were made from where it is known."""
-        rows = min(self.left, len(next(iter(inputs.values()))))
-        if rows <= 0:
-            return
-        self.left -= rows
-        few = tuple({name: array[:rows] for name, array in arrays.items()} for arrays in (inputs, outputs))
-        self.inbox.put(
-            (
-                self,
-                (
-                    few[0],
-                    few[1],
-                    None if originals is None else originals[:rows],
-                    None if sizes is None else sizes[:rows],
-                ),
-            )
-        )
+    def take(self, taken: Taken) -> None:
+        """Some of these rows, as many as are left of this half second."""
+        rows = min(self.left, len(next(iter(taken.inputs.values()))))
+        if rows > 0:
+            self.left -= rows
+            self.inbox.put((self, taken.first(rows)))
 
 
 class Watcher:
     """Counts for all models of a server."""
 
-    def __init__(self, models: Sequence[Model], metrics: Metrics, *, rows_a_second: int = ROWS_A_SECOND) -> None:
+    def __init__(
+        self,
+        models: Sequence[Model],
+        metrics: Metrics,
+        *,
+        rows_a_second: int = ROWS_A_SECOND,
+        journal: Journal | None = None,
+    ) -> None:
         """Each model is watched from now on, where rows_a_second is not 0. Its reference is exported either way."""
+        self.journal = journal
         self.inbox: queue.SimpleQueue[tuple[Watch, Taken] | None] = queue.SimpleQueue()
         self.counted: dict[Watch, Counts] = {}
         for model in models:
             counts = Counts(model, metrics)
             if rows_a_second:
-                model.watch = Watch(model.spec, rows_a_second, self.inbox)
+                model.watch = Watch(model, rows_a_second, self.inbox)
                 self.counted[model.watch] = counts
         self.thread = threading.Thread(target=self._work, name="signals", daemon=True)
         if self.counted:
@@ -106,20 +117,31 @@ class Watcher:
                 return
             groups: dict[tuple[Watch, bool], list[Taken]] = {}
             for watch, taken in filter(None, found):
-                groups.setdefault((watch, taken[2] is None), []).append(taken)
+                groups.setdefault((watch, taken.originals is None), []).append(taken)
             for (watch, _), rows in groups.items():
                 try:
-                    self.counted[watch].add(_signals(watch.spec, rows))
+                    signals = _signals(watch.model.spec, rows)
+                    self.counted[watch].add(signals)
+                    if self.journal:
+                        _note(self.journal, watch.model, signals, rows)
                 except Exception as error:  # a mistake here must not end the counting, nor the server
                     log("error", "drift signals could not be counted", error=repr(error))
 
 
 def _signals(spec: ModelSpec, rows: Sequence[Taken]) -> signals.Signals:
     """Of rows that all have originals, or none."""
-    inputs, outputs, originals, sizes = zip(*rows, strict=True)
-    texts = None if originals[0] is None else [item for one in originals for item in one]
-    known = None if sizes[0] is None else np.concatenate(sizes)
-    return signals.signals(_joined(inputs, spec), _joined(outputs, spec), spec, texts, known)
+    texts = [item for one in rows for item in one.originals or ()]
+    sizes = [one.sizes for one in rows if one.sizes is not None]
+    inputs, outputs = _joined([one.inputs for one in rows], spec), _joined([one.outputs for one in rows], spec)
+    return signals.signals(inputs, outputs, spec, texts or None, np.concatenate(sizes) if sizes else None)
+
+
+def _note(journal: Journal, model: Model, found: signals.Signals, rows: Sequence[Taken]) -> None:
+    """Hand samples with their answers to the journal; tensors of the protocol have no original to keep."""
+    if rows[0].originals is not None:
+        identities = [item_id(one.identity, place, one.items) for one in rows for place in range(len(one.answers))]
+        originals = [item for one in rows for item in one.originals or ()]
+        journal.keep(model, found, identities, originals, [answer for one in rows for answer in one.answers])
 
 
 def _joined(parts: Sequence[Arrays], spec: ModelSpec) -> Arrays:

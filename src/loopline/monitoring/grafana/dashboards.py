@@ -8,9 +8,9 @@ from typing import Any
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from loopline.monitoring import rules
 from loopline.monitoring.grafana import drift, service
 from loopline.monitoring.grafana.panels import ASKED, MANY, MODELS, dashboard, figure, rows, series
+from loopline.monitoring.rules.service import AVAILABILITY, FAST_ENOUGH, LATENCY, STALE_DAYS
 
 
 def contents() -> dict[str, dict[str, Any]]:
@@ -78,10 +78,10 @@ def overview() -> Dashboard:
         ),
         figure(
             "Oldest model",
-            f"Since its bundle came to its server; over {rules.STALE_DAYS} days there is an alert.",
+            f"Since its bundle came to its server; over {STALE_DAYS} days there is an alert.",
             "s",
             f"time() - min(loopline_bundle_written_timestamp_seconds{{{MANY}}})",
-            {rules.STALE_DAYS * 86400: "orange"},
+            {STALE_DAYS * 86400: "orange"},
         ),
         rows("What serves where", "Each server's bundles, with their precision and runtime.", {"": served}),
         rows("Alerts that fire", "What to do is in docs/runbooks, a page an alert.", {"": firing}, "alertstate", "job"),
@@ -94,9 +94,10 @@ def overview() -> Dashboard:
         ),
         series(
             "Quality",
-            "Estimated without labels, beside that on the reference.",
+            "Estimated without labels, on what was labelled, and on the reference.",
             "percentunit",
             {
+                "labelled {{model}} {{version}}": f"loopline:quality_labelled{{{MANY}}}",
                 "{{model}} {{version}}": f"avg by (model, version) (loopline:quality_estimated{{{MANY}}})",
                 "reference {{model}} {{version}}": f"max by (model, version) (loopline_quality_reference{{{MANY}}})",
             },
@@ -113,14 +114,14 @@ def overview() -> Dashboard:
             "Share over 5 minutes. The line is the objective.",
             "percentunit",
             {"{{model}}": f"loopline:errors:ratio_5m{{{MANY}}}"},
-            limit=round(1 - rules.AVAILABILITY, 6),
+            limit=round(1 - AVAILABILITY, 6),
         ),
         series(
             "Slow answers",
-            f"Share that took over {rules.LATENCY * 1000:.0f} ms, over 5 minutes. The line is the objective.",
+            f"Share that took over {LATENCY * 1000:.0f} ms, over 5 minutes. The line is the objective.",
             "percentunit",
             {"{{model}}": f"loopline:slow:ratio_5m{{{MANY}}}"},
-            limit=round(1 - rules.FAST_ENOUGH, 6),
+            limit=round(1 - FAST_ENOUGH, 6),
         ),
         series(
             "Golden inputs",

@@ -52,9 +52,11 @@ def drift() -> Dashboard:
         ),
         series(
             "Quality",
-            "Two estimates without labels, the quality on the reference, and the least before it is called harm.",
+            "On what was labelled and at most, two estimates without labels, on the reference, and the least before harm.",
             "percentunit",
             {
+                "labelled": f"loopline:quality_labelled{{{ONE}}}",
+                "labelled, at most": f"loopline:quality_labelled{{{ONE}}} + loopline:quality_labelled:radius{{{ONE}}}",
                 "{{estimate}}": f"loopline:quality_estimated{{{ONE}}}",
                 "reference": reference,
                 "least": f"{reference} - max(loopline_quality_max_loss{{{ONE}}})",

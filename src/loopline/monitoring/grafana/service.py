@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from loopline.monitoring import rules
 from loopline.monitoring.grafana.panels import MODELS, THESE, VERSIONS, dashboard, density, series
+from loopline.monitoring.rules.service import LATENCY
 
 
 def service() -> Dashboard:
@@ -36,10 +36,10 @@ def service() -> Dashboard:
         ),
         series(
             "Latency: half and 99 of 100 are faster",
-            f"From a request's head to its answer. The objective is {rules.LATENCY:g} s.",
+            f"From a request's head to its answer. The objective is {LATENCY:g} s.",
             "s",
             {f"p{100 * q:.0f} {{{{model}}}}": _quantile(q, "request_seconds") for q in (0.5, 0.99)},
-            limit=rules.LATENCY,
+            limit=LATENCY,
         ),
         "Batches and queue",
         series(

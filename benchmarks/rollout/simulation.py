@@ -1,0 +1,107 @@
+"""A rollout as the judge sees it: requests come in to both lanes, it looks again and again, until it promotes or rolls back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loopline.delivery import judge
+from loopline.delivery.judge import Evidence, Lane, Policy
+
+STEPS = 3  # 5, 25 and 50 %: each lane gets its minimum in each
+LOOKS = 10  # at the evidence, before a step has its minimum
+PATIENCE = 2  # times its minimum that a step may take; then it is rolled back
+ERRORS, ACCURACY, SPREAD = 0.001, 0.92, 0.5
+LUCK = 0.025  # of a process: medians of two that do the same were measured 3.5 % (one sd) apart on a busy machine
+CLASSES = np.full(10, 0.1)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with the challenger. errors and accuracy: points. slower: its latencies, as a share."""
+
+    name: str
+    errors: float = 0.0
+    slower: float = 0.0
+    accuracy: float = 0.0
+
+
+@dataclass
+class _Stream:
+    """Everything that came to a lane."""
+
+    rng: np.random.Generator
+    errors_at: float
+    slower: float
+    accuracy: float
+    luck: float
+    lane: Lane = field(default_factory=Lane)
+
+    def more(self, n: int, labels: int, load: NDArray[np.float64]) -> None:
+        """n requests, which the machine's load slows for both lanes alike; and what only this lane has: now and then a pause."""
+        rng, lane = self.rng, self.lane
+        seconds = 0.005 * (1 + self.slower) * self.luck * load * np.exp(rng.normal(0, SPREAD, n))
+        seconds[rng.random(n) < 0.002] += 0.05
+        classes = rng.multinomial(n, CLASSES)
+        self.lane = replace(
+            lane,
+            requests=lane.requests + n,
+            errors=lane.errors + int(rng.binomial(n, self.errors_at)),
+            step=lane.step + n,
+            seconds=np.concatenate([lane.seconds, seconds]),
+            classes={str(i): lane.classes.get(str(i), 0.0) + int(count) for i, count in enumerate(classes)},
+            labelled=lane.labelled + labels,
+            right=lane.right + int(rng.binomial(labels, self.accuracy)),
+        )
+
+    def step(self) -> None:
+        """A new one begins."""
+        self.lane = replace(self.lane, step=0, seconds=np.zeros(0))
+
+
+def rollout(fault: Fault, policy: Policy, seed: int) -> tuple[bool, int, str]:
+    """Was it promoted; requests of a lane until then; the reason."""
+    rng = np.random.default_rng(seed)
+    luck = np.exp(rng.normal(0, LUCK, 2))
+    base = _Stream(rng, ERRORS, 0.0, ACCURACY, luck[0])
+    ours = _Stream(rng, ERRORS + fault.errors, fault.slower, ACCURACY - fault.accuracy, luck[1])
+    size = -(-max(policy.requests, policy.slice * policy.points) // LOOKS)
+    labels = -(-policy.labels // (LOOKS * STEPS))
+    load, spent = 0.0, 0
+    for step in range(STEPS):
+        # As the controller does: labels come late, so they are waited for in the last step alone.
+        demanded = policy if step == STEPS - 1 else replace(policy, labels=0)
+        for _ in range(LOOKS * PATIENCE):
+            steps = np.zeros(size)
+            for i, noise in enumerate(rng.normal(0, 0.02, size)):
+                load = 0.99 * load + noise
+                steps[i] = load
+            for stream in (base, ours):
+                stream.more(size, labels, np.exp(steps))
+            spent += size
+            verdict = judge.canary(Evidence(challenger=ours.lane, baseline=base.lane), demanded)
+            if verdict.action == "roll back":
+                return False, spent, verdict.reasons[0]
+            if verdict.action == "pass":
+                break
+        else:
+            return False, spent, f"held too long: {verdict.reasons[0]}"
+        base.step()
+        ours.step()
+    return True, spent, ""
+
+
+def rate(fault: Fault, policy: Policy, runs: int) -> dict[str, object]:
+    """The share of rollouts that were rolled back, the median of requests that it took, and the commonest reason."""
+    found = [rollout(fault, policy, seed) for seed in range(runs)]
+    back = [row for row in found if not row[0]]
+    reasons = [row[2].partition(" ")[0] for row in back]
+    return {
+        "rolled_back": len(back) / runs,
+        "timed_out": sum(row[2].startswith("held") for row in back) / runs,
+        "requests": int(np.median([row[1] for row in (back or found)])),
+        "reason": max(set(reasons), key=reasons.count) if reasons else "",
+        "runs": runs,
+    }

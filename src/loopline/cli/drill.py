@@ -1,0 +1,33 @@
+"""The drill's verb."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from loopline.cli.verbs import Verbs, verb
+
+
+def _drill(options: argparse.Namespace) -> int:
+    import signal
+
+    from loopline.drill import story
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)  # it cleans up after itself either way
+    drill = story.Drill(Path.cwd(), options.out, story.FAST if options.fast else story.Pace())
+    try:
+        drill.play()
+    finally:
+        drill.close()
+    print(f"\n{options.out}/timeline.png shows it; decisions and evidence lie beside it")
+    return 0
+
+
+def add(rooms: Verbs) -> None:
+    """Put this room's verb into the command line."""
+    made = verb(rooms, "drill", _drill, "play the whole loop with real parts: drift, retraining, canary, rollback")
+    made.add_argument("--fast", action="store_true", help="a faster clock, for CI")
+    made.add_argument("--out", type=Path, default=Path("drill"), help="folder for the result (default: drill)")

@@ -1,0 +1,122 @@
+"""The journal's verbs: keep it, and take labels out of it and into it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from loopline.cli.verbs import Verbs, room, verb
+
+FOLDER = Path(".loopline/journal")
+
+
+def _journal(options: argparse.Namespace) -> int:
+    import signal
+    import threading
+
+    from loopline.journal.keeper import Bounds, Keeper
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    bounds = Bounds(
+        part_rows=options.part_rows, part_seconds=options.part_seconds, days=options.days, most=options.max_mb << 20
+    )
+    keeper = Keeper(options.folder, parts=options.to, bounds=bounds)
+    keeper.run(options.every, options.port, stop)
+    keeper.close()
+    return 0
+
+
+def _classes(model: str) -> tuple[str, ...]:
+    """Those that the released model knows; none where there is no bundle."""
+    from loopline.release import bundle
+
+    folder = Path("models") / model / "bundle"
+    return bundle.read(folder).manifest.spec.labels if folder.exists() else ()
+
+
+def _export(options: argparse.Namespace) -> int:
+    from loopline.journal import exchange, labels
+    from loopline.journal.store import Store
+
+    found = labels.worth(Store(options.journal, options.parts).latest(options.model, options.pool), options.count)
+    exchange.export(found, options.folder, _classes(options.model))
+    print(f"{options.folder}: {len(found)} samples to label, the most useful first")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    import time
+
+    from loopline.errors import LooplineError
+    from loopline.journal import exchange, segments
+
+    rows, classes = exchange.read(options.file), _classes(options.model)
+    for identity, label in rows:
+        for name in [label] if isinstance(label, str) else [box["label"] for box in label]:
+            if classes and name not in classes and not options.new_classes:
+                raise LooplineError(
+                    f"{options.file}: {identity} is {name!r}, which {options.model} does not know: correct it, or import "
+                    "with --new-classes"
+                )
+    common = {"kind": "label", "model": options.model, "source": options.source, "time": time.time(), "chosen": True}
+    segments.write(options.journal, [common | {"id": identity, "label": label} for identity, label in rows])
+    print(f"{len(rows)} labels of {options.source} go to the journal; `loopline label batch` makes a data set of them")
+    return 0
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from loopline.errors import LooplineError
+    from loopline.journal import exchange, labels
+    from loopline.journal.store import Store
+
+    store = Store(options.journal, options.parts)
+    known = () if options.new_classes else _classes(options.model)
+    trust = labels.Trust(max_share=options.max_share, known=known)
+    found = labels.checked(store.labelled(options.model, since=options.since), store.conflicts(options.model), trust)
+    for reason, count in found.refused.items():
+        print(f"  left out: {count} x {reason}")
+    if not found.entries:
+        raise LooplineError(f"the journal has no label of {options.model} that may be used")
+    exchange.batch(found.entries, options.folder)
+    print(
+        f"{options.folder}: {len(found.entries)} labelled samples; next: loopline data add {options.model} {options.folder}"
+    )
+    return 0
+
+
+def add(rooms: Verbs) -> None:
+    """Put this room's verbs into the command line."""
+    keep = verb(
+        rooms, "journal", _journal, "keep what servers wrote with --journal: Parquet, labels joined, within bounds"
+    )
+    keep.add_argument("folder", nargs="?", type=Path, default=FOLDER, help=f"default: {FOLDER}")
+    keep.add_argument("--to", metavar="URL", help="keep the parts at s3://bucket/journal, say (default: in the folder)")
+    keep.add_argument("--every", type=float, default=2.0, help="seconds between two rounds")
+    keep.add_argument("--port", type=int, default=9102, help="of its metrics, on the loopback")
+    keep.add_argument("--part-rows", type=int, default=1000, help="samples in a part")
+    keep.add_argument("--part-seconds", type=float, default=60.0, help="until a smaller part is written")
+    keep.add_argument("--days", type=float, default=30.0, help="that a part is kept")
+    keep.add_argument("--max-mb", type=int, default=1024, help="of all parts; the oldest go")
+
+    label = room(rooms, "label", "labels for what was served")
+    out = verb(label, "export", _export, "write the samples that are most worth a label, as CSV and for Label Studio")
+    out.add_argument("model")
+    out.add_argument("folder", type=Path, help="a new one")
+    out.add_argument("--count", type=int, default=100)
+    out.add_argument("--pool", type=int, default=2000, help="latest samples to choose from")
+    back = verb(label, "import", _import, "take labels back into the journal, from a CSV or Label Studio's JSON export")
+    back.add_argument("model")
+    back.add_argument("file", type=Path)
+    back.add_argument("--source", required=True, help="who labelled: a person, a team, a tool")
+    batch = verb(label, "batch", _batch, "write labelled samples as a data set for `loopline data add`")
+    batch.add_argument("model")
+    batch.add_argument("folder", type=Path, help="a new one")
+    batch.add_argument("--since", type=float, default=0.0, help="labels that came after this time, seconds since 1970")
+    batch.add_argument("--max-share", type=float, default=0.6, help="of one source, where there are several")
+    for made in (out, back, batch):
+        made.add_argument("--journal", type=Path, default=FOLDER, help=f"its folder (default: {FOLDER})")
+        made.add_argument("--parts", metavar="URL", help="where its parts are, if not in the folder")
+    for made in (back, batch):
+        made.add_argument("--new-classes", action="store_true", help="accept classes that the model does not know")

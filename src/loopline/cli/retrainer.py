@@ -1,0 +1,137 @@
+"""The retrainer's verbs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loopline.cli.verbs import Verbs, models, verb
+from loopline.errors import LooplineError
+
+if TYPE_CHECKING:
+    from loopline.monitoring.retrainer.state import Store
+
+
+def _store() -> Store:
+    from loopline.monitoring.retrainer import FOLDER
+    from loopline.monitoring.retrainer.state import Store
+
+    return Store(_root() / FOLDER)
+
+
+def _root() -> Path:
+    """The repository; from a worktree of it too."""
+    from loopline.data import repository
+
+    return Path(repository.git("rev-parse", "--path-format=absolute", "--git-common-dir")).parent
+
+
+def _listen(options: argparse.Namespace) -> int:
+    import logging
+
+    from loopline.monitoring import rules
+    from loopline.monitoring.retrainer import alerts, policy, service
+    from loopline.monitoring.retrainer.facts import Sources
+    from loopline.monitoring.retrainer.runs import Place
+    from loopline.monitoring.retrainer.worker import Worker
+
+    os.environ.setdefault("LOOPLINE_ACTOR", "retrainer")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    found, secrets, root = policy.load(options.policy), alerts.secrets(), Path.cwd()
+    if found.where == "github" and not os.environ.get("LOOPLINE_GITHUB_TOKEN"):
+        raise LooplineError("where: github needs LOOPLINE_GITHUB_TOKEN")
+    window = options.window or found.window
+    try:
+        rules.seconds(window)
+    except ValueError as error:
+        raise LooplineError(f"--window: {error}") from error
+    place = Place(root, options.journal.absolute(), options.policy.absolute())
+    sources = Sources(prometheus=options.prometheus, journal=place.journal, repository=root, window=window)
+    worker = Worker(store=_store(), policy=found, place=place, sources=sources)
+    service.run(worker, secrets, models(), options.port)
+    return 0
+
+
+def _status(_: argparse.Namespace) -> int:
+    import json
+
+    from loopline.monitoring.retrainer import worker
+
+    store = _store()
+    if why := worker.paused(store):
+        print(f"paused: {why}")
+    for row in store.alerts():
+        if worker.waits(row):
+            reasons = json.loads(row.reasons) if row.reasons else ["not looked at yet"]
+            print("\n  ".join([f"{row.id} {row.name}: {row.action or 'new'}", *reasons]))
+    for run in store.runs():
+        print(f"{run.id} {run.result or f'under way, step {run.step}'}")
+    return 0
+
+
+def _approve(options: argparse.Namespace) -> int:
+    _store().approve(options.run_id)
+    print(f"{options.run_id}: approved")
+    return 0
+
+
+def _pause(options: argparse.Namespace) -> int:
+    (_store().folder / "paused").write_text(options.reason, encoding="utf-8")
+    print("paused: no run starts until `loopline retrainer resume`; one under way goes on")
+    return 0
+
+
+def _resume(_: argparse.Namespace) -> int:
+    (_store().folder / "paused").unlink(missing_ok=True)
+    print("resumed")
+    return 0
+
+
+def _worktree(options: argparse.Namespace) -> int:
+    from loopline.monitoring.retrainer import policy, worktree
+
+    run, root = _store().run(options.run_id), _root()
+    print(worktree.make(root, run.id, run.model, policy.load(options.policy).start_from))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from loopline.monitoring.retrainer import report
+
+    path, decision = report.make(_store().run(options.run_id), _root())
+    print(f"{path}: {decision}")
+    return 0 if decision.promote else 2
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    from loopline.monitoring.retrainer import github, policy
+
+    run, to = _store().run(options.run_id), policy.load(options.policy).github
+    if to is None:
+        raise LooplineError(f"{options.policy} has no github: {{repository: owner/name}}")
+    print(github.dispatch(to, model=run.model, run=run.id))
+    return 0
+
+
+def add(rooms: Verbs) -> None:
+    """Put this room's verbs into the command line."""
+    text = "take alerts by webhook, decide, retrain; tokens come from the environment (docs/retraining.md)"
+    listen = verb(rooms, "retrainer", _listen, text)
+    listen.add_argument("--port", type=int, default=9095, help="on the loopback")
+    listen.add_argument("--policy", type=Path, default=Path("monitoring/retraining.yaml"))
+    listen.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
+    listen.add_argument("--journal", type=Path, default=Path(".loopline/journal"), help="folder that labels come from")
+    listen.add_argument("--window", help="of traffic that is judged, as the rules have it (default: the policy's)")
+    more = listen.add_subparsers(metavar="VERB")
+    verb(more, "status", _status, "alerts that wait and why, and the runs")
+    verb(more, "pause", _pause, "the kill switch: no run starts").add_argument("reason", nargs="?", default="by hand")
+    verb(more, "resume", _resume, "end the pause")
+    for name, run, what in (
+        ("approve", _approve, "agree to the run of an alert that waits for it"),
+        ("worktree", _worktree, "step of a run: make its worktree"),
+        ("report", _report, "step of a run: write its evidence; exits with 2 if the candidate is refused"),
+        ("dispatch", _dispatch, "step of a run: start retrain.yml on GitHub"),
+    ):
+        verb(more, name, run, what).add_argument("run_id", metavar="RUN")

@@ -1,0 +1,380 @@
+"""`loopline rollout`: takes a challenger through shadow and canary to promotion, or back.
+
+A state machine whose state is on the disk before each action, and whose actions can be done twice: who is killed is followed by one
+who goes on. One at a time holds a lock; whoever wants something else by hand leaves a note, at which it lets go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from loopline import processes
+from loopline.delivery import evidence, fleet, judge
+from loopline.delivery.evidence import Given
+from loopline.delivery.fleet import Lane
+from loopline.delivery.gateway import BASELINE, CHALLENGER, Gateway
+from loopline.errors import LooplineError
+from loopline.release import bundle, decisions
+
+FOLDER = Path(".loopline/rollout")
+SCHEMA = 1
+Stage = Literal["shadow", "canary", "promote", "roll back", "promoted", "rolled back"]
+OVER = ("promoted", "rolled back")
+SCRAPE_SECONDS = 2.0  # between two looks at the lanes' counters; the gateway's log is looked at in every round
+Recent = Callable[[str, int], list[Given]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a rollout goes. steps: percent. hold: seconds that a step may take. every: seconds between two looks.
+
+    inputs: of the shadow; 0: no shadow. replicas: servers of each lane on trial; 0: as many as the champion has.
+    """
+
+    steps: tuple[int, ...] = (5, 25, 50)
+    hold: float = 3600.0
+    every: float = 0.5
+    inputs: int = 500
+    replicas: int = 0
+    policy: judge.Policy = field(default_factory=judge.Policy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a rollout is. champion and challenger: versions; before and after: their folders. since: the step's begin, epoch seconds.
+
+    offset: of the gateway's log where the canary began. expected: see `judge.Evidence`.
+    """
+
+    id: str
+    model: str
+    champion: str
+    challenger: str
+    before: str
+    after: str
+    stage: Stage
+    step: int = 0
+    since: float = 0.0
+    offset: int = 0
+    expected: float = 0.0
+    reasons: tuple[str, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+
+    @property
+    def began(self) -> float:
+        """Seconds of the epoch."""
+        return int(self.id, 16) / 1e9
+
+    def __str__(self) -> str:
+        """As `loopline rollout status` prints it."""
+        where = f"{self.stage} {self.plan.steps[self.step]} %" if self.stage == "canary" else self.stage
+        head = f"{self.model}: {self.challenger:.12} for {self.champion:.12}: {where}"
+        return "\n  ".join([head, *self.reasons])
+
+
+def read(folder: Path = FOLDER) -> State | None:
+    """The rollout that is under way, or the last one; None if there was none. Raises LooplineError on another schema."""
+    try:
+        content: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if content.pop("schema", None) != SCHEMA:
+        raise LooplineError(
+            f"{folder}/state.json is of another version of Loopline: remove it if no rollout is under way"
+        )
+    plan = content.pop("plan")
+    policy = judge.Policy(**plan.pop("policy"))
+    plan = Plan(**plan | {"policy": policy, "steps": tuple(plan["steps"])})
+    return State(**content | {"plan": plan, "reasons": tuple(content["reasons"])})
+
+
+class Controller:
+    """Carries one rollout out."""
+
+    def __init__(self, recent: Recent, *, up: Path = fleet.FOLDER, folder: Path = FOLDER) -> None:
+        """recent: model, count -> latest inputs. up: the folder of what is up."""
+        self.recent, self.up, self.folder = recent, up, folder
+        self.gateway = Gateway(up)
+
+    # What is asked for
+
+    def start(self, source: Path, plan: Plan, *, store: Path = fleet.BUNDLES, again: bool = False) -> State:
+        """Note that this bundle is to replace its model's champion; `run` does it. A rollout of the same that was cut off goes on.
+
+        Raises LooplineError if another is under way, if it serves already, if it was rolled back before, or if there is no journal.
+        """
+        with self._held():
+            present, wanted = read(self.folder), fleet.read(self.up)
+            model, found = fleet.keep(source, store)
+            if present and present.stage not in OVER:
+                if (present.model, present.challenger) == (model, found.version):
+                    return present
+                raise LooplineError(
+                    f"a rollout is under way: {present}\nfinish it with `loopline rollout resume` or `rollback`"
+                )
+            if model not in wanted.champion.bundles:
+                raise LooplineError(f"{model} is not served: there are {', '.join(wanted.champion.bundles)}")
+            champion = bundle.read(Path(wanted.champion.bundles[model]))
+            if champion.version == found.version:
+                raise LooplineError(f"{model}: bundle {found.version:.12} serves already")
+            if wanted.sentinel and not (found.folder / "golden.json").exists():
+                raise LooplineError(
+                    f"{source} has no golden.json, without which nobody sees whether it is served rightly"
+                )
+            if not again and (said := decisions.withdrawn(decisions.read().records, model, found.version)):
+                raise LooplineError(
+                    f"{model}: bundle {found.version:.12} was rolled back before: {said}; --again tries it anew"
+                )
+            if plan.inputs:
+                self.recent(model, 1)  # no journal is no fault of the challenger: it is said before anything begins
+            state = State(
+                id=f"{time.time_ns():x}",
+                model=model,
+                champion=champion.version,
+                challenger=found.version,
+                before=str(champion.folder),
+                after=str(found.folder),
+                stage="shadow",
+                plan=plan,
+            )
+            return self._save(state)
+
+    def promote(self, model: str) -> State:
+        """By hand: the challenger on trial serves all, whatever the judge would say. Raises LooplineError if there is none."""
+        with self._taken(model) as state:
+            if state.stage in OVER:
+                raise LooplineError(f"no rollout of {model} is under way")
+            return self._finish(self._enter(state, "promote", ("by hand",)))
+
+    def rollback(self, model: str, reason: str = "by hand") -> State:
+        """By hand, at any time: a trial ends at once; after a promotion the champion before it comes back.
+
+        Raises LooplineError if there is nothing to go back from.
+        """
+        self.gateway.share(model, 0)  # at once; the rest may have to wait for somebody's server to start
+        with self._taken(model) as state:
+            if state.stage == "rolled back":
+                raise LooplineError(f"{model}: the last rollout is rolled back already")
+            return self._finish(self._enter(state, "roll back", (reason,)))
+
+    def run(self) -> State:
+        """Go on until it is over; while somebody takes over by hand, wait for what they do. Raises LooplineError if there is none."""
+        while True:
+            with self._held():
+                state = read(self.folder)
+                if state is None:
+                    raise LooplineError("there is no rollout: `loopline rollout start MODEL --bundle FOLDER`")
+                try:
+                    while state.stage not in OVER:
+                        self._unless_asked()
+                        state = self._advance(state)
+                except _TakenOver:
+                    state = read(self.folder) or state
+            if state.stage in OVER:
+                return state
+            time.sleep(0.1)  # without the lock, so that they get it
+
+    # The stages
+
+    def _advance(self, state: State) -> State:
+        try:
+            if state.stage == "shadow":
+                return self._shadow(state)
+            if state.stage == "canary":
+                return self._canary(state)
+            return self._finish(state)
+        except LooplineError as error:  # a server that does not start, for one
+            if state.stage == "roll back":
+                raise
+            return self._enter(state, "roll back", (str(error),))
+
+    def _shadow(self, state: State) -> State:
+        plan, wanted = state.plan, fleet.read(self.up)
+        replicas = plan.replicas or wanted.champion.replicas
+        ours, theirs = (Lane({state.model: path}, replicas) for path in (state.after, state.before))
+        fleet.apply(replace(wanted, challenger=ours, baseline=theirs), self.up)
+        expected = 0.0
+        if plan.inputs:
+            inputs = self.recent(state.model, plan.inputs)
+            champion, challenger = (fleet.servers(lane, self.up)[0].address for lane in (BASELINE, CHALLENGER))
+            seen = evidence.replay(
+                self._unless_asked(inputs), state.model, champion, challenger, os.environ.get("LOOPLINE_TOKEN")
+            )
+            seen = replace(seen, sick=self._sick(state))
+            verdict = judge.shadow(seen, plan.policy)
+            if verdict.action != "pass":  # a replay again would be the same: nothing is gained by holding
+                return self._enter(state, "roll back", verdict.reasons)
+            expected, reasons = seen.expected, verdict.reasons
+        else:
+            reasons = ("no shadow was asked for",)
+        self._note(state, "shadow", reasons)
+        log = self.up / "gateway.log"
+        return self._enter(replace(state, offset=log.stat().st_size, expected=expected), "canary", reasons)
+
+    def _canary(self, state: State) -> State:
+        """All steps from this one on."""
+        plan = state.plan
+        log, tally = evidence.Log(self.up / "gateway.log", state.offset), evidence.Tally(state.model)
+        while True:
+            self._unless_asked()
+            self.gateway.share(state.model, plan.steps[state.step])
+            tally.begin(state.since)
+            verdict = self._watch(state, log, tally)
+            if verdict.action == "roll back":
+                return self._enter(state, "roll back", verdict.reasons)
+            self._note(state, "canary", (f"{plan.steps[state.step]} %", *verdict.reasons))
+            if state.step + 1 == len(plan.steps):
+                return self._enter(state, "promote", verdict.reasons)
+            state = self._enter(replace(state, step=state.step + 1), "canary", verdict.reasons)
+
+    def _watch(self, state: State, log: evidence.Log, tally: evidence.Tally) -> judge.Verdict:
+        """Look until there is a verdict. Time that runs out never passes."""
+        plan = state.plan
+        last = state.step + 1 == len(plan.steps)
+        policy = (
+            plan.policy if last else replace(plan.policy, labels=0)
+        )  # labels come late: the last step waits for them
+        counters, looked = self._counters(state), time.monotonic()
+        while True:
+            self._unless_asked()
+            tally.add(log.read())
+            if time.monotonic() - looked > SCRAPE_SECONDS:
+                counters, looked = self._counters(state), time.monotonic()
+            seen = judge.Evidence(
+                challenger=tally.lane(CHALLENGER, *counters[CHALLENGER][:2]),
+                baseline=tally.lane(BASELINE, *counters[BASELINE][:2]),
+                sick=self._sick(state, tally),
+                invalid=counters[CHALLENGER][2],
+                expected=state.expected,
+            )
+            verdict = judge.canary(seen, policy)
+            if verdict.action == "pass":
+                # Counters are scraped now and then; nothing passes on old ones.
+                counters, looked = self._counters(state), time.monotonic()
+                if not counters[CHALLENGER][2]:
+                    return verdict
+            elif verdict.action == "roll back":
+                return verdict
+            if time.time() - state.since > plan.hold:
+                return judge.Verdict("roll back", (f"no verdict within {plan.hold:g} s", *verdict.reasons))
+            time.sleep(plan.every)
+
+    def _finish(self, state: State) -> State:
+        """Promotion and rollback: say what is wanted, make it so, note it. Nobody's note stops that half-way."""
+        back = state.stage == "roll back"
+        serves = state.before if back else state.after
+        if back:
+            self.gateway.share(state.model, 0)
+        fleet.apply(fleet.read(self.up).with_champion(state.model, serves), self.up)
+        self.gateway.share(state.model, 0)
+        self._note(state, "rollback" if back else "promote", state.reasons)
+        return self._save(replace(state, stage="rolled back" if back else "promoted"))
+
+    # What they share
+
+    def _enter(self, state: State, stage: Stage, reasons: Sequence[str]) -> State:
+        """On the disk before anything is done."""
+        return self._save(replace(state, stage=stage, reasons=tuple(reasons), since=time.time()))
+
+    def _save(self, state: State) -> State:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        processes.write(self.folder / "state.json", json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1))
+        return state
+
+    def _note(self, state: State, action: str, reasons: Sequence[str]) -> None:
+        """A line in the decision log; once, should the one before us have been killed after it."""
+        back = action == "rollback"
+        champion = state.challenger if action == "promote" else state.champion
+        about = {"rollout": state.id, "step": state.step} | ({"withdrawn": state.challenger} if back else {})
+        last = [r for r in decisions.read().records if r.evidence.get("rollout") == state.id][-1:]
+        if not (last and last[0].action == action and last[0].evidence == about):
+            decisions.append(
+                state.model,
+                action,
+                bundle=state.champion if back else state.challenger,
+                champion=champion,
+                reasons=reasons,
+                evidence=about,
+            )
+
+    def _counters(self, state: State) -> dict[str, tuple[dict[str, float], tuple[float, float], int]]:
+        """Lane -> predicted classes, labels, and answers that are no number."""
+        prometheus = fleet.read(self.up).prometheus
+        found = {}
+        for lane, version in ((CHALLENGER, state.challenger), (BASELINE, state.champion)):
+            rows = [row for server in fleet.servers(lane, self.up) for row in _rows(server.address)]
+            seen, invalid = evidence.classes(rows, state.model)
+            said = evidence.labels(prometheus, state.model, version[:12], state.began) if prometheus else (0.0, 0.0)
+            found[lane] = (seen, said, invalid)
+        return found
+
+    def _sick(self, state: State, tally: evidence.Tally | None = None) -> str:
+        """Why the challenger's servers are not healthy; empty if they are."""
+        wanted = fleet.read(self.up).challenger.replicas
+        if (alive := len(fleet.servers(CHALLENGER, self.up))) < wanted:
+            return f"{alive} of {wanted} servers of {state.challenger:.12} are alive"
+        slots = [slot for slot in self.gateway.slots(CHALLENGER) if slot.name.startswith("s") and slot.port]
+        if not all(slot.up for slot in slots) or len(slots) < wanted:
+            return f"the gateway finds servers of {state.challenger:.12} down"
+        if tally and tally.stood_in:
+            return f"the champion had to answer {tally.stood_in} requests for {state.challenger:.12}"
+        return ""
+
+    # Who may
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        with processes.locked(self.folder, "controller.lock"):
+            yield
+
+    @contextmanager
+    def _taken(self, model: str) -> Iterator[State]:
+        """Take over from whoever is at it."""
+        note = self.folder / f"asked.{os.getpid()}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note.touch()
+        try:
+            with self._held():
+                state = read(self.folder)
+                if state is None or state.model != model:
+                    raise LooplineError(f"there was no rollout of {model}")
+                yield state
+        finally:
+            note.unlink(missing_ok=True)
+
+    def _asked(self) -> bool:
+        """Does somebody wait to take over? Of one who was killed, the note counts no more."""
+        import psutil
+
+        return any(psutil.pid_exists(int(note.suffix[1:])) for note in self.folder.glob("asked.*"))
+
+    def _unless_asked(self, inputs: Sequence[Given] = ()) -> Iterator[Given]:
+        """Raises _TakenOver if somebody waits; so does going through what it returns."""
+        if self._asked():
+            raise _TakenOver
+
+        def each() -> Iterator[Given]:
+            for one in inputs:
+                if self._asked():
+                    raise _TakenOver
+                yield one
+
+        return each()
+
+
+class _TakenOver(Exception):
+    pass
+
+
+def _rows(address: str) -> evidence.Series:
+    try:
+        return evidence.series(address)
+    except LooplineError:  # `_sick` says so
+        return []

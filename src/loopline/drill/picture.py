@@ -1,0 +1,119 @@
+"""The drill at a glance: accuracy, drift against its threshold, and who answered, over time, with what happened when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loopline.drill.record import MARKS, Record
+from loopline.drill.world import Seen
+from loopline.training.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, SOFT, sheet
+
+STEP = 2.0  # seconds of a point
+COLOURS = (BLUE, GREEN, PURPLE, SKY)
+LOWEST = 0.4  # of the axis of accuracy
+LINES = 4  # of words above
+LETTER = 0.0064  # of the width
+
+
+def table(record: Record) -> str:
+    """The time line as Markdown."""
+    rows = ["| time | | |", "|---|---|---|"]
+    for event in record.events:
+        text = event.text.replace("\n", "; ").replace("|", "/")
+        clock = f"{int(event.at) // 60:02}:{int(event.at) % 60:02}"
+        rows.append(f"| {clock} | {MARKS[event.kind][0]} | {f'**{text}**' if event.kind == 'act' else text} |")
+    return "\n".join(rows) + "\n"
+
+
+def draw(path: Path, record: Record, seen: Sequence[Seen]) -> None:
+    """Write the picture."""
+    end = max(one.at for one in seen)
+    edges = np.arange(0, end + STEP, STEP)
+    middles = edges[:-1] + STEP / 2
+    with sheet(path, 11.0, 7.2, 4, 1) as (figure, axes):
+        figure.suptitle("One drill: drift, labels, retraining, canary, promotion, rollback", x=0.01, ha="left")
+        axes[0].get_gridspec().set_height_ratios([0.55, 2, 2, 2])
+        strip, accuracy, score, versions = axes
+        _accuracy(accuracy, seen, middles)
+        _score(score, record)
+        _versions(versions, seen, edges, middles)
+        for axis in axes:
+            axis.set_xlim(0, end)
+            axis.set_xticks(np.arange(0, end, 30 if end < 360 else 60))
+            axis.xaxis.set_major_formatter(lambda second, _: f"{int(second) // 60}:{int(second) % 60:02}")
+        for axis in axes[:-1]:
+            axis.tick_params(labelbottom=False)
+        versions.set_xlabel("minutes since the drill began")
+        _events(strip, axes[1:], record, end)
+
+
+def _accuracy(axis: Any, seen: Sequence[Seen], middles: Any) -> None:
+    known = [one for one in seen if one.right is not None and one.part != "train"]
+    times = np.array([one.at for one in known])
+    right = np.array([bool(one.right) for one in known], float)
+    wide = []
+    for middle in middles:
+        near = right[np.abs(times - middle) < 2 * STEP]
+        wide.append(near.mean() if len(near) else np.nan)
+    axis.plot(middles, wide, color=BLUE)
+    worn = [one.at for one in known if one.worn]
+    if worn:
+        axis.axvspan(min(worn), max(worn), color=ORANGE, alpha=0.10, linewidth=0)
+        axis.text(max(worn), LOWEST + 0.02, "worn camera ", ha="right", color=ORANGE, fontsize=8)
+    axis.set_ylim(LOWEST, 1.02)
+    axis.set_title("Accuracy, on images that nobody labels")
+
+
+def _score(axis: Any, record: Record) -> None:
+    versions = list(dict.fromkeys(version for figure in record.figures for version in figure.score))
+    for colour, version in zip(COLOURS, versions, strict=False):
+        found = [(figure.at, figure.score[version]) for figure in record.figures if version in figure.score]
+        axis.plot(*zip(*found, strict=True), color=colour, label=f"{version:.7}")
+    axis.axhline(1, color=RED, linewidth=1, linestyle="--")
+    firing = [figure.at for figure in record.figures if "RetrainCandidate" in figure.firing]
+    if firing:
+        axis.axvspan(min(firing), max(firing), color=RED, alpha=0.08, linewidth=0)
+    axis.set_yscale("symlog", linthresh=1)
+    axis.set_ylim(0, None)
+    axis.set_yticks([0, 1, 3, 10, 30], ["0", "1", "3", "10", "30"])
+    axis.minorticks_off()
+    axis.set_title("Drift score by version (alarm over 1; shaded: RetrainCandidate fires)")
+    if versions:
+        axis.legend(fontsize=7, loc="lower right")
+
+
+def _versions(axis: Any, seen: Sequence[Seen], edges: Any, middles: Any) -> None:
+    versions = list(dict.fromkeys(one.version for one in seen if one.version))
+    counts = np.array([np.histogram([one.at for one in seen if one.version == v], edges)[0] for v in versions], float)
+    shares = 100 * counts / np.maximum(1, counts.sum(0))
+    axis.stackplot(
+        middles, shares, colors=COLOURS[: len(versions)], labels=[f"{v:.7}" for v in versions], alpha=0.75, linewidth=0
+    )
+    lost = [one.at for one in seen if one.status != 200]
+    axis.plot(lost, [50] * len(lost), "x", color=RED)
+    axis.set_ylim(0, 100)
+    axis.grid(visible=False)
+    axis.set_title(f"Who answers, % ({len(seen):,} requests, {len(lost)} lost)")
+    axis.legend(fontsize=7, loc="lower left", frameon=True, framealpha=0.9, edgecolor=GREY)
+
+
+def _events(strip: Any, axes: Any, record: Record, end: float) -> None:
+    """What happened when, in words above, on as many lines as they need; a dotted line leads down through the panels."""
+    strip.axis("off")
+    strip.set_ylim(0, LINES)
+    free = [-1e9] * LINES  # where each line's last word ends
+    for event in record.events:
+        if not event.short:
+            continue
+        width = end * LETTER * (len(event.short) + 2)
+        start = min(event.at, end - width)
+        row = next((row for row in range(LINES) if free[row] <= start), int(np.argmin(free)))
+        free[row] = start + width
+        strip.text(start, row + 0.5, event.short, fontsize=7.5, va="center", color=INK)
+        strip.plot([event.at] * 2, [0, row + 0.2], color=SOFT, linewidth=0.7, linestyle=":")
+        for axis in axes:
+            axis.axvline(event.at, color=SOFT, linewidth=0.7, linestyle=":")

@@ -1,0 +1,182 @@
+"""The world outside: a camera, people who know what it sees, and what they get answered.
+
+Traffic goes on all the time, at a steady rate. Images of the test split are only measured: nobody labels them, so that no model is
+trained on them. Images of the training split, each as the worn camera sees it, are what people label.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import queue
+import threading
+import time
+import urllib.parse
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loopline.data import manifest
+from loopline.monitoring import shifts
+
+WORN = (("blur", 2), ("noise", 2))  # what the camera does from the drift on: shift, strength
+CLIENTS = 6
+TIMEOUT = 30.0  # seconds; a machine that trains a model beside is slow, and slow is not lost
+LABEL_SECONDS = 0.5  # between two batches of labels
+
+
+class Sample(NamedTuple):
+    """An image, its class, and the split that it is from."""
+
+    image: bytes
+    label: str
+    part: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request. right: was the answer? None without one. version: that answered. at: seconds since the drill began."""
+
+    at: float
+    worn: bool
+    part: str
+    right: bool | None
+    version: str
+    status: int
+
+
+@dataclass
+class Pools:
+    """What may be sent."""
+
+    clean: list[Sample]
+    worn: list[Sample]
+
+
+def pools(path: Path, labels: Sequence[str], seed: int = 0) -> Pools:
+    """Of a classifier's manifest. clean: test and validation images as they are; worn: test and training images, worn out."""
+    rng = np.random.default_rng(seed)
+    parts = {part: manifest.load_split(path, part) for part in ("train", "val", "test")}
+
+    def samples(part: str, *, worn: bool) -> list[Sample]:
+        found = []
+        for given, target in zip(parts[part].inputs, parts[part].targets, strict=True):
+            image: Any = given
+            for name, strength in WORN if worn else ():
+                image = shifts.shifted_image(image, name, strength, rng)
+            found.append(Sample(image, labels[target], part))
+        return found
+
+    clean = [*samples("val", worn=False), *samples("test", worn=False)]
+    return Pools(clean, [*samples("test", worn=True), *samples("train", worn=True)])
+
+
+@dataclass
+class World:
+    """Sends, measures and labels until it is closed. began: time.monotonic() of the drill's begin."""
+
+    url: str
+    model: str
+    pools: Pools
+    rate: float
+    began: float
+    worn: bool = False
+    labelling: bool = False
+    seen: list[Seen] = field(default_factory=list)
+    labelled: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Start."""
+        self._host = urllib.parse.urlsplit(self.url).netloc
+        self._todo: queue.Queue[tuple[int, int, bool] | None] = queue.Queue(maxsize=CLIENTS * 50)
+        self._truths: deque[dict[str, str]] = deque()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(CLIENTS)]
+        self._threads += [threading.Thread(target=run, daemon=True) for run in (self._schedule, self._label)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop sending, and wait for what is under way."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(TIMEOUT)
+
+    def accuracy(self, since: float, *, worn: bool) -> tuple[float, int]:
+        """On the images that nobody labels, of the requests since a time: share, and of how many."""
+        found = [one.right for one in self.seen if one.at >= since and one.worn == worn and one.part != "train"]
+        known = [right for right in found if right is not None]
+        return (sum(known) / len(known) if known else float("nan")), len(known)
+
+    def lost(self, since: float = 0.0) -> list[Seen]:
+        """Requests that were not answered with 200."""
+        return [one for one in self.seen if one.at >= since and one.status != 200]
+
+    def ask(self, samples: Sequence[Sample]) -> float:
+        """The accuracy on these, asked now, as the sentinel asks: nothing of it is counted as traffic."""
+        connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
+        headers = {"Content-Type": "application/octet-stream", "X-Loopline-Probe": "1"}
+        right = 0
+        for sample in samples:
+            connection.request("POST", f"/predict/{self.model}", sample.image, headers)
+            right += json.loads(connection.getresponse().read())["predictions"][0]["label"] == sample.label
+        connection.close()
+        return right / len(samples)
+
+    def _schedule(self) -> None:
+        rng, start = np.random.default_rng(1), time.monotonic()
+        order: dict[bool, list[int]] = {False: [], True: []}
+        for number in itertools.count():
+            if self._stop.wait(max(0.0, start + number / self.rate - time.monotonic())):
+                break
+            worn = self.worn
+            pool = self.pools.worn if worn else self.pools.clean
+            if not order[worn]:
+                order[worn] = rng.permutation(len(pool)).tolist()
+            self._todo.put((number, order[worn].pop(), worn))
+        for _ in range(CLIENTS):
+            self._todo.put(None)
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
+        headers = {"Content-Type": "application/octet-stream", "X-Request-Timeout-Ms": f"{TIMEOUT * 1000:.0f}"}
+        while (todo := self._todo.get()) is not None:
+            number, place, worn = todo
+            sample = (self.pools.worn if worn else self.pools.clean)[place]
+            right, version, status = None, "", 0
+            try:
+                identity = f"drill-{number}"
+                connection.request("POST", f"/predict/{self.model}", sample.image, headers | {"X-Request-Id": identity})
+                answer = connection.getresponse()
+                status, said = answer.status, json.loads(answer.read())
+                if status == 200:
+                    right, version = said["predictions"][0]["label"] == sample.label, said["version"]
+                    if worn and sample.part == "train" and self.labelling and place not in self.labelled:
+                        self.labelled.add(place)
+                        self._truths.append({"id": identity, "label": sample.label, "source": "people"})
+            except (OSError, ValueError, http.client.HTTPException):
+                connection.close()
+            self.seen.append(Seen(time.monotonic() - self.began, worn, sample.part, right, version, status))
+        connection.close()
+
+    def _label(self) -> None:
+        """People send what they know, a batch at a time; what does not arrive is sent again."""
+        connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
+        while not self._stop.wait(LABEL_SECONDS):
+            batch = [self._truths.popleft() for _ in range(len(self._truths))]
+            try:
+                if batch:
+                    connection.request("POST", f"/v2/models/{self.model}/feedback", json.dumps(batch))
+                    answer = connection.getresponse()
+                    answer.read()
+                    if answer.status != 202:
+                        self._truths.extendleft(reversed(batch))
+            except (OSError, http.client.HTTPException):
+                self._truths.extendleft(reversed(batch))
+                connection.close()
+        connection.close()

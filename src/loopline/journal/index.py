@@ -1,0 +1,123 @@
+"""The journal's index, SQLite: where each sample is, what was answered, what is true, and how good the answers were so far.
+
+A segment is taken in one transaction that also notes its name: whoever is killed in between takes it again, and nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from loopline.errors import LooplineError
+from loopline.journal import quality
+
+NAME = "index.db"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS entry (
+  model TEXT, id TEXT, version TEXT, time REAL, status INTEGER, reason TEXT, fair INTEGER,
+  part TEXT, content TEXT, predicted TEXT, label TEXT, source TEXT, labelled REAL, quality REAL,
+  PRIMARY KEY (model, id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS entry_time ON entry (model, time);
+CREATE INDEX IF NOT EXISTS entry_part ON entry (part);
+CREATE TABLE IF NOT EXISTS label (model TEXT, id TEXT, source TEXT, label TEXT, time REAL, chosen INTEGER,
+  PRIMARY KEY (model, id, source));
+CREATE TABLE IF NOT EXISTS total (model TEXT, version TEXT, rows INTEGER, quality REAL, PRIMARY KEY (model, version));
+CREATE TABLE IF NOT EXISTS segment (name TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS part (path TEXT PRIMARY KEY, time REAL, bytes INTEGER);
+"""
+
+
+def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
+    """Its index. Raises LooplineError where there is none and none is to be made."""
+    path = folder / NAME
+    if not write and not path.exists():
+        raise LooplineError(f"{folder} holds no journal's index: is `loopline journal {folder}` running?")
+    try:
+        found = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        found.row_factory = sqlite3.Row
+        if write:
+            found.execute("PRAGMA journal_mode=WAL")
+            found.executescript(SCHEMA)
+        else:
+            found.execute("PRAGMA query_only=1")
+    except sqlite3.Error as error:
+        raise LooplineError(f"{path} cannot be opened: {error}") from error
+    return found
+
+
+def take(index: sqlite3.Connection, segment: str, lines: Iterable[dict[str, Any]]) -> int:
+    """Take a segment's lines in, once; how many were new. A line that lacks something is passed over."""
+    count = 0
+    index.execute("BEGIN IMMEDIATE")
+    try:
+        if index.execute("INSERT OR IGNORE INTO segment VALUES (?)", (segment,)).rowcount:
+            for line in lines:
+                try:
+                    count += _entry(index, line) if line["kind"] == "entry" else _label(index, line)
+                except (KeyError, TypeError, AttributeError):
+                    continue
+        index.execute("COMMIT")
+    except BaseException:
+        index.execute("ROLLBACK")
+        raise
+    return count
+
+
+def _entry(index: sqlite3.Connection, line: dict[str, Any]) -> int:
+    model, identity = line["model"], line["id"]
+    row = (model, identity, line["version"], line["time"], line["status"], line["reason"], line["fair"])
+    new = index.execute(
+        "INSERT OR IGNORE INTO entry (model, id, version, time, status, reason, fair, content, predicted)"
+        " VALUES (?,?,?,?,?,?,?,?,?)",
+        (*row, json.dumps(line), json.dumps(line["prediction"])),
+    ).rowcount
+    known = index.execute("SELECT * FROM label WHERE model=? AND id=? ORDER BY time", (model, identity))
+    for label in known.fetchall() if new else ():
+        _join(index, label)
+    return new
+
+
+def _label(index: sqlite3.Connection, line: dict[str, Any]) -> int:
+    key = line["model"], line["id"], line["source"]
+    row = (*key, json.dumps(line["label"]), line["time"], line.get("chosen", False))
+    index.execute("INSERT OR REPLACE INTO label VALUES (?,?,?,?,?,?)", row)
+    _join(index, index.execute("SELECT * FROM label WHERE model=? AND id=? AND source=?", key).fetchone())
+    return 1
+
+
+def _join(index: sqlite3.Connection, label: sqlite3.Row) -> None:
+    """The truth about an entry. The last label is its label; the first counts for the totals, which only rise.
+
+    Only a fair sample counts there: one that was kept by chance, and whose label nobody asked for because it looked doubtful.
+    """
+    key = label["model"], label["id"]
+    found = index.execute("SELECT * FROM entry WHERE model=? AND id=? AND status=200", key).fetchone()
+    if found is None:
+        return
+    value = quality.of(json.loads(found["predicted"]), json.loads(label["label"]))
+    index.execute(
+        "UPDATE entry SET label=?, source=?, labelled=?, quality=? WHERE model=? AND id=?",
+        (label["label"], label["source"], label["time"], value, *key),
+    )
+    if found["quality"] is None and found["fair"] and not label["chosen"]:
+        index.execute(
+            "INSERT INTO total VALUES (?,?,1,?) ON CONFLICT DO UPDATE SET rows=rows+1, quality=quality+excluded.quality",
+            (label["model"], found["version"], value),
+        )
+
+
+def forget(index: sqlite3.Connection, segments: Iterable[str]) -> None:
+    """The names of segments whose files are gone."""
+    index.executemany("DELETE FROM segment WHERE name=?", [(name,) for name in segments])
+
+
+def waiting_labels(index: sqlite3.Connection, older: float) -> int:
+    """Labels whose sample was never kept; those older than so many seconds go."""
+    lost = "NOT EXISTS (SELECT 1 FROM entry WHERE entry.model=label.model AND entry.id=label.id)"
+    index.execute(f"DELETE FROM label WHERE time < ? AND {lost}", (time.time() - older,))  # noqa: S608 - our own words
+    return int(index.execute(f"SELECT count(*) FROM label WHERE {lost}").fetchone()[0])  # noqa: S608

@@ -1,0 +1,104 @@
+"""The journal as others read it: the latest samples, and those whose truth is known."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loopline.journal import index
+from loopline.journal.parts import FOLDER, Parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A sample that was served. time: seconds since 1970. input: an encoded image or a text, None where it is redacted.
+
+    prediction: as the route for people answered. signals: see `tasks.signals`. label: a class, or a detector's boxes; None if unknown.
+    """
+
+    id: str
+    time: float
+    model: str
+    version: str
+    status: int
+    reason: str
+    input: bytes | str | None
+    prediction: dict[str, Any]
+    signals: dict[str, float]
+    label: Any
+    source: str | None
+
+
+class Store:
+    """Reads a journal's folder while others write it."""
+
+    def __init__(self, folder: Path, parts: str | None = None) -> None:
+        """parts: where they are, if not in the folder. Raises LooplineError where there is no journal."""
+        self.index = index.connect(folder)
+        self.parts = Parts(parts or str(folder / FOLDER))
+
+    def latest(self, model: str, count: int, *, version: str | None = None, errors: bool = False) -> list[Entry]:
+        """The newest samples first. errors: those that were refused, in place of those that were answered."""
+        where = "status!=200" if errors else "status=200"
+        where, known = (f"{where} AND version=?", (version,)) if version else (where, ())
+        return self._entries(f"{where} ORDER BY time DESC LIMIT ?", (model, *known, count))
+
+    def labelled(self, model: str, *, since: float = 0.0) -> list[Entry]:
+        """Those whose label came after a time, in the order of the labels."""
+        return self._entries("labelled>? ORDER BY labelled, id", (model, since))
+
+    def label_counts(self, model: str, *, since: float = 0.0) -> dict[str, int]:
+        """Labels by class that came after a time; of a detector its objects."""
+        counts: dict[str, int] = {}
+        for row in self.index.execute("SELECT label FROM entry WHERE model=? AND labelled>?", (model, since)):
+            label = json.loads(row["label"])
+            for name in [label] if isinstance(label, str) else [box["label"] for box in label]:
+                counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def conflicts(self, model: str) -> dict[str, dict[str, Any]]:
+        """Samples on whose label sources do not agree: id -> source -> label."""
+        found: dict[str, dict[str, Any]] = {}
+        query = (
+            "SELECT id, source, label FROM label WHERE model=?1 AND id IN "
+            "(SELECT id FROM label WHERE model=?1 GROUP BY id HAVING count(DISTINCT label) > 1)"
+        )
+        for row in self.index.execute(query, (model,)):
+            found.setdefault(row["id"], {})[row["source"]] = json.loads(row["label"])
+        return found
+
+    def _entries(self, where: str, values: tuple[Any, ...]) -> list[Entry]:
+        rows = self.index.execute(f"SELECT * FROM entry WHERE model=? AND {where}", values).fetchall()  # noqa: S608 - our own
+        ids: dict[str, list[str]] = {}
+        for row in rows:
+            if row["part"]:
+                ids.setdefault(row["part"], []).append(row["id"])
+        read = {part: self.parts.read(part, wanted) for part, wanted in ids.items()}
+        return [_entry(row, read[row["part"]].get(row["id"]) if row["part"] else None) for row in rows]
+
+
+def _entry(row: sqlite3.Row, stored: dict[str, Any] | None) -> Entry:
+    if stored is None:  # not in a part yet
+        line = json.loads(row["content"])
+        image, signals, prediction = line.get("image"), line["signals"], line["prediction"]
+        given = base64.b64decode(image) if image else line.get("text")
+    else:
+        signals, prediction = dict(stored["signals"]), json.loads(stored["prediction"])
+        given = stored["image"] if stored["image"] is not None else stored["text"]
+    return Entry(
+        id=row["id"],
+        time=row["time"],
+        model=row["model"],
+        version=row["version"],
+        status=row["status"],
+        reason=row["reason"],
+        input=given,
+        prediction=prediction,
+        signals=signals,
+        label=json.loads(row["label"]) if row["label"] else None,
+        source=row["source"],
+    )

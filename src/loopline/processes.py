@@ -1,0 +1,131 @@
+"""Processes that we start, note in a file, and end again: one counts as ours if its number and its start time are those noted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from loopline.errors import LooplineError
+
+READY_SECONDS = 30.0
+END_SECONDS = 40.0  # a server drains for 30
+
+
+@dataclass(frozen=True)
+class Process:
+    """One that we started. created: its start time as the system has it."""
+
+    name: str
+    pid: int
+    created: float
+    address: str
+
+
+def start(
+    name: str, command: Sequence[str], address: str, folder: Path, env: Mapping[str, str] | None = None
+) -> Process:
+    """Start it, with a log in the folder. env: beside our own."""
+    import psutil
+
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, **(env or {})},
+        )
+    process.returncode = 0  # it may outlive us: Popen is not to complain of that
+    return Process(name, process.pid, psutil.Process(process.pid).create_time(), address)
+
+
+def wait(process: Process, ready: str, folder: Path) -> None:
+    """Return when the address `ready` answers. Raises LooplineError with the log's end if the process ends or takes too long."""
+    until = time.monotonic() + READY_SECONDS
+    while time.monotonic() < until:
+        if not alive(process):
+            break
+        try:
+            with urllib.request.urlopen(ready, timeout=1):  # noqa: S310 - our own address
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise not_ready(process.name, folder)
+
+
+def not_ready(name: str, folder: Path) -> LooplineError:
+    """The error for a process that does not answer, with the end of its log."""
+    tail = (folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")[-800:]
+    return LooplineError(f"{name} did not get ready; the end of {folder}/{name}.log:\n{tail}")
+
+
+def alive(process: Process) -> bool:
+    """It runs, and is the one that we started."""
+    import psutil
+
+    try:
+        found = psutil.Process(process.pid)
+        return bool(found.create_time() == process.created and found.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def running(folder: Path) -> list[Process]:
+    """What is noted in the folder and still runs."""
+    try:
+        rows = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return [process for process in (Process(**row) for row in rows) if alive(process)]
+
+
+def save(processes: Sequence[Process], folder: Path) -> None:
+    """Note these, in place of what was noted."""
+    write(folder / "state.json", json.dumps([asdict(process) for process in processes]))
+
+
+@contextmanager
+def locked(folder: Path, name: str = "lock") -> Iterator[None]:
+    """Inside, nobody else is: for who reads what is noted, changes it, and writes it."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write(path: Path, text: str) -> None:
+    """Put the text at `path`: whole or not at all, and there after a power cut."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def end(processes: Sequence[Process]) -> None:
+    """Ask each to end, the last started first; what has not after a while is killed."""
+    left = [process for process in reversed(processes) if alive(process)]
+    for process in left:
+        os.kill(process.pid, signal.SIGTERM)
+    until = time.monotonic() + END_SECONDS
+    while (left := [process for process in left if alive(process)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    for process in left:
+        os.kill(process.pid, signal.SIGKILL)
+    for (
+        process
+    ) in processes:  # ours is buried here; another's child is its parent's business, and none of ours to wait for
+        with suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)

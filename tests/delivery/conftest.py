@@ -1,0 +1,51 @@
+"""A stack behind a real gateway, of tiny real models."""
+
+import bundles
+import prometheus
+import pytest
+
+from loopline.delivery import fleet
+from loopline.delivery.gateway import Gateway
+from loopline.monitoring import stack
+from loopline.release import bundle
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with two bundles of the classifier: a champion, and a challenger that answers the same."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOOPLINE_DECISIONS", str(tmp_path / "decisions.jsonl"))
+    (tmp_path / "models/classifier").mkdir(parents=True)
+    bundles.classifier(tmp_path / "models/classifier/bundle")
+    bundles.classifier(tmp_path / "challenger", code="d" * 64)
+    return tmp_path
+
+
+@pytest.fixture
+def up(place):
+    """The gateway with one champion server and the watchers; the first port."""
+    first = prometheus.free_ports(6)
+    options = stack.Options(
+        bundles=(place / "models/classifier/bundle",),
+        port=first,
+        sentinel_port=first + 3,
+        prometheus_port=first + 4,
+        alertmanager_port=first + 5,
+        scrape=1.0,
+        sentinel=1.0,
+        gateway=True,
+    )
+    stack.up(options)
+    yield first
+    stack.down()
+
+
+@pytest.fixture
+def versions(place):
+    """Short versions of champion and challenger, as servers say them."""
+    return tuple(bundle.version(place / name)[:12] for name in ("models/classifier/bundle", "challenger"))
+
+
+@pytest.fixture
+def gateway(up):
+    return Gateway(fleet.FOLDER)

@@ -1,0 +1,88 @@
+"""A real gateway for tests, and a steady sender that counts what it gets."""
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+import brightness
+import prometheus
+import pytest
+
+from loopline.delivery import rollout
+
+needed = pytest.mark.skipif(
+    not (shutil.which("haproxy") or os.environ.get("LOOPLINE_REQUIRE_HAPROXY")),
+    reason="no haproxy on this machine: apt-get install haproxy",
+)
+
+
+class Sender:
+    """Steady requests through the gateway, each with an id of its own: (status, version, id) of every one."""
+
+    def __init__(self, port, clients=4, pause=0.005, values=range(256)):
+        self.answers, self.stop = [], threading.Event()
+        self.images = [brightness.png(value) for value in values]
+        self.threads = [threading.Thread(target=self._send, args=(port, n, pause)) for n in range(clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def _send(self, port, number, pause):
+        connection, count = http.client.HTTPConnection("127.0.0.1", port, timeout=30), 0
+        while not self.stop.is_set():
+            count += 1
+            identity = f"{number}-{count}"
+            try:
+                body = self.images[(count * 7 + number) % len(self.images)]
+                connection.request("POST", "/predict/classifier", body, {"X-Request-Id": identity})
+                answer = connection.getresponse()
+                content = answer.read()
+                version = json.loads(content).get("version")
+                assert answer.headers["X-Request-Id"] == identity
+                self.answers.append((answer.status, version, identity))
+            except (OSError, http.client.HTTPException) as error:
+                self.answers.append((repr(error), None, identity))
+                connection.close()
+            time.sleep(pause)
+        connection.close()
+
+    def end(self):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+        return Counter(status for status, _, _ in self.answers)
+
+    def since(self, mark):
+        """Versions of what was answered since there were so many answers."""
+        return Counter(version for _, version, _ in self.answers[mark:])
+
+    def more(self, count=200):
+        """So many more answers; returns how many there were."""
+        mark = len(self.answers)
+        prometheus.eventually(lambda: len(self.answers) >= mark + count)
+        return mark
+
+
+@contextmanager
+def sending(port, **options):
+    sender = Sender(port, **options)
+    try:
+        yield sender
+    finally:
+        counts = sender.end()
+    assert set(counts) == {200}, counts
+
+
+def controller(inputs=()):
+    return rollout.Controller(lambda _, count: list(inputs)[:count])
+
+
+def loopline(*arguments, **options):
+    command = [sys.executable, "-m", "loopline.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)

@@ -1,0 +1,167 @@
+"""What the judge is given: log lines, counters, labels, and a replay on two real servers."""
+
+import time
+
+import brightness
+import bundles
+import journals
+import prometheus
+import pytest
+from servers import Process
+
+from loopline.delivery import evidence
+from loopline.delivery.evidence import Log, Tally
+from loopline.delivery.gateway import BASELINE, CHALLENGER
+from loopline.errors import LooplineError
+from loopline.journal.keeper import Keeper
+
+LINES = """\
+[WARNING]  (1) : Server champion/s1 is UP/READY (leaving forced maintenance).
+lane 1000000 classifier challenger s1 200 1500
+lane 2000000 classifier challenger s1 500 1500
+lane 2000000 classifier baseline s1 200 2500
+lane 3000000 classifier challenger k1 200 1500
+lane 3000000 classifier challenger s1 -1 -
+lane 3000000 classifier challenger <NOSRV> 503 -
+lane 3000000 classifier baseline s1 404 100
+lane 3000000 other baseline s1 200 100
+"""
+
+
+def test_the_log_is_counted_by_lane_and_step(tmp_path):
+    (tmp_path / "log").write_text(LINES)
+    tally = Tally("classifier")
+    tally.begin(2.0)
+    tally.add(Log(tmp_path / "log").read())
+    ours, theirs = tally.lane(CHALLENGER, {}, (0, 0)), tally.lane(BASELINE, {}, (0, 0))
+    assert (ours.requests, ours.errors, ours.step) == (4, 2, 2), "who left got no answer"
+    assert (theirs.requests, theirs.errors) == (2, 0), "a client's mistake is no error"
+    assert tally.stood_in == 2
+    assert list(theirs.seconds) == [0.0025, 0.0001]
+
+
+def test_a_line_that_is_not_yet_whole_is_left_for_the_next_time(tmp_path):
+    path = tmp_path / "log"
+    path.write_text("lane 1000000 m challenger s1 200 1500\nlane 2000000 m chall")
+    log = Log(path)
+    assert len(list(log.read())) == 1
+    with path.open("a") as file:
+        file.write("enger s1 200 7\n")
+    [answer] = log.read()
+    assert answer.seconds == 7e-6
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bundles")
+    made = {"same": bundles.classifier(root / "same", code="d" * 64).folder}
+    made["champion"] = bundles.classifier(root / "champion").folder
+    made["other"] = bundles.classifier(root / "other", threshold=60.0).folder
+    return made | {
+        "nan": bundles.classifier(root / "nan", threshold=float("nan")).folder,
+        "text": bundles.text(root / "text").folder,
+    }
+
+
+@pytest.fixture(scope="module")
+def servers(folders):
+    made = {name: Process(folder, "--port", 0) for name, folder in folders.items()}
+    yield made
+    assert {process.stop() for process in made.values()} == {0}
+
+
+INPUTS = [brightness.png(value) for value in range(0, 250, 10)]
+
+
+def replay(servers, name, inputs=INPUTS):
+    return evidence.replay(inputs, "classifier", servers["champion"].url, servers[name].url)
+
+
+def test_a_replay_compares_two_servers_and_is_no_traffic(servers):
+    seen = replay(servers, "same")
+    assert (seen.inputs, seen.agreed, seen.failed, seen.invalid, seen.expected) == (25, 25, 0, 0, 0.0)
+    assert len(seen.ratios) == 25
+    other = replay(servers, "other")
+    assert other.agreed == 18
+    assert other.expected == pytest.approx(7 / 25)
+    counted = evidence.series(servers["champion"].url)
+    routes = {
+        labels["route"]: v for n, labels, v in counted if n == "loopline_requests_total" and labels["code"] == "200"
+    }
+    assert routes["probe"] == 50
+    assert routes["predict"] == 0
+
+
+def test_an_input_that_the_champion_refuses_says_nothing(servers):
+    assert replay(servers, "same", [b"no image", INPUTS[0]]).inputs == 1
+
+
+def test_a_challenger_that_does_not_answer_fails(servers):
+    seen = evidence.replay(INPUTS[:3], "classifier", servers["champion"].url, servers["text"].url)
+    assert (seen.inputs, seen.failed) == (3, 3)
+
+
+def test_an_answer_that_is_no_number_is_seen_in_the_replay_and_in_the_counters(servers):
+    import requests
+
+    assert replay(servers, "nan", INPUTS[:3]).invalid == 3
+    for given in INPUTS[:3]:
+        assert requests.post(servers["nan"].url + "/predict/classifier", given, timeout=10).status_code == 200
+    prometheus.eventually(lambda: evidence.classes(evidence.series(servers["nan"].url), "classifier")[1] == 3)
+
+
+def test_texts_are_replayed_too(servers):
+    url = servers["text"].url
+    assert evidence.replay(["good fine", "bad poor"], "text", url, url).agreed == 2
+
+
+def test_classes_are_counted_from_traffic(servers):
+    import requests
+
+    for given in INPUTS:
+        assert requests.post(servers["same"].url + "/predict/classifier", given, timeout=10).status_code == 200
+    prometheus.eventually(
+        lambda: sum(evidence.classes(evidence.series(servers["same"].url), "classifier")[0].values()) == 25
+    )
+
+
+def test_a_server_that_is_gone_is_said():
+    with pytest.raises(LooplineError, match="does not answer"):
+        evidence.series(f"http://127.0.0.1:{prometheus.free_port()}")
+
+
+def test_the_journals_latest_answered_inputs_are_taken_where_they_were_kept(tmp_path):
+    now = time.time()
+    lines = [journals.text(name, name, time=now + place) for place, name in enumerate("abcd")]
+    journals.write(tmp_path, *lines, journals.text("e", None, time=now + 9), journals.text("f", "f", status=400))
+    keeper = Keeper(tmp_path)
+    keeper.round()
+    assert evidence.recent(tmp_path, "text", 3) == ["d", "c"]
+    keeper.close()
+
+
+def test_without_a_journal_it_is_said_what_to_do(tmp_path):
+    with pytest.raises(LooplineError, match="loopline journal"):
+        evidence.recent(tmp_path, "text", 2)
+
+
+@prometheus.needed
+def test_labels_are_counted_by_version_from_the_rollouts_begin_and_none_are_no_evidence(tmp_path):
+    def said(*rows):
+        return "".join(
+            f'loopline_labelled_{name}_total{{model="m",version="{version}"}} {value}\n'
+            for name, version, value in rows
+        )
+
+    target = prometheus.Target()
+    target.text = said(("rows", "a", 1000), ("quality", "a", 990))
+    server = prometheus.Prometheus(tmp_path, [target.address], "groups: []")
+    prometheus.eventually(lambda: server.query("loopline_labelled_rows_total"))
+    began = time.time()
+    target.text = said(("rows", "a", 1010), ("quality", "a", 999), ("rows", "b", 20), ("quality", "b", 11))
+    prometheus.eventually(lambda: evidence.labels(server.url, "m", "a", began) == (10, 9))
+    assert evidence.labels(server.url, "m", "b", began) == (20, 11)
+    assert evidence.labels(server.url, "m", "c", began) == (0, 0)
+    server.close()
+    target.close()
+    assert evidence.labels(server.url, "m", "a", began) == (0, 0)

@@ -1,0 +1,150 @@
+"""The gateway: who gets which request, what passes, what does not, and what a dead server costs."""
+
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import front
+import prometheus
+import pytest
+import requests
+
+from loopline.delivery import evidence, fleet
+from loopline.delivery.gateway import BASELINE, CHALLENGER, Gateway, socket_path, write
+from loopline.errors import LooplineError
+
+pytestmark = [front.needed, prometheus.needed]
+
+
+@pytest.fixture
+def lanes(up, place):
+    """All three lanes have a server."""
+    wanted = fleet.read()
+    _, challenger = fleet.keep(place / "challenger")
+    ours, theirs = (
+        fleet.Lane({"classifier": str(path)}, 1) for path in (challenger.folder, place / "models/classifier/bundle")
+    )
+    fleet.apply(replace(wanted, challenger=ours, baseline=theirs))
+    return up
+
+
+def test_shares_move_without_a_lost_request_and_are_what_was_asked_for(lanes, versions, gateway):
+    with front.sending(lanes) as sender:
+        for percent in (0, 5, 50, 0):
+            gateway.share("classifier", percent)
+            mark = sender.more(40)  # those that were under way
+            sender.more(1000)
+            counts = sender.since(mark + 40)
+            got = counts[versions[1]] / counts.total()
+            assert got == pytest.approx(percent / 100, abs=0.06 if percent else 0)
+
+
+def test_the_baseline_gets_as_much_as_the_challenger(lanes, gateway):
+    gateway.share("classifier", 25)
+    with front.sending(lanes) as sender:
+        sender.more(2000)
+    prometheus.eventually(lambda: Path(".loopline/up/gateway.log").read_text().count("lane ") > 500)
+    counts = Counter(answer.lane for answer in evidence.Log(Path(".loopline/up/gateway.log")).read())
+    assert counts[CHALLENGER] / len(sender.answers) == pytest.approx(0.25, abs=0.05)
+    assert counts[BASELINE] / len(sender.answers) == pytest.approx(0.25, abs=0.05)
+
+
+def version(port, headers, body, path="/predict/classifier"):
+    answer = requests.post(f"http://127.0.0.1:{port}{path}", body, headers=headers, timeout=10)
+    assert answer.status_code == 200
+    return answer.json()["version"]
+
+
+@pytest.mark.parametrize("key", ["X-Client-Id", "X-Request-Id", None])
+def test_what_comes_again_goes_where_it_went(lanes, gateway, key):
+    gateway.share("classifier", 50)
+    images = [front.brightness.png(value) for value in range(0, 200, 5)]
+    seen = set()
+    for number, body in enumerate(images):
+        headers = {key: f"k{number}"} if key else {}
+        bodies = [body] * 3 if key != "X-Client-Id" else images[:3]  # a client is sticky whatever it asks
+        [one] = {version(lanes, headers, b) for b in bodies}
+        seen.add(one)
+    assert len(seen) == 2, "and all of them together go both ways"
+
+
+def test_probes_and_requests_for_a_version_are_the_champions(lanes, gateway, versions):
+    gateway.share("classifier", 50)
+    for number in range(30):
+        body = front.brightness.png(number * 5)
+        assert version(lanes, {"X-Loopline-Probe": "1", "X-Request-Id": str(number)}, body) == versions[0]
+        path = f"http://127.0.0.1:{lanes}/v2/models/classifier/versions/{versions[0]}"
+        assert requests.get(path, headers={"X-Request-Id": str(number)}, timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/%6detrics", "/metrics?x=1"])
+def test_metrics_are_not_public(up, path):
+    assert requests.get(f"http://127.0.0.1:{up}{path}", timeout=10).status_code == 404
+    assert "haproxy_server_status" in requests.get(f"http://127.0.0.1:{up + 1}/metrics", timeout=10).text
+
+
+def test_a_lane_whose_server_is_killed_falls_back_to_the_champion_at_once(lanes, gateway, versions):
+    gateway.share("classifier", 50)
+    with front.sending(lanes) as sender:  # which asserts that every answer is 200
+        prometheus.eventually(lambda: versions[1] in sender.since(0))
+        for lane in (CHALLENGER, BASELINE):
+            os.kill(fleet.servers(lane)[0].pid, signal.SIGKILL)
+        sender.more(50)
+        mark = sender.more(200)
+        assert set(sender.since(mark)) == {versions[0]}
+
+
+def test_a_server_that_was_killed_is_started_again_by_wanting_the_same(lanes):
+    before = fleet.servers(CHALLENGER)
+    os.kill(before[0].pid, signal.SIGKILL)
+    prometheus.eventually(lambda: not fleet.servers(CHALLENGER))
+    fleet.apply(fleet.read())
+    after = fleet.servers(CHALLENGER)
+    assert len(after) == 1
+    assert after[0].pid != before[0].pid
+
+
+def test_prometheus_sees_the_lanes(lanes):
+    def scraped():
+        found = prometheus.query(f"http://127.0.0.1:{lanes + 4}", 'up{job=~"loopline|gateway"} == 1')
+        return {labels.get("lane", labels["job"]) for labels, _ in found} == {
+            "champion",
+            BASELINE,
+            CHALLENGER,
+            "gateway",
+        }
+
+    prometheus.eventually(scraped)
+
+
+def test_a_server_that_does_not_start_changes_nothing(lanes, place, versions):
+    (place / "broken").mkdir()
+    with front.sending(lanes) as sender:
+        with pytest.raises(LooplineError, match="did not get ready"):
+            fleet.apply(fleet.read().with_champion("classifier", str(place / "broken")))
+        mark = sender.more()
+        assert set(sender.since(mark)) == {versions[0]}
+
+
+@pytest.mark.parametrize("percent", [-1, 51])
+def test_a_share_that_leaves_no_room_for_the_baseline_is_refused(up, gateway, percent):
+    with pytest.raises(ValueError, match="at most 50"):
+        gateway.share("classifier", percent)
+
+
+def test_nobody_there_is_said(tmp_path):
+    with pytest.raises(LooplineError, match="loopline up --gateway"):
+        Gateway(tmp_path).ask("show info")
+    with pytest.raises(LooplineError, match="no gateway is up"):
+        fleet.read(tmp_path)
+
+
+def test_a_folder_too_long_for_a_socket_has_it_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp")
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    assert len(str(socket_path(deep))) < 90
+    assert str(socket_path(deep)) in write(deep, port=1, metrics_port=2).read_text()
+    assert Path(socket_path(deep)).parent.stat().st_mode & 0o077 == 0

@@ -1,0 +1,242 @@
+"""Rollouts with a real gateway and real servers, under load: nothing is lost, and every end is a consistent one."""
+
+import os
+import signal
+from dataclasses import replace
+
+import brightness
+import bundles
+import front
+import prometheus
+import pytest
+
+from loopline import processes
+from loopline.delivery import fleet, rollout
+from loopline.delivery.judge import Policy
+from loopline.errors import LooplineError
+from loopline.release import decisions
+
+pytestmark = [front.needed, prometheus.needed]
+QUICK = rollout.Plan(
+    steps=(5, 50),
+    hold=120,
+    every=0.1,
+    inputs=20,
+    policy=Policy(requests=60, slice=5, points=10, slower=20.0, shadow_inputs=20, shadow_slower=50.0),
+)
+INPUTS = [brightness.png(value) for value in range(0, 250, 5)]
+
+
+def consistent(version, place):
+    """One champion server of this version, nobody on trial, nothing shared, nothing left over."""
+    wanted = fleet.read()
+    assert (wanted.baseline.replicas, wanted.challenger.replicas) == (0, 0)
+    names = [process.name for process in processes.running(fleet.FOLDER)]
+    assert len([n for n in names if n.startswith("champion-")]) == 1
+    assert not [n for n in names if n.startswith(("baseline-", "challenger-"))]
+    assert set(fleet.strays()) <= set(names)
+    assert wanted.champion.bundles["classifier"].rpartition("/")[2].startswith(version)
+
+
+def test_a_good_challenger_is_promoted_and_put_back_and_no_request_is_lost(up, place, versions, gateway):
+    old, new = versions
+    with front.sending(up) as sender:
+        controller = front.controller(INPUTS)
+        controller.start(place / "challenger", QUICK)
+        assert controller.run().stage == "promoted"
+        mark = sender.more()
+        assert set(sender.since(mark)) == {new}
+        consistent(new, place)
+        assert controller.rollback("classifier").stage == "rolled back"
+        mark = sender.more()
+        assert set(sender.since(mark)) == {old}
+        consistent(old, place)
+    assert gateway.shared() == {"classifier": 0}
+    assert [r.action for r in decisions.read().records] == ["shadow", "canary", "canary", "promote", "rollback"]
+    with pytest.raises(LooplineError, match="was rolled back before"):
+        controller.start(place / "challenger", QUICK)
+
+
+ENDLESS = replace(QUICK, inputs=0, policy=replace(QUICK.policy, requests=10**6))
+
+
+def test_a_killed_challenger_costs_no_request_and_is_rolled_back(up, place, versions):
+    with front.sending(up) as sender:
+        front.controller().start(place / "challenger", ENDLESS)
+        running = front.loopline("rollout", "resume")
+        prometheus.eventually(lambda: versions[1] in sender.since(0))
+        os.kill(fleet.servers("challenger")[0].pid, signal.SIGKILL)
+        mark = sender.more(50)
+        said, _ = running.communicate(timeout=120)
+        assert running.returncode == 2, said
+        assert "rolled back" in said
+        assert set(sender.since(mark)) == {versions[0]}
+    consistent(versions[0], place)
+
+
+def test_a_challenger_that_answers_500_is_rolled_back(up, place, versions):
+    bundles.failing(place / "failing")
+    controller = front.controller()
+    controller.start(place / "failing", ENDLESS)
+    sender = front.Sender(up)
+    state = controller.run()
+    mark = sender.more(50)
+    sender.more(200)
+    late = sender.answers[mark:]
+    counts = sender.end()
+    assert state.stage == "rolled back"
+    assert "requests failed" in state.reasons[0] or "more than chance" in state.reasons[0]
+    assert set(counts) == {200, 500}
+    assert {status for status, _, _ in late} == {200}
+    consistent(versions[0], place)
+
+
+def test_shadow_stops_what_does_not_answer_before_any_request_reaches_it(up, place, versions):
+    bundles.failing(place / "failing")
+    with front.sending(up) as sender:
+        controller = front.controller(INPUTS[::-1])
+        controller.start(place / "failing", QUICK)
+        state = controller.run()
+    assert state.stage == "rolled back"
+    assert "not answered" in state.reasons[0]
+    assert set(sender.since(0)) == {versions[0]}
+
+
+def test_what_stays_unclear_is_rolled_back_and_never_promoted_by_time_out(up, place, versions):
+    with front.sending(up):
+        controller = front.controller()
+        controller.start(place / "challenger", replace(ENDLESS, hold=1.0))
+        state = controller.run()
+    assert state.stage == "rolled back"
+    assert "no verdict within 1 s" in state.reasons[0]
+    consistent(versions[0], place)
+
+
+def test_too_few_inputs_for_the_shadow_are_no_pass(up, place, versions):
+    controller = front.controller(INPUTS[:5])
+    controller.start(place / "challenger", QUICK)
+    state = controller.run()
+    assert (state.stage, "20 inputs are wanted" in state.reasons[0]) == ("rolled back", True)
+
+
+def test_a_challenger_that_cannot_be_loaded_is_rolled_back(up, place, versions):
+    controller = front.controller()
+    state = controller.start(place / "challenger", replace(QUICK, inputs=0))
+    (place / state.after / "model.onnx").write_bytes(b"")
+    with front.sending(up):
+        state = controller.run()
+    assert state.stage == "rolled back"
+    assert "model.onnx was changed" in state.reasons[0]
+    consistent(versions[0], place)
+
+
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_by_hand_it_is_over_in_seconds_whatever_the_controller_is_at(up, place, versions, verb):
+    with front.sending(up) as sender:
+        front.controller().start(place / "challenger", ENDLESS)
+        running = front.loopline("rollout", "resume")
+        prometheus.eventually(lambda: versions[1] in sender.since(0))
+        by_hand = front.loopline("rollout", verb, "classifier")
+        said, wrong = by_hand.communicate(timeout=120)
+        assert by_hand.returncode == 0, wrong
+        theirs, _ = running.communicate(timeout=120)
+        assert theirs == said
+        mark = sender.more()
+        stays = versions[1] if verb == "promote" else versions[0]
+        assert set(sender.since(mark)) == {stays}
+    consistent(stays, place)
+
+
+@pytest.mark.parametrize("stage", ["shadow", "canary", "promote", "roll back"])
+def test_a_controller_killed_at_any_stage_is_followed_by_one_that_goes_on(up, place, versions, stage):
+    """It is killed the moment the stage is on the disk; in `shadow` and `promote` it is then starting servers."""
+    plan = replace(QUICK, inputs=0) if stage != "roll back" else replace(ENDLESS, hold=0.5)
+    with front.sending(up) as sender:
+        state = front.controller().start(place / "challenger", plan)
+        running = front.loopline("rollout", "resume")
+        if stage == "shadow":
+            prometheus.eventually(lambda: [name for name in fleet.strays() if name.startswith("challenger")])
+        else:
+            while rollout.read().stage != stage:
+                assert running.poll() is None, "it was quicker than this test"
+        running.kill()
+        running.communicate()
+        assert rollout.read().stage not in rollout.OVER
+        assert front.controller().start(place / "challenger", plan).id == state.id, "the same rollout goes on"
+        state = front.controller().run()
+        assert state.stage == ("rolled back" if stage == "roll back" else "promoted")
+        mark = sender.more()
+        stays = versions[0] if stage == "roll back" else versions[1]
+        assert set(sender.since(mark)) == {stays}
+    consistent(stays, place)
+    actions = [record.action for record in decisions.read().records]
+    assert len([a for a in actions if a in ("promote", "rollback")]) == 1
+
+
+def test_what_cannot_be_rolled_out_is_refused(up, place):
+    controller = front.controller()
+    with pytest.raises(LooplineError, match="serves already"):
+        controller.start(place / "models/classifier/bundle", QUICK)
+    bundles.text(place / "text")
+    with pytest.raises(LooplineError, match="text is not served: there are classifier"):
+        controller.start(place / "text", QUICK)
+    with pytest.raises(LooplineError, match="there is no rollout"):
+        controller.run()
+    with pytest.raises(LooplineError, match="no rollout of classifier"):
+        controller.rollback("classifier")
+    refused = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--journal", "nowhere")
+    assert refused.wait(60) == 1
+    refused.communicate()
+    assert rollout.read() is None, "no journal is no fault of the challenger"
+    controller.start(place / "challenger", QUICK)
+    bundles.classifier(place / "third", code="e" * 64)
+    with pytest.raises(LooplineError, match="a rollout is under way"):
+        controller.start(place / "third", QUICK)
+
+
+def test_the_command_line_takes_a_challenger_all_the_way(up, place, versions):
+    with front.sending(up):
+        options = [
+            "--steps",
+            "5,50",
+            "--requests",
+            60,
+            "--points",
+            10,
+            "--slice",
+            5,
+            "--slower",
+            20,
+            "--inputs",
+            0,
+            "--every",
+            0.1,
+        ]
+        done = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *options)
+        said, wrong = done.communicate(timeout=120)
+        assert done.returncode == 0, wrong
+        assert "promoted" in said
+        back = front.loopline("rollout", "rollback", "classifier", "--reason", "a customer called")
+        assert back.communicate(timeout=60)[0].endswith("a customer called\n")
+        behind = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--again", *options)
+        assert behind.communicate(timeout=60)[1] == ""
+        prometheus.eventually(lambda: "promoted" in front.loopline("rollout", "status").communicate()[0])
+    assert decisions.champions(decisions.read().records)["classifier"].champion.startswith(versions[1])
+
+
+@pytest.mark.parametrize("steps", ["60", "25,5", "", "five"])
+def test_steps_that_are_none_are_refused(place, steps):
+    done = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--steps", steps)
+    assert "rising percents up to 50" in done.communicate()[1]
+
+
+def test_down_ends_a_rollout_with_all_its_servers(up, place):
+    front.controller().start(place / "challenger", ENDLESS)
+    done = front.loopline("rollout", "start", "classifier", "--bundle", "challenger")
+    done.communicate()
+    prometheus.eventually(lambda: fleet.servers("challenger") and fleet.servers("baseline"))
+    found = processes.running(fleet.FOLDER)
+    assert "rollout" in {process.name for process in found}
+    front.loopline("down").communicate()
+    assert not any(map(processes.alive, found))
+    assert fleet.strays() == {}

@@ -1,0 +1,165 @@
+"""The drill's parts. The drill as a whole is played by CI: `make drill ARGS=--fast`."""
+
+import io
+import json
+import socket
+import time
+from pathlib import Path
+
+import brightness
+import bundles
+import prometheus
+import pytest
+import yaml
+from PIL import Image
+from servers import Process
+
+from loopline.data import manifest
+from loopline.drill import faults, picture, story
+from loopline.drill.record import Figure, Record
+from loopline.drill.world import Pools, Sample, Seen, World, pools
+from loopline.errors import LooplineError
+from loopline.release import bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def world(tmp_path):
+    """world(samples, options of the server) -> a world that asks a server of brightness."""
+    made = []
+
+    def make(clean, worn=(), *options):
+        bundles.classifier(tmp_path / "classifier")
+        server = Process(tmp_path / "classifier", "--port", 0, *options)
+        found = World(server.url, "classifier", Pools(list(clean), list(worn)), 100, time.monotonic())
+        made.append((found, server))
+        return found
+
+    yield make
+    for one, server in made:
+        one.close()
+        server.stop()
+
+
+BRIGHT, DARK = brightness.png(250), brightness.png(3)
+
+
+def test_what_people_label_is_never_what_accuracy_is_measured_on(tmp_path):
+    samples = [
+        manifest.Sample(
+            id=f"{v:064x}",
+            source="s",
+            path=f"{v}.png",
+            split=("train", "val", "test")[v % 3],
+            label="bright",
+            image=brightness.png(v),
+            width=8,
+            height=8,
+        )
+        for v in range(60)
+    ]
+    manifest.write(tmp_path / "manifest.parquet", samples, task="classification", labels=("bright", "dark"))
+    found = pools(tmp_path / "manifest.parquet", ("bright", "dark"))
+    assert {sample.part for sample in found.clean} == {"val", "test"}
+    assert {sample.part for sample in found.worn} == {"train", "test"}
+    tested = [sample for sample in found.clean if sample.part == "test"]
+    assert len(tested) == sum(sample.part == "test" for sample in found.worn) > 0
+    assert not {sample.image for sample in found.clean} & {sample.image for sample in found.worn}
+
+
+def test_accuracy_is_of_the_images_that_nobody_labels_and_by_condition(world):
+    found = world(
+        [Sample(BRIGHT, "bright", "test")], [Sample(DARK, "bright", "test"), Sample(BRIGHT, "bright", "train")]
+    )
+    prometheus.eventually(lambda: found.accuracy(0, worn=False)[1] >= 20)
+    assert found.accuracy(0, worn=False)[0] == 1
+    found.worn = True
+    prometheus.eventually(lambda: found.accuracy(0, worn=True)[1] >= 20)
+    assert found.accuracy(0, worn=True)[0] == 0
+    assert found.accuracy(1e9, worn=True)[1] == 0
+    assert found.ask([Sample(BRIGHT, "bright", "test"), Sample(DARK, "bright", "test")]) == 0.5
+
+
+def test_people_label_each_worn_training_image_once_and_only_when_asked(world, tmp_path):
+    worn = [Sample(DARK, "dark", "train"), Sample(BRIGHT, "bright", "train"), Sample(DARK, "dark", "test")]
+    found = world([Sample(BRIGHT, "bright", "test")], worn, "--journal", tmp_path / "journal", "--journal-sample", 1)
+    found.worn = True
+    prometheus.eventually(lambda: len(found.seen) > 20)
+    assert found.labelled == set()
+    found.labelling = True
+    said = prometheus.eventually(lambda: _labels(tmp_path / "journal", 2))
+    assert sorted(line["label"] for line in said) == ["bright", "dark"]
+    assert found.labelled == {0, 1}
+
+
+def _labels(folder, count):
+    lines = [json.loads(x) for path in folder.glob("*/*.jsonl") for x in path.read_bytes().splitlines()]
+    found = [line for line in lines if line["kind"] == "label"]
+    return found if len(found) >= count else []
+
+
+def test_a_request_without_a_right_answer_is_lost_and_counted(world):
+    found = world([Sample(b"no image", "bright", "test")])
+    prometheus.eventually(lambda: len(found.lost()) > 5)
+    assert {one.status for one in found.lost()} == {415}
+    assert found.accuracy(0, worn=False)[1] == 0
+
+
+def test_a_bundle_with_two_classes_mixed_up_answers_one_for_the_other(tmp_path):
+    bundles.classifier(tmp_path / "source")
+    found = bundle.read(faults.mixed_up(tmp_path / "source", tmp_path / "bad"))
+    assert found.manifest.spec.labels == tuple(reversed(bundle.read(tmp_path / "source").manifest.spec.labels))
+    assert found.version != bundle.read(tmp_path / "source").version
+
+
+def test_the_drills_policy_is_the_repositorys_at_another_pace(tmp_path):
+    (tmp_path / "monitoring").mkdir()
+    (tmp_path / "monitoring/retraining.yaml").write_text((ROOT / "monitoring/retraining.yaml").read_text())
+    found = yaml.safe_load(faults.policy(tmp_path, story.FAST).read_text())
+    theirs = yaml.safe_load((ROOT / "monitoring/retraining.yaml").read_text())
+    assert found["labels"]["total"] == story.FAST.labels
+    assert [step["name"] for step in found["here"]] == [step["name"] for step in theirs["here"]]
+    assert found["alerts"] == theirs["alerts"]
+    assert f"--requests {story.FAST.requests}" in found["here"][-1]["run"]
+
+
+def test_ports_in_a_row_are_free():
+    first = faults.free_ports(5)
+    for number in range(5):
+        socket.create_server(("127.0.0.1", first + number)).close()
+
+
+def test_a_record_tells_and_keeps_what_happened(capsys):
+    record = Record()
+    record.say("act", "One")
+    record.say("decision", "retrain: because\nof two reasons", "retrain")
+    said = capsys.readouterr().out
+    assert "00:00 ▶ One\n" in said
+    assert "00:00 → retrain: because\n          of two reasons\n" in said
+    assert "| 00:00 | → | retrain: because; of two reasons |" in picture.table(record)
+    assert record.to_dict()["events"][1]["short"] == "retrain"
+
+
+def test_the_picture_is_drawn_of_whatever_there_is(tmp_path):
+    record = Record(out=io.StringIO())
+    for number in range(30):
+        record.say("note", "x", f"event number {number}")
+    record.figures.extend(Figure(float(t), {"v1": t / 10}, 0, ("RetrainCandidate",) * (t > 20)) for t in range(40))
+    seen = [Seen(t / 5, t > 100, "test", t % 3 > 0, "v1" if t < 150 else "v2", 200) for t in range(200)]
+    picture.draw(tmp_path / "a.png", record, [*seen, Seen(20.0, True, "train", None, "", 503)])
+    with Image.open(tmp_path / "a.png") as drawn:
+        assert drawn.width > 600
+    picture.draw(tmp_path / "b.png", Record(out=io.StringIO()), seen[:3])
+    assert (tmp_path / "b.png").exists()
+
+
+def test_what_does_not_come_true_ends_the_drill():
+    drill = object.__new__(story.Drill)
+    drill.record, drill.world, drill._relay = Record(out=io.StringIO()), None, lambda: None
+    with pytest.raises(LooplineError, match="waited 0 s in vain for the moon"):
+        drill._until("the moon", lambda: None, patience=0.3)
+    assert drill._until("the sun", lambda: "sun") == "sun"
+    with pytest.raises(LooplineError, match="the drill failed: all is well"):
+        drill._check(False, "all is well")
+    assert drill.record.events[-1].kind == "bad"

@@ -1,0 +1,282 @@
+"""What the keeper makes of servers' segments: parts, joined labels, totals that only rise, bounds."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import journals
+import prometheus
+import pyarrow.parquet as pq
+import pytest
+from journals import entry, label, write
+
+from loopline.errors import LooplineError
+from loopline.journal import keeper as keepers
+from loopline.journal.keeper import METRICS, Bounds, Keeper
+from loopline.journal.store import Store
+from loopline.serving import journal as server
+
+AT_ONCE = Bounds(part_rows=1, part_seconds=0)
+
+
+@pytest.fixture
+def keep(tmp_path):
+    """keep(bounds) -> a keeper of the test's folder."""
+    made = []
+
+    def make(bounds=None, folder=tmp_path, **options):
+        made.append(Keeper(folder, bounds=bounds, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def totals(keeper):
+    rows, quality = (keeper.series[f"loopline_labelled_{name}_total"] for name in ("rows", "quality"))
+    return {key: (rows[key], quality[key]) for key in rows}
+
+
+def test_a_sample_is_read_as_it_was_served_before_and_after_it_is_in_a_part(keep, tmp_path):
+    png = journals.png(7)
+    write(tmp_path, entry("a", image=png, label="dark"), journals.text("t", "ein Wort"))
+    keeper = keep()
+    assert keeper.round() == 2
+    (before,) = Store(tmp_path).latest("classifier", 5)
+    assert (before.id, before.input, before.prediction["label"], before.signals) == (
+        "a",
+        png,
+        "dark",
+        {"brightness": 130},
+    )
+    assert list((tmp_path / "parts").iterdir()) == []
+    keeper.bounds = AT_ONCE
+    keeper.round()
+    assert Store(tmp_path).latest("classifier", 5) == [before]
+    assert Store(tmp_path).latest("text", 5)[0].input == "ein Wort"
+    table = pq.read_table(next((tmp_path / "parts").glob("classifier-*.parquet")))
+    assert table.column("image").to_pylist() == [png]
+    assert str(table.schema.field("time").type) == "timestamp[us, tz=UTC]"
+
+
+def test_the_latest_come_first_and_by_version_and_without_what_was_refused(keep, tmp_path):
+    now = time.time()
+    lines = [entry(str(number), time=now + number, version=f"v{number % 2}") for number in range(6)]
+    write(
+        tmp_path,
+        *lines[:3],
+        entry("broken", time=now + 9, status=400, reason="error", fair=False, prediction={"error": "x"}),
+    )
+    keeper = keep(AT_ONCE)
+    keeper.round()
+    write(tmp_path, *lines[3:])
+    keeper.bounds = Bounds()
+    keeper.round()
+    store = Store(tmp_path)
+    assert [e.id for e in store.latest("classifier", 4)] == ["5", "4", "3", "2"]
+    assert [e.id for e in store.latest("classifier", 9, version="v1")] == ["5", "3", "1"]
+    assert [e.id for e in store.latest("classifier", 9, errors=True)] == ["broken"]
+    assert store.latest("nobody", 9) == []
+
+
+def test_labels_are_joined_whether_they_come_before_with_or_long_after_their_sample(keep, tmp_path):
+    write(tmp_path, label("early", "bright"))
+    keeper = keep(AT_ONCE)
+    keeper.round()
+    assert keeper.waiting == 1
+    write(tmp_path, entry("early"), entry("with", label="dark"), label("with", "bright"), entry("late", version="v2"))
+    keeper.round()
+    assert totals(keeper) == {("classifier", "v1"): (2, 1.0)}
+    write(tmp_path, label("late", "bright"))
+    keeper.round()
+    assert totals(keeper) == {("classifier", "v1"): (2, 1.0), ("classifier", "v2"): (1, 1.0)}
+    assert keeper.waiting == 0
+    found = Store(tmp_path).labelled("classifier")
+    assert {e.id: e.label for e in found} == {"early": "bright", "with": "bright", "late": "bright"}
+    assert Store(tmp_path).label_counts("classifier") == {"bright": 3}
+    assert Store(tmp_path).labelled("classifier", since=time.time() + 1) == []
+
+
+def test_a_corrected_label_replaces_the_first_and_the_totals_count_a_sample_once(keep, tmp_path):
+    write(tmp_path, entry("a"), label("a", "dark"))
+    keeper = keep()
+    keeper.round()
+    write(tmp_path, label("a", "bright"))
+    keeper.round()
+    assert totals(keeper) == {("classifier", "v1"): (1, 0.0)}
+    assert Store(tmp_path).labelled("classifier")[0].label == "bright"
+    assert Store(tmp_path).conflicts("classifier") == {}
+    write(tmp_path, label("a", "dark", source="ben"))
+    keeper.round()
+    assert Store(tmp_path).conflicts("classifier") == {"a": {"anna": "bright", "ben": "dark"}}
+
+
+def test_only_a_fair_sample_counts_for_the_labelled_quality(keep, tmp_path):
+    """What was kept because it was doubtful, or labelled because it looked so, would make the model look worse than it is."""
+    write(tmp_path, entry("fair"), entry("doubtful", fair=False, reason="uncertain"), entry("chosen"))
+    write(tmp_path, label("fair", "bright"), label("doubtful", "dark"), label("chosen", "dark", chosen=True))
+    keeper = keep()
+    keeper.round()
+    assert totals(keeper) == {("classifier", "v1"): (1, 1.0)}
+    assert Store(tmp_path).label_counts("classifier") == {"bright": 1, "dark": 2}
+
+
+def test_half_a_line_and_strange_lines_are_passed_over(keep, tmp_path):
+    keeper = keep()
+    (tmp_path / "closed/1.jsonl").write_text(
+        json.dumps(entry("a"))
+        + '\n[]\n3\n{"kind": "entry"}\n{"kind": "label", "id": 3}\n{}\n'
+        + json.dumps(entry("b"))[:50]
+    )
+    assert keeper.round() == 1
+    assert [e.id for e in Store(tmp_path).latest("classifier", 9)] == ["a"]
+
+
+def test_what_a_killed_server_left_open_is_taken_and_what_a_living_one_writes_is_not(keep, tmp_path):
+    keeper = keep()
+    living = server.Segment(tmp_path)
+    living.write(json.dumps(entry("living")).encode() + b"\n")
+    (tmp_path / "open/0.jsonl").write_text(json.dumps(entry("dead")) + "\n")
+    keeper.round()
+    assert [e.id for e in Store(tmp_path).latest("classifier", 9)] == ["dead"]
+    living.close()
+    keeper.round()
+    assert {e.id for e in Store(tmp_path).latest("classifier", 9)} == {"dead", "living"}
+
+
+def test_parts_that_are_too_many_or_too_old_go_with_their_samples(keep, tmp_path):
+    keeper = keep(AT_ONCE)
+    for number in range(4):
+        write(tmp_path, entry(str(number), image=random.randbytes(30_000)))
+        keeper.round()
+    assert keeper.series["loopline_journal_entries"] == {("classifier",): 4}
+    keeper.bounds = Bounds(part_rows=1, part_seconds=0, most=80_000)
+    keeper.round()
+    assert [e.id for e in Store(tmp_path).latest("classifier", 9)] == ["3", "2"]
+    assert keeper.series["loopline_journal_bytes"][()] <= 80_000
+    assert len(list((tmp_path / "parts").iterdir())) == 2
+    keeper.bounds = Bounds(part_rows=1, part_seconds=0, days=0)
+    keeper.round()
+    assert Store(tmp_path).latest("classifier", 9) == []
+
+
+def test_one_folder_has_one_keeper(keep, tmp_path):
+    keep()
+    with pytest.raises(LooplineError, match="has a keeper already"):
+        Keeper(tmp_path)
+
+
+def test_parts_may_be_in_an_object_store(keep, tmp_path, s3):
+    write(tmp_path, entry("a", image=b"\x89PNG"))
+    keeper = keep(AT_ONCE, parts=f"s3://{s3}/journal")
+    keeper.round()
+    assert not (tmp_path / "parts").exists()
+    (found,) = Store(tmp_path, f"s3://{s3}/journal").latest("classifier", 5)
+    assert found.input == b"\x89PNG"
+
+
+def test_a_store_that_is_away_is_told_and_nothing_is_lost(keep, tmp_path, monkeypatch, caplog):
+    write(tmp_path, entry("a"))
+    keeper = keep(AT_ONCE)
+    real = keeper.parts.write
+
+    def away(*_):
+        raise OSError("the network is unreachable")
+
+    keeper.parts.write = away
+    with pytest.raises(OSError, match="unreachable"):
+        keeper.round()
+    assert [e.id for e in Store(tmp_path).latest("classifier", 5)] == ["a"]
+    keeper.parts.write = real
+    keeper.round()
+    assert len(list((tmp_path / "parts").iterdir())) == 1
+    assert [e.id for e in Store(tmp_path).latest("classifier", 5)] == ["a"]
+
+
+def test_a_part_that_is_gone_is_named(keep, tmp_path):
+    write(tmp_path, entry("a"))
+    keep(AT_ONCE).round()
+    next((tmp_path / "parts").iterdir()).unlink()
+    with pytest.raises(LooplineError, match=r"part .*parquet cannot be read"):
+        Store(tmp_path).latest("classifier", 1)
+
+
+def test_a_store_without_a_journal_says_what_to_start(tmp_path):
+    with pytest.raises(LooplineError, match="is `loopline journal"):
+        Store(tmp_path)
+
+
+def started(folder, *more):
+    port = prometheus.free_port()
+    command = [sys.executable, "-m", "loopline.cli", "journal", str(folder), "--port", str(port), *map(str, more)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True), f"127.0.0.1:{port}"
+
+
+def test_killed_at_any_time_it_loses_and_doubles_nothing(tmp_path):
+    wanted, rng, process = set(), random.Random(0), None
+    for number in range(12):
+        lines = [entry(f"{number}-{k}", image=rng.randbytes(500)) for k in range(40)]
+        write(tmp_path, *lines, *(label(line["id"], "bright") for line in lines))
+        wanted |= {line["id"] for line in lines}
+        process, _ = started(tmp_path, "--every", 0.01, "--part-rows", 30, "--part-seconds", 0)
+        prometheus.eventually(lambda: not list((tmp_path / "closed").glob("*.jsonl")) or rng.random() < 0.3)
+        process.kill()
+        process.communicate()
+    keeper = Keeper(tmp_path, bounds=AT_ONCE)
+    keeper.round()
+    found = Store(tmp_path).labelled("classifier")
+    assert {e.id for e in found} == wanted
+    assert totals(keeper) == {("classifier", "v1"): (len(wanted), float(len(wanted)))}
+    rows = [row for part in (tmp_path / "parts").glob("*.parquet") for row in pq.read_table(part)["id"].to_pylist()]
+    assert sorted(rows) == sorted(wanted)
+    keeper.close()
+
+
+@prometheus.needed
+def test_a_real_prometheus_reads_the_labelled_accuracy(tmp_path):
+    write(tmp_path, entry("a"), entry("b"), label("a", "bright"), label("b", "dark"))
+    process, address = started(tmp_path, "--every", 0.1)
+    (tmp_path / "prometheus").mkdir()
+    watching = prometheus.Prometheus(tmp_path / "prometheus", [address], "groups: []")
+    quality = "loopline_labelled_quality_total / loopline_labelled_rows_total"
+    found = prometheus.eventually(lambda: watching.query(quality))
+    assert [(labels["model"], labels["version"], value) for labels, value in found] == [("classifier", "v1", 0.5)]
+    names = {labels["__name__"] for labels, _ in watching.query('{__name__=~"loopline_.*"}')}
+    assert names == set(METRICS)
+    watching.close()
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
+
+
+def test_every_metric_is_documented():
+    page = (keepers.Path(__file__).parents[2] / "docs/journal.md").read_text()
+    for name, (kind, text, labels) in METRICS.items():
+        assert f"| `{name}` | {kind} | {', '.join(f'`{one}`' for one in labels)} | {text} |" in page
+
+
+def test_from_a_live_server_to_a_labelled_sample(tmp_path, serve_one):
+    """The real way: a request, its label by the feedback route, and both in the store."""
+    import requests
+
+    live = serve_one("--journal", tmp_path / "journal", "--journal-sample", 1, "--journal-seconds", 0.1)
+    headers = {"X-Request-Id": "one"}
+    said = requests.post(live.url + "/predict/classifier", data=journals.png(250), headers=headers, timeout=5).json()
+    truth = {"id": said["id"], "label": "dark", "source": "anna"}
+    assert requests.post(live.url + "/v2/models/classifier/feedback", json=truth, timeout=5).status_code == 202
+    keeper = Keeper(tmp_path / "journal")
+
+    def joined():
+        keeper.round()
+        return Store(tmp_path / "journal").labelled("classifier")
+
+    (found,) = prometheus.eventually(joined)
+    assert (found.id, found.label, found.source, found.input) == ("one", "dark", "anna", journals.png(250))
+    assert totals(keeper) == {("classifier", said["version"]): (1, 0.0)}
+    keeper.close()
+    assert os.listdir(tmp_path / "journal/closed") == []  # noqa: PTH208

@@ -1,0 +1,150 @@
+"""A repository with one model, a Prometheus that says what a test sets, a retrainer as a process, and webhooks to send it."""
+
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import brightness
+import bundles
+import prometheus
+import yaml
+
+from loopline.monitoring.retrainer.state import Store
+from loopline.release import bundle, decisions
+
+TOKEN, SECRET = "a-token-of-the-tests", "a-secret-of-the-tests"
+POLICY = yaml.safe_load((brightness.ROOT / "monitoring/retraining.yaml").read_text(encoding="utf-8"))
+FREE = {"labels": {"total": 0, "per_class": 0}, "look_again_seconds": 0.2}
+# Says on its log that it started, and leaves one line for each start.
+WORK = [{"name": "work", "run": "/bin/sh -c 'echo {run} >> {repository}/started'", "at": "repository"}]
+
+
+def git(folder, *arguments):
+    command = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@localhost", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def project(folder):
+    """A git repository with params.yaml and a bundle that knows bright from dark; its version."""
+    git_config = {"GIT_CONFIG_GLOBAL": "/dev/null"}
+    subprocess.run(["git", "init", "--quiet", "-b", "main", folder], check=True, env=os.environ | git_config)
+    (folder / "params.yaml").write_text(brightness.params())
+    (folder / ".gitignore").write_text(".loopline/\nmodels/\n")
+    git(folder, "add", "-f", "params.yaml", ".gitignore")
+    git(folder, "commit", "--quiet", "-m", "start")
+    (folder / "models/classifier").mkdir(parents=True)
+    bundles.classifier(folder / "models/classifier/bundle")
+    return bundle.read(folder / "models/classifier/bundle").version[:12]
+
+
+def said(version, *, score=3.0, loss=0.4, alerts=(), rows=None):
+    """What Prometheus would have recorded. rows: (signal, bin) -> a counter's value."""
+    of = f'model="classifier",version="{version}"'
+    lines = [f"loopline:drift_score{{{of}}} {score}", f"loopline:quality_loss{{{of}}} {loss}"]
+    lines += [f"loopline:quality_limit{{{of}}} 0.05"]
+    lines += [f'ALERTS{{alertname="{name}",alertstate="firing",model="classifier"}} 1' for name in alerts]
+    for (signal_, bin_), value in (rows or {("brightness", "00"): 0}).items():
+        lines.append(f'loopline_signal_rows_total{{{of},signal="{signal_}",bin="{bin_}"}} {value}')
+    return "\n".join(lines) + "\n"
+
+
+def alert(version="", *, name="RetrainCandidate", fingerprint="0123456789abcdef", status="firing", starts=0, **labels):
+    start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(1_790_000_000 + starts))
+    labels = {"alertname": name, "model": "classifier", "version": version, "severity": "retrain"} | labels
+    return {"status": status, "labels": labels, "fingerprint": fingerprint, "startsAt": start, "endsAt": start}
+
+
+def webhook(*alerts):
+    return json.dumps({"version": "4", "status": "firing", "receiver": "retrainer", "alerts": list(alerts)}).encode()
+
+
+def bearer(token=TOKEN):
+    return {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+
+def signed(body, *, at=None, secret=SECRET):
+    stamp = str(int(time.time() if at is None else at))
+    found = hmac.new(secret.encode(), f"{stamp}:".encode() + body, hashlib.sha256).hexdigest()
+    return {"X-Grafana-Alerting-Signature": found, "X-Grafana-Alerting-Timestamp": stamp}
+
+
+class Retrainer:
+    """`loopline retrainer` in a folder."""
+
+    def __init__(self, folder, url="http://127.0.0.1:9", steps=WORK, **changes):
+        self.folder, self.port, self.process = folder, prometheus.free_port(), None
+        self.url = url
+        content = POLICY | FREE | {"here": steps} | changes
+        (folder / "policy.yaml").write_text(yaml.safe_dump(content))
+
+    def start(self):
+        command = [sys.executable, "-m", "loopline.cli", "retrainer", "--port", str(self.port)]
+        command += ["--policy", "policy.yaml", "--prometheus", self.url, "--window", "1h"]
+        environment = os.environ | {"LOOPLINE_RETRAINER_TOKEN": TOKEN, "LOOPLINE_RETRAINER_HMAC_SECRET": SECRET}
+        with (self.folder / "retrainer.log").open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+        prometheus.eventually(self._healthy)
+        return self
+
+    def _healthy(self):
+        assert self.process.poll() is None, (self.folder / "retrainer.log").read_text()
+        return self.ask("GET", "/healthz")[0] == 200
+
+    def ask(self, method, path, body=None, headers=None):
+        """(status, text)."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def tell(self, *alerts):
+        status, text = self.ask("POST", "/alertmanager", webhook(*alerts), bearer())
+        assert status == 202, text
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def close(self):
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(60)
+
+    # What it did, read from its files
+
+    def store(self):
+        return Store(self.folder / ".loopline/retrainer")
+
+    def runs(self):
+        store = self.store()
+        found = store.runs()
+        store.close()
+        return found
+
+    def ended(self):
+        """The runs, once there is one and all of them have ended."""
+        runs = self.runs()
+        return runs if runs and all(run.result for run in runs) else None
+
+    def decisions(self):
+        """[(action, reasons), ...] of the decision log."""
+        found = decisions.read(self.folder / "decisions/log.jsonl").records
+        return [(record.action, " ".join(record.reasons)) for record in found]
+
+    def started(self):
+        """A line for each start of the work."""
+        path = self.folder / "started"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def log(self):
+        return Path(self.folder / "retrainer.log").read_text()

@@ -1,0 +1,368 @@
+"""What a run is made of: the policy's steps, the worktree, the evidence, GitHub, and the end of what was left over."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import brightness
+import prometheus
+import psutil
+import pytest
+import retrainers
+import yaml
+from retrainers import git
+
+from loopline import cli
+from loopline.data import manifest
+from loopline.errors import LooplineError
+from loopline.monitoring.retrainer import github, policy, report, runs, worktree
+from loopline.monitoring.retrainer.runs import Place
+from loopline.monitoring.retrainer.state import Run
+from loopline.release import bundle
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "monitoring/retraining.yaml"
+PLACES = {name: f"<{name}>" for name in policy.PLACES} | {
+    "model": "classifier",
+    "run": "classifier-1",
+    "version": "abc",
+}
+
+
+def run(**changes):
+    known = {"id": "classifier-1", "model": "classifier", "version": "", "started": 0.0, "ended": None, "result": None}
+    return Run(**known | {"step": None, "pid": None, "created": None} | changes)
+
+
+# The policy
+
+
+def written(tmp_path, change):
+    content = yaml.safe_load(COMMITTED.read_text(encoding="utf-8"))
+    path = tmp_path / "policy.yaml"
+    path.write_text(yaml.safe_dump(content | change))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cooldown": 3}, "cooldown: Extra inputs"),
+        ({"alerts": []}, "alerts: "),
+        ({"where": "github"}, "needs github"),
+        ({"here": [{"name": "a", "run": "rm {home}"}]}, "{home} is none of"),
+        ({"here": [{"name": "a", "run": "x", "again": "b"}]}, "no step before it"),
+        ({"here": [{"name": "a", "run": "x"}, {"name": "a", "run": "y"}]}, "the same name"),
+        ({"here": [{"name": "../a", "run": "x"}]}, "here.0.name"),
+    ],
+)
+def test_a_wrong_policy_is_refused_by_name(tmp_path, change, words):
+    with pytest.raises(LooplineError, match=re.escape(words)):
+        policy.load(written(tmp_path, change))
+
+
+def test_a_policy_that_is_not_there_or_no_yaml_is_said(tmp_path):
+    with pytest.raises(LooplineError, match="not found"):
+        policy.load(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(LooplineError, match="not valid YAML"):
+        policy.load(tmp_path / "bad.yaml")
+
+
+def test_the_verbs_of_the_committed_policy_exist():
+    github_policy = {"where": "github", "github": {"repository": "owner/name"}}
+    steps = [*policy.load(COMMITTED).steps]
+    content = yaml.safe_load(COMMITTED.read_text(encoding="utf-8")) | github_policy
+    steps += policy.Policy.model_validate(content).steps
+    commands = [step.command(PLACES) for step in steps]
+    ours = [words[1:] for words in commands if words[0] == "loopline"]
+    assert len(ours) >= 7
+    for words in ours:
+        assert isinstance(cli.parser().parse_args(words), argparse.Namespace)  # exits where it does not understand
+
+
+def test_what_is_filled_in_stays_one_word():
+    step = policy.Step(name="a", run="echo '{journal} x' {model}")
+    assert step.command(PLACES | {"journal": "a b; rm"}) == ["echo", "a b; rm x", "classifier"]
+
+
+# The worktree
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git and DVC repository with params.yaml and a batch that only DVC has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    retrainers.project(tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    batch = tmp_path / "data/batches/classifier/v2"
+    batch.mkdir(parents=True)
+    (batch / "a.txt").write_text("a")
+    subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(batch)], check=True)
+    git(tmp_path, "add", "-f", ".dvc/config", "params.yaml", "data/batches/classifier/v2.dvc")
+    git(tmp_path, "commit", "--quiet", "-m", "data")
+    return tmp_path
+
+
+def test_a_worktree_has_the_repository_s_data_and_its_cache(repository):
+    folder = worktree.make(repository, "classifier-1", "classifier", "scratch")
+    assert (folder / "data/batches/classifier/v2/a.txt").read_text() == "a"
+    said = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], cwd=folder, capture_output=True, text=True)
+    assert said.stdout.strip() == str(repository / ".dvc/cache")
+    assert git(folder, "branch", "--show-current") == "retrain/classifier-1"
+    worktree.remove(repository, folder)
+    assert not folder.exists()
+    assert "retrain/classifier-1" in git(repository, "branch")
+
+
+def test_made_again_it_forgets_the_attempt_that_broke_off_and_nothing_else(repository):
+    git(repository, "tag", "data/classifier/v1")
+    folder = worktree.make(repository, "classifier-1", "classifier", "scratch")
+    git(folder, "commit", "--quiet", "--allow-empty", "-m", "half a data version")
+    git(folder, "tag", "data/classifier/v3")
+    (folder / "left.txt").write_text("left")
+    folder = worktree.make(repository, "classifier-1", "classifier", "scratch")
+    assert git(repository, "tag") == "data/classifier/v1"
+    assert git(folder, "rev-parse", "HEAD") == git(repository, "rev-parse", "HEAD")
+    assert not (folder / "left.txt").exists()
+
+
+def test_a_start_from_the_champion_names_its_weights_without_a_path_of_this_machine(repository):
+    with pytest.raises(LooplineError, match="dvc checkout"):
+        worktree.make(repository, "classifier-1", "classifier", "champion")
+    weights = repository / "models/classifier/train/model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    folder = worktree.make(repository, "classifier-1", "classifier", "champion")
+    before, after = (
+        path.read_text(encoding="utf-8").splitlines() for path in (ROOT / "params.yaml", folder / "params.yaml")
+    )
+    (changed,) = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    value = yaml.safe_load("\n".join(after))["models"]["classifier"]["train"]["pretrained"]
+    assert changed[1] == changed[0].replace("null", value)
+    assert value.startswith(".loopline/start/")
+    assert (folder / value).read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("model", ["classifier", "detector", "text"])
+def test_every_model_s_training_can_start_from_weights(model):
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    content = yaml.safe_load(worktree.pretrained(text, model, "a/b"))["models"]
+    assert [content[name]["train"]["pretrained"] for name in content] == [
+        ("a/b" if name == model else None) for name in content
+    ]
+
+
+def test_a_model_without_weights_to_set_is_said():
+    with pytest.raises(LooplineError, match=r"models\.other\.train\.pretrained"):
+        worktree.pretrained("models:\n  other:\n    train: {}\n", "other", "x")
+
+
+# Processes
+
+
+def test_a_step_knows_no_secret_of_ours_and_the_repository_s_registry(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOPLINE_RETRAINER_TOKEN", "secret")
+    monkeypatch.setenv("LOOPLINE_RETRAINER_HMAC_SECRET_FILE", "secret")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("LOOPLINE_DECISIONS", raising=False)
+    monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
+    place = Place(tmp_path, tmp_path, tmp_path)
+    found = runs.environment(place, tmp_path, "train")
+    assert not {"secret", "github-token"} & set(found.values())
+    assert runs.environment(place, tmp_path, "dispatch")["LOOPLINE_GITHUB_TOKEN"] == "github-token"
+    assert found["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert found["LOOPLINE_DECISIONS"] == f"{tmp_path}/decisions/log.jsonl"
+
+
+def test_mlflow_keeps_a_run_s_files_in_the_repository_and_not_in_the_worktree(tmp_path):
+    (tmp_path / "worktree").mkdir()
+    place = Place(tmp_path, tmp_path, tmp_path)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
+    ask = (
+        "from loopline.training import tracking as t; s = t.client(); "
+        "print(s.get_experiment(t._experiment(s, 'a')).artifact_location)"
+    )
+    given = runs.environment(place, tmp_path / "worktree", "train") | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ask], cwd=tmp_path / "worktree", env=environment | given, capture_output=True, text=True
+    )
+    assert done.stdout.strip().splitlines()[-1].startswith(str(tmp_path / "mlruns")), done.stderr
+
+
+def test_what_a_killed_retrainer_left_is_ended_and_a_stranger_with_its_number_is_not():
+    left = subprocess.Popen(["/bin/sh", "-c", "sleep 600 & wait"], start_new_session=True)
+    created = psutil.Process(left.pid).create_time()
+    children = prometheus.eventually(lambda: psutil.Process(left.pid).children())
+    runs.end_left_over(run(pid=left.pid, created=created - 1))
+    assert left.poll() is None
+    runs.end_left_over(run(pid=left.pid, created=created))
+    left.wait(30)
+    prometheus.eventually(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE)
+    runs.end_left_over(run(pid=left.pid, created=created))
+
+
+def test_a_process_whose_starter_died_before_it_was_noted_does_nothing(tmp_path):
+    command = [*runs.GATE, "/usr/bin/touch", str(tmp_path / "done")]
+    gate = subprocess.Popen(command, stdin=subprocess.PIPE)
+    gate.stdin.close()
+    assert gate.wait(30) != 0
+    assert not (tmp_path / "done").exists()
+
+
+# GitHub
+
+
+class Recorder:
+    """GitHub's answers to what is asked of a workflow: it lists what was started."""
+
+    def __init__(self, code=204):
+        self.asked, self.titles = [], []
+        recorder = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                recorder.asked.append(("GET", self.path, None, dict(self.headers)))
+                self.answer(200, {"workflow_runs": [{"display_title": title} for title in recorder.titles]})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                recorder.asked.append(("POST", self.path, body, dict(self.headers)))
+                if code < 300:
+                    recorder.titles.append(f"retrain {body['inputs']['run']}")
+                self.answer(code, None if code == 204 else {"message": "Resource not accessible"})
+
+            def answer(self, status, content):
+                body = b"" if content is None else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.to = policy.GitHub(repository="owner/name", api=f"http://127.0.0.1:{self.server.server_port}")
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def hub():
+    made = []
+
+    def start(**options):
+        made.append(Recorder(**options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def test_github_is_told_ids_alone_and_once(hub, monkeypatch):
+    monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
+    one = hub()
+    assert "was started" in github.dispatch(one.to, model="classifier", run="classifier-1")
+    assert "already" in github.dispatch(one.to, model="classifier", run="classifier-1")
+    assert "was started" in github.dispatch(one.to, model="classifier", run="classifier-12")
+    posts = [asked for asked in one.asked if asked[0] == "POST"]
+    _, path, body, headers = posts[0]
+    assert len(posts) == 2
+    assert path == "/repos/owner/name/actions/workflows/retrain.yml/dispatches"
+    assert body == {"ref": "main", "inputs": {"model": "classifier", "run": "classifier-1"}}
+    assert headers["Authorization"] == "Bearer github-token"
+
+
+def test_a_refusal_of_github_and_a_missing_token_are_said(hub, monkeypatch):
+    one = hub(code=403)
+    monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
+    with pytest.raises(LooplineError, match=r"refuses with 403: .*Resource not accessible"):
+        github.dispatch(one.to, model="classifier", run="classifier-1")
+    monkeypatch.delenv("LOOPLINE_GITHUB_TOKEN")
+    with pytest.raises(LooplineError, match="LOOPLINE_GITHUB_TOKEN is not set"):
+        github.dispatch(one.to, model="classifier", run="classifier-1")
+
+
+# The evidence
+
+
+@pytest.fixture
+def weighed(tmp_path, monkeypatch):
+    """weighed(threshold of the challenger) -> (report's text, decision, its folder). The champion's is 160, the truth 127.5."""
+    served, tree = tmp_path / "repository", tmp_path / "tree"
+    (tree / "data/batches/classifier").mkdir(parents=True)
+    (tree / "data/batches/classifier/v2.dvc").touch()
+    (tree / "params.yaml").write_text(brightness.params())
+    samples = [
+        manifest.Sample(
+            id=f"{v:064x}",
+            source="v2" if v % 4 == 0 else "dataset",
+            path=f"{v}.png",
+            split="test",
+            label="bright" if v > 127 else "dark",
+            image=brightness.png(v),
+            width=8,
+            height=8,
+        )
+        for v in range(256)
+    ]
+    path = tree / "data/classifier/manifest.parquet"
+    manifest.write(path, samples, task="classification", labels=brightness.LABELS)
+    monkeypatch.chdir(tree)
+
+    def make(threshold):
+        for folder, middle in ((served, 160), (tree, threshold)):
+            (folder / "models/classifier").mkdir(parents=True, exist_ok=True)
+            parts = tmp_path / f"parts{middle}"
+            parts.mkdir()
+            model = brightness.onnx_model(parts / "model.onnx", middle)
+            (parts / "drift.json").write_text(json.dumps(brightness.reference(brightness.described().spec)))
+            made = folder / "models/classifier/bundle"
+            bundle.write(
+                made, brightness.described(), model=model, drift=parts / "drift.json", card="# c\n", pictures=[]
+            )
+        version = bundle.read(served / "models/classifier/bundle").version[:12]
+        path, decision = report.make(run(version=version), served)
+        return path.read_text(encoding="utf-8"), decision, path.parent
+
+    return make
+
+
+def test_the_evidence_of_a_better_challenger_is_a_page_with_both_parts_of_the_test_split(weighed):
+    text, decision, folder = weighed(128)
+    assert decision.promote
+    assert "**accepted**" in text
+    assert re.search(r"\| the whole test split \| 256 \| 1\.0000.* \| 0\.87", text)
+    assert re.search(r"\| old part \| 192 \|", text)
+    assert re.search(r"\| new data's part \| 64 \|", text)
+    for picture in re.findall(r"\]\((\w+\.png)\)", text):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in folder.iterdir()} == {"report.md", "parts.png", "changes.png"}
+
+
+def test_a_challenger_that_learned_flipped_labels_is_refused_on_its_evidence(weighed):
+    text, decision, _ = weighed(250)
+    assert not decision.promote
+    assert "**refused**" in text
+    assert "no proof of a gain" in text
+
+
+def test_a_champion_that_is_not_here_is_said(weighed, tmp_path):
+    weighed(128)
+    with pytest.raises(LooplineError, match="in version fff is not here"):
+        report.make(run(version="fff"), tmp_path / "repository")

@@ -1,0 +1,265 @@
+"""What the server keeps of its traffic, and the labels that come back to it."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import brightness
+import numpy as np
+import prometheus
+import pytest
+import requests
+from servers import samples
+
+from loopline.errors import LooplineError
+from loopline.monitoring.drift import reference
+from loopline.serving import journal
+from loopline.serving.metrics import Metrics
+from loopline.serving.model import Model
+
+COMMAND = (sys.executable, "-m", "loopline.cli")
+
+
+def lines(folder, kind="entry"):
+    """All lines of that kind, of open and closed segments."""
+    found = [
+        json.loads(line)
+        for room in ("closed", "open")
+        for path in sorted((folder / room).glob("*.jsonl"))
+        for line in path.read_bytes().splitlines()
+    ]
+    return [line for line in found if line["kind"] == kind]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return tmp_path / "journal"
+
+
+def test_a_sample_is_kept_with_its_id_input_answer_and_signals(serve, folders, kept):
+    server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 1)
+    png = brightness.png(130)
+    said = requests.post(
+        server.url + "/predict/classifier", data=png, headers={"X-Request-Id": "one"}, timeout=5
+    ).json()
+    (line,) = prometheus.eventually(lambda: lines(kept))
+    assert line["id"] == said["id"] == "one"
+    assert (line["model"], line["version"], line["status"]) == ("classifier", said["version"], 200)
+    assert base64.b64decode(line["image"]) == png
+    assert line["prediction"] == said["predictions"][0]
+    assert line["signals"]["brightness"] == 130
+    written = {k: v for k, v in samples(server).items() if k[0] == "loopline_journal_rows_total"}
+    assert sum(written.values()) == 1
+
+
+def test_of_several_items_each_has_its_place_in_the_id_also_where_not_all_are_taken(serve, folders, kept):
+    server = serve(folders["text"], "--journal", kept, "--journal-sample", 1, "--signals", 6)
+    body = {"texts": ["good", "bad", "great", "poor"]}
+    requests.post(server.url + "/predict/text", json=body, headers={"X-Request-Id": "many"}, timeout=5)
+    found = prometheus.eventually(lambda: len(lines(kept)) == 3 and lines(kept))
+    assert {line["id"]: line["text"] for line in found} == {"many#0": "good", "many#1": "bad", "many#2": "great"}
+
+
+def test_without_a_reason_only_a_share_is_kept_and_probes_never(serve, folders, kept):
+    server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 0)
+    ask = server.url + "/predict/classifier"
+    requests.post(ask, data=brightness.png(130), headers={"X-Request-Id": "plain"}, timeout=5)
+    requests.post(ask, data=brightness.png(0), headers={"X-Request-Id": "probe", "X-Loopline-Probe": "1"}, timeout=5)
+    requests.post(ask, data=b"\x89PNG\r\n\x1a\nbroken", headers={"X-Request-Id": "broken"}, timeout=5)
+    (line,) = prometheus.eventually(lambda: lines(kept))
+    assert (line["id"], line["reason"], line["status"]) == ("broken", "error", 400)
+    assert "image" in line["prediction"]["error"]
+
+
+def test_what_is_unsure_or_strange_is_kept_whatever_the_share():
+    counts = (0, 50, 50, 0, 0)
+    sure = reference.Signal(edges=(0.2, 0.5, 1.0), counts=counts, mean=0, sd=1)
+    moved = reference.Signal(edges=(0.0, 5.0, 10.0), counts=counts, mean=0, sd=1)
+    quality = reference.Quality(metric="accuracy", value=1, max_loss=0.1, signal="top_probability", weights={})
+    doubts = journal.Doubts(
+        reference.Reference(
+            samples=100,
+            least=1,
+            threshold=(1, 0, 0),
+            promise={},
+            signals={"top_probability": sure, "brightness": moved},
+            quality=quality,
+            labels=reference.Labels(names=()),
+        )
+    )
+    found = doubts.reasons(
+        {"top_probability": np.array([0.1, 0.9, 0.9, np.nan]), "brightness": np.array([5, 5, 20.0, 5])}, 4
+    )
+    assert found == ["uncertain", "", "drifted", "uncertain"]
+
+
+def test_labels_come_back_and_are_on_the_disk_when_they_are_acknowledged(serve, folders, kept):
+    server = serve(folders["classifier"], "--journal", kept)
+    url = server.url + "/v2/models/classifier/feedback"
+    answer = requests.post(url, json={"id": "one", "label": "bright", "source": "anna"}, timeout=5)
+    assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
+    server.process.send_signal(signal.SIGKILL)
+    (line,) = lines(kept, "label")
+    assert (line["id"], line["label"], line["source"], line["model"]) == ("one", "bright", "anna", "classifier")
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"id": "one", "label": "purple"}, "'purple' is no class of classifier"),
+        ({"id": "one"}, "'None' is no class"),
+        ({"label": "bright"}, "id must be a text"),
+        ({"id": "one", "label": "bright", "source": 3}, "source must be a text"),
+        ({"id": "x" * 200, "label": "bright"}, "id must be a text"),
+        ([], "0 labels"),
+        ([{"id": "a", "label": "bright"}, "b"], "feedback 1: send"),
+        ("nothing", "feedback 0: send"),
+    ],
+)
+def test_feedback_that_makes_no_sense_is_refused_with_the_reason(serve, folders, kept, said, what):
+    server = serve(folders["classifier"], "--journal", kept)
+    answer = requests.post(server.url + "/v2/models/classifier/feedback", json=said, timeout=5)
+    assert answer.status_code in (400, 413)
+    assert what in answer.json()["error"]
+    assert lines(kept, "label") == []
+
+
+def test_a_detectors_labels_are_boxes(serve, folders, kept):
+    server = serve(folders["detector"], "--journal", kept)
+    url = server.url + "/v2/models/detector/feedback"
+    box = {"label": "spot", "x1": 1, "y1": 2, "x2": 3, "y2": 4}
+    assert requests.post(url, json={"id": "a", "label": [box]}, timeout=5).status_code == 202
+    assert requests.post(url, json={"id": "b", "label": []}, timeout=5).status_code == 202
+    for bad in (
+        "spot",
+        [3],
+        [box | {"x1": "1"}],
+        [box | {"x1": 3}],
+        [box | {"y1": None}],
+        [box | {"label": "moon"}],
+    ):
+        assert requests.post(url, json={"id": "a", "label": bad}, timeout=5).status_code == 400, bad
+    assert [line["label"] for line in lines(kept, "label")] == [[box], []]
+
+
+def test_without_a_journal_there_is_no_route_for_labels(serve, folders):
+    server = serve(folders["classifier"])
+    assert requests.post(server.url + "/v2/models/classifier/feedback", json={}, timeout=5).status_code == 404
+
+
+def test_a_journal_that_cannot_be_written_is_told_at_the_start(folders, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [*COMMAND, "serve", folders["classifier"], "--port", "0", "--journal", tmp_path / "file"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "the journal cannot be written" in done.stderr
+    done = subprocess.run(
+        [*COMMAND, "serve", folders["classifier"], "--port", "0", "--journal", tmp_path, "--signals", "0"],
+        capture_output=True,
+        text=True,
+    )
+    assert "not with --signals 0" in done.stderr
+
+
+@pytest.fixture
+def own(folders, kept):
+    """own(options) -> a journal in this process, and its model."""
+    made = []
+
+    def make(**options):
+        model = Model(folders["classifier"])
+        made.append(journal.Journal(journal.Options(folder=kept, **options), [model], Metrics()))
+        return made[-1], model
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def keep(one, model, name="a", content=b"png"):
+    one.keep(model, {}, [name], [content], [{"label": "bright"}])
+
+
+def test_a_segment_is_closed_when_it_is_old_and_the_next_one_begins(own, kept):
+    one, model = own(sample=1, seconds=0.05)
+    keep(one, model, "a")
+    prometheus.eventually(lambda: len(list((kept / "closed").iterdir())) == 1)
+    keep(one, model, "b")
+    prometheus.eventually(lambda: len(list((kept / "closed").iterdir())) == 2)
+    assert [line["id"] for line in lines(kept)] == ["a", "b"]
+    assert list((kept / "open").iterdir()) == []
+
+
+def test_segments_that_nobody_fetches_do_not_fill_the_disk(own, kept):
+    one, model = own(sample=1, seconds=0.05, most=3000)
+    for number in range(6):
+        keep(one, model, str(number), bytes(700))
+        prometheus.eventually(lambda n=number: one.written["classifier", "sampled"].value == n + 1)
+        prometheus.eventually(lambda: not list((kept / "open").iterdir()))
+    assert one.dropped.value >= 2
+    assert lines(kept)[-1]["id"] == "5"
+    assert sum(path.stat().st_size for path in (kept / "closed").iterdir()) <= 3000
+
+
+def test_a_disk_that_fails_loses_lines_is_told_and_written_again_later(own, kept, monkeypatch, capfd):
+    one, model = own(sample=1, seconds=60)
+    keep(one, model, "before")
+    prometheus.eventually(lambda: len(lines(kept)) == 1)
+    real = one.segment.file
+
+    class Full:
+        def write(self, view):
+            real.write(view[:10])
+            raise OSError(28, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    one.segment.file = Full()
+    told = []
+    one.label(model, "lost", "bright", "anna", told.append)
+    prometheus.eventually(lambda: told)
+    assert told == [False]
+    assert one.lost.value == 1
+    assert "No space left" in capfd.readouterr().err
+    one.segment.file = real
+    one.label(model, "after", "bright", "anna", told.append)
+    prometheus.eventually(lambda: len(told) == 2)
+    assert told[1]
+    assert [line["id"] for line in lines(kept) + lines(kept, "label")] == ["before", "after"]
+
+
+def test_when_too_much_waits_for_the_disk_samples_are_lost_and_nobody_waits(own, kept, monkeypatch):
+    one, model = own(sample=1)
+    monkeypatch.setattr(journal, "WAITING", 0)
+    keep(one, model)
+    assert one.lost.value == 1
+    monkeypatch.setattr(journal, "WAITING", 2000)
+
+
+def test_inputs_are_masked_or_left_out_as_asked(own, kept):
+    assert journal.redacted("call +49 30 901820 or write to a.b@example.org, 12 times", "text") == (
+        "call +▇ or write to ▇, 12 times"
+    )
+    assert journal.redacted("1234567", "nothing") == "1234567"
+    assert journal.redacted(b"png", "inputs") is None
+    assert journal.redacted("text", "inputs") is None
+    one, model = own(sample=1, redact="inputs")
+    keep(one, model)
+    (line,) = prometheus.eventually(lambda: lines(kept))
+    assert line["image"] is None
+
+
+def test_a_folder_of_a_journal_is_needed_to_be_writable(folders, tmp_path):
+    if os.geteuid() == 0:
+        (tmp_path / "open").write_text("a file in the way")
+    else:
+        tmp_path.chmod(0o500)
+    with pytest.raises(LooplineError, match="cannot be written"):
+        journal.Journal(journal.Options(folder=tmp_path), [Model(folders["classifier"])], Metrics())
