@@ -47,7 +47,6 @@ retrainer: setup ## take drift alerts and retrain (docs/retraining.md; LOOPLINE_
 down: setup ## end what `make up` started
 	loopline down
 
-<<<<<<< HEAD
 rollout: setup ## a challenger takes the champion's place, or not: make rollout MODEL=text BUNDLE=folder (after make up ARGS=--gateway)
 	@test -n "$(MODEL)" -a -n "$(BUNDLE)" || { echo "usage: make rollout MODEL=classifier BUNDLE=path/to/bundle [ARGS=...]"; exit 2; }
 	loopline rollout start "$(MODEL)" --bundle "$(BUNDLE)" --wait $(ARGS)
@@ -56,10 +55,7 @@ rollback: setup ## the champion before this one serves again, in seconds, at any
 	@test -n "$(MODEL)" || { echo "usage: make rollback MODEL=classifier"; exit 2; }
 	loopline rollout rollback "$(MODEL)" $(ARGS)
 
-traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|noise|blur|dark|typos|... RATE=20 SECONDS=60 MODEL=...)
-=======
 traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|other-domain|noisy|blur|dark|... RATE=20 SECONDS=60 MODEL=...)
->>>>>>> 1c9381d032b95cb04dfec7893b4befe2af750248
 	loopline traffic $(MODEL) --profile $(or $(PROFILE),clean) --rate $(or $(RATE),20) --seconds $(or $(SECONDS),60) $(ARGS)
 
 drill: setup ## play the whole loop with real parts: drift, labels, retraining, canary, rollback (6 min; ARGS=--fast: 4 min)

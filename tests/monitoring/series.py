@@ -19,6 +19,10 @@ PROCESS = (
     "start_time_seconds",
     "virtual_memory_bytes",
 )
+GATEWAY = {  # of HAProxy's own exporter
+    "haproxy_backend_http_requests_total": {"proxy"},
+    "haproxy_backend_http_responses_total": {"proxy", "code"},
+}
 FROM_PROMETHEUS = ("up", "scrape_duration_seconds", "scrape_samples_scraped")
 ENDINGS = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 
@@ -61,6 +65,7 @@ def exported():
     found |= {name: TARGET | set(labels) for name, (_, labels) in sentinel.METRICS.items()}
     found |= {name: TARGET | set(labels) for name, (_, _, labels) in keeper.METRICS.items()}
     found |= {name: TARGET | set(labels) for name, (_, labels) in retrainer.METRICS.items()}
+    found |= {name: TARGET | labels for name, labels in GATEWAY.items()}
     return found | {f"process_{name}": TARGET for name in PROCESS} | dict.fromkeys(FROM_PROMETHEUS, TARGET)
 
 

@@ -21,13 +21,14 @@ import series
 import yaml
 
 from loopline.errors import LooplineError
-from loopline.monitoring import grafana, rules
+from loopline.journal import keeper
+from loopline.monitoring import grafana, retrainer, rules
 from loopline.monitoring.grafana import alerting, dashboards, push
 from loopline.serving.metrics import CATALOGUE, Metrics
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "monitoring/grafana"
-UIDS = ("loopline-overview", "loopline-service", "loopline-drift")
+UIDS = ("loopline-overview", "loopline-service", "loopline-drift", "loopline-retraining")
 SCHEMA, TYPESCRIPT = "13.2.3", "5.9.3"  # of npm's @grafana/schema and typescript
 KNOWN = series.known()
 
@@ -227,7 +228,7 @@ def test_alert_texts_are_templates_that_grafana_can_fill_in():
 
 
 class Everything:
-    """A server, a sentinel and a journal that export every series there is; counters rise at each look."""
+    """A server and its helpers that export every series there is; counters rise at each look."""
 
     LABELS = {"route": ["predict"], "code": ["200", "415", "503"], "term": ["constant", "small", "large"]}  # noqa: RUF012
     LABELS |= {"bin": ["00", "01", "nan"], "estimate": ["confidence", "atc"]}
@@ -245,10 +246,13 @@ class Everything:
                 else:
                     self.metrics.value(metric.name, *labels).value += 40 if metric.kind == "counter" else 1
         sentinel = 'loopline_sentinel_checks_total{model="a-model",version="a-version",result="same"} '
-        labelled = "".join(
-            f'loopline_labelled_{what}_total{{model="a-model",version="a-version"}} {self.looks}\n'
-            for what in ("rows", "quality")
-        )
+        others = {name: labels for name, (*_, labels) in (keeper.METRICS | retrainer.METRICS).items()}
+        others |= {name: sorted(labels) for name, labels in series.GATEWAY.items()}
+        values = {"result": "failed", "proxy": "challenger", "code": "5xx"}
+        labelled = ""
+        for name, labels in others.items():
+            said = ",".join(f'{label}="{values.get(label, f"a-{label}")}"' for label in labels)
+            labelled += f"{name}{{{said}}} {self.looks}\n"
         self.target.text = self.metrics.exposition()[0].decode() + labelled + f"{sentinel}{self.looks}\n"
 
 

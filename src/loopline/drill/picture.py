@@ -14,6 +14,7 @@ from loopline.training.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RE
 
 STEP = 2.0  # seconds of a point
 COLOURS = (BLUE, GREEN, PURPLE, SKY)
+NAMES = ("first champion", "retrained", "another", "another")
 LOWEST = 0.4  # of the axis of accuracy
 LINES = 4  # of words above
 LETTER = 0.0064  # of the width
@@ -70,9 +71,9 @@ def _accuracy(axis: Any, seen: Sequence[Seen], middles: Any) -> None:
 
 def _score(axis: Any, record: Record) -> None:
     versions = list(dict.fromkeys(version for figure in record.figures for version in figure.score))
-    for colour, version in zip(COLOURS, versions, strict=False):
+    for colour, name, version in zip(COLOURS, NAMES, versions, strict=False):
         found = [(figure.at, figure.score[version]) for figure in record.figures if version in figure.score]
-        axis.plot(*zip(*found, strict=True), color=colour, label=f"{version:.7}")
+        axis.plot(*zip(*found, strict=True), color=colour, label=f"{name}, {version:.7}")
     axis.axhline(1, color=RED, linewidth=1, linestyle="--")
     firing = [figure.at for figure in record.figures if "RetrainCandidate" in figure.firing]
     if firing:
@@ -91,7 +92,12 @@ def _versions(axis: Any, seen: Sequence[Seen], edges: Any, middles: Any) -> None
     counts = np.array([np.histogram([one.at for one in seen if one.version == v], edges)[0] for v in versions], float)
     shares = 100 * counts / np.maximum(1, counts.sum(0))
     axis.stackplot(
-        middles, shares, colors=COLOURS[: len(versions)], labels=[f"{v:.7}" for v in versions], alpha=0.75, linewidth=0
+        middles,
+        shares,
+        colors=COLOURS[: len(versions)],
+        labels=[f"{name}, {v:.7}" for name, v in zip(NAMES, versions, strict=False)],
+        alpha=0.75,
+        linewidth=0,
     )
     lost = [one.at for one in seen if one.status != 200]
     axis.plot(lost, [50] * len(lost), "x", color=RED)

@@ -1,4 +1,4 @@
-"""The dashboards: Overview here, Service and Drift beside. A test holds every series they name against the catalogue."""
+"""The dashboards: Overview here, the others beside. A test holds every series they name against the catalogue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from loopline.monitoring.grafana import drift, service
+from loopline.monitoring.grafana import drift, retraining, service
 from loopline.monitoring.grafana.panels import ASKED, MANY, MODELS, dashboard, figure, rows, series
 from loopline.monitoring.rules.service import AVAILABILITY, FAST_ENOUGH, LATENCY, STALE_DAYS
 
@@ -16,7 +16,7 @@ from loopline.monitoring.rules.service import AVAILABILITY, FAST_ENOUGH, LATENCY
 def contents() -> dict[str, dict[str, Any]]:
     """Each dashboard by its uid, as the HTTP API takes it."""
     found = {}
-    for made in (overview(), service.service(), drift.drift()):
+    for made in (overview(), service.service(), drift.drift(), retraining.retraining()):
         content: dict[str, Any] = json.loads(JSONEncoder().encode(made.build()))
         for number, panel in enumerate(content["panels"], start=1):
             panel["id"] = number  # Grafana would number them itself, and then what it exports is not what was written
