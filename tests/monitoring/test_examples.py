@@ -66,13 +66,14 @@ def test_a_report_takes_its_examples_from_a_journal(tmp_path):
     bundles.classifier(tmp_path / "classifier")
     kept = ("--journal", tmp_path / "journal", "--journal-sample", 1, "--journal-seconds", 0.1)
     server = Process(tmp_path / "classifier", "--port", 0, *kept)
-    for _ in range(60):
-        requests.post(server.url + "/predict/classifier", data=brightness.png(254), timeout=5)
     keeper = Keeper(tmp_path / "journal")
 
     def there():
+        """Some more, until there are enough for a verdict: only so many a second are looked at."""
+        for _ in range(20):
+            requests.post(server.url + "/predict/classifier", data=brightness.png(254), timeout=5)
         keeper.round()
-        return keeper.series["loopline_journal_entries"].get(("classifier",), 0) >= 20
+        return keeper.series["loopline_journal_entries"].get(("classifier",), 0) >= 80
 
     prometheus.eventually(there)
     command = [sys.executable, "-m", "loopline.cli", "drift", "report", str(tmp_path / "classifier")]
