@@ -97,7 +97,7 @@ def reference(spec):
         samples=200,
         least=50,
         threshold=(4.0, 0.0, 0.0),
-        promise={},
+        promise={"false_alarms": 0.05, "windows": 24.0},
         signals={name: drift.Signal(edges=edge, counts=counts[name], mean=1.6, sd=0.4) for name, edge in edges.items()},
         quality=drift.Quality(
             metric="accuracy", value=0.9, max_loss=0.05, signal=sure, weights={"confidence": (0.3, 0.6, 0.9, 0.0)}

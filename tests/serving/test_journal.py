@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import brightness
+import jsonschema
 import numpy as np
 import prometheus
 import pytest
 import requests
+from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from servers import samples
 
 from loopline.errors import LooplineError
@@ -143,6 +145,18 @@ def test_a_detectors_labels_are_boxes(serve, folders, kept):
     ):
         assert requests.post(url, json={"id": "a", "label": bad}, timeout=5).status_code == 400, bad
     assert [line["label"] for line in lines(kept, "label")] == [[box], []]
+
+
+def test_the_route_for_labels_is_in_the_openapi_document_with_an_example_that_works(serve, folders, kept):
+    server = serve(*folders.values(), "--journal", kept)
+    document = requests.get(server.url + "/openapi.json", timeout=5).json()
+    validate(document, cls=OpenAPIV31SpecValidator)
+    for name in folders:
+        content = document["paths"][f"/v2/models/{name}/feedback"]["post"]["requestBody"]["content"]["application/json"]
+        answer = requests.post(f"{server.url}/v2/models/{name}/feedback", json=content["example"], timeout=5)
+        assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
+        assert jsonschema.Draft202012Validator(content["schema"]).is_valid(content["example"])
+    assert len(lines(kept, "label")) == 3
 
 
 def test_without_a_journal_there_is_no_route_for_labels(serve, folders):

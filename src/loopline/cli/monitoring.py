@@ -133,6 +133,7 @@ def _drift_report(options: argparse.Namespace) -> int:
         at=decisions.moment(options.at) if options.at else None,
         url=options.url,
         token=os.environ.get("LOOPLINE_TOKEN"),
+        journal=options.journal,
     )
     print(f"{options.out}: {said}")
     return 0
@@ -245,6 +246,7 @@ def _looking(rooms: Verbs) -> None:
     page.add_argument("--out", type=Path, default=Path("drift.html"))
     page.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
     page.add_argument("--window", default="1h", help="of traffic that is held against the reference: 2m, 1h, 1d")
+    page.add_argument("--journal", type=Path, metavar="FOLDER", help="show examples from it")
     when = page.add_mutually_exclusive_group()
     when.add_argument("--at", metavar="TIME", help="the window's end, e.g. 2026-11-21T14:05 (default: now)")
     when.add_argument("--url", help="ask this server in place of Prometheus: all that it counted since its start")

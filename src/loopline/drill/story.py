@@ -37,7 +37,7 @@ class Pace:
     rate: float = 80.0
     requests: int = 150
     points: int = 50
-    slice: int = 10
+    slice: int = 5
     labels: int = 250
 
 

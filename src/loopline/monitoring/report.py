@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from itertools import pairwise
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from loopline.errors import LooplineError
-from loopline.monitoring import query, verdict
+from loopline.journal.store import Entry
+from loopline.monitoring import examples, query, verdict
 from loopline.monitoring.drift import reference as drift
 from loopline.monitoring.drift.reference import Reference, Signal
 from loopline.monitoring.drift.statistic import Mover, WindowCounts
@@ -20,6 +22,7 @@ from loopline.tasks.signals import CLASS
 
 STYLE = Path(__file__).with_suffix(".css")
 MAX_CLASSES = 12  # rows of the table of classes
+JOURNALLED = 1000  # latest samples to choose examples from
 AXIS = 34  # characters that fit under a picture
 
 
@@ -32,10 +35,12 @@ def make(
     at: datetime | None = None,
     url: str | None = None,
     token: str | None = None,
+    journal: Path | None = None,
 ) -> str:
     """Write the page about the bundle in `folder` to `out`; returns the verdict. Raises LooplineError.
 
-    The counts are those of a window that ends at `at` (default: now), or, with url, those of that server since its start.
+    The counts are those of a window that ends at `at` (default: now), or, with url, those of that server since its start. journal: its
+    folder, which examples are taken from.
     """
     bundle, reference = read(folder), drift.read(folder / "drift.json")
     key = (bundle.manifest.name, bundle.version[:12], reference)
@@ -46,7 +51,8 @@ def make(
         at = at or datetime.now(UTC)
         counts = query.window(prometheus, *key, at=at.timestamp(), window=window)
         source = f"The window of {window} to {_moment(at)}, counted by the Prometheus at {prometheus}."
-    write(out, html(bundle, reference, counts, source))
+    entries = _journalled(journal, *key[:2]) if journal else []
+    write(out, html(bundle, reference, counts, source, entries))
     return verdict.sentence(verdict.judge(counts, reference), reference)
 
 
@@ -54,8 +60,14 @@ def _moment(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def html(bundle: Bundle, reference: Reference, counts: WindowCounts, source: str) -> str:
-    """The page. source: where the counts come from, and of which time."""
+def _journalled(folder: Path, model: str, version: str) -> list[Entry]:
+    from loopline.journal.store import Store
+
+    return Store(folder).latest(model, JOURNALLED, version=version)
+
+
+def html(bundle: Bundle, reference: Reference, counts: WindowCounts, source: str, entries: Sequence[Entry] = ()) -> str:
+    """The page. source: where the counts come from, and of which time. entries: of the journal, for examples."""
     finding, name = verdict.judge(counts, reference), escape(bundle.manifest.name)
     tone = ("bad" if finding.harmful else "so") if finding.drifted else "good" if finding.movers else "none"
     card = (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8").split("\n\n")
@@ -65,6 +77,7 @@ def html(bundle: Bundle, reference: Reference, counts: WindowCounts, source: str
         _quality(finding, reference),
         _classes(finding, reference),
         _signals(finding, reference, counts),
+        examples.html(examples.chosen(entries, finding.movers, reference)),
         _silent(finding, reference),
         f"<h2>The model</h2><section><p>{escape(card[1].replace('**', '')) if len(card) > 1 else ''}</p>"
         f'<p class="soft">Its reference has {reference.samples} samples that it was not trained on.</p></section>',

@@ -112,7 +112,9 @@ class App:
             table[f"/predict/{model.name}"] = {
                 "POST": Route(self.inference.predict(model), self.limits.body_bytes, model, "predict")
             }
-        document = orjson.dumps(openapi.document(list(self.models.values()), token=self.token is not None))
+        document = orjson.dumps(
+            openapi.document(list(self.models.values()), token=self.token is not None, journal=self.journal is not None)
+        )
         for path, page in pages.pages(list(self.models.values()), document, demo=demo).items():
             table[path] = {"GET": Route(page.answer, open=page.open)}
         for methods in table.values():

@@ -10,7 +10,7 @@ from typing import Any
 
 from loopline import __version__
 from loopline.release.bundle import Tensor
-from loopline.serving import intake, oip
+from loopline.serving import feedback, intake, oip
 from loopline.serving.model import Model
 
 Json = dict[str, Any]
@@ -33,11 +33,11 @@ TIMEOUT = {
 }
 
 
-def document(models: Sequence[Model], *, token: bool = False) -> Json:
-    """The document. token: the server wants one."""
+def document(models: Sequence[Model], *, token: bool = False, journal: bool = False) -> Json:
+    """The document. token: the server wants one. journal: it takes labels."""
     paths = _server_paths(models)
     for model in models:
-        paths |= _model_paths(model)
+        paths |= _model_paths(model) | (_feedback(model) if journal else {})
     made: Json = {
         "openapi": "3.1.0",
         "info": {
@@ -102,6 +102,28 @@ def _model_paths(model: Model) -> Json:
     predict["requestBody"] = {"required": True, "content": _predict_bodies(model)}
     predict["parameters"] = [TIMEOUT]
     return {f"/predict/{name}": {"post": predict}} | paths
+
+
+def _feedback(model: Model) -> Json:
+    """Where labels come back."""
+    one: Json = {"enum": list(model.spec.labels)}
+    truth: Any = model.spec.labels[0]
+    if model.spec.task == "detection":
+        corners = {corner: {"type": "number"} for corner in feedback.CORNERS}
+        one, truth = (
+            _array(_object({"label": one, **corners})),
+            [{"label": truth, **dict(zip(corners, (1, 1, 9, 9), strict=True))}],
+        )
+    word = {"type": "string", "minLength": 1, "maxLength": feedback.MOST_CHARACTERS}
+    row = _object({"id": word, "label": one, "source": word}) | {"required": ["id", "label"]}
+    schema = {"oneOf": [row, _array(row, minItems=1, maxItems=feedback.MOST_LABELS)]}
+    taken = _operation(model.name, "feedback", "The truth about an earlier answer", None, "400", "413", "415", "503")
+    accepted = {"application/json": {"schema": _object({"accepted": {"type": "integer"}})}}
+    taken["responses"]["202"] = {"description": "The labels are in the journal.", "content": accepted}
+    del taken["responses"]["200"]
+    example = {"id": "the id of the answer", "label": truth, "source": "a person"}
+    taken["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
+    return {f"/v2/models/{model.name}/feedback": {"post": taken}}
 
 
 _PREDICT = {
