@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loopline.drill.story import Pace
 
 TRIES = 50
+SHIFT = 0.3  # of the predicted classes beyond shadow's: of 80 requests chance alone makes much
 SLOWER = (
     1.0  # than the champion, as a share: the machine trains and measures beside, so latencies of seconds say little
 )
