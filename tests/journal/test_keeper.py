@@ -9,12 +9,14 @@ import sys
 import time
 
 import journals
+import numpy as np
 import prometheus
 import pyarrow.parquet as pq
 import pytest
 from journals import entry, label, write
 
 from loopline.errors import LooplineError
+from loopline.journal import index
 from loopline.journal import keeper as keepers
 from loopline.journal.keeper import METRICS, Bounds, Keeper
 from loopline.journal.store import Store
@@ -165,6 +167,38 @@ def test_parts_that_are_too_many_or_too_old_go_with_their_samples(keep, tmp_path
     assert Store(tmp_path).latest("classifier", 9) == []
 
 
+def test_of_old_parts_those_with_labels_stay_longest(keep, tmp_path):
+    keeper = keep(AT_ONCE)
+    for number in range(4):
+        write(tmp_path, entry(str(number), image=random.randbytes(30_000)))
+        keeper.round()
+    write(tmp_path, label("0", "bright"))
+    keeper.bounds = Bounds(part_rows=1, part_seconds=0, most=80_000)
+    keeper.round()
+    assert {e.id for e in Store(tmp_path).latest("classifier", 9)} == {"0", "3"}
+
+
+def test_labels_without_a_sample_are_bounded(keep, tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "MOST_WAITING", 3)
+    keeper = keep()
+    write(tmp_path, *(label(str(n), "bright", when=time.time() + n) for n in range(5)))
+    keeper.round()
+    assert keeper.waiting == 3
+    write(tmp_path, entry("0"), entry("4"))
+    keeper.round()
+    assert {e.id for e in Store(tmp_path).labelled("classifier")} == {"4"}
+
+
+def test_a_signal_that_is_no_number_is_one_before_and_after_it_is_in_a_part(keep, tmp_path):
+    write(tmp_path, entry("a", signals={"mean_score": None, "boxes": 0.0}))
+    keeper = keep()
+    keeper.round()
+    assert np.isnan(Store(tmp_path).latest("classifier", 1)[0].signals["mean_score"])
+    keeper.bounds = AT_ONCE
+    keeper.round()
+    assert np.isnan(Store(tmp_path).latest("classifier", 1)[0].signals["mean_score"])
+
+
 def test_one_folder_has_one_keeper(keep, tmp_path):
     keep()
     with pytest.raises(LooplineError, match="has a keeper already"):
@@ -176,7 +210,7 @@ def test_parts_may_be_in_an_object_store(keep, tmp_path, s3):
     keeper = keep(AT_ONCE, parts=f"s3://{s3}/journal")
     keeper.round()
     assert not (tmp_path / "parts").exists()
-    (found,) = Store(tmp_path, f"s3://{s3}/journal").latest("classifier", 5)
+    (found,) = Store(tmp_path).latest("classifier", 5)  # the keeper has noted where they are
     assert found.input == b"\x89PNG"
 
 
@@ -195,6 +229,18 @@ def test_a_store_that_is_away_is_told_and_nothing_is_lost(keep, tmp_path, monkey
     keeper.parts.write = real
     keeper.round()
     assert len(list((tmp_path / "parts").iterdir())) == 1
+    assert [e.id for e in Store(tmp_path).latest("classifier", 5)] == ["a"]
+
+
+def test_a_round_that_fails_in_whatever_way_does_not_end_the_keeper(keep, tmp_path, caplog):
+    write(tmp_path, entry("a"))
+    keeper = keep(AT_ONCE)
+    keeper.index.execute("ALTER TABLE part RENAME TO elsewhere")
+    keeper._try()
+    assert "could not be kept: OperationalError" in caplog.text
+    assert not keeper.index.in_transaction
+    keeper.index.execute("ALTER TABLE elsewhere RENAME TO part")
+    keeper._try()
     assert [e.id for e in Store(tmp_path).latest("classifier", 5)] == ["a"]
 
 

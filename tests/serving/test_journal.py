@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 
 import brightness
 import jsonschema
@@ -17,6 +20,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from servers import samples
 
 from loopline.errors import LooplineError
+from loopline.journal import segments
 from loopline.monitoring.drift import reference
 from loopline.serving import journal
 from loopline.serving.metrics import Metrics
@@ -116,7 +120,8 @@ def test_labels_come_back_and_are_on_the_disk_when_they_are_acknowledged(serve, 
         ({"label": "bright"}, "id must be a text"),
         ({"id": "one", "label": "bright", "source": 3}, "source must be a text"),
         ({"id": "x" * 200, "label": "bright"}, "id must be a text"),
-        ([], "0 labels"),
+        ([], "there is no label"),
+        ([{"id": "a", "label": "bright"}] * 1001, "1001 labels, at most 1000"),
         ([{"id": "a", "label": "bright"}, "b"], "feedback 1: send"),
         ("nothing", "feedback 0: send"),
     ],
@@ -249,12 +254,66 @@ def test_a_disk_that_fails_loses_lines_is_told_and_written_again_later(own, kept
     assert [line["id"] for line in lines(kept) + lines(kept, "label")] == ["before", "after"]
 
 
-def test_when_too_much_waits_for_the_disk_samples_are_lost_and_nobody_waits(own, kept, monkeypatch):
+@pytest.mark.parametrize("bound", ["WAITING", "WAITING_BYTES"])
+def test_when_too_much_waits_for_the_disk_samples_are_lost_and_nobody_waits(own, kept, monkeypatch, bound):
     one, model = own(sample=1)
-    monkeypatch.setattr(journal, "WAITING", 0)
+    monkeypatch.setattr(journal, bound, 0)
     keep(one, model)
     assert one.lost.value == 1
-    monkeypatch.setattr(journal, "WAITING", 2000)
+    told = []
+    one.label(model, "a", "bright", "anna", told.append)
+    assert told == ([False] if bound == "WAITING" else [])  # a label has no bytes to speak of
+    monkeypatch.undo()
+    prometheus.eventually(lambda: one.waiting == 0)
+    keep(one, model, "later")
+    prometheus.eventually(lambda: [line["id"] for line in lines(kept)] == ["later"])
+
+
+def test_a_drift_of_everything_does_not_fill_the_journal_and_errors_do_not_either(own, kept, monkeypatch):
+    one, model = own(sample=0)
+    monkeypatch.setattr(one.limits["classifier"], "reasons", lambda _, rows: ["drifted"] * rows)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    one.keep(model, {}, [str(n) for n in range(50)], [b"png"] * 50, [{}] * 50)
+    one.refused(model, "broken", [b"png"] * 64, 400, "no image")
+    one.refused(model, "again", [b"png"], 400, "no image")
+    monkeypatch.undo()
+    prometheus.eventually(lambda: len(lines(kept)) == journal.DOUBTFUL_A_SECOND + journal.ERRORS_A_SECOND)
+
+
+def test_a_refused_input_that_is_large_is_kept_without_its_bytes(own, kept):
+    one, model = own(sample=0)
+    one.refused(model, "large", [bytes(journal.ERROR_BYTES + 1)], 413, "too large")
+    (line,) = prometheus.eventually(lambda: lines(kept))
+    assert line["image"] == ""
+
+
+def test_masks_take_no_longer_for_a_long_word():
+    for word in ("a" * 100_000, "1" * 100_000, "a@" * 50_000, "a." * 50_000):
+        assert len(journal.redacted(word, "text")) <= len(word)
+
+
+def test_the_keeper_never_takes_a_segment_whose_writer_lives(tmp_path):
+    """Were a segment seen before it is locked, what is written after would be lost."""
+    for room in ("open", "closed"):
+        (tmp_path / room).mkdir()
+    stop, lost = threading.Event(), []
+
+    def keeper():
+        while not stop.is_set():
+            for path in segments.closed(tmp_path):
+                path.unlink(missing_ok=True)
+
+    taking = threading.Thread(target=keeper)
+    taking.start()
+    for _ in range(300):
+        segment = journal.Segment(tmp_path)
+        segment.write(b"{}\n")
+        lost += [] if segment.path.exists() else [segment.name]
+        with suppress(FileNotFoundError):
+            segment.close()
+    stop.set()
+    taking.join()
+    assert lost == []
 
 
 def test_inputs_are_masked_or_left_out_as_asked(own, kept):

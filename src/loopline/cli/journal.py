@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loopline.cli.verbs import Verbs, room, verb
+
+if TYPE_CHECKING:
+    from loopline.journal.store import Entry
 
 FOLDER = Path(".loopline/journal")
 
@@ -66,6 +70,28 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
+def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], int]:
+    """Those that have one label here and in the data set: `data add` would refuse the whole batch for the others. And their number."""
+    import hashlib
+
+    from loopline.data import manifest
+
+    path = Path("data") / model / "manifest.parquet"
+    truths: dict[str, set[object]] = {}
+    if path.exists() and manifest.task(path) != "detection":
+        for row in manifest.table(path, ["id", "label"]).to_pylist():
+            truths[row["id"]] = {row["label"]}
+
+    def content(entry: Entry) -> str:
+        given = entry.input or b""
+        return hashlib.sha256(given.strip().encode() if isinstance(given, str) else given).hexdigest()
+
+    for entry in entries:
+        truths.setdefault(content(entry), set()).add(str(entry.label))
+    kept = [entry for entry in entries if len(truths[content(entry)]) == 1]
+    return kept, len(entries) - len(kept)
+
+
 def _batch(options: argparse.Namespace) -> int:
     from loopline.errors import LooplineError
     from loopline.journal import exchange, labels
@@ -75,13 +101,15 @@ def _batch(options: argparse.Namespace) -> int:
     known = () if options.new_classes else _classes(options.model)
     trust = labels.Trust(max_share=options.max_share, known=known)
     found = labels.checked(store.labelled(options.model, since=options.since), store.conflicts(options.model), trust)
-    for reason, count in found.refused.items():
-        print(f"  left out: {count} x {reason}")
-    if not found.entries:
+    entries, contradicted = _consistent(options.model, found.entries)
+    for reason, count in {**found.refused, "another label elsewhere": contradicted}.items():
+        if count:
+            print(f"  left out: {count} x {reason}")
+    if not entries:
         raise LooplineError(f"the journal has no label of {options.model} that may be used")
-    exchange.batch(found.entries, options.folder)
+    exchange.batch(entries, options.folder)
     print(
-        f"{options.folder}: {len(found.entries)} labelled samples; next: loopline data add {options.model} {options.folder}"
+        f"{options.folder}: {len(entries)} labelled samples; next: loopline data add {options.model} {options.folder}"
     )
     return 0
 

@@ -16,6 +16,7 @@ from loopline.errors import LooplineError
 from loopline.journal import quality
 
 NAME = "index.db"
+MOST_WAITING = 100_000  # labels without a sample
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
   model TEXT, id TEXT, version TEXT, time REAL, status INTEGER, reason TEXT, fair INTEGER,
@@ -29,6 +30,7 @@ CREATE TABLE IF NOT EXISTS label (model TEXT, id TEXT, source TEXT, label TEXT, 
 CREATE TABLE IF NOT EXISTS total (model TEXT, version TEXT, rows INTEGER, quality REAL, PRIMARY KEY (model, version));
 CREATE TABLE IF NOT EXISTS segment (name TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS part (path TEXT PRIMARY KEY, time REAL, bytes INTEGER);
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
 """
 
 
@@ -117,7 +119,11 @@ def forget(index: sqlite3.Connection, segments: Iterable[str]) -> None:
 
 
 def waiting_labels(index: sqlite3.Connection, older: float) -> int:
-    """Labels whose sample was never kept; those older than so many seconds go."""
+    """Labels whose sample was never kept; those older than so many seconds go, and the oldest where there are very many."""
     lost = "NOT EXISTS (SELECT 1 FROM entry WHERE entry.model=label.model AND entry.id=label.id)"
     index.execute(f"DELETE FROM label WHERE time < ? AND {lost}", (time.time() - older,))  # noqa: S608 - our own words
-    return int(index.execute(f"SELECT count(*) FROM label WHERE {lost}").fetchone()[0])  # noqa: S608
+    waiting = int(index.execute(f"SELECT count(*) FROM label WHERE {lost}").fetchone()[0])  # noqa: S608
+    if waiting > MOST_WAITING:
+        oldest = f"SELECT rowid FROM label WHERE {lost} ORDER BY time LIMIT ?"  # noqa: S608
+        index.execute(f"DELETE FROM label WHERE rowid IN ({oldest})", (waiting - MOST_WAITING,))  # noqa: S608
+    return min(waiting, MOST_WAITING)

@@ -57,7 +57,9 @@ class Keeper:
             raise LooplineError(f"{folder} has a keeper already: one `loopline journal` for a folder") from None
         self.folder, self.bounds = folder, bounds or Bounds()
         self.index = index.connect(folder, write=True)
-        self.parts = Parts(parts or str(folder / FOLDER))
+        where = parts or str((folder / FOLDER).absolute())
+        self.parts = Parts(where)
+        self.index.execute("INSERT OR REPLACE INTO meta VALUES ('parts', ?)", (where,))
         self.series: dict[str, dict[tuple[str, ...], float]] = {}
         self.waiting = 0
         self._measure()
@@ -106,7 +108,9 @@ class Keeper:
         return True
 
     def _bound(self) -> None:
-        rows = self.index.execute("SELECT path, time, bytes FROM part ORDER BY time DESC").fetchall()
+        # What has labels stays longest: it was work.
+        labelled = "EXISTS (SELECT 1 FROM entry WHERE entry.part = part.path AND label IS NOT NULL)"
+        rows = self.index.execute(f"SELECT * FROM part ORDER BY {labelled} DESC, time DESC").fetchall()  # noqa: S608
         total = 0
         for row in rows:
             total += row["bytes"]
@@ -141,6 +145,16 @@ class Keeper:
                 family.add_metric(key, value)
             yield family
 
+    def _try(self) -> None:
+        try:
+            self.round()
+        except (
+            Exception
+        ) as error:  # a disk that is full or a store that is away, in whatever words: the next round may do
+            logging.getLogger(__name__).warning("the journal could not be kept: %r", error)
+            if self.index.in_transaction:
+                self.index.execute("ROLLBACK")
+
     def run(self, every: float, port: int, stop: threading.Event) -> None:
         """Rounds every so many seconds until `stop`, metrics on the loopback's `port`."""
         from prometheus_client import CollectorRegistry, start_http_server
@@ -149,11 +163,8 @@ class Keeper:
         registry.register(self)
         server, thread = start_http_server(port, "127.0.0.1", registry)
         while not stop.wait(every):
-            try:
-                self.round()
-            except (OSError, LooplineError) as error:  # a store that is away comes back
-                logging.getLogger(__name__).warning("the journal could not be kept: %s", error)
-        self.round()
+            self._try()
+        self._try()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from loopline.journal.store import Entry
 
+SEVERAL = 0.1  # of the labels must be from others for a source's share to be bounded
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """max_share: of a batch's labels, the most that one source may give, where there are several. known: classes; empty for any."""
+    """max_share: of a batch's labels, the most that one source may give, where others give a tenth. known: classes; empty for any."""
 
     max_share: float = 0.6
     known: tuple[str, ...] = ()
@@ -74,6 +76,8 @@ def checked(entries: Sequence[Entry], conflicts: dict[str, dict[str, Any]], trus
             refused["sources do not agree"] += 1
         elif entry.input is None:
             refused["its input was not kept"] += 1
+        elif isinstance(entry.label, str) == ("boxes" in entry.prediction):
+            refused["a label of another kind"] += 1
         elif trust.known and (unknown := sorted(set(names) - set(trust.known))):
             refused[f"unknown class {unknown[0]!r}"] += 1
         else:
@@ -82,7 +86,10 @@ def checked(entries: Sequence[Entry], conflicts: dict[str, dict[str, Any]], trus
     if len(by_source) > 1:
         top, count = by_source.most_common(1)[0]
         others = len(found) - count
-        allowed = floor(trust.max_share * others / (1 - trust.max_share) + 1e-9) if trust.max_share < 1 else count
+        share = (
+            1.0 if others < SEVERAL * len(found) else trust.max_share
+        )  # a stray label does not throw away the others
+        allowed = floor(share * others / (1 - share) + 1e-9) if share < 1 else count
         if count > allowed:
             refused[f"more than {trust.max_share:.0%} of the labels are from {top!r}"] += count - allowed
             own = iter(range(count))

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Iterable, Sequence
+from math import nan
 from typing import Any
 
 from loopline.errors import LooplineError
@@ -52,7 +53,7 @@ class Parts:
                 "image": base64.b64decode(line["image"]) if line.get("image") else None,
                 "text": line.get("text"),
                 "prediction": json.dumps(line["prediction"]),
-                "signals": list(line["signals"].items()),
+                "signals": [(name, nan if value is None else value) for name, value in line["signals"].items()],
             }
             for line in lines
         ]

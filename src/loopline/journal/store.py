@@ -6,6 +6,7 @@ import base64
 import json
 import sqlite3
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ class Store:
     """Reads a journal's folder while others write it."""
 
     def __init__(self, folder: Path, parts: str | None = None) -> None:
-        """parts: where they are, if not in the folder. Raises LooplineError where there is no journal."""
+        """parts: where they are; the keeper has noted it. Raises LooplineError where there is no journal."""
         self.index = index.connect(folder)
-        self.parts = Parts(parts or str(folder / FOLDER))
+        noted = self.index.execute("SELECT value FROM meta WHERE key='parts'").fetchone()
+        self.parts = Parts(parts or (noted["value"] if noted else str(folder / FOLDER)))
 
     def latest(self, model: str, count: int, *, version: str | None = None, errors: bool = False) -> list[Entry]:
         """The newest samples first. errors: those that were refused, in place of those that were answered."""
@@ -98,7 +100,7 @@ def _entry(row: sqlite3.Row, stored: dict[str, Any] | None) -> Entry:
         reason=row["reason"],
         input=given,
         prediction=prediction,
-        signals=signals,
+        signals={name: nan if value is None else value for name, value in signals.items()},  # JSON has no NaN
         label=json.loads(row["label"]) if row["label"] else None,
         source=row["source"],
     )

@@ -159,7 +159,7 @@ class App:
         route = self._route(request.method, request.path)
         with _about(route):
             if (encoding := request.headers.get(b"content-encoding")) and encoding.lower() != b"identity":
-                request.body = decompress(request.body, encoding.lower(), self.limits.body_bytes)
+                request.body = decompress(request.body, encoding.lower(), route.limit)
             return route.handle(request, respond)
 
     def refusal(self, refusal: Refusal) -> Response:

@@ -56,8 +56,10 @@ def read(body: bytes, model: Model) -> list[tuple[str, Any, str]]:
     except orjson.JSONDecodeError as error:
         raise Refusal(400, f"the feedback is not JSON: {error}") from None
     rows = given if isinstance(given, list) else [given]
-    if not 0 < len(rows) <= MOST_LABELS:
-        raise Refusal(413, f"{len(rows)} labels, from 1 to {MOST_LABELS} are accepted in one request")
+    if not rows:
+        raise Refusal(400, "there is no label in the feedback")
+    if len(rows) > MOST_LABELS:
+        raise Refusal(413, f"{len(rows)} labels, at most {MOST_LABELS} are accepted in one request")
     found = []
     for place, row in enumerate(rows):
         if not isinstance(row, dict):

@@ -36,9 +36,11 @@ OPEN, CLOSED = "open", "closed"
 REASONS = ("sampled", "uncertain", "drifted", "error")
 SURE = 0.1  # share of the reference that is less sure: a sample among these is uncertain
 RARE = 0.005  # share of the reference in a bin: a sample in a rarer one is drifted
-WAITING = 2000  # lines that may wait for the disk
-ERRORS_A_SECOND = 5.0
-MASKS = (re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+"), re.compile(r"\d(?:[ ./-]?\d){5,}"))  # addresses, long numbers
+WAITING, WAITING_BYTES = 2000, 64 << 20  # lines that may wait for the disk, and bytes of their inputs
+ERRORS_A_SECOND, ERROR_BYTES = 5, 1 << 20  # items that were refused; larger ones are kept without their input
+DOUBTFUL_A_SECOND = 10  # of a model: a drift of all traffic must not push everything else out
+# Addresses and long numbers; bounded, and an address starts where a word does: else a long word takes quadratic time.
+MASKS = (re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w.-]{1,255}"), re.compile(r"\d(?:[ ./-]?\d){5,40}"))
 Redact = Literal["nothing", "text", "inputs"]
 Signals = Mapping[str, NDArray[np.float64]]
 
@@ -57,9 +59,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One to write. done: called with whether it is on the disk."""
+    """One to write. given: an input that is to be made fit for it. done: called with whether it is on the disk."""
 
     content: dict[str, Any]
+    given: bytes | str | None = None
     done: Callable[[bool], None] | None = None
 
 
@@ -77,10 +80,12 @@ class Journal:
         }
         self.lost = metrics.value("journal_lost")
         self.dropped = metrics.value("journal_dropped_segments")
-        self.errors_until = 0.0
+        self.errors = Rate(ERRORS_A_SECOND)
+        self.doubtful = {model.name: Rate(DOUBTFUL_A_SECOND) for model in models}
+        self.waiting, self.counting = 0, threading.Lock()  # bytes of inputs
         try:
             for room in (OPEN, CLOSED):
-                (options.folder / room).mkdir(parents=True, exist_ok=True)
+                (options.folder / room).mkdir(parents=True, exist_ok=True, mode=0o700)  # it is what clients sent
             Segment(options.folder).close()
         except OSError as error:
             raise LooplineError(f"the journal cannot be written: {error}") from error
@@ -107,36 +112,41 @@ class Journal:
         reasons = self.limits[model.name].reasons(signals, len(identities))
         for row, reason in enumerate(reasons):
             fair = random.random() < self.options.sample  # noqa: S311 - a sample, no secret
-            if reason or fair:
+            if fair or (reason and self.doubtful[model.name].allows()):
                 found = {name: float(values[row]) for name, values in signals.items()}
                 said = {"signals": found, "prediction": answers[row], "fair": fair}
                 self._entry(model, identities[row], originals[row], 200, reason or "sampled", said)
 
     def refused(self, model: Model, identity: str, originals: Sequence[bytes | str], status: int, message: str) -> None:
         """What could not be read, or what the model failed on; a few a second."""
-        now = time.monotonic()
-        if now < self.errors_until:
-            return
-        self.errors_until = now + 1 / ERRORS_A_SECOND
         said: dict[str, Any] = {"signals": {}, "prediction": {"error": message}, "fair": False}
         for row, item in enumerate(originals):
-            self._entry(model, item_id(identity, row, len(originals)), item, status, "error", said)
+            if not self.errors.allows():
+                return
+            kept = item if len(item) <= ERROR_BYTES else item[:0]
+            self._entry(model, item_id(identity, row, len(originals)), kept, status, "error", said)
 
     def label(self, model: Model, identity: str, label: Any, source: str, done: Callable[[bool], None]) -> None:
-        """A label that came back. done: see `Line`; called in another thread."""
+        """A label that came back. done: see `Line`; called in another thread, or at once where too much waits."""
         content = {"kind": "label", "id": identity, "time": time.time(), "model": model.name}
-        self.lines.put(Line(content | {"label": label, "source": source}, done))
+        self._put(Line(content | {"label": label, "source": source}, done=done))
 
     def _entry(
         self, model: Model, identity: str, original: bytes | str, status: int, reason: str, said: dict[str, Any]
     ) -> None:
-        if self.lines.qsize() >= WAITING:
-            self.lost.value += 1
-            return
-        kind = "image" if isinstance(original, bytes) else "text"
         content = {"kind": "entry", "id": identity, "time": time.time(), "model": model.name, "version": model.version}
-        content |= {"status": status, "reason": reason, kind: redacted(original, self.options.redact), **said}
-        self.lines.put(Line(content))
+        self._put(Line(content | {"status": status, "reason": reason, **said}, given=original))
+
+    def _put(self, line: Line) -> None:
+        size = len(line.given or "")
+        with self.counting:
+            full = self.lines.qsize() >= WAITING or self.waiting + size > WAITING_BYTES
+            self.waiting += 0 if full else size
+            self.lost.value += full
+        if not full:
+            self.lines.put(line)
+        elif line.done:
+            line.done(False)
 
     # The thread
 
@@ -169,18 +179,26 @@ class Journal:
             return
         try:
             self.segment = self.segment or Segment(self.options.folder)
-            self.segment.write(b"".join(orjson.dumps(line.content, default=_plain) + b"\n" for line in lines))
+            self.segment.write(b"".join(self._encoded(line) for line in lines))
             whole = True
         except (OSError, TypeError) as error:  # a full disk, mostly
             log("error", "the journal could not be written", error=str(error), lines=len(lines))
             whole = False
+        with self.counting:
+            self.waiting -= sum(len(line.given or "") for line in lines)
+            self.lost.value += 0 if whole else len(lines)
         for line in lines:
-            if not whole:
-                self.lost.value += 1
-            elif line.content["kind"] == "entry":
+            if whole and line.content["kind"] == "entry":
                 self.written[line.content["model"], line.content["reason"]].value += 1
             if line.done:
                 line.done(whole)
+
+    def _encoded(self, line: Line) -> bytes:
+        content = line.content
+        if line.given is not None:
+            kind = "image" if isinstance(line.given, bytes) else "text"
+            content = content | {kind: redacted(line.given, self.options.redact)}
+        return orjson.dumps(content, default=_plain) + b"\n"
 
     def _bound(self) -> None:
         """Nobody fetches the segments: the oldest go, so that the disk does not fill."""
@@ -202,8 +220,10 @@ class Segment:
         """In `folder`/open. Raises OSError."""
         self.name = f"{time.time_ns():020}-{os.getpid()}.jsonl"
         self.path, self.target = folder / OPEN / self.name, folder / CLOSED / self.name
-        self.file = self.path.open("xb", buffering=0)
+        partial = self.path.with_suffix(".partial")  # a keeper looks at *.jsonl: it is locked before it has that name
+        self.file = partial.open("xb", buffering=0)
         fcntl.flock(self.file, fcntl.LOCK_EX)
+        partial.rename(self.path)
         self.since, self.bytes = time.monotonic(), 0
 
     def write(self, lines: bytes) -> None:
@@ -254,6 +274,22 @@ class Doubts:
         confidence = signals.get(self.signal)
         unsure = np.zeros(rows, bool) if confidence is None else ~(confidence >= self.least_sure)
         return ["uncertain" if u else "drifted" if s else "" for u, s in zip(unsure, strange, strict=True)]
+
+
+class Rate:
+    """So many in each second. One thread asks."""
+
+    def __init__(self, most: int) -> None:
+        """most: in a second."""
+        self.most, self.left, self.until = most, 0, 0.0
+
+    def allows(self) -> bool:
+        """May one more?"""
+        now = time.monotonic()
+        if now >= self.until:
+            self.left, self.until = self.most, now + 1
+        self.left -= 1
+        return self.left >= 0
 
 
 def item_id(identity: str, row: int, rows: int) -> str:

@@ -110,8 +110,9 @@ def _feedback(model: Model) -> Json:
     truth: Any = model.spec.labels[0]
     if model.spec.task == "detection":
         corners = {corner: {"type": "number"} for corner in feedback.CORNERS}
+        box = _object({"label": one, "score": {"type": "number"}, **corners}) | {"required": ["label", *corners]}
         one, truth = (
-            _array(_object({"label": one, **corners})),
+            _array(box),
             [{"label": truth, **dict(zip(corners, (1, 1, 9, 9), strict=True))}],
         )
     word = {"type": "string", "minLength": 1, "maxLength": feedback.MOST_CHARACTERS}
