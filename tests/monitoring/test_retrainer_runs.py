@@ -87,6 +87,13 @@ def test_the_verbs_of_the_committed_policy_exist():
         assert isinstance(cli.parser().parse_args(words), argparse.Namespace)  # exits where it does not understand
 
 
+def test_the_committed_rollout_promotes_in_the_registry_and_takes_its_inputs_from_the_run_s_journal():
+    (step,) = (step for step in policy.load(COMMITTED).steps if step.name == "rollout")
+    options = cli.parser().parse_args(step.command(PLACES)[1:])
+    assert options.register
+    assert options.journal == Path("<journal>")
+
+
 def test_what_is_filled_in_stays_one_word():
     step = policy.Step(name="a", run="echo '{journal} x' {model}")
     assert step.command(PLACES | {"journal": "a b; rm"}) == ["echo", "a b; rm x", "classifier"]
