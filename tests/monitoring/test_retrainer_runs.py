@@ -60,6 +60,7 @@ def written(tmp_path, change):
         ({"here": [{"name": "a", "run": "x", "again": "b"}]}, "no step before it"),
         ({"here": [{"name": "a", "run": "x"}, {"name": "a", "run": "y"}]}, "the same name"),
         ({"here": [{"name": "../a", "run": "x"}]}, "here.0.name"),
+        ({"here": [{"name": "a", "run": "x", "own_time": True}, {"name": "b", "run": "y"}]}, "step a: own_time"),
     ],
 )
 def test_a_wrong_policy_is_refused_by_name(tmp_path, change, words):
@@ -89,6 +90,7 @@ def test_the_verbs_of_the_committed_policy_exist():
 
 def test_the_committed_rollout_promotes_in_the_registry_and_takes_its_inputs_from_the_run_s_journal():
     (step,) = (step for step in policy.load(COMMITTED).steps if step.name == "rollout")
+    assert step.own_time, "ended by the run's timeout it would leave a canary that nobody watches"
     options = cli.parser().parse_args(step.command(PLACES)[1:])
     assert options.register
     assert options.journal == Path("<journal>")
