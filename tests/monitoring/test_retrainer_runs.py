@@ -144,6 +144,20 @@ def test_made_again_it_forgets_the_attempt_that_broke_off_and_nothing_else(repos
     assert not (folder / "left.txt").exists()
 
 
+def test_made_again_after_a_step_back_in_history_it_keeps_the_data_versions_of_others(repository):
+    git(repository, "commit", "--quiet", "--allow-empty", "-m", "a data version of somebody else")
+    git(repository, "tag", "data/classifier/v2")
+    folder = worktree.make(repository, "classifier-1", "classifier", "scratch")
+    git(folder, "commit", "--quiet", "--allow-empty", "-m", "half a data version")
+    git(folder, "tag", "data/classifier/v3")
+    git(repository, "reset", "--quiet", "--hard", "HEAD~1")
+    worktree.make(repository, "classifier-1", "classifier", "scratch")
+    assert git(repository, "tag") == "data/classifier/v2"
+    worktree.remove(repository, folder)
+    git(repository, "branch", "--quiet", "-D", "retrain/classifier-1")
+    assert "retrain/classifier-1" not in (repository / ".git/config").read_text(), "nothing is left of a branch that went"
+
+
 def test_a_start_from_the_champion_names_its_weights_without_a_path_of_this_machine(repository):
     with pytest.raises(LooplineError, match="dvc checkout"):
         worktree.make(repository, "classifier-1", "classifier", "champion")
