@@ -311,6 +311,18 @@ def test_github_is_told_ids_alone_and_once(hub, monkeypatch):
     assert headers["Authorization"] == "Bearer github-token"
 
 
+def test_the_workflow_of_the_documentation_takes_what_is_sent_and_is_found_again(hub, monkeypatch):
+    monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
+    text = (ROOT / "docs/retraining.md").read_text(encoding="utf-8")
+    workflow = yaml.load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1], yaml.BaseLoader)
+    one = hub()
+    github.dispatch(one.to, model="classifier", run="classifier-1")
+    (body,) = (body for method, _, body, _ in one.asked if method == "POST")
+    assert set(workflow["on"]["workflow_dispatch"]["inputs"]) == set(body["inputs"])
+    one.titles = [workflow["run-name"].replace("${{ inputs.run }}", "classifier-1")]
+    assert "already" in github.dispatch(one.to, model="classifier", run="classifier-1")
+
+
 def test_a_refusal_of_github_and_a_missing_token_are_said(hub, monkeypatch):
     one = hub(code=403)
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
