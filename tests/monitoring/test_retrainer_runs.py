@@ -155,7 +155,7 @@ def test_made_again_after_a_step_back_in_history_it_keeps_the_data_versions_of_o
     assert git(repository, "tag") == "data/classifier/v2"
     worktree.remove(repository, folder)
     git(repository, "branch", "--quiet", "-D", "retrain/classifier-1")
-    assert "retrain/classifier-1" not in (repository / ".git/config").read_text(), "nothing is left of a branch that went"
+    assert "retrain/classifier-1" not in (repository / ".git/config").read_text(), "gone with its branch"
 
 
 def test_a_start_from_the_champion_names_its_weights_without_a_path_of_this_machine(repository):
