@@ -121,7 +121,9 @@ def test_the_drills_policy_is_the_repositorys_at_another_pace(tmp_path):
     assert found["labels"]["total"] == story.FAST.labels
     assert [step["name"] for step in found["here"]] == [step["name"] for step in theirs["here"]]
     assert found["alerts"] == theirs["alerts"]
-    assert f"--requests {story.FAST.requests}" in found["here"][-1]["run"]
+    added = found["here"][-1]["run"].removeprefix(theirs["here"][-1]["run"]).split()
+    assert f"--requests {story.FAST.requests}" in " ".join(added)
+    assert all(float(figure) >= 0 for figure in added[1::2]), "figures alone: the steps are those that users have"
 
 
 def test_ports_in_a_row_are_free():

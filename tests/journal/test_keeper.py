@@ -113,9 +113,11 @@ def test_a_corrected_label_replaces_the_first_and_the_totals_count_a_sample_once
     assert totals(keeper) == {("classifier", "v1"): (1, 0.0)}
     assert Store(tmp_path).labelled("classifier")[0].label == "bright"
     assert Store(tmp_path).conflicts("classifier") == {}
-    write(tmp_path, label("a", "dark", source="ben"))
+    assert Store(tmp_path).label_counts("classifier") == {"bright": 1}
+    write(tmp_path, label("a", "dark", source="ben"), entry("b"), label("b", "dark"), label("b", "dark", source="ben"))
     keeper.round()
     assert Store(tmp_path).conflicts("classifier") == {"a": {"anna": "bright", "ben": "dark"}}
+    assert Store(tmp_path).label_counts("classifier") == {"dark": 1}, "what is disputed counts for no class"
 
 
 def test_only_a_fair_sample_counts_for_the_labelled_quality(keep, tmp_path):

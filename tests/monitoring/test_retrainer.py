@@ -76,7 +76,9 @@ def test_a_firing_alert_of_harmful_drift_is_one_run_and_two_lines_in_the_log(ret
     assert "loopline_retrain_running 0.0" in exported
     one.tell(alert(one.version))
     one.tell(alert(one.version, status="resolved"))
-    time.sleep(1)
+    one.tell(alert(one.version, fingerprint="fedcba9876543210"))
+    decided(one, "wait")  # on the last one: those before it were looked at, the oldest comes first
+    assert [action for action, _ in one.decisions()] == ["retrain", "retrain-succeeded", "wait"]
     assert len(one.runs()) == 1
 
 

@@ -108,3 +108,13 @@ def test_a_deployed_bundle_is_found_when_its_folder_of_training_is_gone(reposito
     shutil.move(found.folder, deployed)
     bundles.classifier(repository / "models/classifier/bundle")
     assert facts.served_bundle("classifier", found.version[:12], repository).folder == deployed
+
+
+def test_half_a_copy_and_damage_of_another_version_are_in_nobody_s_way(repository):
+    trained = repository / "models/classifier/bundle"
+    version = bundle.read(trained).version
+    for name in (f"{version}.partial", "0" * 64):
+        broken = repository / ".loopline/bundles/classifier" / name
+        shutil.copytree(trained, broken)
+        (broken / "model.onnx").write_bytes(b"half")
+    assert facts.served_bundle("classifier", version[:12], repository).folder == trained

@@ -60,6 +60,7 @@ def written(tmp_path, change):
         ({"here": [{"name": "a", "run": "x", "again": "b"}]}, "no step before it"),
         ({"here": [{"name": "a", "run": "x"}, {"name": "a", "run": "y"}]}, "the same name"),
         ({"here": [{"name": "../a", "run": "x"}]}, "here.0.name"),
+        ({"here": [{"name": "a", "run": "x", "own_time": True}, {"name": "b", "run": "y"}]}, "step a: own_time"),
     ],
 )
 def test_a_wrong_policy_is_refused_by_name(tmp_path, change, words):
@@ -85,6 +86,14 @@ def test_the_verbs_of_the_committed_policy_exist():
     assert len(ours) >= 7
     for words in ours:
         assert isinstance(cli.parser().parse_args(words), argparse.Namespace)  # exits where it does not understand
+
+
+def test_the_committed_rollout_promotes_in_the_registry_and_takes_its_inputs_from_the_run_s_journal():
+    (step,) = (step for step in policy.load(COMMITTED).steps if step.name == "rollout")
+    assert step.own_time, "ended by the run's timeout it would leave a canary that nobody watches"
+    options = cli.parser().parse_args(step.command(PLACES)[1:])
+    assert options.register
+    assert options.journal == Path("<journal>")
 
 
 def test_what_is_filled_in_stays_one_word():
@@ -133,6 +142,20 @@ def test_made_again_it_forgets_the_attempt_that_broke_off_and_nothing_else(repos
     assert git(repository, "tag") == "data/classifier/v1"
     assert git(folder, "rev-parse", "HEAD") == git(repository, "rev-parse", "HEAD")
     assert not (folder / "left.txt").exists()
+
+
+def test_made_again_after_a_step_back_in_history_it_keeps_the_data_versions_of_others(repository):
+    git(repository, "commit", "--quiet", "--allow-empty", "-m", "a data version of somebody else")
+    git(repository, "tag", "data/classifier/v2")
+    folder = worktree.make(repository, "classifier-1", "classifier", "scratch")
+    git(folder, "commit", "--quiet", "--allow-empty", "-m", "half a data version")
+    git(folder, "tag", "data/classifier/v3")
+    git(repository, "reset", "--quiet", "--hard", "HEAD~1")
+    worktree.make(repository, "classifier-1", "classifier", "scratch")
+    assert git(repository, "tag") == "data/classifier/v2"
+    worktree.remove(repository, folder)
+    git(repository, "branch", "--quiet", "-D", "retrain/classifier-1")
+    assert "retrain/classifier-1" not in (repository / ".git/config").read_text(), "gone with its branch"
 
 
 def test_a_start_from_the_champion_names_its_weights_without_a_path_of_this_machine(repository):
@@ -286,6 +309,18 @@ def test_github_is_told_ids_alone_and_once(hub, monkeypatch):
     assert path == "/repos/owner/name/actions/workflows/retrain.yml/dispatches"
     assert body == {"ref": "main", "inputs": {"model": "classifier", "run": "classifier-1"}}
     assert headers["Authorization"] == "Bearer github-token"
+
+
+def test_the_workflow_of_the_documentation_takes_what_is_sent_and_is_found_again(hub, monkeypatch):
+    monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
+    text = (ROOT / "docs/retraining.md").read_text(encoding="utf-8")
+    workflow = yaml.load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1], yaml.BaseLoader)
+    one = hub()
+    github.dispatch(one.to, model="classifier", run="classifier-1")
+    (body,) = (body for method, _, body, _ in one.asked if method == "POST")
+    assert set(workflow["on"]["workflow_dispatch"]["inputs"]) == set(body["inputs"])
+    one.titles = [workflow["run-name"].replace("${{ inputs.run }}", "classifier-1")]
+    assert "already" in github.dispatch(one.to, model="classifier", run="classifier-1")
 
 
 def test_a_refusal_of_github_and_a_missing_token_are_said(hub, monkeypatch):

@@ -105,6 +105,20 @@ def test_a_step_that_the_policy_no_longer_has_fails_the_run(store, tmp_path):
     assert store.run(row.id).result == "failed"
 
 
+@pytest.mark.parametrize(
+    ("end", "result", "words"), [("", "succeeded", "every step"), ("; exit 3", "failed", "ended with exit code 3")]
+)
+def test_the_run_s_timeout_does_not_end_a_step_with_a_time_of_its_own(store, tmp_path, end, result, words):
+    row = decided(store)
+    step = {"name": "c", "run": f"/bin/sh -c 'sleep 1{end}'", "at": "repository", "own_time": True}
+    wanted = demands(step).model_copy(update={"timeout_minutes": 1e-9})
+    store.step(row.id, "c")
+    runs.carry_out(store.run(row.id), wanted, store, Place(tmp_path, tmp_path, tmp_path), threading.Event())
+    assert store.run(row.id).result == result
+    (line,) = [line for line in store.unlogged() if line.action == f"retrain-{result}"]
+    assert words in " ".join(line.reasons)
+
+
 def test_told_to_stop_it_ends_the_step_and_leaves_the_run_for_the_next_start(store, tmp_path):
     row = decided(store)
     stop = threading.Event()

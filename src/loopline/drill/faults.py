@@ -48,7 +48,7 @@ def policy(folder: Path, pace: Pace) -> Path:
     for step in found["here"]:
         if step["name"] == "rollout":
             step["run"] += (
-                f" --register --journal {{journal}} --inputs 200 --requests {pace.requests} --points {pace.points}"
+                f" --inputs 200 --requests {pace.requests} --points {pace.points}"
                 f" --slice {pace.slice} --slower {SLOWER} --shift {SHIFT} --hold 240"
             )
     path = folder / ".loopline/retraining.yaml"

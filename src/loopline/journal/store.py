@@ -13,6 +13,9 @@ from typing import Any
 from loopline.journal import index
 from loopline.journal.parts import FOLDER, Parts
 
+# Samples of model ?1 on whose label sources do not agree.
+DISPUTED = "SELECT id FROM label WHERE model=?1 GROUP BY id HAVING count(DISTINCT label) > 1"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -54,9 +57,10 @@ class Store:
         return self._entries("labelled>? ORDER BY labelled, id", (model, since))
 
     def label_counts(self, model: str, *, since: float = 0.0) -> dict[str, int]:
-        """Labels by class that came after a time; of a detector its objects."""
+        """Labels by class that came after a time, without those that sources dispute; of a detector its objects."""
         counts: dict[str, int] = {}
-        for row in self.index.execute("SELECT label FROM entry WHERE model=? AND labelled>?", (model, since)):
+        query = f"SELECT label FROM entry WHERE model=?1 AND labelled>?2 AND id NOT IN ({DISPUTED})"  # noqa: S608 - our own
+        for row in self.index.execute(query, (model, since)):
             label = json.loads(row["label"])
             for name in [label] if isinstance(label, str) else [box["label"] for box in label]:
                 counts[name] = counts.get(name, 0) + 1
@@ -65,10 +69,7 @@ class Store:
     def conflicts(self, model: str) -> dict[str, dict[str, Any]]:
         """Samples on whose label sources do not agree: id -> source -> label."""
         found: dict[str, dict[str, Any]] = {}
-        query = (
-            "SELECT id, source, label FROM label WHERE model=?1 AND id IN "
-            "(SELECT id FROM label WHERE model=?1 GROUP BY id HAVING count(DISTINCT label) > 1)"
-        )
+        query = f"SELECT id, source, label FROM label WHERE model=?1 AND id IN ({DISPUTED})"  # noqa: S608 - our own
         for row in self.index.execute(query, (model,)):
             found.setdefault(row["id"], {})[row["source"]] = json.loads(row["label"])
         return found

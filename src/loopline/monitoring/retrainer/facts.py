@@ -54,9 +54,9 @@ def _gather(model: str, version: str, since: float, sources: Sources) -> Evidenc
 
 def served_bundle(model: str, version: str, repository: Path) -> bundle.Bundle:
     """The bundle of this version (or of a beginning of it), among those deployed and the one trained last. Raises LooplineError."""
-    deployed = sorted((repository / ".loopline/bundles" / model).glob("*/"))
-    folders = [*deployed, repository / "models" / model / "bundle"]
-    for folder in folders:
+    kept = sorted((repository / ".loopline/bundles" / model).glob("*/"))  # each named by its version, or half a copy
+    named = [folder for folder in kept if folder.name.startswith(version) and folder.suffix != ".partial"]
+    for folder in [*named, repository / "models" / model / "bundle"]:
         if version and (folder / bundle.SUMS).exists() and (found := bundle.read(folder)).version.startswith(version):
             return found
     raise LooplineError(f"the bundle of {model} in version {version or 'unknown'} is not here")

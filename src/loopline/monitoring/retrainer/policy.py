@@ -30,13 +30,14 @@ class Step(Strict):
     """One command of a run; a second start of it must do no harm.
 
     run: words, with places in braces. at: the folder that it runs in. again: where a run that broke off in this step goes on;
-    default: here.
+    default: here. own_time: it ends by itself, the run's timeout is not for it; only the last step may say so.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z-]*$")
     run: str
     at: Literal["worktree", "repository"] = "worktree"
     again: str | None = None
+    own_time: bool = False
 
     @field_validator("run")
     @classmethod
@@ -83,6 +84,8 @@ class Policy(Strict):
         names = [step.name for step in self.here]
         if len(set(names)) < len(names):
             raise ValueError("two steps have the same name")
+        if early := [step.name for step in self.here[:-1] if step.own_time]:
+            raise ValueError(f"step {early[0]}: own_time is for the last step, another would begin after the timeout")
         for number, step in enumerate(self.here):
             if step.again is not None and step.again not in names[:number]:
                 raise ValueError(f"step {step.name}: again: {step.again!r} is no step before it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -48,14 +49,15 @@ def carry_out(run: Run, policy: Policy, store: Store, place: Place, stop: thread
     if run.pid is not None and first.again:  # it broke off in the middle of this step
         first = policy.steps[names.index(first.again)]
     for step in policy.steps[names.index(first.name) :]:
-        code = _do(step, run, store, place, deadline, stop)
+        due = math.inf if step.own_time else deadline
+        code = _do(step, run, store, place, due, stop)
         if code is None:
             return None
         log = place.logs(run.id) / f"{step.name}.log"
         if code == REFUSED:
             return _finish(run, "refused", f"step {step.name} refused the candidate: {_tail(log)}", store, place)
         if code:
-            late = time.time() > deadline
+            late = time.time() > due
             why = f"took the run over {policy.timeout_minutes:g} min" if late else f"ended with exit code {code}"
             return _finish(run, "failed", f"step {step.name} {why}: {_tail(log)}", store, place)
         following = names[names.index(step.name) + 1 :]

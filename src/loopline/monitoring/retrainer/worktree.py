@@ -29,14 +29,18 @@ def make(root: Path, run: str, model: str, start_from: str) -> Path:
     folder = folder_of(root, run)
     remove(root, folder)
     branch = f"retrain/{run}"
+    began = f"branch.{branch}.began"  # the commit that the run's own ones follow; git forgets it with the branch
     if repository.git("-C", str(root), "branch", "--list", branch):
-        # Data versions of an attempt that broke off: nobody else's commits have them.
-        own = repository.git("-C", str(root), "tag", "--list", "data/*", "--merged", branch, "--no-merged", "HEAD")
+        # Data versions of an attempt that broke off, and of no commit before it: HEAD may have moved since.
+        base = repository.git("-C", str(root), "config", began)
+        own = repository.git("-C", str(root), "tag", "--list", "data/*", "--merged", branch, "--no-merged", base)
         for tag in own.splitlines():
             repository.git("-C", str(root), "tag", "--delete", tag)
         repository.git("-C", str(root), "branch", "--quiet", "-D", branch)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    repository.git("-C", str(root), "worktree", "add", "--quiet", "-b", branch, str(folder))
+    head = repository.git("-C", str(root), "rev-parse", "HEAD")
+    repository.git("-C", str(root), "config", began, head)
+    repository.git("-C", str(root), "worktree", "add", "--quiet", "-b", branch, str(folder), head)
     _share_cache(root, folder)
     batches = sorted(map(str, (folder / "data/batches" / model).glob("*.dvc")))
     if batches:
