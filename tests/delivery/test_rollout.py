@@ -57,6 +57,15 @@ def test_a_good_challenger_is_promoted_and_put_back_and_no_request_is_lost(up, p
         controller.start(place / "challenger", QUICK)
 
 
+def test_servers_that_want_a_token_are_asked_with_it(place, monkeypatch, request):
+    monkeypatch.setenv("LOOPLINE_TOKEN", "s3cret")
+    up = request.getfixturevalue("up")
+    with front.sending(up, token="s3cret"):
+        controller = front.controller()
+        controller.start(place / "challenger", replace(QUICK, steps=(50,), inputs=0))
+        assert controller.run().stage == "promoted"
+
+
 ENDLESS = replace(QUICK, inputs=0, policy=replace(QUICK.policy, requests=10**6))
 
 

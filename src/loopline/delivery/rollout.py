@@ -29,6 +29,7 @@ Stage = Literal["shadow", "canary", "promote", "roll back", "promoted", "rolled 
 OVER = ("promoted", "rolled back")
 SCRAPE_SECONDS = 2.0  # between two looks at the lanes' counters; the gateway's log is looked at in every round
 Recent = Callable[[str, int], list[Given]]
+Counters = dict[str, tuple[dict[str, float], tuple[float, float], int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,9 +205,7 @@ class Controller:
         if plan.inputs:
             inputs = self.recent(state.model, plan.inputs)
             champion, challenger = (fleet.servers(lane, self.up)[0].address for lane in (BASELINE, CHALLENGER))
-            seen = evidence.replay(
-                self._unless_asked(inputs), state.model, champion, challenger, os.environ.get("LOOPLINE_TOKEN")
-            )
+            seen = evidence.replay(self._unless_asked(inputs), state.model, champion, challenger, _token())
             seen = replace(seen, sick=self._sick(state))
             verdict = judge.shadow(seen, plan.policy)
             if verdict.action != "pass":  # a replay again would be the same: nothing is gained by holding
@@ -247,24 +246,26 @@ class Controller:
             tally.add(log.read())
             if time.monotonic() - looked > SCRAPE_SECONDS:
                 counters, looked = self._counters(state), time.monotonic()
-            seen = judge.Evidence(
-                challenger=tally.lane(CHALLENGER, *counters[CHALLENGER][:2]),
-                baseline=tally.lane(BASELINE, *counters[BASELINE][:2]),
-                sick=self._sick(state, tally),
-                invalid=counters[CHALLENGER][2],
-                expected=state.expected,
-            )
-            verdict = judge.canary(seen, policy)
+            verdict = self._judge(state, policy, tally, counters)
             if verdict.action == "pass":
                 # Counters are scraped now and then; nothing passes on old ones.
                 counters, looked = self._counters(state), time.monotonic()
-                if not counters[CHALLENGER][2]:
-                    return verdict
-            elif verdict.action == "roll back":
+                verdict = self._judge(state, policy, tally, counters)
+            if verdict.action != "hold":
                 return verdict
             if time.time() - state.since > plan.hold:
                 return judge.Verdict("roll back", (f"no verdict within {plan.hold:g} s", *verdict.reasons))
             time.sleep(plan.every)
+
+    def _judge(self, state: State, policy: judge.Policy, tally: evidence.Tally, counters: Counters) -> judge.Verdict:
+        seen = judge.Evidence(
+            challenger=tally.lane(CHALLENGER, *counters[CHALLENGER][:2]),
+            baseline=tally.lane(BASELINE, *counters[BASELINE][:2]),
+            sick=self._sick(state, tally),
+            invalid=counters[CHALLENGER][2],
+            expected=state.expected,
+        )
+        return judge.canary(seen, policy)
 
     def _finish(self, state: State) -> State:
         """Promotion and rollback: say what is wanted, make it so, note it. Nobody's note stops that half-way."""
@@ -304,12 +305,18 @@ class Controller:
                 evidence=about,
             )
 
-    def _counters(self, state: State) -> dict[str, tuple[dict[str, float], tuple[float, float], int]]:
+    def _counters(self, state: State) -> Counters:
         """Lane -> predicted classes, labels, and answers that are no number."""
         prometheus = fleet.read(self.up).prometheus
         found = {}
         for lane, version in ((CHALLENGER, state.challenger), (BASELINE, state.champion)):
-            rows = [row for server in fleet.servers(lane, self.up) for row in _rows(server.address)]
+            try:
+                servers = fleet.servers(lane, self.up)
+                rows = [row for server in servers for row in evidence.series(server.address, _token())]
+            except (
+                LooplineError
+            ):  # one that is left out would be a gate that is off: the judge holds for want of counts
+                rows = []
             seen, invalid = evidence.classes(rows, state.model)
             said = evidence.labels(prometheus, state.model, version[:12], state.began) if prometheus else (0.0, 0.0)
             found[lane] = (seen, said, invalid)
@@ -373,8 +380,6 @@ class _TakenOver(Exception):
     pass
 
 
-def _rows(address: str) -> evidence.Series:
-    try:
-        return evidence.series(address)
-    except LooplineError:  # `_sick` says so
-        return []
+def _token() -> str | None:
+    """What our servers want as bearer token."""
+    return os.environ.get("LOOPLINE_TOKEN")
