@@ -94,13 +94,16 @@ def save(processes: Sequence[Process], folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, name: str = "lock") -> Iterator[None]:
-    """Inside, nobody else is: for who reads what is noted, changes it, and writes it."""
+def locked(folder: Path, name: str = "lock", *, wait: bool = True) -> Iterator[None]:
+    """Inside, nobody else is: for who reads what is noted, changes it, and writes it.
+
+    Raises BlockingIOError if somebody is and we are not to wait.
+    """
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 

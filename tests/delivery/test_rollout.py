@@ -53,6 +53,11 @@ def test_a_good_challenger_is_promoted_and_put_back_and_no_request_is_lost(up, p
         consistent(old, place)
     assert gateway.shared() == {"classifier": 0}
     assert [r.action for r in decisions.read().records] == ["shadow", "canary", "canary", "promote", "rollback"]
+    assert controller.start(place / "challenger", QUICK) == rollout.read(), "the last rollout's end"
+    bundles.classifier(place / "third", code="e" * 64)
+    third = controller.start(place / "third", QUICK)
+    assert third.stage == "shadow"
+    controller.rollback("classifier")
     with pytest.raises(LooplineError, match="was rolled back before"):
         controller.start(place / "challenger", QUICK)
 
@@ -225,12 +230,35 @@ def test_the_command_line_takes_a_challenger_all_the_way(up, place, versions):
         said, wrong = done.communicate(timeout=120)
         assert done.returncode == 0, wrong
         assert "promoted" in said
+        twice = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *options)
+        assert (twice.communicate(timeout=120)[0], twice.returncode) == (said, 0)
         back = front.loopline("rollout", "rollback", "classifier", "--reason", "a customer called")
         assert back.communicate(timeout=60)[0].endswith("a customer called\n")
+        twice = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *options)
+        assert twice.communicate(timeout=60)[0].endswith("a customer called\n")
+        assert twice.returncode == 2
         behind = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--again", *options)
         assert behind.communicate(timeout=60)[1] == ""
         prometheus.eventually(lambda: "promoted" in front.loopline("rollout", "status").communicate()[0])
     assert decisions.champions(decisions.read().records)["classifier"].champion.startswith(versions[1])
+
+
+def test_what_was_promoted_and_serves_no_more_begins_anew(up, place):
+    controller = front.controller()
+    first = controller.start(place / "challenger", ENDLESS)
+    assert controller.promote("classifier").stage == "promoted"
+    assert controller.start(place / "challenger", ENDLESS).id == first.id
+    fleet.apply(fleet.read().with_champion("classifier", str(place / "models/classifier/bundle")))
+    assert controller.start(place / "challenger", ENDLESS).id != first.id
+
+
+def test_a_second_start_does_not_wait_for_who_is_at_it(up, place):
+    state = front.controller().start(place / "challenger", ENDLESS)
+    with processes.locked(rollout.FOLDER, "controller.lock"):
+        second = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", "--inputs", 0)
+        _, wrong = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert f"a rollout is under way: {state}" in wrong
 
 
 @pytest.mark.parametrize("steps", ["60", "25,5", "", "five"])

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -109,9 +109,13 @@ class Controller:
     def start(self, source: Path, plan: Plan, *, store: Path = fleet.BUNDLES, again: bool = False) -> State:
         """Note that this bundle is to replace its model's champion; `run` does it. A rollout of the same that was cut off goes on.
 
-        Raises LooplineError if another is under way, if it serves already, if it was rolled back before, or if there is no journal.
+        If the last rollout was of the same and is over, its end is returned and nothing begins: who was cut off may ask twice. Not
+        so with `again`, or if what it promoted serves no more.
+
+        Raises LooplineError if somebody carries one out or another is under way, if it serves already, if it was rolled back before,
+        or if there is no journal.
         """
-        with self._held():
+        with self._held_at_once():
             present, wanted = read(self.folder), fleet.read(self.up)
             model, found = fleet.keep(source, store)
             if present and present.stage not in OVER:
@@ -123,7 +127,11 @@ class Controller:
             if model not in wanted.champion.bundles:
                 raise LooplineError(f"{model} is not served: there are {', '.join(wanted.champion.bundles)}")
             champion = bundle.read(Path(wanted.champion.bundles[model]))
-            if champion.version == found.version:
+            serves = champion.version == found.version
+            same = present is not None and (present.model, present.challenger) == (model, found.version)
+            if present and same and not again and (serves or present.stage == "rolled back"):
+                return present
+            if serves:
                 raise LooplineError(f"{model}: bundle {found.version:.12} serves already")
             if wanted.sentinel and not (found.folder / "golden.json").exists():
                 raise LooplineError(
@@ -339,6 +347,18 @@ class Controller:
     @contextmanager
     def _held(self) -> Iterator[None]:
         with processes.locked(self.folder, "controller.lock"):
+            yield
+
+    @contextmanager
+    def _held_at_once(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(processes.locked(self.folder, "controller.lock", wait=False))
+            except BlockingIOError as error:
+                raise LooplineError(
+                    f"a rollout is under way: {read(self.folder) or 'it just begins'}\n"
+                    "wait for its end, or end it with `loopline rollout promote` or `rollback`"
+                ) from error
             yield
 
     @contextmanager
