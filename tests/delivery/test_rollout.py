@@ -100,6 +100,7 @@ def test_a_challenger_that_answers_500_is_rolled_back(up, place, versions):
     counts = sender.end()
     assert state.stage == "rolled back"
     assert "requests failed" in state.reasons[0] or "more than chance" in state.reasons[0]
+    assert withdrawn(state)
     assert set(counts) == {200, 500}
     assert {status for status, _, _ in late} == {200}
     consistent(versions[0], place)
@@ -113,6 +114,7 @@ def test_shadow_stops_what_does_not_answer_before_any_request_reaches_it(up, pla
         state = controller.run()
     assert state.stage == "rolled back"
     assert "not answered" in state.reasons[0]
+    assert withdrawn(state)
     assert set(sender.since(0)) == {versions[0]}
 
 
@@ -124,13 +126,25 @@ def test_what_stays_unclear_is_rolled_back_and_never_promoted_by_time_out(up, pl
     assert state.stage == "rolled back"
     assert "no verdict within 1 s" in state.reasons[0]
     consistent(versions[0], place)
+    assert not withdrawn(state), "what is unclear says nothing against it"
 
 
-def test_too_few_inputs_for_the_shadow_are_no_pass(up, place, versions):
-    controller = front.controller(INPUTS[:5])
+def withdrawn(state):
+    return decisions.withdrawn(decisions.read().records, state.model, state.challenger)
+
+
+def test_too_few_inputs_for_the_shadow_are_said_before_anything_begins(up, place):
+    with pytest.raises(LooplineError, match="has 5 answered inputs of the 20"):
+        front.controller(INPUTS[:5]).start(place / "challenger", QUICK)
+    assert rollout.read() is None
+
+
+def test_inputs_that_only_the_challenger_could_answer_are_no_pass(up, place):
+    controller = front.controller([b"no image"] * 20)
     controller.start(place / "challenger", QUICK)
     state = controller.run()
     assert (state.stage, "20 inputs are wanted" in state.reasons[0]) == ("rolled back", True)
+    assert not withdrawn(state)
 
 
 def test_a_challenger_that_cannot_be_loaded_is_rolled_back(up, place, versions):
@@ -141,6 +155,7 @@ def test_a_challenger_that_cannot_be_loaded_is_rolled_back(up, place, versions):
         state = controller.run()
     assert state.stage == "rolled back"
     assert "model.onnx was changed" in state.reasons[0]
+    assert not withdrawn(state)
     consistent(versions[0], place)
 
 
@@ -202,7 +217,7 @@ def test_what_cannot_be_rolled_out_is_refused(up, place):
     assert refused.wait(60) == 1
     refused.communicate()
     assert rollout.read() is None, "no journal is no fault of the challenger"
-    controller.start(place / "challenger", QUICK)
+    controller.start(place / "challenger", ENDLESS)
     bundles.classifier(place / "third", code="e" * 64)
     with pytest.raises(LooplineError, match="a rollout is under way"):
         controller.start(place / "third", QUICK)

@@ -51,7 +51,8 @@ class Plan:
 class State:
     """Where a rollout is. champion and challenger: versions; before and after: their folders. since: the step's begin, epoch seconds.
 
-    offset: of the gateway's log where the canary began. expected: see `judge.Evidence`.
+    offset: of the gateway's log where the canary began. expected: see `judge.Evidence`. withdraws: a rollback is the challenger's
+    fault, or somebody's will; what could not be done, or did not get clear, says nothing against a challenger.
     """
 
     id: str
@@ -65,6 +66,7 @@ class State:
     since: float = 0.0
     offset: int = 0
     expected: float = 0.0
+    withdraws: bool = True
     reasons: tuple[str, ...] = ()
     plan: Plan = field(default_factory=Plan)
 
@@ -113,7 +115,7 @@ class Controller:
         so with `again`, or if what it promoted serves no more.
 
         Raises LooplineError if somebody carries one out or another is under way, if it serves already, if it was rolled back before,
-        or if there is no journal.
+        or if the journal has too few inputs for the shadow.
         """
         with self._held_at_once():
             present, wanted = read(self.folder), fleet.read(self.up)
@@ -141,8 +143,12 @@ class Controller:
                 raise LooplineError(
                     f"{model}: bundle {found.version:.12} was rolled back before: {said}; --again tries it anew"
                 )
-            if plan.inputs:
-                self.recent(model, 1)  # no journal is no fault of the challenger: it is said before anything begins
+            # What the journal lacks is no fault of the challenger: it is said before anything begins.
+            if plan.inputs and (kept := len(self.recent(model, plan.inputs))) < plan.policy.shadow_inputs:
+                raise LooplineError(
+                    f"{model}: the journal has {kept} answered inputs of the {plan.policy.shadow_inputs} that the shadow wants: "
+                    "wait for more traffic, ask for fewer with --inputs, or go without with --inputs 0"
+                )
             state = State(
                 id=f"{time.time_ns():x}",
                 model=model,
@@ -171,7 +177,7 @@ class Controller:
         with self._taken(model) as state:
             if state.stage == "rolled back":
                 raise LooplineError(f"{model}: the last rollout is rolled back already")
-            return self._finish(self._enter(state, "roll back", (reason,)))
+            return self._finish(self._enter(replace(state, withdraws=True), "roll back", (reason,)))
 
     def run(self) -> State:
         """Go on until it is over; while somebody takes over by hand, wait for what they do. Raises LooplineError if there is none."""
@@ -202,7 +208,7 @@ class Controller:
         except LooplineError as error:  # a server that does not start, for one
             if state.stage == "roll back":
                 raise
-            return self._enter(state, "roll back", (str(error),))
+            return self._enter(replace(state, withdraws=False), "roll back", (str(error),))
 
     def _shadow(self, state: State) -> State:
         plan, wanted = state.plan, fleet.read(self.up)
@@ -217,7 +223,7 @@ class Controller:
             seen = replace(seen, sick=self._sick(state))
             verdict = judge.shadow(seen, plan.policy)
             if verdict.action != "pass":  # a replay again would be the same: nothing is gained by holding
-                return self._enter(state, "roll back", verdict.reasons)
+                return self._back(state, verdict)
             expected, reasons = seen.expected, verdict.reasons
         else:
             reasons = ("no shadow was asked for",)
@@ -234,15 +240,15 @@ class Controller:
             self.gateway.share(state.model, plan.steps[state.step])
             tally.begin(state.since)
             verdict = self._watch(state, log, tally)
-            if verdict.action == "roll back":
-                return self._enter(state, "roll back", verdict.reasons)
+            if verdict.action != "pass":
+                return self._back(state, verdict)
             self._note(state, "canary", (f"{plan.steps[state.step]} %", *verdict.reasons))
             if state.step + 1 == len(plan.steps):
                 return self._enter(state, "promote", verdict.reasons)
             state = self._enter(replace(state, step=state.step + 1), "canary", verdict.reasons)
 
     def _watch(self, state: State, log: evidence.Log, tally: evidence.Tally) -> judge.Verdict:
-        """Look until there is a verdict. Time that runs out never passes."""
+        """Look until there is a verdict, or time runs out: then it holds still, and that never passes."""
         plan = state.plan
         last = state.step + 1 == len(plan.steps)
         policy = (
@@ -262,7 +268,7 @@ class Controller:
             if verdict.action != "hold":
                 return verdict
             if time.time() - state.since > plan.hold:
-                return judge.Verdict("roll back", (f"no verdict within {plan.hold:g} s", *verdict.reasons))
+                return judge.Verdict("hold", (f"no verdict within {plan.hold:g} s", *verdict.reasons))
             time.sleep(plan.every)
 
     def _judge(self, state: State, policy: judge.Policy, tally: evidence.Tally, counters: Counters) -> judge.Verdict:
@@ -292,6 +298,9 @@ class Controller:
         """On the disk before anything is done."""
         return self._save(replace(state, stage=stage, reasons=tuple(reasons), since=time.time()))
 
+    def _back(self, state: State, verdict: judge.Verdict) -> State:
+        return self._enter(replace(state, withdraws=verdict.action == "roll back"), "roll back", verdict.reasons)
+
     def _save(self, state: State) -> State:
         self.folder.mkdir(parents=True, exist_ok=True)
         processes.write(self.folder / "state.json", json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1))
@@ -301,7 +310,9 @@ class Controller:
         """A line in the decision log; once, should the one before us have been killed after it."""
         back = action == "rollback"
         champion = state.challenger if action == "promote" else state.champion
-        about = {"rollout": state.id, "step": state.step} | ({"withdrawn": state.challenger} if back else {})
+        about = {"rollout": state.id, "step": state.step} | (
+            {"withdrawn": state.challenger} if back and state.withdraws else {}
+        )
         last = [r for r in decisions.read().records if r.evidence.get("rollout") == state.id][-1:]
         if not (last and last[0].action == action and last[0].evidence == about):
             decisions.append(
