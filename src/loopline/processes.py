@@ -121,14 +121,19 @@ def end(processes: Sequence[Process]) -> None:
     """Ask each to end, the last started first; what has not after a while is killed."""
     left = [process for process in reversed(processes) if alive(process)]
     for process in left:
-        os.kill(process.pid, signal.SIGTERM)
+        _signal(process, signal.SIGTERM)
     until = time.monotonic() + END_SECONDS
     while (left := [process for process in left if alive(process)]) and time.monotonic() < until:
         time.sleep(0.05)
     for process in left:
-        os.kill(process.pid, signal.SIGKILL)
+        _signal(process, signal.SIGKILL)
     for (
         process
     ) in processes:  # ours is buried here; another's child is its parent's business, and none of ours to wait for
         with suppress(ChildProcessError):
             os.waitpid(process.pid, os.WNOHANG)
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it ended since we looked
+        os.kill(process.pid, number)

@@ -129,6 +129,17 @@ def test_what_stays_unclear_is_rolled_back_and_never_promoted_by_time_out(up, pl
     assert not withdrawn(state), "what is unclear says nothing against it"
 
 
+def test_the_note_of_one_who_was_killed_stops_nobody_even_if_its_number_lives(up, place):
+    front.controller().start(place / "challenger", replace(ENDLESS, hold=1.0))
+    (rollout.FOLDER / f"asked.{os.getpid()}.1.5").touch()
+    running = front.loopline("rollout", "resume")
+    try:
+        assert running.wait(120) == 2
+    finally:
+        running.kill()
+        running.communicate()
+
+
 def withdrawn(state):
     return decisions.withdrawn(decisions.read().records, state.model, state.challenger)
 

@@ -21,6 +21,7 @@ from loopline.delivery.evidence import Given
 from loopline.delivery.fleet import Lane
 from loopline.delivery.gateway import BASELINE, CHALLENGER, Gateway
 from loopline.errors import LooplineError
+from loopline.processes import Process
 from loopline.release import bundle, decisions
 
 FOLDER = Path(".loopline/rollout")
@@ -375,7 +376,9 @@ class Controller:
     @contextmanager
     def _taken(self, model: str) -> Iterator[State]:
         """Take over from whoever is at it."""
-        note = self.folder / f"asked.{os.getpid()}"
+        import psutil
+
+        note = self.folder / f"asked.{os.getpid()}.{psutil.Process().create_time()!r}"
         self.folder.mkdir(parents=True, exist_ok=True)
         note.touch()
         try:
@@ -388,10 +391,9 @@ class Controller:
             note.unlink(missing_ok=True)
 
     def _asked(self) -> bool:
-        """Does somebody wait to take over? Of one who was killed, the note counts no more."""
-        import psutil
-
-        return any(psutil.pid_exists(int(note.suffix[1:])) for note in self.folder.glob("asked.*"))
+        """Does somebody wait to take over? Of one who was killed, the note counts no more, whoever has its number now."""
+        notes = (note.name.split(".", 2) for note in self.folder.glob("asked.*.*"))
+        return any(processes.alive(Process("", int(pid), float(created), "")) for _, pid, created in notes)
 
     def _unless_asked(self, inputs: Sequence[Given] = ()) -> Iterator[Given]:
         """Raises _TakenOver if somebody waits; so does going through what it returns."""
