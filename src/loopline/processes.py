@@ -94,13 +94,16 @@ def save(processes: Sequence[Process], folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, name: str = "lock") -> Iterator[None]:
-    """Inside, nobody else is: for who reads what is noted, changes it, and writes it."""
+def locked(folder: Path, name: str = "lock", *, wait: bool = True) -> Iterator[None]:
+    """Inside, nobody else is: for who reads what is noted, changes it, and writes it.
+
+    Raises BlockingIOError if somebody is and we are not to wait.
+    """
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
@@ -118,14 +121,19 @@ def end(processes: Sequence[Process]) -> None:
     """Ask each to end, the last started first; what has not after a while is killed."""
     left = [process for process in reversed(processes) if alive(process)]
     for process in left:
-        os.kill(process.pid, signal.SIGTERM)
+        _signal(process, signal.SIGTERM)
     until = time.monotonic() + END_SECONDS
     while (left := [process for process in left if alive(process)]) and time.monotonic() < until:
         time.sleep(0.05)
     for process in left:
-        os.kill(process.pid, signal.SIGKILL)
+        _signal(process, signal.SIGKILL)
     for (
         process
     ) in processes:  # ours is buried here; another's child is its parent's business, and none of ours to wait for
         with suppress(ChildProcessError):
             os.waitpid(process.pid, os.WNOHANG)
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it ended since we looked
+        os.kill(process.pid, number)

@@ -26,7 +26,8 @@ needed = pytest.mark.skipif(
 class Sender:
     """Steady requests through the gateway, each with an id of its own: (status, version, id) of every one."""
 
-    def __init__(self, port, clients=4, pause=0.005, values=range(256)):
+    def __init__(self, port, clients=4, pause=0.005, values=range(256), token=None):
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.answers, self.stop = [], threading.Event()
         self.images = [brightness.png(value) for value in values]
         self.threads = [threading.Thread(target=self._send, args=(port, n, pause)) for n in range(clients)]
@@ -40,7 +41,7 @@ class Sender:
             identity = f"{number}-{count}"
             try:
                 body = self.images[(count * 7 + number) % len(self.images)]
-                connection.request("POST", "/predict/classifier", body, {"X-Request-Id": identity})
+                connection.request("POST", "/predict/classifier", body, self.headers | {"X-Request-Id": identity})
                 answer = connection.getresponse()
                 content = answer.read()
                 version = json.loads(content).get("version")

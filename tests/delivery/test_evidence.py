@@ -125,6 +125,16 @@ def test_classes_are_counted_from_traffic(servers):
     )
 
 
+def test_a_server_with_a_token_says_its_counters_to_who_sends_it(folders):
+    server = Process(folders["same"], "--port", 0, env={"LOOPLINE_TOKEN": "s3cret"})
+    try:
+        with pytest.raises(LooplineError, match="401"):
+            evidence.series(server.url)
+        assert evidence.classes(evidence.series(server.url, "s3cret"), "classifier")[0]
+    finally:
+        server.stop()
+
+
 def test_a_server_that_is_gone_is_said():
     with pytest.raises(LooplineError, match="does not answer"):
         evidence.series(f"http://127.0.0.1:{prometheus.free_port()}")

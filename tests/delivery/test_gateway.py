@@ -79,6 +79,25 @@ def test_probes_and_requests_for_a_version_are_the_champions(lanes, gateway, ver
         assert requests.get(path, headers={"X-Request-Id": str(number)}, timeout=10).status_code == 200
 
 
+def test_only_predictions_are_shared(lanes, gateway):
+    """Labels, metadata and polls are the champion's, so they are not in the log that the judge reads."""
+    gateway.share("classifier", 50)
+    url = f"http://127.0.0.1:{lanes}/v2/models/classifier"
+    keys = [{"X-Request-Id": str(number)} for number in range(20)]
+    for key in keys:
+        for path in ("", "/ready", "/infer/other", "/feedback"):
+            requests.get(url + path, headers=key, timeout=10)
+        requests.get(f"http://127.0.0.1:{lanes}/predict/classifier/other", headers=key, timeout=10)
+    for key in keys:
+        requests.post(url + "/infer", b"{}", headers=key, timeout=10)
+        requests.post(f"http://127.0.0.1:{lanes}/predict/classifier/", b"", headers=key, timeout=10)
+    log = Path(".loopline/up/gateway.log")
+    prometheus.eventually(lambda: log.read_text().count("lane ") >= 40)
+    answers = list(evidence.Log(log).read())
+    assert len(answers) == 40
+    assert {(answer.model, answer.status) for answer in answers} == {("classifier", 400)}
+
+
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/%6detrics", "/metrics?x=1"])
 def test_metrics_are_not_public(up, path):
     assert requests.get(f"http://127.0.0.1:{up}{path}", timeout=10).status_code == 404

@@ -17,6 +17,7 @@ RNG = np.random.default_rng(0)
 
 
 def lane(requests=400, errors=0, slower=1.0, seed=0, **more):
+    more = {"classes": {"0": 500, "1": 500}} | more
     seconds = 0.005 * slower * np.exp(np.random.default_rng(seed).normal(0, 0.4, requests))
     return Lane(requests=requests, errors=errors, step=requests, seconds=seconds, **more)
 
@@ -100,6 +101,15 @@ def test_other_classes_than_shadow_showed_roll_back():
     assert "classes" in verdict.reasons[0]
     assert judge.canary(evidence(moved, baseline, expected=0.4), POLICY).action == "pass"
     assert judge.canary(evidence(lane(seed=1, classes={"0": 5, "1": 1}), baseline), POLICY).action == "pass", "chance"
+
+
+def test_requests_whose_classes_nobody_counted_hold():
+    for seen in (evidence(lane(seed=1, classes={})), evidence(baseline=lane(classes={"0": 0.0}))):
+        verdict = judge.canary(seen, POLICY)
+        assert verdict.action == "hold"
+        assert "cannot be read" in verdict.reasons[0]
+    nothing_yet = lane(0, classes={"0": 0.0})
+    assert "points of latency" in judge.canary(evidence(nothing_yet, nothing_yet), POLICY).reasons[0]
 
 
 def shown(**more):

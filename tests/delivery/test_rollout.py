@@ -53,8 +53,22 @@ def test_a_good_challenger_is_promoted_and_put_back_and_no_request_is_lost(up, p
         consistent(old, place)
     assert gateway.shared() == {"classifier": 0}
     assert [r.action for r in decisions.read().records] == ["shadow", "canary", "canary", "promote", "rollback"]
+    assert controller.start(place / "challenger", QUICK) == rollout.read(), "the last rollout's end"
+    bundles.classifier(place / "third", code="e" * 64)
+    third = controller.start(place / "third", QUICK)
+    assert third.stage == "shadow"
+    controller.rollback("classifier")
     with pytest.raises(LooplineError, match="was rolled back before"):
         controller.start(place / "challenger", QUICK)
+
+
+def test_servers_that_want_a_token_are_asked_with_it(place, monkeypatch, request):
+    monkeypatch.setenv("LOOPLINE_TOKEN", "s3cret")
+    up = request.getfixturevalue("up")
+    with front.sending(up, token="s3cret"):
+        controller = front.controller()
+        controller.start(place / "challenger", replace(QUICK, steps=(50,), inputs=0))
+        assert controller.run().stage == "promoted"
 
 
 ENDLESS = replace(QUICK, inputs=0, policy=replace(QUICK.policy, requests=10**6))
@@ -86,6 +100,7 @@ def test_a_challenger_that_answers_500_is_rolled_back(up, place, versions):
     counts = sender.end()
     assert state.stage == "rolled back"
     assert "requests failed" in state.reasons[0] or "more than chance" in state.reasons[0]
+    assert withdrawn(state)
     assert set(counts) == {200, 500}
     assert {status for status, _, _ in late} == {200}
     consistent(versions[0], place)
@@ -99,6 +114,7 @@ def test_shadow_stops_what_does_not_answer_before_any_request_reaches_it(up, pla
         state = controller.run()
     assert state.stage == "rolled back"
     assert "not answered" in state.reasons[0]
+    assert withdrawn(state)
     assert set(sender.since(0)) == {versions[0]}
 
 
@@ -110,13 +126,36 @@ def test_what_stays_unclear_is_rolled_back_and_never_promoted_by_time_out(up, pl
     assert state.stage == "rolled back"
     assert "no verdict within 1 s" in state.reasons[0]
     consistent(versions[0], place)
+    assert not withdrawn(state), "what is unclear says nothing against it"
 
 
-def test_too_few_inputs_for_the_shadow_are_no_pass(up, place, versions):
-    controller = front.controller(INPUTS[:5])
+def test_the_note_of_one_who_was_killed_stops_nobody_even_if_its_number_lives(up, place):
+    front.controller().start(place / "challenger", replace(ENDLESS, hold=1.0))
+    (rollout.FOLDER / f"asked.{os.getpid()}.1.5").touch()
+    running = front.loopline("rollout", "resume")
+    try:
+        assert running.wait(120) == 2
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def withdrawn(state):
+    return decisions.withdrawn(decisions.read().records, state.model, state.challenger)
+
+
+def test_too_few_inputs_for_the_shadow_are_said_before_anything_begins(up, place):
+    with pytest.raises(LooplineError, match="has 5 answered inputs of the 20"):
+        front.controller(INPUTS[:5]).start(place / "challenger", QUICK)
+    assert rollout.read() is None
+
+
+def test_inputs_that_only_the_challenger_could_answer_are_no_pass(up, place):
+    controller = front.controller([b"no image"] * 20)
     controller.start(place / "challenger", QUICK)
     state = controller.run()
     assert (state.stage, "20 inputs are wanted" in state.reasons[0]) == ("rolled back", True)
+    assert not withdrawn(state)
 
 
 def test_a_challenger_that_cannot_be_loaded_is_rolled_back(up, place, versions):
@@ -127,6 +166,7 @@ def test_a_challenger_that_cannot_be_loaded_is_rolled_back(up, place, versions):
         state = controller.run()
     assert state.stage == "rolled back"
     assert "model.onnx was changed" in state.reasons[0]
+    assert not withdrawn(state)
     consistent(versions[0], place)
 
 
@@ -188,7 +228,7 @@ def test_what_cannot_be_rolled_out_is_refused(up, place):
     assert refused.wait(60) == 1
     refused.communicate()
     assert rollout.read() is None, "no journal is no fault of the challenger"
-    controller.start(place / "challenger", QUICK)
+    controller.start(place / "challenger", ENDLESS)
     bundles.classifier(place / "third", code="e" * 64)
     with pytest.raises(LooplineError, match="a rollout is under way"):
         controller.start(place / "third", QUICK)
@@ -216,12 +256,35 @@ def test_the_command_line_takes_a_challenger_all_the_way(up, place, versions):
         said, wrong = done.communicate(timeout=120)
         assert done.returncode == 0, wrong
         assert "promoted" in said
+        twice = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *options)
+        assert (twice.communicate(timeout=120)[0], twice.returncode) == (said, 0)
         back = front.loopline("rollout", "rollback", "classifier", "--reason", "a customer called")
         assert back.communicate(timeout=60)[0].endswith("a customer called\n")
+        twice = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *options)
+        assert twice.communicate(timeout=60)[0].endswith("a customer called\n")
+        assert twice.returncode == 2
         behind = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--again", *options)
         assert behind.communicate(timeout=60)[1] == ""
         prometheus.eventually(lambda: "promoted" in front.loopline("rollout", "status").communicate()[0])
     assert decisions.champions(decisions.read().records)["classifier"].champion.startswith(versions[1])
+
+
+def test_what_was_promoted_and_serves_no_more_begins_anew(up, place):
+    controller = front.controller()
+    first = controller.start(place / "challenger", ENDLESS)
+    assert controller.promote("classifier").stage == "promoted"
+    assert controller.start(place / "challenger", ENDLESS).id == first.id
+    fleet.apply(fleet.read().with_champion("classifier", str(place / "models/classifier/bundle")))
+    assert controller.start(place / "challenger", ENDLESS).id != first.id
+
+
+def test_a_second_start_does_not_wait_for_who_is_at_it(up, place):
+    state = front.controller().start(place / "challenger", ENDLESS)
+    with processes.locked(rollout.FOLDER, "controller.lock"):
+        second = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", "--inputs", 0)
+        _, wrong = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert f"a rollout is under way: {state}" in wrong
 
 
 @pytest.mark.parametrize("steps", ["60", "25,5", "", "five"])

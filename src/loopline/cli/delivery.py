@@ -50,6 +50,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _start(options: argparse.Namespace) -> int:
+    from loopline.delivery.rollout import OVER
     from loopline.errors import LooplineError
     from loopline.release import bundle
 
@@ -57,7 +58,7 @@ def _start(options: argparse.Namespace) -> int:
         raise LooplineError(f"{options.bundle} is a bundle of {name}, not of {options.model}")
     controller = _controller(options)
     state = controller.start(options.bundle, _plan(options), again=options.again)
-    if options.wait:
+    if options.wait or state.stage in OVER:
         return _over(controller.run(), options)
     _behind(options)
     print(state)
@@ -119,7 +120,7 @@ def add(rooms: Verbs) -> None:
     start.add_argument(
         "--wait", action="store_true", help="until it is over: exits with 0 if promoted, 2 if rolled back"
     )
-    start.add_argument("--again", action="store_true", help="even if it was rolled back before")
+    start.add_argument("--again", action="store_true", help="even if it was rolled back before, or just now")
     start.add_argument("--steps", default="5,25,50", help="percent of the requests, rising")
     start.add_argument(
         "--hold", type=float, default=3600.0, help="seconds that a step may take; then it is rolled back"

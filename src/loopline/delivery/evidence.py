@@ -107,12 +107,16 @@ class Tally:
         )
 
 
-def series(address: str) -> Series:
-    """What a server's /metrics says: (name, labels, value). Raises LooplineError if it does not answer."""
+def series(address: str, token: str | None = None) -> Series:
+    """What a server's /metrics says: (name, labels, value). Raises LooplineError if it does not answer.
+
+    token: what the server wants as bearer token, if it wants one.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
+    request = urllib.request.Request(f"{address}/metrics", headers=_bearer(token))  # noqa: S310 - our own server
     try:
-        with urllib.request.urlopen(f"{address}/metrics", timeout=TIMEOUT) as answer:  # noqa: S310 - our own server
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
             text = answer.read().decode()
     except OSError as error:
         raise LooplineError(f"{address}/metrics does not answer: {error}") from error
@@ -198,9 +202,7 @@ def _ask(address: str, model: str, given: Given, token: str | None) -> tuple[Any
     text = isinstance(given, str)
     body = json.dumps({"text": given}).encode() if isinstance(given, str) else given
     headers = {"Content-Type": "application/json" if text else "application/octet-stream", "X-Loopline-Probe": "1"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    request = urllib.request.Request(f"{address}/predict/{model}", body, headers)  # noqa: S310 - our own server
+    request = urllib.request.Request(f"{address}/predict/{model}", body, headers | _bearer(token))  # noqa: S310 - our own server
     start = time.perf_counter()
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
@@ -209,6 +211,10 @@ def _ask(address: str, model: str, given: Given, token: str | None) -> tuple[Any
         return json.loads(content)["predictions"][0], seconds
     except (OSError, ValueError, KeyError, IndexError, TypeError, http.client.HTTPException):
         return None, 0.0
+
+
+def _bearer(token: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _classes(prediction: Any) -> list[str]:

@@ -52,10 +52,10 @@ frontend gateway
   bind {host}:{port}
   # Who operates asks the servers themselves.
   http-request deny deny_status 404 if {{ path,url_dec -m beg /metrics }}
-  http-request set-var(txn.model) path,url_dec,field(3,/) if {{ path,url_dec -m beg /predict/ }}
+  # Predictions alone are shared: labels, metadata and polls are quick, never wrong, and say nothing of a challenger.
+  http-request set-var(txn.model) path,url_dec,field(3,/) if {{ path,url_dec -m reg ^/predict/[^/]+/?$ }}
   # Who names a version means the champion's: there is no other in the addresses that are public.
-  acl versioned path,url_dec -m sub /versions/
-  http-request set-var(txn.model) path,url_dec,field(4,/) if {{ path,url_dec -m beg /v2/models/ }} !versioned
+  http-request set-var(txn.model) path,url_dec,field(4,/) if {{ path,url_dec -m reg ^/v2/models/[^/]+/infer/?$ }}
   http-request set-var(txn.share) var(txn.model),map_str_int({shares},0)
   http-request set-var(txn.twice) var(txn.share),add(txn.share)
   # What is sticky: the client that names itself, else the request and its repetitions by their id, else the same content.

@@ -253,8 +253,10 @@ def lost_by_chance(ours: Lane, theirs: Lane, alpha: float) -> float:
 def _classes(seen: Evidence, policy: Policy) -> tuple[str, str]:
     """Both lanes see the same traffic. What a retrained model legitimately answers otherwise, shadow has shown on the same inputs."""
     a, b = seen.challenger.classes, seen.baseline.classes
-    n, m = sum(a.values()), sum(b.values())
-    if not (n and m):
+    for name, lane in (("challenger", seen.challenger), ("baseline", seen.baseline)):
+        if lane.step and not sum(lane.classes.values()):
+            return "hold", f"the counters of the {name}'s servers cannot be read, or count no predicted class"
+    if not (sum(a.values()) and sum(b.values())):  # nor are there requests
         return "", ""
     moved, chance = total_variation(a, b)
     limit = seen.expected + policy.shift

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from loopline.delivery.evidence import Given
 from loopline.delivery.fleet import Lane
 from loopline.delivery.gateway import BASELINE, CHALLENGER, Gateway
 from loopline.errors import LooplineError
+from loopline.processes import Process
 from loopline.release import bundle, decisions
 
 FOLDER = Path(".loopline/rollout")
@@ -29,6 +30,7 @@ Stage = Literal["shadow", "canary", "promote", "roll back", "promoted", "rolled 
 OVER = ("promoted", "rolled back")
 SCRAPE_SECONDS = 2.0  # between two looks at the lanes' counters; the gateway's log is looked at in every round
 Recent = Callable[[str, int], list[Given]]
+Counters = dict[str, tuple[dict[str, float], tuple[float, float], int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,8 @@ class Plan:
 class State:
     """Where a rollout is. champion and challenger: versions; before and after: their folders. since: the step's begin, epoch seconds.
 
-    offset: of the gateway's log where the canary began. expected: see `judge.Evidence`.
+    offset: of the gateway's log where the canary began. expected: see `judge.Evidence`. withdraws: a rollback is the challenger's
+    fault, or somebody's will; what could not be done, or did not get clear, says nothing against a challenger.
     """
 
     id: str
@@ -64,6 +67,7 @@ class State:
     since: float = 0.0
     offset: int = 0
     expected: float = 0.0
+    withdraws: bool = True
     reasons: tuple[str, ...] = ()
     plan: Plan = field(default_factory=Plan)
 
@@ -108,9 +112,13 @@ class Controller:
     def start(self, source: Path, plan: Plan, *, store: Path = fleet.BUNDLES, again: bool = False) -> State:
         """Note that this bundle is to replace its model's champion; `run` does it. A rollout of the same that was cut off goes on.
 
-        Raises LooplineError if another is under way, if it serves already, if it was rolled back before, or if there is no journal.
+        If the last rollout was of the same and is over, its end is returned and nothing begins: who was cut off may ask twice. Not
+        so with `again`, or if what it promoted serves no more.
+
+        Raises LooplineError if somebody carries one out or another is under way, if it serves already, if it was rolled back before,
+        or if the journal has too few inputs for the shadow.
         """
-        with self._held():
+        with self._held_at_once():
             present, wanted = read(self.folder), fleet.read(self.up)
             model, found = fleet.keep(source, store)
             if present and present.stage not in OVER:
@@ -122,7 +130,11 @@ class Controller:
             if model not in wanted.champion.bundles:
                 raise LooplineError(f"{model} is not served: there are {', '.join(wanted.champion.bundles)}")
             champion = bundle.read(Path(wanted.champion.bundles[model]))
-            if champion.version == found.version:
+            serves = champion.version == found.version
+            same = present is not None and (present.model, present.challenger) == (model, found.version)
+            if present and same and not again and (serves or present.stage == "rolled back"):
+                return present
+            if serves:
                 raise LooplineError(f"{model}: bundle {found.version:.12} serves already")
             if wanted.sentinel and not (found.folder / "golden.json").exists():
                 raise LooplineError(
@@ -132,8 +144,12 @@ class Controller:
                 raise LooplineError(
                     f"{model}: bundle {found.version:.12} was rolled back before: {said}; --again tries it anew"
                 )
-            if plan.inputs:
-                self.recent(model, 1)  # no journal is no fault of the challenger: it is said before anything begins
+            # What the journal lacks is no fault of the challenger: it is said before anything begins.
+            if plan.inputs and (kept := len(self.recent(model, plan.inputs))) < plan.policy.shadow_inputs:
+                raise LooplineError(
+                    f"{model}: the journal has {kept} answered inputs of the {plan.policy.shadow_inputs} that the shadow wants: "
+                    "wait for more traffic, ask for fewer with --inputs, or go without with --inputs 0"
+                )
             state = State(
                 id=f"{time.time_ns():x}",
                 model=model,
@@ -162,7 +178,7 @@ class Controller:
         with self._taken(model) as state:
             if state.stage == "rolled back":
                 raise LooplineError(f"{model}: the last rollout is rolled back already")
-            return self._finish(self._enter(state, "roll back", (reason,)))
+            return self._finish(self._enter(replace(state, withdraws=True), "roll back", (reason,)))
 
     def run(self) -> State:
         """Go on until it is over; while somebody takes over by hand, wait for what they do. Raises LooplineError if there is none."""
@@ -193,7 +209,7 @@ class Controller:
         except LooplineError as error:  # a server that does not start, for one
             if state.stage == "roll back":
                 raise
-            return self._enter(state, "roll back", (str(error),))
+            return self._enter(replace(state, withdraws=False), "roll back", (str(error),))
 
     def _shadow(self, state: State) -> State:
         plan, wanted = state.plan, fleet.read(self.up)
@@ -204,13 +220,11 @@ class Controller:
         if plan.inputs:
             inputs = self.recent(state.model, plan.inputs)
             champion, challenger = (fleet.servers(lane, self.up)[0].address for lane in (BASELINE, CHALLENGER))
-            seen = evidence.replay(
-                self._unless_asked(inputs), state.model, champion, challenger, os.environ.get("LOOPLINE_TOKEN")
-            )
+            seen = evidence.replay(self._unless_asked(inputs), state.model, champion, challenger, _token())
             seen = replace(seen, sick=self._sick(state))
             verdict = judge.shadow(seen, plan.policy)
             if verdict.action != "pass":  # a replay again would be the same: nothing is gained by holding
-                return self._enter(state, "roll back", verdict.reasons)
+                return self._back(state, verdict)
             expected, reasons = seen.expected, verdict.reasons
         else:
             reasons = ("no shadow was asked for",)
@@ -227,15 +241,15 @@ class Controller:
             self.gateway.share(state.model, plan.steps[state.step])
             tally.begin(state.since)
             verdict = self._watch(state, log, tally)
-            if verdict.action == "roll back":
-                return self._enter(state, "roll back", verdict.reasons)
+            if verdict.action != "pass":
+                return self._back(state, verdict)
             self._note(state, "canary", (f"{plan.steps[state.step]} %", *verdict.reasons))
             if state.step + 1 == len(plan.steps):
                 return self._enter(state, "promote", verdict.reasons)
             state = self._enter(replace(state, step=state.step + 1), "canary", verdict.reasons)
 
     def _watch(self, state: State, log: evidence.Log, tally: evidence.Tally) -> judge.Verdict:
-        """Look until there is a verdict. Time that runs out never passes."""
+        """Look until there is a verdict, or time runs out: then it holds still, and that never passes."""
         plan = state.plan
         last = state.step + 1 == len(plan.steps)
         policy = (
@@ -247,24 +261,26 @@ class Controller:
             tally.add(log.read())
             if time.monotonic() - looked > SCRAPE_SECONDS:
                 counters, looked = self._counters(state), time.monotonic()
-            seen = judge.Evidence(
-                challenger=tally.lane(CHALLENGER, *counters[CHALLENGER][:2]),
-                baseline=tally.lane(BASELINE, *counters[BASELINE][:2]),
-                sick=self._sick(state, tally),
-                invalid=counters[CHALLENGER][2],
-                expected=state.expected,
-            )
-            verdict = judge.canary(seen, policy)
+            verdict = self._judge(state, policy, tally, counters)
             if verdict.action == "pass":
                 # Counters are scraped now and then; nothing passes on old ones.
                 counters, looked = self._counters(state), time.monotonic()
-                if not counters[CHALLENGER][2]:
-                    return verdict
-            elif verdict.action == "roll back":
+                verdict = self._judge(state, policy, tally, counters)
+            if verdict.action != "hold":
                 return verdict
             if time.time() - state.since > plan.hold:
-                return judge.Verdict("roll back", (f"no verdict within {plan.hold:g} s", *verdict.reasons))
+                return judge.Verdict("hold", (f"no verdict within {plan.hold:g} s", *verdict.reasons))
             time.sleep(plan.every)
+
+    def _judge(self, state: State, policy: judge.Policy, tally: evidence.Tally, counters: Counters) -> judge.Verdict:
+        seen = judge.Evidence(
+            challenger=tally.lane(CHALLENGER, *counters[CHALLENGER][:2]),
+            baseline=tally.lane(BASELINE, *counters[BASELINE][:2]),
+            sick=self._sick(state, tally),
+            invalid=counters[CHALLENGER][2],
+            expected=state.expected,
+        )
+        return judge.canary(seen, policy)
 
     def _finish(self, state: State) -> State:
         """Promotion and rollback: say what is wanted, make it so, note it. Nobody's note stops that half-way."""
@@ -283,6 +299,9 @@ class Controller:
         """On the disk before anything is done."""
         return self._save(replace(state, stage=stage, reasons=tuple(reasons), since=time.time()))
 
+    def _back(self, state: State, verdict: judge.Verdict) -> State:
+        return self._enter(replace(state, withdraws=verdict.action == "roll back"), "roll back", verdict.reasons)
+
     def _save(self, state: State) -> State:
         self.folder.mkdir(parents=True, exist_ok=True)
         processes.write(self.folder / "state.json", json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1))
@@ -292,7 +311,9 @@ class Controller:
         """A line in the decision log; once, should the one before us have been killed after it."""
         back = action == "rollback"
         champion = state.challenger if action == "promote" else state.champion
-        about = {"rollout": state.id, "step": state.step} | ({"withdrawn": state.challenger} if back else {})
+        about = {"rollout": state.id, "step": state.step} | (
+            {"withdrawn": state.challenger} if back and state.withdraws else {}
+        )
         last = [r for r in decisions.read().records if r.evidence.get("rollout") == state.id][-1:]
         if not (last and last[0].action == action and last[0].evidence == about):
             decisions.append(
@@ -304,12 +325,18 @@ class Controller:
                 evidence=about,
             )
 
-    def _counters(self, state: State) -> dict[str, tuple[dict[str, float], tuple[float, float], int]]:
+    def _counters(self, state: State) -> Counters:
         """Lane -> predicted classes, labels, and answers that are no number."""
         prometheus = fleet.read(self.up).prometheus
         found = {}
         for lane, version in ((CHALLENGER, state.challenger), (BASELINE, state.champion)):
-            rows = [row for server in fleet.servers(lane, self.up) for row in _rows(server.address)]
+            try:
+                servers = fleet.servers(lane, self.up)
+                rows = [row for server in servers for row in evidence.series(server.address, _token())]
+            except (
+                LooplineError
+            ):  # one that is left out would be a gate that is off: the judge holds for want of counts
+                rows = []
             seen, invalid = evidence.classes(rows, state.model)
             said = evidence.labels(prometheus, state.model, version[:12], state.began) if prometheus else (0.0, 0.0)
             found[lane] = (seen, said, invalid)
@@ -335,9 +362,23 @@ class Controller:
             yield
 
     @contextmanager
+    def _held_at_once(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(processes.locked(self.folder, "controller.lock", wait=False))
+            except BlockingIOError as error:
+                raise LooplineError(
+                    f"a rollout is under way: {read(self.folder) or 'it just begins'}\n"
+                    "wait for its end, or end it with `loopline rollout promote` or `rollback`"
+                ) from error
+            yield
+
+    @contextmanager
     def _taken(self, model: str) -> Iterator[State]:
         """Take over from whoever is at it."""
-        note = self.folder / f"asked.{os.getpid()}"
+        import psutil
+
+        note = self.folder / f"asked.{os.getpid()}.{psutil.Process().create_time()!r}"
         self.folder.mkdir(parents=True, exist_ok=True)
         note.touch()
         try:
@@ -350,10 +391,9 @@ class Controller:
             note.unlink(missing_ok=True)
 
     def _asked(self) -> bool:
-        """Does somebody wait to take over? Of one who was killed, the note counts no more."""
-        import psutil
-
-        return any(psutil.pid_exists(int(note.suffix[1:])) for note in self.folder.glob("asked.*"))
+        """Does somebody wait to take over? Of one who was killed, the note counts no more, whoever has its number now."""
+        notes = (note.name.split(".", 2) for note in self.folder.glob("asked.*.*"))
+        return any(processes.alive(Process("", int(pid), float(created), "")) for _, pid, created in notes)
 
     def _unless_asked(self, inputs: Sequence[Given] = ()) -> Iterator[Given]:
         """Raises _TakenOver if somebody waits; so does going through what it returns."""
@@ -373,8 +413,6 @@ class _TakenOver(Exception):
     pass
 
 
-def _rows(address: str) -> evidence.Series:
-    try:
-        return evidence.series(address)
-    except LooplineError:  # `_sick` says so
-        return []
+def _token() -> str | None:
+    """What our servers want as bearer token."""
+    return os.environ.get("LOOPLINE_TOKEN")
