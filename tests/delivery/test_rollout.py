@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import brightness
@@ -187,21 +189,36 @@ def test_by_hand_it_is_over_in_seconds_whatever_the_controller_is_at(up, place, 
     consistent(stays, place)
 
 
-@pytest.mark.parametrize("stage", ["shadow", "canary", "promote", "roll back"])
-def test_a_controller_killed_at_any_stage_is_followed_by_one_that_goes_on(up, place, versions, stage):
-    """It is killed the moment the stage is on the disk; in `shadow` and `promote` it is then starting servers."""
+MORTAL = """
+import os, signal, sys
+from loopline import processes
+from loopline.delivery import rollout
+
+stage, name = sys.argv[1:]
+do = getattr(processes, name)
+
+def last(*given, **more):
+    done = do(*given, **more)
+    if rollout.read().stage == stage:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+setattr(processes, name, last)
+rollout.Controller(lambda *_: []).run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "after"), [("shadow", "start"), ("canary", "write"), ("promote", "start"), ("roll back", "write")]
+)
+def test_a_controller_killed_at_any_stage_is_followed_by_one_that_goes_on(up, place, versions, stage, after):
+    """It dies the moment the stage is on the disk; in `shadow` and `promote`, with a server that it started and did not note."""
     plan = replace(QUICK, inputs=0) if stage != "roll back" else replace(ENDLESS, hold=0.5)
     with front.sending(up) as sender:
         state = front.controller().start(place / "challenger", plan)
-        running = front.loopline("rollout", "resume")
-        if stage == "shadow":
-            prometheus.eventually(lambda: [name for name in fleet.strays() if name.startswith("challenger")])
-        else:
-            while rollout.read().stage != stage:
-                assert running.poll() is None, "it was quicker than this test"
-        running.kill()
-        running.communicate()
-        assert rollout.read().stage not in rollout.OVER
+        killed = subprocess.run([sys.executable, "-c", MORTAL, stage, after], timeout=240)
+        assert killed.returncode == -signal.SIGKILL
+        assert rollout.read().stage == stage
         assert front.controller().start(place / "challenger", plan).id == state.id, "the same rollout goes on"
         state = front.controller().run()
         assert state.stage == ("rolled back" if stage == "roll back" else "promoted")

@@ -205,3 +205,10 @@ def test_a_window_that_is_none_is_refused(folder):
     done = loopline("up", "--window", "soon")
     assert done.returncode == 1
     assert "'soon' is no duration" in done.stderr
+
+
+def test_who_ended_since_it_was_looked_at_is_no_error(monkeypatch):
+    looks = iter([True, True, False])
+    monkeypatch.setattr(processes, "alive", lambda _: next(looks))
+    monkeypatch.setattr(processes, "END_SECONDS", 0.0)
+    processes.end([processes.Process("gone", 1 << 30, 0.0, "")])
