@@ -20,6 +20,9 @@ def main() -> int:
     """Returns the exit code: 1 if a target is missed at the shipped policy."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout", description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first rollout: the judge was made with those from 0 on"
+    )
     parser.add_argument("--results", type=Path, default=Path(".loopline/bench-rollout.json"), help="all figures")
     parser.add_argument("--docs", type=Path, help="where to write (default: docs; nowhere if quick)")
     parser.add_argument("--report", action="store_true", help="only write the page anew from the figures")
@@ -28,7 +31,7 @@ def main() -> int:
         began, sizes = time.monotonic(), page.QUICK if options.quick else page.SIZES
         with ProcessPoolExecutor() as pool:
             jobs = [
-                (fault.name, size, pool.submit(simulation.rate, fault, page.policy(fault, size), runs))
+                (fault.name, size, pool.submit(simulation.rate, fault, page.policy(fault, size), runs, options.seed))
                 for fault in page.FAULTS
                 for size in sizes
                 for runs in [20 if options.quick else page.runs(fault)]

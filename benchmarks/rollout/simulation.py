@@ -93,9 +93,9 @@ def rollout(fault: Fault, policy: Policy, seed: int) -> tuple[bool, int, str]:
     return True, spent, ""
 
 
-def rate(fault: Fault, policy: Policy, runs: int) -> dict[str, object]:
+def rate(fault: Fault, policy: Policy, runs: int, seed: int = 0) -> dict[str, object]:
     """The share of rollouts that were rolled back, the median of requests that it took, and the commonest reason."""
-    found = [rollout(fault, policy, seed) for seed in range(runs)]
+    found = [rollout(fault, policy, seed + number) for number in range(runs)]
     back = [row for row in found if not row[0]]
     reasons = [row[2].partition(" ")[0] for row in back]
     return {

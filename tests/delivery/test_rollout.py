@@ -13,13 +13,14 @@ import prometheus
 import pytest
 
 from loopline import processes
-from loopline.delivery import fleet, rollout
+from loopline.delivery import fleet
 from loopline.delivery.judge import Policy
+from loopline.delivery.state import FOLDER, Plan, read
 from loopline.errors import LooplineError
 from loopline.release import decisions
 
 pytestmark = [front.needed, prometheus.needed]
-QUICK = rollout.Plan(
+QUICK = Plan(
     steps=(5, 50),
     hold=120,
     every=0.1,
@@ -55,7 +56,7 @@ def test_a_good_challenger_is_promoted_and_put_back_and_no_request_is_lost(up, p
         consistent(old, place)
     assert gateway.shared() == {"classifier": 0}
     assert [r.action for r in decisions.read().records] == ["shadow", "canary", "canary", "promote", "rollback"]
-    assert controller.start(place / "challenger", QUICK) == rollout.read(), "the last rollout's end"
+    assert controller.start(place / "challenger", QUICK) == read(), "the last rollout's end"
     bundles.classifier(place / "third", code="e" * 64)
     third = controller.start(place / "third", QUICK)
     assert third.stage == "shadow"
@@ -133,7 +134,7 @@ def test_what_stays_unclear_is_rolled_back_and_never_promoted_by_time_out(up, pl
 
 def test_the_note_of_one_who_was_killed_stops_nobody_even_if_its_number_lives(up, place):
     front.controller().start(place / "challenger", replace(ENDLESS, hold=1.0))
-    (rollout.FOLDER / f"asked.{os.getpid()}.1.5").touch()
+    (FOLDER / f"asked.{os.getpid()}.1.5").touch()
     running = front.loopline("rollout", "resume")
     try:
         assert running.wait(120) == 2
@@ -149,7 +150,7 @@ def withdrawn(state):
 def test_too_few_inputs_for_the_shadow_are_said_before_anything_begins(up, place):
     with pytest.raises(LooplineError, match="has 5 answered inputs of the 20"):
         front.controller(INPUTS[:5]).start(place / "challenger", QUICK)
-    assert rollout.read() is None
+    assert read() is None
 
 
 def test_inputs_that_only_the_challenger_could_answer_are_no_pass(up, place):
@@ -192,14 +193,14 @@ def test_by_hand_it_is_over_in_seconds_whatever_the_controller_is_at(up, place, 
 MORTAL = """
 import os, signal, sys
 from loopline import processes
-from loopline.delivery import rollout
+from loopline.delivery import rollout, state
 
 stage, name = sys.argv[1:]
 do = getattr(processes, name)
 
 def last(*given, **more):
     done = do(*given, **more)
-    if rollout.read().stage == stage:
+    if state.read().stage == stage:
         os.kill(os.getpid(), signal.SIGKILL)
     return done
 
@@ -218,7 +219,7 @@ def test_a_controller_killed_at_any_stage_is_followed_by_one_that_goes_on(up, pl
         state = front.controller().start(place / "challenger", plan)
         killed = subprocess.run([sys.executable, "-c", MORTAL, stage, after], timeout=240)
         assert killed.returncode == -signal.SIGKILL
-        assert rollout.read().stage == stage
+        assert read().stage == stage
         assert front.controller().start(place / "challenger", plan).id == state.id, "the same rollout goes on"
         state = front.controller().run()
         assert state.stage == ("rolled back" if stage == "roll back" else "promoted")
@@ -244,7 +245,7 @@ def test_what_cannot_be_rolled_out_is_refused(up, place):
     refused = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--journal", "nowhere")
     assert refused.wait(60) == 1
     refused.communicate()
-    assert rollout.read() is None, "no journal is no fault of the challenger"
+    assert read() is None, "no journal is no fault of the challenger"
     controller.start(place / "challenger", ENDLESS)
     bundles.classifier(place / "third", code="e" * 64)
     with pytest.raises(LooplineError, match="a rollout is under way"):
@@ -297,7 +298,7 @@ def test_what_was_promoted_and_serves_no_more_begins_anew(up, place):
 
 def test_a_second_start_does_not_wait_for_who_is_at_it(up, place):
     state = front.controller().start(place / "challenger", ENDLESS)
-    with processes.locked(rollout.FOLDER, "controller.lock"):
+    with processes.locked(FOLDER, "controller.lock"):
         second = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", "--inputs", 0)
         _, wrong = second.communicate(timeout=60)
     assert second.returncode == 1

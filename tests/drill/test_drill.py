@@ -16,6 +16,7 @@ from servers import Process
 
 from loopline.data import manifest
 from loopline.drill import faults, picture, story
+from loopline.drill.observer import Observer
 from loopline.drill.record import Figure, Record
 from loopline.drill.world import Pools, Sample, Seen, World, pools
 from loopline.errors import LooplineError
@@ -156,9 +157,10 @@ def test_the_picture_is_drawn_of_whatever_there_is(tmp_path):
     assert (tmp_path / "b.png").exists()
 
 
-def test_what_does_not_come_true_ends_the_drill():
+def test_what_does_not_come_true_ends_the_drill(tmp_path):
     drill = object.__new__(story.Drill)
-    drill.record, drill.world, drill._relay = Record(out=io.StringIO()), None, lambda: None
+    drill.record, drill.world = Record(out=io.StringIO()), None
+    drill.observed = Observer(tmp_path, "classifier", drill.record)
     with pytest.raises(LooplineError, match="waited 0 s in vain for the moon"):
         drill._until("the moon", lambda: None, patience=0.3)
     assert drill._until("the sun", lambda: "sun") == "sun"

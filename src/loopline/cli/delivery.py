@@ -6,12 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loopline.cli.verbs import Verbs, room, verb
+from loopline.cli.verbs import JOURNAL, Verbs, room, verb
 
 if TYPE_CHECKING:
-    from loopline.delivery.rollout import Controller, Plan, State
-
-JOURNAL = Path(".loopline/journal")
+    from loopline.delivery.rollout import Controller
+    from loopline.delivery.state import Plan, State
 
 
 def _controller(options: argparse.Namespace) -> Controller:
@@ -26,7 +25,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     from dataclasses import fields, replace
 
     from loopline.delivery.judge import Policy
-    from loopline.delivery.rollout import Plan
+    from loopline.delivery.state import Plan
     from loopline.errors import LooplineError
 
     try:
@@ -50,7 +49,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _start(options: argparse.Namespace) -> int:
-    from loopline.delivery.rollout import OVER
+    from loopline.delivery.state import OVER
     from loopline.errors import LooplineError
     from loopline.release import bundle
 
@@ -84,9 +83,9 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _status(_: argparse.Namespace) -> int:
-    from loopline.delivery import rollout
+    from loopline.delivery import state
 
-    print(rollout.read() or "no rollout yet")
+    print(state.read() or "no rollout yet")
     return 0
 
 

@@ -6,12 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loopline.cli.verbs import Verbs, room, verb
+from loopline.cli.verbs import JOURNAL, Verbs, room, verb
 
 if TYPE_CHECKING:
     from loopline.journal.store import Entry
-
-FOLDER = Path(".loopline/journal")
 
 
 def _journal(options: argparse.Namespace) -> int:
@@ -119,7 +117,7 @@ def add(rooms: Verbs) -> None:
     keep = verb(
         rooms, "journal", _journal, "keep what servers wrote with --journal: Parquet, labels joined, within bounds"
     )
-    keep.add_argument("folder", nargs="?", type=Path, default=FOLDER, help=f"default: {FOLDER}")
+    keep.add_argument("folder", nargs="?", type=Path, default=JOURNAL, help=f"default: {JOURNAL}")
     keep.add_argument("--to", metavar="URL", help="keep the parts at s3://bucket/journal, say (default: in the folder)")
     keep.add_argument("--every", type=float, default=2.0, help="seconds between two rounds")
     keep.add_argument("--port", type=int, default=9102, help="of its metrics, on the loopback")
@@ -144,7 +142,7 @@ def add(rooms: Verbs) -> None:
     batch.add_argument("--since", type=float, default=0.0, help="labels that came after this time, seconds since 1970")
     batch.add_argument("--max-share", type=float, default=0.6, help="of one source, where there are several")
     for made in (out, back, batch):
-        made.add_argument("--journal", type=Path, default=FOLDER, help=f"its folder (default: {FOLDER})")
+        made.add_argument("--journal", type=Path, default=JOURNAL, help=f"its folder (default: {JOURNAL})")
         made.add_argument("--parts", metavar="URL", help="where its parts are, if not in the folder")
     for made in (back, batch):
         made.add_argument("--new-classes", action="store_true", help="accept classes that the model does not know")

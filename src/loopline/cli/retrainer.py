@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loopline.cli.verbs import Verbs, models, verb
+from loopline.cli.verbs import JOURNAL, Verbs, models, verb
 from loopline.errors import LooplineError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def add(rooms: Verbs) -> None:
     listen.add_argument("--port", type=int, default=9095, help="on the loopback")
     listen.add_argument("--policy", type=Path, default=Path("monitoring/retraining.yaml"))
     listen.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
-    listen.add_argument("--journal", type=Path, default=Path(".loopline/journal"), help="folder that labels come from")
+    listen.add_argument("--journal", type=Path, default=JOURNAL, help="folder that labels come from")
     listen.add_argument("--window", help="of traffic that is judged, as the rules have it (default: the policy's)")
     more = listen.add_subparsers(metavar="VERB")
     verb(more, "status", _status, "alerts that wait and why, and the runs")

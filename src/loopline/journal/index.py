@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +56,22 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
 def take(index: sqlite3.Connection, segment: str, lines: Iterable[dict[str, Any]]) -> int:
     """Take a segment's lines in, once; how many were new. A line that lacks something is passed over."""
     count = 0
-    index.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(index):
         if index.execute("INSERT OR IGNORE INTO segment VALUES (?)", (segment,)).rowcount:
             for line in lines:
                 try:
                     count += _entry(index, line) if line["kind"] == "entry" else _label(index, line)
                 except (KeyError, TypeError, AttributeError):
                     continue
-        index.execute("COMMIT")
-    except BaseException:
-        index.execute("ROLLBACK")
-        raise
     return count
+
+
+@contextmanager
+def transaction(index: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing."""
+    with index:  # it commits, or rolls back whatever ends it
+        index.execute("BEGIN IMMEDIATE")
+        yield
 
 
 def _entry(index: sqlite3.Connection, line: dict[str, Any]) -> int:

@@ -98,13 +98,12 @@ class Keeper:
         first = hashlib.sha256(waiting[0]["id"].encode()).hexdigest()
         name = f"{model}-{int(waiting[0]['time'] * 1e6):016}-{first:.8}.parquet"
         size = self.parts.write(name, [json.loads(row["content"]) for row in waiting])
-        self.index.execute("BEGIN IMMEDIATE")
-        self.index.executemany(
-            "UPDATE entry SET part=?, content=NULL WHERE model=? AND id=?",
-            [(name, model, row["id"]) for row in waiting],
-        )
-        self.index.execute("INSERT OR REPLACE INTO part VALUES (?,?,?)", (name, time.time(), size))
-        self.index.execute("COMMIT")
+        with index.transaction(self.index):
+            self.index.executemany(
+                "UPDATE entry SET part=?, content=NULL WHERE model=? AND id=?",
+                [(name, model, row["id"]) for row in waiting],
+            )
+            self.index.execute("INSERT OR REPLACE INTO part VALUES (?,?,?)", (name, time.time(), size))
         return True
 
     def _bound(self) -> None:
@@ -116,10 +115,9 @@ class Keeper:
             total += row["bytes"]
             if total > self.bounds.most or time.time() - row["time"] > self.bounds.days * 86400:
                 self.parts.remove(row["path"])
-                self.index.execute("BEGIN IMMEDIATE")
-                self.index.execute("DELETE FROM entry WHERE part=?", (row["path"],))
-                self.index.execute("DELETE FROM part WHERE path=?", (row["path"],))
-                self.index.execute("COMMIT")
+                with index.transaction(self.index):
+                    self.index.execute("DELETE FROM entry WHERE part=?", (row["path"],))
+                    self.index.execute("DELETE FROM part WHERE path=?", (row["path"],))
         self.waiting = index.waiting_labels(self.index, self.bounds.days * 86400)
 
     def _measure(self) -> None:
@@ -152,8 +150,6 @@ class Keeper:
             Exception
         ) as error:  # a disk that is full or a store that is away, in whatever words: the next round may do
             logging.getLogger(__name__).warning("the journal could not be kept: %r", error)
-            if self.index.in_transaction:
-                self.index.execute("ROLLBACK")
 
     def run(self, every: float, port: int, stop: threading.Event) -> None:
         """Rounds every so many seconds until `stop`, metrics on the loopback's `port`."""

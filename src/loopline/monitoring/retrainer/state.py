@@ -110,14 +110,9 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, self._db:  # the connection commits, or rolls back whatever ends it
             self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+            yield self._db
 
     def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         with self._lock:
