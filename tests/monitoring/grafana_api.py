@@ -6,9 +6,9 @@ Grafana refuses. Sources: the HTTP API's reference, and pkg/services/ngalert/api
 
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from answering import Server
 
 UID = re.compile(r"[a-zA-Z0-9_-]{1,40}")
 DURATION = re.compile(r"(\d+[smhdw])+")
@@ -24,7 +24,7 @@ class Refusal(Exception):
         self.code, self.body = code, {"message": message, **more}
 
 
-class Grafana:
+class Grafana(Server):
     """allowed: of methods and paths, as a pattern; all else is 403."""
 
     def __init__(self, sources=("loopline-prometheus",)):
@@ -33,42 +33,14 @@ class Grafana:
         self.default = {"receiver": "empty", "group_by": ["grafana_folder", "alertname"]}
         self.policies, self.provenance = dict(self.default), {}
         self.writes = []
-        grafana = self
+        super().__init__(self._answer)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.answer()
-
-            def do_POST(self):
-                self.answer()
-
-            def do_PUT(self):
-                self.answer()
-
-            def answer(self):
-                length = int(self.headers.get("Content-Length") or 0)
-                given = json.loads(self.rfile.read(length)) if length else None
-                try:
-                    status, body = grafana.handle(self.command, self.path, self.headers, given)
-                except Refusal as refusal:
-                    status, body = refusal.code, refusal.body
-                raw = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json; charset=UTF-8")
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+    def _answer(self, method, path, headers, body):
+        try:
+            status, said = self.handle(method, path, headers, json.loads(body) if body else None)
+        except Refusal as refusal:
+            status, said = refusal.code, refusal.body
+        return status, json.dumps(said).encode(), {"Content-Type": "application/json; charset=UTF-8"}
 
     def state(self):
         """All that is stored."""

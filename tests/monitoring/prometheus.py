@@ -6,15 +6,14 @@ import re
 import shutil
 import socket
 import subprocess
-import threading
 import time
 import urllib.parse
 import urllib.request
 from contextlib import ExitStack, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
+from answering import Server
 
 needed = pytest.mark.skipif(
     not (shutil.which("prometheus") or os.environ.get("LOOPLINE_REQUIRE_PROMETHEUS")),
@@ -38,59 +37,26 @@ def free_ports(count):
             return first
 
 
-class Target:
+class Target(Server):
     """An exporter whose text a test sets."""
 
     def __init__(self):
         self.text = ""
-        target = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                body = target.text.encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                with suppress(BrokenPipeError):  # a scrape that took too long
-                    self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+        kind = {"Content-Type": "text/plain; version=0.0.4"}
+        super().__init__(lambda *_: (200, self.text.encode(), kind))
 
 
-class Hook:
+class Hook(Server):
     """A webhook that keeps the alerts it is told of."""
 
     def __init__(self):
         self.alerts = []
-        hook = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                hook.alerts += json.loads(self.rfile.read(int(self.headers["Content-Length"])))["alerts"]
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+        def keep(*asked):
+            self.alerts += json.loads(asked[-1])["alerts"]
+            return 200, b""
 
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+        super().__init__(keep)
 
 
 def query(url, expression):

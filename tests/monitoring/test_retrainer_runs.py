@@ -6,8 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import brightness
@@ -16,6 +14,7 @@ import psutil
 import pytest
 import retrainers
 import yaml
+from answering import Server
 from retrainers import git
 
 from loopline import cli
@@ -246,42 +245,22 @@ def test_a_process_whose_starter_died_before_it_was_noted_does_nothing(tmp_path)
 # GitHub
 
 
-class Recorder:
+class Recorder(Server):
     """GitHub's answers to what is asked of a workflow: it lists what was started."""
 
     def __init__(self, code=204):
-        self.asked, self.titles = [], []
-        recorder = self
+        self.asked, self.titles, self.code = [], [], code
+        super().__init__(self._answer)
+        self.to = policy.GitHub(repository="owner/name", api=self.url)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                recorder.asked.append(("GET", self.path, None, dict(self.headers)))
-                self.answer(200, {"workflow_runs": [{"display_title": title} for title in recorder.titles]})
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                recorder.asked.append(("POST", self.path, body, dict(self.headers)))
-                if code < 300:
-                    recorder.titles.append(f"retrain {body['inputs']['run']}")
-                self.answer(code, None if code == 204 else {"message": "Resource not accessible"})
-
-            def answer(self, status, content):
-                body = b"" if content is None else json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.to = policy.GitHub(repository="owner/name", api=f"http://127.0.0.1:{self.server.server_port}")
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+    def _answer(self, method, path, headers, body):
+        given = json.loads(body) if body else None
+        self.asked.append((method, path, given, dict(headers)))
+        if method == "GET":
+            return 200, json.dumps({"workflow_runs": [{"display_title": title} for title in self.titles]}).encode()
+        if self.code < 300:
+            self.titles.append(f"retrain {given['inputs']['run']}")
+        return self.code, b"" if self.code == 204 else b'{"message": "Resource not accessible"}'
 
 
 @pytest.fixture

@@ -6,14 +6,13 @@ import re
 import subprocess
 import time
 import types
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import numpy as np
 import prometheus
 import pytest
 import rich.console
 import test_drift
+from answering import Server
 
 from loopline.errors import LooplineError
 from loopline.monitoring import query, rules, watch
@@ -70,24 +69,15 @@ def server(tmp_path_factory, reference):
     made.close()
 
 
-class Answering:
-    """A server that gives one answer to everything."""
+class Answering(Server):
+    """It gives one answer to everything."""
 
     def __init__(self, status, body, wait=0.0):
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                time.sleep(wait)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+        def answer(*_):
+            time.sleep(wait)
+            return status, body
 
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        Thread(target=self.server.serve_forever, daemon=True).start()
+        super().__init__(answer)
 
 
 @pytest.fixture
@@ -100,8 +90,7 @@ def answering():
 
     yield start
     for one in made:
-        one.server.shutdown()
-        one.server.server_close()
+        one.close()
 
 
 def drawn(state, width=80, **options):
