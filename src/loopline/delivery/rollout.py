@@ -41,13 +41,16 @@ class Controller:
     def start(self, source: Path, plan: Plan, *, store: Path = fleet.BUNDLES, again: bool = False) -> State:
         """Note that this bundle is to replace its model's champion; `run` does it. A rollout of the same that was cut off goes on.
 
-        If the last rollout was of the same and is over, its end is returned and nothing begins: who was cut off may ask twice. Not
-        so with `again`, or if what it promoted serves no more.
+        Who was cut off may ask twice. If somebody carries out a rollout of the same, it is returned: `run` waits for its end. If the
+        last rollout was of the same and is over, its end is returned and nothing begins; not so with `again`, or if what it promoted
+        serves no more.
 
-        Raises LooplineError if somebody carries one out or another is under way, if it serves already, if it was rolled back before,
-        or if the journal has too few inputs for the shadow.
+        Raises LooplineError if another is under way, if it serves already, if it was rolled back before, or if the journal has too
+        few inputs for the shadow.
         """
-        with self._held_at_once():
+        with self._held_at_once(bundle.read(source)) as joined:
+            if joined:
+                return joined
             present, wanted = read(self.folder), fleet.read(self.up)
             model, found = fleet.keep(source, store)
             if present and present.stage not in OVER:
@@ -290,16 +293,21 @@ class Controller:
             yield
 
     @contextmanager
-    def _held_at_once(self) -> Iterator[None]:
+    def _held_at_once(self, wanted: bundle.Bundle) -> Iterator[State | None]:
+        """What it gives is the rollout of this bundle that somebody else carries out now."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(processes.locked(self.folder, "controller.lock", wait=False))
             except BlockingIOError as error:
+                present = read(self.folder)
+                if present and (present.model, present.challenger) == (wanted.manifest.name, wanted.version):
+                    yield present
+                    return
                 raise LooplineError(
-                    f"a rollout is under way: {read(self.folder) or 'it just begins'}\n"
+                    f"a rollout is under way: {present or 'it just begins'}\n"
                     "wait for its end, or end it with `loopline rollout promote` or `rollback`"
                 ) from error
-            yield
+            yield None
 
     @contextmanager
     def _taken(self, model: str) -> Iterator[State]:
