@@ -38,8 +38,12 @@ class Controller:
 
     # What is asked for
 
-    def start(self, source: Path, plan: Plan, *, store: Path = fleet.BUNDLES, again: bool = False) -> State:
+    def start(
+        self, source: Path, plan: Plan, *, store: Path = fleet.BUNDLES, again: bool = False, rolling: bool = False
+    ) -> State:
         """Note that this bundle is to replace its model's champion; `run` does it. A rollout of the same that was cut off goes on.
+
+        rolling: at once, without shadow and canary.
 
         If the last rollout was of the same and is over, its end is returned and nothing begins: who was cut off may ask twice. Not
         so with `again`, or if what it promoted serves no more.
@@ -86,7 +90,8 @@ class Controller:
                 challenger=found.version,
                 before=str(champion.folder),
                 after=str(found.folder),
-                stage="shadow",
+                stage="promote" if rolling else "shadow",
+                reasons=("no canary was asked for",) if rolling else (),
                 plan=plan,
             )
             return self._save(state)
@@ -339,6 +344,14 @@ class Controller:
 
 class _TakenOver(Exception):
     pass
+
+
+def behind(journal: Path, *, register: bool = False) -> None:
+    """A controller that goes on with the rollout as a process of its own, which `loopline down` ends."""
+    command = [*fleet.LOOPLINE, "rollout", "resume", "--journal", str(journal), *(["--register"] if register else [])]
+    with processes.locked(fleet.FOLDER):
+        there = processes.running(fleet.FOLDER)
+        processes.save([*there, processes.start("rollout", command, "", fleet.FOLDER)], fleet.FOLDER)
 
 
 def _token() -> str | None:
