@@ -11,6 +11,7 @@ import pytest
 
 from loopline import processes
 from loopline.delivery import fleet
+from loopline.delivery.state import read
 from loopline.release import decisions
 
 pytestmark = [front.needed, prometheus.needed]
@@ -133,7 +134,7 @@ def test_without_its_supervisor_verification_fails_and_deploy_brings_it_back(dep
     assert said("deploy", *deployed[1])[0] == 0
     [supervisor] = [process for process in processes.running(fleet.FOLDER) if process.name == "supervisor"]
     os.kill(supervisor.pid, signal.SIGKILL)
-    code, text = prometheus.eventually(lambda: (found := said("verify"))[0] and found)
+    _, text = prometheus.eventually(lambda: (found := said("verify"))[0] and found)
     assert "supervisor does not run" in text
     assert said("deploy", *deployed[1])[0] == 0
     assert said("verify")[0] == 0
@@ -149,6 +150,20 @@ def test_a_canary_goes_on_behind_and_deploying_the_same_ends_it(deployed, place,
         assert said("deploy", "--bundle", "challenger", "--rolling")[0] == 0
         mark = sender.more()
         assert set(sender.since(mark)) == {versions[1]}
+
+
+def test_a_rollout_whose_controller_is_killed_goes_on(deployed, place, versions):
+    first, ports = deployed
+    assert said("deploy", *ports)[0] == 0
+    with front.sending(first) as sender:
+        # This one waits for its end in the foreground: nobody has noted its number.
+        waiting = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *CANARY)
+        prometheus.eventually(lambda: versions[1] in sender.since(0))
+        waiting.kill()
+        waiting.communicate()
+        prometheus.eventually(lambda: read().stage == "promoted")
+    assert "rollout" in (fleet.FOLDER / "supervisor.log").read_text()
+    assert [record.action for record in decisions.read().records].count("promote") == 1
 
 
 def test_what_cannot_be_deployed_is_refused(deployed, place):

@@ -126,12 +126,12 @@ def plan_arguments(start: argparse._ActionsContainer) -> None:
     journal_argument(start)
 
 
-def register_argument(made: argparse.ArgumentParser) -> None:
+def register_argument(made: argparse._ActionsContainer) -> None:
     """Whether the registry follows."""
     made.add_argument("--register", action="store_true", help="let the registry's champion be what serves")
 
 
-def journal_argument(made: argparse.ArgumentParser) -> None:
+def journal_argument(made: argparse._ActionsContainer) -> None:
     """The journal's folder."""
     made.add_argument("--journal", type=Path, default=JOURNAL, metavar="FOLDER", help="where shadow's inputs are from")
 
