@@ -25,6 +25,10 @@ def _target(options: argparse.Namespace) -> Target:
             plan=None if options.rolling else delivery.plan(options),
             again=options.again,
         )
+    if options.target == "compose":
+        from loopline.delivery import compose
+
+        return compose.Compose(services=options.services or compose.SERVICES, share=delivery.plan(options).steps[0])
     raise LooplineError(f"{options.target} is no target yet")
 
 
@@ -67,6 +71,7 @@ def add(rooms: Verbs) -> None:
         made.add_argument(
             "--rolling", action="store_true", help="replace at once, without a canary; no request is lost"
         )
+        made.add_argument("--services", nargs="+", metavar="NAME", help="of serving/compose.yaml (default: all)")
         delivery.plan_arguments(made.add_argument_group("of a rollout"))
         monitoring.stack_arguments(made.add_argument_group("of a stack that is started on this machine"))
         made.set_defaults(gateway=True)
