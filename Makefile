@@ -52,11 +52,18 @@ rollout: setup ## a challenger takes the champion's place, or not: make rollout 
 	loopline rollout start "$(MODEL)" --bundle "$(BUNDLE)" --wait $(ARGS)
 
 # Where to: process, compose or kubernetes. `make image` has a TARGET of its own.
-deploy canary verify: setup ## put bundles into service, try a new one, check what is served (TARGET=process|compose|kubernetes BUNDLES="models/*/bundle" ARGS=--rolling)
-	loopline $@ --target $(or $(TARGET),process) $(if $(BUNDLES),--bundle $(BUNDLES)) $(ARGS)
+PLACE = --target $(or $(TARGET),process) $(if $(BUNDLES),--bundle $(BUNDLES))
+deploy: setup ## put bundles into service (TARGET=process|compose|kubernetes BUNDLES="models/*/bundle" ARGS=--rolling)
+	loopline deploy $(PLACE) $(ARGS)
+
+canary: setup ## give a new bundle a share of the traffic: make canary BUNDLES=folder (TARGET=...)
+	loopline canary $(PLACE) $(ARGS)
+
+verify: setup ## is what is served what the bundles say: hash, golden answers, health (TARGET=...)
+	loopline verify $(PLACE) $(ARGS)
 
 rollback: setup ## what served before serves again, in seconds, at any time: make rollback MODEL=text (TARGET=...)
-	loopline rollback $(MODEL) --target $(or $(TARGET),process) $(ARGS)
+	loopline rollback $(MODEL) $(PLACE) $(ARGS)
 
 traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|other-domain|noisy|blur|dark|... RATE=20 SECONDS=60 MODEL=...)
 	loopline traffic $(MODEL) --profile $(or $(PROFILE),clean) --rate $(or $(RATE),20) --seconds $(or $(SECONDS),60) $(ARGS)
@@ -89,6 +96,7 @@ lint: setup ## style, strict types, import rules
 	mypy
 	mypy serving/*.py
 	hadolint serving/Dockerfile*
+	check-jsonschema --quiet --builtin-schema vendor.compose-spec serving/compose.yaml
 	lint-imports
 
 image: setup $(if $(filter 0,$(DEMO)),,demo) ## the server's container image (BUNDLES="models/*/bundle" TARGET=gpu DEMO=0 BASE=...@sha256:...)

@@ -62,6 +62,7 @@ class Compose:
             except LooplineError:
                 if state.active and state.active != self.read().active:
                     self._turn(self.read(), state.active)
+                    _noted(state.releases[state.active], release, "rollback")
                 raise
 
     def canary(self, bundles: Sequence[Path]) -> list[str]:
