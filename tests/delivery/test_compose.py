@@ -82,8 +82,10 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
         assert stack.verify([second]) == []
         assert f"bundle {new} is served, {old} is asked for" in stack.verify([first])[0]
         bundles.classifier(place / "wrong", threshold=10.0, code="f" * 64)
+        stack.canary([first])
         with pytest.raises(LooplineError, match="golden input 0: different"):
             stack.deploy([place / "wrong"])
+        assert stack.read().share == 0, "a canary ends before its place is taken"
         assert set(sender.since(sender.more())) == {new}
         stack.rollback(None)
         assert set(sender.since(sender.more())) == {old}

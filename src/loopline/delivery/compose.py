@@ -134,7 +134,10 @@ class Compose:
         return [f"{to} serves: {_versions(release)}"]
 
     def _try(self, state: State, release: dict[str, str]) -> None:
-        """Start it where no client gets to, and ask its golden inputs. Raises LooplineError, and nothing has changed."""
+        """Start it where no client gets to, and ask its golden inputs. Raises LooplineError, and nothing but a canary has ended."""
+        state = replace(state, share=0)
+        if self.read().share:
+            self._end_trial(state)
         self._fill(CHALLENGER, release)
         self._compose("up", "--detach", "--no-deps", "--force-recreate", CHALLENGER)
         url = _url("LOOPLINE_CHALLENGER_PORT")
