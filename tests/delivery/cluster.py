@@ -24,10 +24,10 @@ VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 
 
 class Cluster:
-    """Its objects by resource and name; `config` is a kubeconfig. asked: method and path of each request that changes something."""
+    """Its objects by resource and name; `config` is a kubeconfig. asked: what was changed, in order. fail_after: so many changes."""
 
     def __init__(self, folder):
-        self.objects, self.asked, self.refuse = {}, [], set()
+        self.objects, self.asked, self.fail_after = {}, [], None
         handler = type("Handler", (_Handler,), {"cluster": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -47,8 +47,10 @@ class Cluster:
     def deployment(self, lane):
         return self.objects["deployments", f"loopline-{lane}"]
 
-    def image(self, lane):
-        return self.deployment(lane)["spec"]["template"]["spec"]["containers"][0]["image"]
+    def scale(self, lane, replicas):
+        """As the autoscaler would, or somebody by hand."""
+        found = self.deployment(lane)
+        self.write("deployments", f"loopline-{lane}", found | {"spec": found["spec"] | {"replicas": replicas}})
 
     def route(self):
         return self.objects["httproutes", "loopline"]
@@ -193,6 +195,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PATCH(self):
         resource, name = urlsplit(self.path).path.split("/")[-2:]
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.cluster.fail_after == 0:
+            return self.answer({"kind": "Status", "status": "Failure", "code": 500, "message": "down"}, 500)
+        if self.cluster.fail_after:
+            self.cluster.fail_after -= 1
         self.cluster.asked.append(f"{resource}/{name}")
         before = self.cluster.objects.get((resource, name))
         if self.headers["Content-Type"].startswith("application/json-patch"):
