@@ -24,7 +24,8 @@ CUSTOM = {  # groups that Kubernetes itself does not know -> the npm package wit
     "monitoring.coreos.com": "prometheus-operator@6.0.0",
     "serving.knative.dev": "knative@4.0.0",
 }
-TYPESCRIPT = "5.9.3"
+TYPESCRIPT, AZURE = "5.9.3", "@azure/arm-appcontainers@4.0.0"
+SERVERLESS = manifests.ROOT / "serving/serverless"
 CLUSTERS = ("overlays/local", "overlays/staging", "overlays/production")
 KNOWN = {name: labels | {"namespace", "pod", "lane"} for name, labels in series.known().items()}
 
@@ -58,15 +59,30 @@ def test_every_overlay_is_valid_kubernetes(overlay):
 def test_what_is_not_kubernetes_own_is_valid_too(tmp_path, api):
     packages = [f"@kubernetes-models/{name}" for name in CUSTOM.values()]
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *packages, f"typescript@{TYPESCRIPT}"]
+    install = [
+        "npm",
+        "install",
+        "--no-audit",
+        "--no-fund",
+        "--ignore-scripts",
+        *packages,
+        AZURE,
+        f"typescript@{TYPESCRIPT}",
+    ]
     fetched = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True)
     if fetched.returncode and not os.environ.get("LOOPLINE_REQUIRE_NPM"):
         pytest.skip(f"npm cannot fetch the schemas: {fetched.stderr[-200:]}")
     assert fetched.returncode == 0, fetched.stderr
 
-    def problems(found):
+    def problems(found, azure=None):
         """Of the schemas: kinds, ranges, patterns. Of the types: fields that do not exist."""
         lines = []
+        if azure:  # its API has `properties` where the types have them one up
+            content = json.dumps({"location": azure["location"], **azure["properties"]})
+            lines += [
+                f'import type {{ ContainerApp }} from "{AZURE.rpartition("@")[0]}";',
+                f"export const azure: ContainerApp = {content};",
+            ]
         for number, one in enumerate(found):
             kind, package = one["kind"], CUSTOM[group(one)].partition("@")[0]
             content = json.dumps({key: one[key] for key in ("metadata", "spec")})
@@ -88,7 +104,11 @@ def test_what_is_not_kubernetes_own_is_valid_too(tmp_path, api):
     ours.deploy()
     ours.canary(0, "r/loopline:2")
     found.append({key: api.route()[key] for key in ("apiVersion", "kind", "metadata", "spec")})  # with a mirror
-    assert problems(found) == ""
+    found.append(yaml.safe_load((SERVERLESS / "cloud-run.yaml").read_text(encoding="utf-8")))
+    azure = yaml.safe_load((SERVERLESS / "azure-container-app.yaml").read_text(encoding="utf-8"))
+    assert problems(found, azure) == ""
+    azure["properties"]["template"]["scale"]["maximum"] = 10
+    assert "maximum" in problems([], azure)
     for kind, spoil in {
         "HTTPRoute": lambda spec: spec["rules"][1]["backendRefs"][1].update(weight=-1),
         "ServiceMonitor": lambda spec: spec["endpoints"][0].update(intervall="15s"),
