@@ -72,8 +72,9 @@ drill: setup ## play the whole loop with real parts: drift, labels, retraining, 
 	@for tool in haproxy prometheus; do command -v $$tool >/dev/null || { echo "the drill needs $$tool: apt-get install haproxy prometheus prometheus-alertmanager"; exit 1; }; done
 	loopline drill $(ARGS)
 
-rules: setup ## write monitoring/prometheus/rules.yml anew
+rules: setup ## write Prometheus' rules anew, as a file and for the Prometheus operator
 	loopline rules
+	loopline rules --operator --out serving/kubernetes/monitoring/rules.yaml
 
 ASSETS := src/loopline/serving/pages/assets
 demo: $(ASSETS)/ready ## let the demo page run models in the browser: onnxruntime-web from npm (4 MB, once)
