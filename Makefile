@@ -52,8 +52,9 @@ rollout: setup ## a challenger takes the champion's place, or not: make rollout 
 	loopline rollout start "$(MODEL)" --bundle "$(BUNDLE)" --wait $(ARGS)
 
 # Where to: process, compose or kubernetes. `make image` has a TARGET of its own.
-PLACE = --target $(or $(TARGET),process) $(if $(BUNDLES),--bundle $(BUNDLES))
-deploy: setup ## put bundles into service (TARGET=process|compose|kubernetes BUNDLES="models/*/bundle" ARGS=--rolling)
+PLACE = --target $(or $(TARGET),process) $(if $(BUNDLES),--bundle $(BUNDLES)) $(if $(IMAGE),--image $(IMAGE)) \
+	$(if $(OVERLAY),--overlay serving/kubernetes/overlays/$(OVERLAY))
+deploy: setup ## put bundles into service (TARGET=process|compose|kubernetes BUNDLES="models/*/bundle" IMAGE=... OVERLAY=staging ARGS=--rolling)
 	loopline deploy $(PLACE) $(ARGS)
 
 canary: setup ## give a new bundle a share of the traffic: make canary BUNDLES=folder (TARGET=...)

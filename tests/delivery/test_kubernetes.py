@@ -1,9 +1,12 @@
 """Deploy, canary, promote, roll back and verify, by the real kubectl against an API server that stands in for a cluster's."""
 
+from dataclasses import replace
+
 import manifests
 import pytest
 
-from loopline.delivery import kubernetes
+from loopline import cli
+from loopline.delivery import images, kubernetes
 from loopline.errors import LooplineError
 
 pytestmark = manifests.needed
@@ -175,3 +178,40 @@ def test_a_status_can_be_read(ours):
     lines = str(ours.canary(5, "r/loopline:2")).splitlines()
     assert lines[0].split() == ["champion", "3/3", "ready", "95", "%", "r/loopline:1"]
     assert lines[1].split() == ["challenger", "1/1", "ready", "5", "%", "r/loopline:2"]
+
+
+def image(name, share=5):
+    return images.Images(cluster=kubernetes.Cluster(PRODUCTION), image=name, share=share)
+
+
+def test_the_verbs_take_an_image_from_canary_to_champion_and_back(ours, capsys):
+    words = ["--target", "kubernetes", "--overlay", str(PRODUCTION), "--image", "r/loopline:2"]
+    for verb, served in (("canary", "r/loopline:1"), ("verify", None), ("deploy", "r/loopline:2"), ("verify", None)):
+        assert cli.main([verb, *words]) == 0
+        if served:
+            assert ours.status().champion.image == served
+    assert ours.status().share == 0
+    assert cli.main(["rollback", *words]) == 0
+    assert "r/loopline:1" in capsys.readouterr().out
+    assert ours.status().champion.image == "r/loopline:1"
+
+
+def test_an_image_that_never_served_is_no_reason_to_go_back(ours):
+    ours.deploy("r/loopline:2")
+    with pytest.raises(LooplineError):
+        image("r/loopline:broken").canary([])
+    assert "nothing to take back" in image("r/loopline:broken").rollback(None)[0]
+    assert ours.status().champion.image == "r/loopline:2"
+
+
+def test_verification_fails_for_an_image_that_does_not_serve_and_where_nobody_answers(ours):
+    assert image("r/loopline:1").verify([]) == []
+    assert image("r/loopline:2").verify([])[0] == "r/loopline:2 does not serve:"
+    asked = replace(image("r/loopline:1"), url="http://127.0.0.1:9")
+    with pytest.raises(LooplineError, match="no bundle to verify"):
+        asked.verify([])
+
+
+def test_a_whole_image_goes_back_or_nothing(ours):
+    with pytest.raises(LooplineError, match="leave the model out"):
+        image("r/loopline:1").rollback("text")
