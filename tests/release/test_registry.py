@@ -246,8 +246,8 @@ def test_the_champion_follows_what_a_rollout_promoted_without_another_line_in_th
 
 
 def test_a_dry_run_says_what_would_be_decided_and_changes_nothing(project, make):
-    release(make("good", 130))
-    for threshold, wins in ((127, True), (160, False)):
+    release(make("old", 160))
+    for threshold, wins in ((250, False), (130, True)):
         registry.register(make(f"challenger-{threshold}", threshold).folder)
         before, log = aliases(), decisions.path().read_bytes()
         said = registry.promote("classifier", dry_run=True)
