@@ -65,8 +65,9 @@ def register(folder: Path) -> Registered:
 def promote(name: str, *, again: bool = False, dry_run: bool = False) -> promotion.Decision:
     """Make the challenger of `name` champion if the evidence on the test split says so; a line in the log either way.
 
-    dry_run: decide, and change nothing. A challenger whose bundle was tampered with is refused, and one that was rolled back too, but for `again`. Raises
-    LooplineError where there is no challenger, or where the champion cannot be fetched to compare with.
+    dry_run: decide, and change nothing. A challenger whose bundle was tampered with is refused, and one that was rolled back
+    too, but for `again`. Raises LooplineError where there is no challenger, or where the champion cannot be fetched to
+    compare with.
     """
     everything, model = settings.model(name)
     with _registry() as store:
