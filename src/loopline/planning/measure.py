@@ -47,11 +47,13 @@ def measure(folder: Path, *, starts: int = 5, rounds: int = 300) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="loopline-profile-") as scratch:
         began = []
         for last in range(starts, 0, -1):
-            with _running(folder, watched, cores, Path(scratch)) as (process, seconds):
+            with running(folder, watched, cores, Path(scratch)) as (process, seconds):
                 began.append(seconds)
-                if last == 1:
+                if last > 1:
+                    continue
+                with pinned(cores[-1:]):
                     batches, single = _batches(process.address, watched, rounds)
-                    memory = _memory(process.pid)
+                memory = _memory(process.pid)
     return {
         "schema": 1,
         "model": watched.name,
@@ -102,10 +104,10 @@ def _engines(folder: Path, cores: Sequence[int]) -> list[dict[str, float]]:
 
 
 @contextmanager
-def _running(
+def running(
     folder: Path, watched: sentinel.Watched, cores: Sequence[int], scratch: Path
 ) -> Iterator[tuple[processes.Process, float]]:
-    """A server on the first core, and the seconds from its start to its first right answer; ours is the last core."""
+    """A server on the first core, and the seconds from its start to its first right answer."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     command = [sys.executable, "-m", "loopline.cli", "serve", str(folder), "--port", str(port), "--slots", "1"]
@@ -113,14 +115,13 @@ def _running(
     with pinned(cores[:1]):
         process = processes.start("server", [*command, "--grace", "0"], f"http://127.0.0.1:{port}", scratch)
     try:
-        with pinned(cores[-1:]):
-            while (found := sentinel.check(process.address, watched, watched.samples[0])[0]) != "same":
-                if found != "failed":
-                    raise LooplineError(f"{folder}: its golden answers are not those of this machine: {found}")
-                if not processes.alive(process) or time.perf_counter() - began > START_SECONDS:
-                    raise processes.not_ready(process.name, scratch)
-                time.sleep(0.002)
-            yield process, time.perf_counter() - began
+        while (found := sentinel.check(process.address, watched, watched.samples[0])[0]) != "same":
+            if found != "failed":
+                raise LooplineError(f"{folder}: its golden answers are not those of this machine: {found}")
+            if not processes.alive(process) or time.perf_counter() - began > START_SECONDS:
+                raise processes.not_ready(process.name, scratch)
+            time.sleep(0.002)
+        yield process, time.perf_counter() - began
     finally:
         processes.end([process])
 
