@@ -1,4 +1,4 @@
-"""The plan: replicas, latency and monthly cost, always on against scaled to zero. Pure: numpy at most.
+"""The plan: replicas, latency and monthly cost, always on against scaled to zero. Pure.
 
 A replica is one process on one core. The gateway splits requests evenly; each replica is taken to see a Poisson stream of
 its share, which is on the safe side: a gateway that takes turns, or the least busy one, leaves less to chance.
@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
+from loopline.planning.inputs import Machine, Prices, Profile, Serverless
 from loopline.planning.queueing import Service
-
-if TYPE_CHECKING:
-    from loopline.planning.inputs import Machine, Prices, Profile, Serverless
 
 HOURS = 8760 / 12  # of a month
 HOUR = 3600.0
@@ -87,8 +84,6 @@ class Offer:
 
     def options(self, rates: Week) -> list[Option]:
         """The ways to use this row."""
-        from loopline.planning.inputs import Machine
-
         if isinstance(self.row, Machine):
             return [self._rented(rates, self.row, "always on"), self._rented(rates, self.row, "resized hourly")]
         return [self._scaled_to_zero(rates, self.row)]
