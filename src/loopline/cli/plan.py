@@ -64,12 +64,12 @@ def add(rooms: Verbs) -> None:
         rooms,
         "profile",
         _profile,
-        "measure a bundle on this machine: cold start, batches, cores, memory (half a minute)",
+        "measure a bundle on this machine: cold start, batches, cores, memory (1 to 2 minutes)",
     )
     profile.add_argument("bundle", type=Path, help="a folder, e.g. models/text/bundle")
     profile.add_argument("--out", type=Path, help=f"default: {PROFILES}/MODEL.json")
     profile.add_argument("--starts", type=int, default=5, help="cold starts (default: 5)")
-    profile.add_argument("--rounds", type=int, default=300, help="of each batch size (default: 300)")
+    profile.add_argument("--rounds", type=int, default=300, help="of each batch size, at most (default: 300)")
 
     plan = verb(rooms, "plan", _plan, "replicas, p99 and monthly cost of a traffic: docs/capacity.md")
     plan.add_argument("profile", type=Path, help="what `loopline profile` wrote")

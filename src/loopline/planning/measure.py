@@ -28,18 +28,22 @@ from loopline.monitoring import sentinel
 SIZES = (1, 1, 1, 1, 2, 4, 8, 16, 32)  # single ones more often: their spread counts too
 SHARES = (0.5, 0.9, 0.98, 0.995, 1.0)  # of single requests, from the fastest: what their spread is told by
 START_SECONDS = 60.0
+TIMEOUT = 60  # seconds of an answer
+WARM, LEAST_ROUNDS = 5, 20
+SECONDS = 60.0  # after which no more rounds are begun, once there were the least
+LONG_SECONDS = 1.0
 ENGINE_SECONDS = 1.0
 ENGINE_ROUNDS = 3
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # of engines at once, and as many as there are cores
 
 
 def measure(folder: Path, *, starts: int = 5, rounds: int = 300) -> dict[str, Any]:
-    """A `loopline.planning.inputs.Profile` as JSON has it. rounds: of each batch size. Raises LooplineError.
+    """A `loopline.planning.inputs.Profile` as JSON has it. rounds: of each batch size, at most. Raises LooplineError.
 
     Its requests are the bundle's golden samples, by the route for people.
     """
-    if starts < 1 or rounds < 20:
-        raise LooplineError("at least 1 start and 20 rounds are needed for a figure")
+    if starts < 1 or rounds < LEAST_ROUNDS:
+        raise LooplineError(f"at least 1 start and {LEAST_ROUNDS} rounds are needed for a figure")
     (watched,) = sentinel.load([folder])
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     counts = sorted({1, *(count for count in COUNTS if count <= len(cores)), len(cores) or 1})
@@ -70,7 +74,7 @@ def measure(folder: Path, *, starts: int = 5, rounds: int = 300) -> dict[str, An
             "growth": float(np.median([turn[1][0]["growth"] for turn in engines])),
             "file": (folder / "model.onnx").stat().st_size / 2**20,
         },
-        "rounds": rounds,
+        "rounds": len(single) // SIZES.count(1),
         "load_average": os.getloadavg()[0],
     }
 
@@ -110,10 +114,11 @@ def running(
     """A server on the first core, and the seconds from its start to its first right answer."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    command = [sys.executable, "-m", "loopline.cli", "serve", str(folder), "--port", str(port), "--slots", "1"]
+    command = [sys.executable, "-m", "loopline.cli", "serve", str(folder), "--port", str(port)]
+    command += ["--slots", "1", "--timeout-ms", str(TIMEOUT * 1000), "--grace", "0"]  # a slow model is not refused
     began = time.perf_counter()
     with pinned(cores[:1]):
-        process = processes.start("server", [*command, "--grace", "0"], f"http://127.0.0.1:{port}", scratch)
+        process = processes.start("server", command, f"http://127.0.0.1:{port}", scratch)
     try:
         while (found := sentinel.check(process.address, watched, watched.samples[0])[0]) != "same":
             if found != "failed":
@@ -131,19 +136,27 @@ def _batches(address: str, watched: sentinel.Watched, rounds: int) -> tuple[dict
     host, _, port = address.removeprefix("http://").partition(":")
     requests = [request(watched.name, sample.given) for sample in watched.samples]
     seconds: dict[int, list[float]] = {size: [] for size in SIZES}
+    began = time.perf_counter()
     with ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(max(SIZES))]
+        clients = [stack.enter_context(socket.create_connection((host, int(port)), TIMEOUT)) for _ in range(max(SIZES))]
         for client in clients:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for number in range(-10, rounds):  # the first ones warm up
+        for number in range(-WARM, rounds):
+            if number >= LEAST_ROUNDS and time.perf_counter() - began > SECONDS:
+                break
             for size in SIZES:
+                if size not in seconds:
+                    continue
                 start = time.perf_counter()
                 for place, client in enumerate(clients[:size]):
                     client.sendall(requests[(number + place) % len(requests)])
                 for client in clients[:size]:
                     _answered(client)
+                spent = time.perf_counter() - start
                 if number >= 0:
-                    seconds[size].append(time.perf_counter() - start)
+                    seconds[size].append(spent)
+                elif spent > LONG_SECONDS:  # as the server's own start does: a larger batch is not tried
+                    seconds = {known: found for known, found in seconds.items() if known <= size}
     return {size: float(np.median(found)) for size, found in seconds.items()}, seconds[1]
 
 
