@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import bundles
@@ -87,3 +88,21 @@ def test_a_server_that_answers_wrongly_is_not_measured(tmp_path, capsys):
     folder = bundles.classifier(tmp_path / "classifier", threshold=10.0).folder
     assert cli.main(["profile", str(folder), "--starts", "1", "--out", str(tmp_path / "profile.json")]) == 1
     assert "golden answers" in capsys.readouterr().err
+
+
+def test_a_page_gets_fresh_output_between_its_marks_and_one_without_marks_is_refused(tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.syspath_prepend(str(root))
+    page = import_module("benchmarks.capacity.__main__")
+    monkeypatch.setattr(page, "_shown", lambda command, names: f"{command.split()[1]}!\n")
+    names = ("profile", "plan", "memory", "traffic", "check")
+    path = tmp_path / "page.md"
+    path.write_text("a\n" + "".join(f"<!-- {name} -->\nold\n<!-- end -->\n" for name in names) + "z\n")
+    page.write(path, [Path("models/text/bundle")], "checked\n")
+    text = path.read_text()
+    assert text.startswith("a\n<!-- profile -->\nprofile!\n<!-- end -->")
+    assert text.endswith("<!-- check -->\nchecked\n<!-- end -->\nz\n")
+    assert "old" not in text
+    path.write_text("nothing")
+    with pytest.raises(SystemExit, match="must have one"):
+        page.write(path, [Path("models/text/bundle")], "checked\n")

@@ -22,6 +22,8 @@ def draw(path: Path, plan: Plan, currency: str) -> None:
 
 
 def _latency(axis: Any, plan: Plan) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     best = next(offer for offer in plan.offers if offer.name == plan.options[0].name)
     needed = plan.options[0].replicas
     counts = sorted({count for count in (1, needed // 2, needed - 1, needed, needed + 1) if count})
@@ -39,13 +41,17 @@ def _latency(axis: Any, plan: Plan) -> None:
         plan.rates.max(), 1.0, " busiest hour", color=INK, fontsize=8, va="top", transform=axis.get_xaxis_transform()
     )
     axis.set(xlabel="requests a second", ylabel="p99, ms", yscale="log", xlim=(0, end), title=f"Latency on {best.name}")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.legend(loc="upper left", fontsize=8)
+    axis.legend(loc="lower right", fontsize=8)
 
 
 def _cost(axis: Any, plan: Plan, currency: str) -> None:
     """The traffic keeps its shape and is scaled."""
+    from matplotlib.ticker import LogLocator
+
     mean = float(plan.rates.mean()) or 1.0
     shape = plan.rates / mean if plan.rates.any() else np.ones_like(plan.rates)
     means = np.geomspace(min(1e-4, mean / 10), mean * 10, 2 * POINTS)
@@ -65,6 +71,7 @@ def _cost(axis: Any, plan: Plan, currency: str) -> None:
         mean, 0.0, "this traffic ", color=INK, fontsize=8, ha="right", va="bottom", transform=axis.get_xaxis_transform()
     )
     axis.set(xscale="log", yscale="log", xlabel="mean requests a second, same shape", title=f"Cost, {currency} a month")
+    axis.xaxis.set_major_locator(LogLocator(numticks=7))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_major_formatter("{x:,g}")
     axis.legend(loc="upper left", fontsize=8)
