@@ -94,7 +94,7 @@ def test_a_page_gets_fresh_output_between_its_marks_and_one_without_marks_is_ref
     root = Path(__file__).parents[2]
     monkeypatch.syspath_prepend(str(root))
     page = import_module("benchmarks.capacity.__main__")
-    monkeypatch.setattr(page, "_shown", lambda command, names: f"{command.split()[1]}!\n")
+    monkeypatch.setattr(page, "_shown", lambda command, _: f"{command.split()[1]}!\n")
     names = ("profile", "plan", "memory", "traffic", "check")
     path = tmp_path / "page.md"
     path.write_text("a\n" + "".join(f"<!-- {name} -->\nold\n<!-- end -->\n" for name in names) + "z\n")
