@@ -42,7 +42,7 @@ def profiled(profile: Profile) -> str:
             f"{profile.memory.growth:.1f} MiB for a file of {profile.memory.file:.2f} MiB",
             "",
             table(["sent at once", "ms", "requests/s"], batches),
-            *(["MEASURED BESIDE OTHER WORK: the machine was busy, and these figures are too low"] * busy),
+            *(["MEASURED BESIDE OTHER WORK: the machine is faster than this when it is left alone"] * busy),
             "",
             table(["engines, a core each", "rows/s of each", "of one alone"], engines),
         )
