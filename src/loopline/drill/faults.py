@@ -68,6 +68,7 @@ def mixed_up(source: Path, folder: Path) -> Path:
         model=source / "model.onnx",
         drift=source / "drift.json",
         golden=source / "golden.json",
+        tokenizer=tokenizer if (tokenizer := source / "tokenizer.json").exists() else None,
         card=(source / "MODEL_CARD.md").read_text(encoding="utf-8"),
     )
     return folder
