@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve up down traffic retrainer rollout rollback drill rules demo test lint bench bench-serving bench-drift bench-rollout data-add mlflow lock clean
+.PHONY: help setup repro serve up down traffic retrainer rollout rollback drill rules demo test score lint bench bench-serving bench-drift bench-rollout data-add mlflow lock clean
 .PHONY: image
 
 help: ## list the targets
@@ -79,6 +79,9 @@ $(ASSETS)/ready: src/loopline/serving/pages/package-lock.json
 
 test: setup ## the tests
 	pytest --numprocesses auto --dist loadfile $(ARGS)
+
+score: setup ## the ML Test Score, from the report of `make test ARGS="--junitxml=.loopline/tests.xml"` (ARGS=--write)
+	python .ci/ml_test_score.py $(ARGS)
 
 lint: setup ## style, strict types, import rules
 	ruff check .
