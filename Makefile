@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve up down traffic retrainer rollout rollback drill rules demo test lint bench bench-serving bench-drift bench-rollout data-add mlflow lock clean
+.PHONY: help setup repro serve up down traffic retrainer rollout deploy canary verify rollback drill rules demo test lint bench bench-serving bench-drift bench-rollout data-add mlflow lock clean
 .PHONY: image score
 
 help: ## list the targets
@@ -51,9 +51,12 @@ rollout: setup ## a challenger takes the champion's place, or not: make rollout 
 	@test -n "$(MODEL)" -a -n "$(BUNDLE)" || { echo "usage: make rollout MODEL=classifier BUNDLE=path/to/bundle [ARGS=...]"; exit 2; }
 	loopline rollout start "$(MODEL)" --bundle "$(BUNDLE)" --wait $(ARGS)
 
-rollback: setup ## the champion before this one serves again, in seconds, at any time: make rollback MODEL=text
-	@test -n "$(MODEL)" || { echo "usage: make rollback MODEL=classifier"; exit 2; }
-	loopline rollout rollback "$(MODEL)" $(ARGS)
+# Where to: process, compose or kubernetes. `make image` has a TARGET of its own.
+deploy canary verify: setup ## put bundles into service, try a new one, check what is served (TARGET=process|compose|kubernetes BUNDLES="models/*/bundle" ARGS=--rolling)
+	loopline $@ --target $(or $(TARGET),process) $(if $(BUNDLES),--bundle $(BUNDLES)) $(ARGS)
+
+rollback: setup ## what served before serves again, in seconds, at any time: make rollback MODEL=text (TARGET=...)
+	loopline rollback $(MODEL) --target $(or $(TARGET),process) $(ARGS)
 
 traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|other-domain|noisy|blur|dark|... RATE=20 SECONDS=60 MODEL=...)
 	loopline traffic $(MODEL) --profile $(or $(PROFILE),clean) --rate $(or $(RATE),20) --seconds $(or $(SECONDS),60) $(ARGS)
