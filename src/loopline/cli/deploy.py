@@ -13,6 +13,8 @@ from loopline.errors import LooplineError
 if TYPE_CHECKING:
     from loopline.delivery.targets import Target
 
+OVERLAY = Path("serving/kubernetes/overlays/local")
+
 
 def _target(options: argparse.Namespace) -> Target:
     """Where to."""
@@ -25,7 +27,15 @@ def _target(options: argparse.Namespace) -> Target:
             plan=None if options.rolling else delivery.plan(options),
             again=options.again,
         )
-    raise LooplineError(f"{options.target} is no target yet")
+    if options.target == "compose":
+        from loopline.delivery import compose
+
+        return compose.Compose(services=options.services or compose.SERVICES, share=delivery.plan(options).steps[0])
+    from loopline.delivery import images, kubernetes
+
+    cluster = kubernetes.Cluster(options.overlay, options.context)
+    share = delivery.plan(options).steps[0]
+    return images.Images(cluster=cluster, image=options.image, share=share, url=options.url)
 
 
 def _deploy(options: argparse.Namespace) -> int:
@@ -46,7 +56,8 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _bundles(options: argparse.Namespace) -> list[Path]:
-    if found := options.bundle or sorted(Path("models").glob("*/bundle")):
+    found = options.bundle or sorted(Path("models").glob("*/bundle"))
+    if found or (options.target == "kubernetes" and not options.url):  # they are in the image, and nobody asks
         return list(found)
     raise LooplineError("no bundle under models/: run `make repro` first, or name some with --bundle")
 
@@ -67,6 +78,12 @@ def add(rooms: Verbs) -> None:
         made.add_argument(
             "--rolling", action="store_true", help="replace at once, without a canary; no request is lost"
         )
+        made.add_argument("--services", nargs="+", metavar="NAME", help="of serving/compose.yaml (default: all)")
+        there = made.add_argument_group("of a cluster")
+        there.add_argument("--overlay", type=Path, default=OVERLAY, metavar="FOLDER", help=f"default: {OVERLAY}")
+        there.add_argument("--image", default="", help="that holds the bundles (default: the overlay's)")
+        there.add_argument("--context", default="", help="of kubectl (default: the current one)")
+        there.add_argument("--url", default="", help="of its gateway, where golden inputs are asked")
         delivery.plan_arguments(made.add_argument_group("of a rollout"))
         monitoring.stack_arguments(made.add_argument_group("of a stack that is started on this machine"))
         made.set_defaults(gateway=True)

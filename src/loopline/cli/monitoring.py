@@ -109,7 +109,8 @@ def _traffic(options: argparse.Namespace) -> int:
 def _rules(options: argparse.Namespace) -> int:
     from loopline.monitoring import rules
 
-    text = rules.text(_window(options), options.runbooks)
+    made = rules.operator if options.operator else rules.text
+    text = made(_window(options), options.runbooks)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
     print(options.out)
@@ -240,6 +241,7 @@ def _making(rooms: Verbs) -> None:
     made.add_argument("--window", default="1h")
     made.add_argument("--runbooks", default="docs/runbooks", help="address of that folder, for the alerts' links")
     made.add_argument("--out", type=Path, default=Path("monitoring/prometheus/rules.yml"))
+    made.add_argument("--operator", action="store_true", help="as a PrometheusRule, for the Prometheus operator")
 
     grafana = room(rooms, "grafana", "dashboards, alerts and annotations; the token of a Grafana is in GRAFANA_TOKEN")
     for name, text in {
