@@ -92,6 +92,10 @@ $(ASSETS)/ready: src/loopline/serving/pages/package-lock.json
 test: setup ## the tests
 	pytest --numprocesses auto --dist loadfile $(ARGS)
 
+.PHONY: score
+score: setup ## the ML Test Score, from the report of `make test ARGS="--junitxml=.loopline/tests.xml"` (ARGS=--write)
+	python .ci/ml_test_score.py $(ARGS)
+
 lint: setup lint-delivery ## style, strict types, import rules, workflows
 	ruff check .
 	ruff format --check .

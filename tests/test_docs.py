@@ -8,25 +8,59 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def headings(page):
+    """The anchors of a page, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        there = page.parent / target if target else page
+        assert there.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in headings(there), f"{page.name} links to {target}#{anchor}"
 
 
-def test_every_gate_names_a_test_that_exists():
-    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (ROOT / "docs/gates.md").read_text(encoding="utf-8"))
-    assert len(named) >= 20
-    for path, name in named:
-        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
+def test_every_page_is_in_the_index_once():
+    listed = re.findall(r"\]\(([^)#]+)\) \|$", (DOCS / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(
+        [*(page.name for page in DOCS.glob("*.md") if page.name != "README.md"), "runbooks/README.md"]
+    )
+
+
+def test_the_architecture_names_every_room():
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rooms = {path.name for path in (ROOT / "src/loopline").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(re.findall(r"^\| `(\w+)/` \|", page, re.MULTILINE)) == rooms
+
+
+def test_every_test_that_a_page_names_exists():
+    named = {page: re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")) for page in PAGES}
+    assert len(named[DOCS / "gates.md"]) >= 20
+    for page, tests in named.items():
+        for path, name in tests:
+            assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{page.name} names {path}::{name}"
+
+
+def test_the_data_cards_count_what_the_pipeline_counted():
+    page = (DOCS / "data-cards.md").read_text(encoding="utf-8")
+    samples = re.search(r"^\| samples \|(.*)\|$", page, re.MULTILINE)[1].split("|")
+    splits = re.search(r"^\| train, val, test \|(.*)\|$", page, re.MULTILINE)[1].split("|")
+    for model, said, shares in zip(("classifier", "detector", "text"), samples, splits, strict=True):
+        account = json.loads((ROOT / f"data/{model}/ingest.json").read_text(encoding="utf-8"))
+        assert said.strip() == f"{account['samples']:,}"
+        assert shares.strip() == ", ".join(f"{account['splits'][split]:,}" for split in ("train", "val", "test"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_make_targets_exist(page):
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    rules = re.findall(r"^([a-z -]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = {name for rule in rules for name in rule.split()}
     assert set(re.findall(r"(?:`|^\$ )make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)) <= targets
 
 

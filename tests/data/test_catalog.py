@@ -88,6 +88,8 @@ def test_the_listing_tells_a_download_that_stopped(tmp_path: Path, monkeypatch: 
         (ENTRY + FILES.replace("f" * 64, "f" * 63), r"toy.files.0.sha256"),
         (ENTRY + FILES.replace("a.txt", "../a.txt"), r"toy.files.0.path: .*stays inside"),
         (ENTRY + FILES.replace("a.txt", "/etc/a.txt"), r"toy.files.0.path: .*stays inside"),
+        (ENTRY.replace("  licence: MIT\n", "") + FILES, r"toy.licence: Field required"),
+        (ENTRY.replace("  citation: nobody\n", "") + FILES, r"toy.citation: Field required"),
         (ENTRY, r"any other has some"),
         ("toy: [", r"not valid YAML"),
         ("- toy", r"must map names to datasets"),

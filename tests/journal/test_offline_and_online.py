@@ -1,0 +1,57 @@
+"""What a model is worth before its release is what it is worth in service."""
+
+from contextlib import closing
+
+import brightness
+import bundles
+import journals
+import prometheus
+import requests
+from servers import Process
+
+from loopline.journal.keeper import Keeper
+from loopline.release import bundle, evidence
+
+SHOWN = range(5, 256, 10)  # an even share of the 256 brightnesses that the test split has
+
+
+def offline(folder, manifest):
+    """Accuracy on the test split, as the gate of the promotion measures it."""
+    measured, _ = evidence.gather(bundle.read(folder), None, manifest)
+    return measured.scorer()["accuracy"]
+
+
+def online(folder, kept):
+    """Accuracy of a live server, from the labels that came back by the feedback route."""
+    server = Process(
+        folder, "--port", 0, "--signals", 10_000, "--journal", kept, "--journal-sample", 1, "--journal-seconds", 0.1
+    )
+    try:
+        for value in SHOWN:
+            said = requests.post(server.url + "/predict/classifier", data=journals.png(value), timeout=10).json()
+            truth = {"id": said["id"], "label": "bright" if value > 127 else "dark", "source": "anna"}
+            sent = requests.post(server.url + "/v2/models/classifier/feedback", json=truth, timeout=10)
+            assert sent.status_code == 202
+        with closing(Keeper(kept)) as keeper:
+            return prometheus.eventually(lambda: labelled_accuracy(keeper))
+    finally:
+        server.stop()
+
+
+def labelled_accuracy(keeper):
+    """As Prometheus would read it; nothing before all labels are there."""
+    keeper.round()
+    rows, right = (keeper.series[f"loopline_labelled_{name}_total"] for name in ("rows", "quality"))
+    return sum(rows.values()) == len(SHOWN) and sum(right.values()) / len(SHOWN)
+
+
+def test_the_accuracy_of_the_test_split_is_that_of_labelled_traffic_for_good_and_bad_models(tmp_path):
+    brightness.write_manifest(tmp_path / "manifest.parquet")
+    before, after = [], []
+    for threshold in (127.5, 170, 220):  # right, wrong on a sixth of all inputs, wrong on a third
+        folder = tmp_path / f"{threshold:.0f}"
+        bundles.classifier(folder, threshold)
+        before.append(offline(folder, tmp_path / "manifest.parquet"))
+        after.append(online(folder, tmp_path / f"journal-{threshold:.0f}"))
+    assert before[0] == 1 > before[1] > before[2] > 0.6
+    assert all(abs(one - other) < 0.05 for one, other in zip(before, after, strict=True)), (before, after)
