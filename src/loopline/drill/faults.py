@@ -67,8 +67,7 @@ def mixed_up(source: Path, folder: Path) -> Path:
         replace(found.manifest, spec=spec),
         model=source / "model.onnx",
         drift=source / "drift.json",
-        golden=source / "golden.json",
-        tokenizer=tokenizer if (tokenizer := source / "tokenizer.json").exists() else None,
+        **{name: path for name in ("golden", "tokenizer") if (path := source / f"{name}.json").exists()},
         card=(source / "MODEL_CARD.md").read_text(encoding="utf-8"),
     )
     return folder
