@@ -67,7 +67,8 @@ def mixed_up(source: Path, folder: Path) -> Path:
         replace(found.manifest, spec=spec),
         model=source / "model.onnx",
         drift=source / "drift.json",
-        **{name: path for name in ("golden", "tokenizer") if (path := source / f"{name}.json").exists()},
+        golden=golden if (golden := source / "golden.json").exists() else None,
+        tokenizer=tokenizer if (tokenizer := source / "tokenizer.json").exists() else None,
         card=(source / "MODEL_CARD.md").read_text(encoding="utf-8"),
     )
     return folder
