@@ -50,10 +50,14 @@ def register(folder: Path) -> Registered:
 
     A bundle that is champion already stays what it is. Raises BundleError on a damaged bundle.
     """
+    from loopline.training import tracking
+
     found = bundle.read(folder)
     name = found.manifest.name
     with _registry() as store:
         version = _version(store, name, found.version) or _create(store, found)
+        if not _committed(version.tags["git_revision"]) and _committed(now := tracking.revision()):
+            store.set_model_version_tag(name, version.version, "git_revision", now)  # its files are in a commit since
         champion = _aliased(store, name, CHAMPION)
         is_champion = champion is not None and champion.version == version.version
         if not is_champion:
@@ -119,6 +123,42 @@ def rollback(name: str, reason: str = "asked for") -> decisions.Record:
         return _make_champion(store, version, "rollback", held=held, reasons=(reason,), proof={"withdrawn": held})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What the registry holds of a bundle: its number, tags and run, and the files, verified."""
+
+    number: str
+    tags: dict[str, str]
+    run: str
+    run_tags: dict[str, str]
+    bundle: Bundle
+
+
+class Away(LooplineError):
+    """The registry does not answer."""
+
+
+def fetch(name: str, version: str, into: Path) -> Stored:
+    """The bundle `version` as it was registered, its files put into the folder `into`.
+
+    Raises Away where there is no registry to ask, LooplineError where it does not have the bundle, or has another under its hash.
+    """
+    with _registry(create=False) as store:
+        found = _version(store, name, version)
+        if found is None:
+            raise LooplineError(
+                f"{name}: bundle {version:.12} is not in the registry: `loopline release register {name}`"
+            )
+        run = store.get_run(str(found.run_id))
+        return Stored(
+            number=str(found.version),
+            tags=dict(found.tags),
+            run=str(found.run_id),
+            run_tags=dict(run.data.tags),
+            bundle=_fetch(store, found, into),
+        )
+
+
 def follow(name: str, version: str, folder: Path) -> None:
     """Let the alias `champion` follow what serves: a rollout has promoted this version, or put it back, and its line is in the log.
 
@@ -155,11 +195,18 @@ def policy(everything: settings.Settings, model: settings.Model) -> promotion.Po
 
 
 @contextmanager
-def _registry() -> Iterator[MlflowClient]:
-    """The configured registry; what it refuses is said without a traceback."""
+def _registry(*, create: bool = True) -> Iterator[MlflowClient]:
+    """The configured registry; what it refuses is said without a traceback. create: its SQLite file, where there is none."""
     from loopline.training import tracking
 
-    store = tracking.client(spool=False)
+    uri = tracking.configured_uri()
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not create and not Path(file).exists():
+        raise Away(f"there is no {file} here: MLFLOW_TRACKING_URI says where the registry is")
+    try:
+        store = tracking.client(spool=False)
+    except LooplineError as error:
+        raise Away(str(error)) from error
     from mlflow.exceptions import MlflowException
 
     try:
@@ -213,6 +260,10 @@ def _create(store: MlflowClient, found: Bundle) -> ModelVersion:
     tags |= {"parameters_sha256": lineage.parameters, "git_revision": tracking.revision()}
     tags |= {"quantization": found.manifest.quantization}
     return store.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id)
+
+
+def _committed(revision: str) -> bool:
+    return revision != "none" and not revision.endswith("-dirty")
 
 
 def _artifact(version: str) -> str:
