@@ -54,12 +54,12 @@ def _sign(options: argparse.Namespace) -> int:
     from loopline.release import signature
 
     key = options.key or os.environ.get("LOOPLINE_SIGN_KEY")
-    if not key and not options.keyless:
+    if key is None and not options.keyless:
         raise LooplineError(
             "--key FILE or LOOPLINE_SIGN_KEY names the private key; --keyless signs with Sigstore instead"
         )
     for folder in options.bundle:
-        print(signature.sign(folder, None if options.keyless else Path(key)))
+        print(signature.sign(folder, Path(key) if key and not options.keyless else None))
     return 0
 
 
@@ -76,7 +76,7 @@ def _verify(options: argparse.Namespace) -> int:
         found = bundle.read(folder)
         if options.identity:
             signature.verify_keyless(folder, options.identity, options.issuer)
-        else:
+        elif key:
             signature.verify(found, Path(key))
         print(f"{folder}: bundle {found.version:.12} is signed by the owner of {options.identity or key}")
     return 0

@@ -1,7 +1,8 @@
 """Who released a bundle: a signature beside its folder, `models/text/bundle.sig` for `models/text/bundle`.
 
-In the format of OpenSSF Model Signing: a Sigstore bundle whose DSSE envelope has an in-toto statement with every file's sha256. It is no
-part of the bundle, whose hash stays what it is. `sign` needs the package model-signing; `verify` needs cryptography alone, for servers.
+In the format of OpenSSF Model Signing: a Sigstore bundle whose DSSE envelope has an in-toto statement with every file's sha256.
+It is no part of the bundle, whose hash stays what it is. `sign` needs the package model-signing; `verify`, for servers, does with
+pycryptodome, which is small.
 https://github.com/ossf/model-signing-spec and https://github.com/secure-systems-lab/dsse/blob/v1.0.2/protocol.md
 """
 
@@ -11,6 +12,7 @@ import base64
 import hashlib
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,12 @@ from loopline.release import bundle
 from loopline.release.bundle import SUMS, Bundle
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from Crypto.PublicKey.ECC import EccKey
 
 PASSWORD = "LOOPLINE_SIGN_PASSWORD"  # noqa: S105 - the variable's name
 VERIFY_KEY = "LOOPLINE_VERIFY_KEY"
 PAYLOAD, PREDICATE = "application/vnd.in-toto+json", "https://model_signing/signature/v1.0"
+CURVES = {"NIST P-256": "SHA256", "NIST P-384": "SHA384", "NIST P-521": "SHA512"}  # the hash goes with the curve
 MOST_BYTES = 1 << 20  # of a signature; one of a bundle has about 4 kB
 
 
@@ -106,24 +109,23 @@ def verify_keyless(folder: Path, identity: str, issuer: str) -> None:
         raise SignatureError(f"{beside(folder)}: not verified as {identity}'s: {error}") from error
 
 
-def _public(key: Path) -> EllipticCurvePublicKey:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+def _public(key: Path) -> EccKey:
+    from Crypto.PublicKey import ECC
 
     try:
-        public = load_pem_public_key(key.read_bytes())
+        public = ECC.import_key(key.read_bytes())
     except (OSError, ValueError) as error:
         raise SignatureError(f"{key} is not a public key in PEM: {error}") from error
-    if not isinstance(public, EllipticCurvePublicKey) or public.key_size not in (256, 384, 521):
-        raise SignatureError(f"{key} is not a key on P-256, P-384 or P-521")
+    if public.has_private():
+        raise SignatureError(f"{key} is a private key: it stays with who signs, a server has the public one")
+    if public.curve not in CURVES:
+        raise SignatureError(f"{key} is a key on {public.curve}, known are {', '.join(CURVES)}")
     return public
 
 
-def _statement(path: Path, public: EllipticCurvePublicKey, key: Path) -> dict[str, Any]:
+def _statement(path: Path, public: EccKey, key: Path) -> dict[str, Any]:
     """What the envelope at `path` says, once it is known to be signed by this key."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+    from Crypto.Signature import DSS
 
     try:
         with path.open("rb") as file:
@@ -142,10 +144,10 @@ def _statement(path: Path, public: EllipticCurvePublicKey, key: Path) -> dict[st
     if kind != PAYLOAD:
         raise SignatureError(f"{path} signs {kind!r:.80}, wanted is {PAYLOAD}")
     message = b"DSSEv1 %d %s %d %s" % (len(PAYLOAD), PAYLOAD.encode(), len(payload), payload)
-    hashed = {256: hashes.SHA256, 384: hashes.SHA384, 521: hashes.SHA512}[public.key_size]()
+    digest = import_module(f"Crypto.Hash.{CURVES[public.curve]}").new(message)
     try:
-        public.verify(signature, message, ECDSA(hashed))
-    except InvalidSignature as error:
+        DSS.new(public, "fips-186-3", encoding="der").verify(digest, signature)
+        statement: dict[str, Any] = json.loads(payload)
+    except ValueError as error:
         raise SignatureError(f"{path} was not made with the key of {key}, or was changed since") from error
-    statement: dict[str, Any] = json.loads(payload)
     return statement

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loopline.errors import LooplineError
-from loopline.release import signature
 from loopline.serving import http, journal, tracing
 from loopline.serving.app import App
 from loopline.serving.inference import Limits
