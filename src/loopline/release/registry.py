@@ -1,7 +1,8 @@
 """Releases in MLflow's model registry: `loopline release register | promote | rollback | history`.
 
-A registered version is one bundle: its run holds the whole of it under `released/<bundle version>`, its model is the
-ONNX file with its signature. The aliases `challenger` and `champion` say which is which: `models:/<name>@champion`.
+A registered version is one bundle: its run holds the whole of it under `released/<bundle version>`, its signature beside it where
+it was signed; its model is the ONNX file with its signature of types. The aliases `challenger` and `champion` say which is which:
+`models:/<name>@champion`.
 Reads `models/<name>/bundle/` and `data/<name>/manifest.parquet`; writes the registry and the decision log.
 """
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopline import settings
 from loopline.errors import LooplineError
-from loopline.release import bundle, decisions, evidence, promotion
+from loopline.release import bundle, decisions, evidence, promotion, signature
 from loopline.release.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ def register(folder: Path) -> Registered:
         version = _version(store, name, found.version) or _create(store, found)
         if not _committed(version.tags["git_revision"]) and _committed(now := tracking.revision()):
             store.set_model_version_tag(name, version.version, "git_revision", now)  # its files are in a commit since
+        with tempfile.TemporaryDirectory() as aside:  # it may be signed by now, or anew
+            signature.carry(folder, Path(aside) / found.version)
+            store.log_artifacts(str(version.run_id), aside, "released")
         champion = _aliased(store, name, CHAMPION)
         is_champion = champion is not None and champion.version == version.version
         if not is_champion:
@@ -294,6 +298,9 @@ def _fetch(store: MlflowClient, version: ModelVersion, into: Path) -> Bundle:
     wanted = version.tags[HASH]
     try:
         folder = Path(store.download_artifacts(str(version.run_id), _artifact(wanted), str(into)))
+        signed = f"{_artifact(wanted)}.sig"
+        if any(one.path == signed for one in store.list_artifacts(str(version.run_id), "released")):
+            store.download_artifacts(str(version.run_id), signed, str(into))
     except (MlflowException, OSError) as error:
         raise LooplineError(
             f"{version.name}: bundle {wanted:.12} cannot be fetched from the registry: {error}"
