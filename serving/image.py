@@ -27,7 +27,7 @@ from loopline.errors import LooplineError
 from loopline.release import bundle, signature
 
 ROOT = Path(__file__).parents[1]
-BUDGET_MB, BUDGET_COMPRESSED_MB = 130.0, 50.0  # of the cpu image without bundles; CUDA alone is over 2 GB
+BUDGET_MB, BUDGET_COMPRESSED_MB = 133.0, 50.0  # of the cpu image without bundles; CUDA alone is over 2 GB
 CHUNK = 1 << 20
 
 
