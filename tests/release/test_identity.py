@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import answering
 import brightness
 import pytest
 from servers import Process
@@ -153,6 +154,27 @@ def test_a_server_that_does_not_answer_is_an_error(released, project):
     links = walk(released, url="http://127.0.0.1:9")
     assert states(links, "broken") == ["server"]
     assert states(links, "unchecked") == [name for name in identity.LINKS if name != "server"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[]", b"nonsense", b'{"parameters": {"bundle": "1"}}', b'{"parameters": {"bundle": null}}']
+)
+def test_what_is_no_server_of_ours_is_said_and_not_a_traceback(released, project, body):
+    server = answering.Server(lambda *_: (200, body))
+    try:
+        assert states(walk(released, url=server.url), "broken") == ["server"]
+        with pytest.raises(LooplineError, match=r"is no server of models|serves no model"):
+            identity.models(question(released, url=server.url))
+    finally:
+        server.close()
+
+
+def test_outside_the_repository_its_links_are_not_checked(released, project, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    links = walk(released, bundle=project / "models/classifier/bundle")
+    assert states(links, "broken") == []
+    assert states(links, "unchecked") == REST
 
 
 def test_metrics_of_another_bundle_break_the_chain(released, project):

@@ -29,6 +29,7 @@ from loopline.release import bundle
 from loopline.release.bundle import Bundle
 
 TIMEOUT = 10.0
+MOST_BYTES = 16 << 20  # of an answer
 KEPT = Path(".loopline/bundles")  # where a rollout keeps its copies
 State = Literal["whole", "broken", "unchecked", "not asked"]
 LINKS = ("server", "metrics", "image", "bundle", "registry", "revision", "dvc.lock", "parameters", "code", "data")
@@ -77,7 +78,14 @@ class Question:
 
 def models(question: Question) -> list[str]:
     """The names of the models that are served. Raises LooplineError where nobody answers."""
-    return sorted(row["name"] for row in json.loads(_get(question, f"{question.url}/v2/repository/index", post=True)))
+    try:
+        rows = json.loads(_get(question, f"{question.url}/v2/repository/index", post=True))
+        names = sorted(row["name"] for row in rows)
+    except (ValueError, TypeError, KeyError) as error:
+        raise LooplineError(f"{question.url} is no server of models: {error!r}") from error
+    if not names:
+        raise LooplineError(f"{question.url} serves no model")
+    return names
 
 
 def walk(question: Question, model: str) -> Iterator[Link]:
@@ -94,6 +102,8 @@ def walk(question: Question, model: str) -> Iterator[Link]:
                 state, said = "not asked", str(error)
             except LooplineError as error:
                 state, said = "broken", str(error)
+            except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+                state, said = "broken", f"what is there is of another form: {error!r}"
             yield Link(model, name, state, said)
 
 
@@ -117,10 +127,10 @@ class _Chain:
 
     def server(self) -> str:
         said = json.loads(_get(self.asked, f"{self.asked.url}/v2/models/{self.model}"))
-        self.version = said["parameters"]["bundle"]
-        if not re.fullmatch("[0-9a-f]{64}", self.version or ""):
-            self.version = None
-            raise LooplineError(f"{self.asked.url} names no bundle: {said['parameters']}")
+        version = said["parameters"]["bundle"]
+        if not re.fullmatch("[0-9a-f]{64}", version):
+            raise LooplineError(f"{self.asked.url} names no bundle: {version!r:.80}")
+        self.version = version
         return f"{self.asked.url}/v2/models/{self.model} serves bundle {self.version}"
 
     def metrics(self) -> str:
@@ -253,7 +263,7 @@ def _get(question: Question, url: str, *, post: bool = False) -> bytes:
     request = urllib.request.Request(url, data=b"" if post else None, headers=headers)  # noqa: S310 - see above
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310 - see above
-            content: bytes = answer.read()
+            content: bytes = answer.read(MOST_BYTES)
             return content
     except urllib.error.HTTPError as error:
         raise (_Missing if error.code == 404 else LooplineError)(f"{url} answers {error.code}") from error
@@ -290,8 +300,12 @@ def _commit(revision: str) -> str:
         raise LooplineError(
             f"revision {revision}: no commit holds what it was made from; commit, then register or build again"
         )
-    if not (Path(_git("rev-parse", "--show-toplevel")) / "dvc.yaml").exists():
-        raise _Unchecked("this is not the project's repository")
+    try:
+        root = Path(_git("rev-parse", "--show-toplevel"))
+    except LooplineError as error:
+        raise _Unchecked(f"this is no repository, {error}") from error
+    if not (root / "dvc.yaml").exists():
+        raise _Unchecked(f"{root} is not the project's repository")
     try:
         return f"commit {_git('show', '--no-patch', '--format=%H (%cs)', f'{revision}^{{commit}}')}"
     except LooplineError as error:
