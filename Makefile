@@ -16,8 +16,8 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve up down traffic retrainer rollout rollback drill rules demo test lint bench bench-serving bench-drift bench-rollout data-add mlflow lock clean
-.PHONY: image sbom sign whoami
+.PHONY: help setup repro serve up down traffic retrainer rollout deploy canary verify rollback drill rules demo test lint bench bench-serving bench-drift bench-rollout data-add mlflow lock clean
+.PHONY: image sbom sign whoami lint-delivery tools ci difference challenge promote retrain push pull
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,8 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-repro: setup ## data to three released bundles: what is up to date is left alone (5 min)
-	dvc repro
+repro: setup ## data to three released bundles: what is up to date is left alone (5 min; ARGS=--force: nothing is)
+	dvc repro $(ARGS)
 
 serve: setup ## the bundles on http://127.0.0.1:8080 (PORT=...)
 	loopline serve models/*/bundle --port $${PORT:-8080}
@@ -51,9 +51,20 @@ rollout: setup ## a challenger takes the champion's place, or not: make rollout 
 	@test -n "$(MODEL)" -a -n "$(BUNDLE)" || { echo "usage: make rollout MODEL=classifier BUNDLE=path/to/bundle [ARGS=...]"; exit 2; }
 	loopline rollout start "$(MODEL)" --bundle "$(BUNDLE)" --wait $(ARGS)
 
-rollback: setup ## the champion before this one serves again, in seconds, at any time: make rollback MODEL=text
-	@test -n "$(MODEL)" || { echo "usage: make rollback MODEL=classifier"; exit 2; }
-	loopline rollout rollback "$(MODEL)" $(ARGS)
+# Where to: process, compose or kubernetes. `make image` has a TARGET of its own.
+PLACE = --target $(or $(TARGET),process) $(if $(BUNDLES),--bundle $(BUNDLES)) $(if $(IMAGE),--image $(IMAGE)) \
+	$(if $(OVERLAY),--overlay serving/kubernetes/overlays/$(OVERLAY))
+deploy: setup ## put bundles into service (TARGET=process|compose|kubernetes BUNDLES="models/*/bundle" IMAGE=... OVERLAY=staging ARGS=--rolling)
+	loopline deploy $(PLACE) $(ARGS)
+
+canary: setup ## give a new bundle a share of the traffic: make canary BUNDLES=folder (TARGET=...)
+	loopline canary $(PLACE) $(ARGS)
+
+verify: setup ## is what is served what the bundles say: hash, golden answers, health (TARGET=...)
+	loopline verify $(PLACE) $(ARGS)
+
+rollback: setup ## what served before serves again, in seconds, at any time: make rollback MODEL=text (TARGET=...)
+	loopline rollback $(MODEL) $(PLACE) $(ARGS)
 
 traffic: setup ## replay test samples to what is up (PROFILE=clean|prior|other-domain|noisy|blur|dark|... RATE=20 SECONDS=60 MODEL=...)
 	loopline traffic $(MODEL) --profile $(or $(PROFILE),clean) --rate $(or $(RATE),20) --seconds $(or $(SECONDS),60) $(ARGS)
@@ -62,8 +73,9 @@ drill: setup ## play the whole loop with real parts: drift, labels, retraining, 
 	@for tool in haproxy prometheus; do command -v $$tool >/dev/null || { echo "the drill needs $$tool: apt-get install haproxy prometheus prometheus-alertmanager"; exit 1; }; done
 	loopline drill $(ARGS)
 
-rules: setup ## write monitoring/prometheus/rules.yml anew
+rules: setup ## write Prometheus' rules anew, as a file and for the Prometheus operator
 	loopline rules
+	loopline rules --operator --out serving/kubernetes/monitoring/rules.yaml
 
 ASSETS := src/loopline/serving/pages/assets
 demo: $(ASSETS)/ready ## let the demo page run models in the browser: onnxruntime-web from npm (4 MB, once)
@@ -80,13 +92,51 @@ $(ASSETS)/ready: src/loopline/serving/pages/package-lock.json
 test: setup ## the tests
 	pytest --numprocesses auto --dist loadfile $(ARGS)
 
-lint: setup ## style, strict types, import rules
+lint: setup lint-delivery ## style, strict types, import rules, workflows
 	ruff check .
 	ruff format --check .
 	mypy
 	mypy serving/*.py
-	hadolint serving/Dockerfile*
 	lint-imports
+
+GITHUB := .github
+lint-delivery: setup ## Dockerfiles, shell scripts, workflows, and what GitHub and editors read (2 s)
+	hadolint serving/Dockerfile*
+	shellcheck $$(git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!.*\b(ba)?sh$$')
+	check-jsonschema --builtin-schema vendor.github-workflows $(GITHUB)/workflows/*.yml
+	check-jsonschema --builtin-schema vendor.github-actions $(GITHUB)/actions/*/action.yml
+	check-jsonschema --builtin-schema vendor.dependabot $(GITHUB)/dependabot.yml
+	check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	check-jsonschema --builtin-schema vendor.compose-spec serving/compose.yaml
+	zizmor --quiet --offline --pedantic --strict-collection $(GITHUB)
+
+tools: ## programs that the tests and the drill want beside Python: Debian's packages, where they are missing
+	.ci/tools
+
+ci: ## what a clean clone must pass, all of it, the README's own commands too (40 min)
+	.ci/run
+
+difference: setup ## metrics and parameters beside another revision: BASE=origin/main make difference (reports/difference.md)
+	@.ci/difference
+
+challenge: setup ## register the bundles and weigh them against the champions, changing neither (reports/challenge.md; MODEL=...)
+	@.ci/challenge $(MODEL)
+
+promote: setup ## register the bundles; those that win against their champions take their place (MODEL=...)
+	@.ci/challenge --promote $(MODEL)
+
+retrain: setup ## the journal's labels become data, a model is trained and weighed: MODEL=text RUN=id make retrain (JOURNAL=folder or URL)
+	@.ci/retrain
+
+# LOOPLINE_DVC_REMOTE in the environment names another remote than the clone's own: s3://bucket/path, ssh://host/path, a folder.
+REMOTE = $(if $(LOOPLINE_DVC_REMOTE),@dvc remote add --quiet --local --force --default shared "$$LOOPLINE_DVC_REMOTE")
+push: setup ## data and models to the DVC remote (LOOPLINE_DVC_REMOTE=s3://bucket/path)
+	$(REMOTE)
+	dvc push
+
+pull: setup ## data and models of this revision from the DVC remote (LOOPLINE_DVC_REMOTE=s3://bucket/path)
+	$(REMOTE)
+	dvc pull
 
 image: setup $(if $(filter 0,$(DEMO)),,demo) ## the server's container image (BUNDLES="models/*/bundle" TARGET=gpu DEMO=0 BASE=...@sha256:...)
 	python serving/image.py $(if $(TAG),--tag $(TAG)) $(if $(TARGET),--target $(TARGET)) $(if $(BASE),--base $(BASE)) \

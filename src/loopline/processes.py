@@ -30,12 +30,21 @@ class Process:
 
 
 def start(
-    name: str, command: Sequence[str], address: str, folder: Path, env: Mapping[str, str] | None = None
+    name: str,
+    command: Sequence[str],
+    address: str,
+    folder: Path,
+    env: Mapping[str, str] | None = None,
+    *,
+    again: bool = False,
 ) -> Process:
-    """Start it, with a log in the folder. env: beside our own."""
+    """Start it, with a log in the folder: NAME.log, the one before it NAME.log.1. env: beside our own. again: the log goes on."""
     import psutil
 
-    with (folder / f"{name}.log").open("wb") as log:
+    path = folder / f"{name}.log"
+    if path.exists() and not again:
+        path.replace(folder / f"{name}.log.1")
+    with path.open("ab") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -1,6 +1,7 @@
 """A stack behind a real gateway, of tiny real models."""
 
 import bundles
+import cluster
 import prometheus
 import pytest
 
@@ -49,3 +50,13 @@ def versions(place):
 @pytest.fixture
 def gateway(up):
     return Gateway(fleet.FOLDER)
+
+
+@pytest.fixture
+def api(tmp_path, monkeypatch):
+    """A cluster's API server that kubectl asks."""
+    made = cluster.Cluster(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(made.config))
+    monkeypatch.setenv("HOME", str(tmp_path))  # kubectl keeps what it discovers there
+    yield made
+    made.close()

@@ -317,13 +317,26 @@ def test_what_was_promoted_and_serves_no_more_begins_anew(up, place):
     assert controller.start(place / "challenger", ENDLESS).id != first.id
 
 
-def test_a_second_start_does_not_wait_for_who_is_at_it(up, place):
+def test_a_start_of_another_does_not_wait_for_who_is_at_it(up, place):
     state = front.controller().start(place / "challenger", ENDLESS)
     with processes.locked(FOLDER, "controller.lock"):
-        second = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", "--inputs", 0)
+        second = front.loopline("rollout", "start", "classifier", "--bundle", "models/classifier/bundle", "--wait")
         _, wrong = second.communicate(timeout=60)
     assert second.returncode == 1
     assert f"a rollout is under way: {state}" in wrong
+
+
+def test_a_second_start_of_the_same_waits_for_its_end(up, place):
+    state = front.controller().start(place / "challenger", ENDLESS)
+    with processes.locked(FOLDER, "controller.lock"):
+        second = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", "--inputs", 0)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.communicate(timeout=5)
+    front.loopline("rollout", "promote", "classifier").communicate(timeout=60)
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 0
+    assert "promoted" in said
+    assert read(FOLDER).id == state.id
 
 
 @pytest.mark.parametrize("steps", ["60", "25,5", "", "five"])

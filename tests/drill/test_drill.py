@@ -4,6 +4,7 @@ import io
 import json
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import brightness
@@ -15,11 +16,14 @@ from PIL import Image
 from servers import Process
 
 from loopline.data import manifest
+from loopline.data.raw import RawSample
 from loopline.drill import faults, picture, story
 from loopline.drill.observer import Observer
 from loopline.drill.record import Figure, Record
-from loopline.drill.world import Pools, Sample, Seen, World, pools
+from loopline.drill.scenario import Pools, Sample, pools
+from loopline.drill.world import Seen, World
 from loopline.errors import LooplineError
+from loopline.monitoring import companions
 from loopline.release import bundle
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +34,10 @@ def world(tmp_path):
     """world(samples, options of the server) -> a world that asks a server of brightness."""
     made = []
 
-    def make(clean, worn=(), *options):
+    def make(clean, drifted=(), *options):
         bundles.classifier(tmp_path / "classifier")
         server = Process(tmp_path / "classifier", "--port", 0, *options)
-        found = World(server.url, "classifier", Pools(list(clean), list(worn)), 100, time.monotonic())
+        found = World(server.url, "classifier", Pools(list(clean), list(drifted)), 100, time.monotonic())
         made.append((found, server))
         return found
 
@@ -60,32 +64,84 @@ def test_what_people_label_is_never_what_accuracy_is_measured_on(tmp_path):
         )
         for v in range(60)
     ]
-    manifest.write(tmp_path / "manifest.parquet", samples, task="classification", labels=("bright", "dark"))
-    found = pools(tmp_path / "manifest.parquet", ("bright", "dark"))
+    (tmp_path / "data/classifier").mkdir(parents=True)
+    path = tmp_path / "data/classifier/manifest.parquet"
+    manifest.write(path, samples, task="classification", labels=("bright", "dark"))
+    bundles.classifier(tmp_path / "bundle")
+    found = pools(tmp_path, "classifier", bundle.read(tmp_path / "bundle").manifest.spec)
     assert {sample.part for sample in found.clean} == {"val", "test"}
-    assert {sample.part for sample in found.worn} == {"train", "test"}
+    assert {sample.part for sample in found.drifted} == {"train", "test"}
     tested = [sample for sample in found.clean if sample.part == "test"]
-    assert len(tested) == sum(sample.part == "test" for sample in found.worn) > 0
-    assert not {sample.image for sample in found.clean} & {sample.image for sample in found.worn}
+    assert len(tested) == sum(sample.part == "test" for sample in found.drifted) > 0
+    assert not {sample.body for sample in found.clean} & {sample.body for sample in found.drifted}
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    """texts(dataset) -> the pools of a text model of that data set; its companion is read from a mirror of our own."""
+
+    def make(dataset):
+        labels = ("negative", "positive")
+        samples = [
+            manifest.Sample(
+                id=f"{n:064x}",
+                source="s",
+                path=f"s:{n}",
+                split=("train", "val", "test")[n % 3],
+                label=labels[n % 2],
+                text=f"text {n} is written",
+            )
+            for n in range(60)
+        ]
+        (tmp_path / "data/text").mkdir(parents=True)
+        manifest.write(tmp_path / "data/text/manifest.parquet", samples, task="text", labels=labels)
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        params["models"]["text"]["dataset"] = dataset
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+        bundles.text(tmp_path / "bundle")
+        spec = replace(bundle.read(tmp_path / "bundle").manifest.spec, labels=labels)
+        return pools(tmp_path, "text", spec)
+
+    return make
+
+
+def test_texts_come_from_the_companion_where_it_has_the_same_classes(texts, monkeypatch):
+    others = [RawSample(f"o:{n}", None, f"other {n}", ("negative", "positive")[n % 2], None, None) for n in range(8)]
+    monkeypatch.setattr(
+        companions, "_open", lambda name, _: iter(others if name == "sentiment-labelled-sentences" else [])
+    )
+    found = texts("rt-polarity")
+    assert {json.loads(sample.body)["text"][:5] for sample in found.drifted} == {"other"}
+    assert [sample.part for sample in found.drifted].count("test") == 4
+    assert {sample.label for sample in found.drifted if sample.part == "train"} == {"negative", "positive"}
+    assert found.short == "other texts"
+
+
+def test_texts_without_such_a_companion_get_typos(texts):
+    found = texts("languages")
+    clean = {sample.body for sample in found.clean}
+    assert sum(sample.body in clean for sample in found.drifted) < len(found.drifted) / 4
+    assert {sample.part for sample in found.drifted} == {"train", "test"}
+    assert found.short == "typos"
 
 
 def test_accuracy_is_of_the_images_that_nobody_labels_and_by_condition(world):
     found = world(
         [Sample(BRIGHT, "bright", "test")], [Sample(DARK, "bright", "test"), Sample(BRIGHT, "bright", "train")]
     )
-    prometheus.eventually(lambda: found.accuracy(0, worn=False)[1] >= 20)
-    assert found.accuracy(0, worn=False)[0] == 1
-    found.worn = True
-    prometheus.eventually(lambda: found.accuracy(0, worn=True)[1] >= 20)
-    assert found.accuracy(0, worn=True)[0] == 0
-    assert found.accuracy(1e9, worn=True)[1] == 0
+    prometheus.eventually(lambda: found.accuracy(0, drifted=False)[1] >= 20)
+    assert found.accuracy(0, drifted=False)[0] == 1
+    found.drifted = True
+    prometheus.eventually(lambda: found.accuracy(0, drifted=True)[1] >= 20)
+    assert found.accuracy(0, drifted=True)[0] == 0
+    assert found.accuracy(1e9, drifted=True)[1] == 0
     assert found.ask([Sample(BRIGHT, "bright", "test"), Sample(DARK, "bright", "test")]) == 0.5
 
 
-def test_people_label_each_worn_training_image_once_and_only_when_asked(world, tmp_path):
-    worn = [Sample(DARK, "dark", "train"), Sample(BRIGHT, "bright", "train"), Sample(DARK, "dark", "test")]
-    found = world([Sample(BRIGHT, "bright", "test")], worn, "--journal", tmp_path / "journal", "--journal-sample", 1)
-    found.worn = True
+def test_people_label_each_drifted_training_image_once_and_only_when_asked(world, tmp_path):
+    drifted = [Sample(DARK, "dark", "train"), Sample(BRIGHT, "bright", "train"), Sample(DARK, "dark", "test")]
+    found = world([Sample(BRIGHT, "bright", "test")], drifted, "--journal", tmp_path / "journal", "--journal-sample", 1)
+    found.drifted = True
     prometheus.eventually(lambda: len(found.seen) > 20)
     assert found.labelled == set()
     found.labelling = True
@@ -104,7 +160,7 @@ def test_a_request_without_a_right_answer_is_lost_and_counted(world):
     found = world([Sample(b"no image", "bright", "test")])
     prometheus.eventually(lambda: len(found.lost()) > 5)
     assert {one.status for one in found.lost()} == {415}
-    assert found.accuracy(0, worn=False)[1] == 0
+    assert found.accuracy(0, drifted=False)[1] == 0
 
 
 def test_a_bundle_with_two_classes_mixed_up_answers_one_for_the_other(tmp_path):
@@ -150,10 +206,10 @@ def test_the_picture_is_drawn_of_whatever_there_is(tmp_path):
         record.say("note", "x", f"event number {number}")
     record.figures.extend(Figure(float(t), {"v1": t / 10}, 0, ("RetrainCandidate",) * (t > 20)) for t in range(40))
     seen = [Seen(t / 5, t > 100, "test", t % 3 > 0, "v1" if t < 150 else "v2", 200) for t in range(200)]
-    picture.draw(tmp_path / "a.png", record, [*seen, Seen(20.0, True, "train", None, "", 503)])
+    picture.draw(tmp_path / "a.png", record, [*seen, Seen(20.0, True, "train", None, "", 503)], "worn camera")
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width > 600
-    picture.draw(tmp_path / "b.png", Record(out=io.StringIO()), seen[:3])
+    picture.draw(tmp_path / "b.png", Record(out=io.StringIO()), seen[:3], "")
     assert (tmp_path / "b.png").exists()
 
 

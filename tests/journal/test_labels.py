@@ -272,7 +272,7 @@ def test_the_verbs_from_a_journal_to_a_data_set(tmp_path):
     keeper.close()
 
 
-def test_a_label_that_contradicts_the_data_set_or_another_one_is_left_out(tmp_path):
+def test_a_label_that_contradicts_the_data_set_or_another_one_and_a_repeated_sample_are_left_out(tmp_path):
     """`data add` would refuse the whole batch for it, and every retraining after."""
     import brightness
 
@@ -287,14 +287,21 @@ def test_a_label_that_contradicts_the_data_set_or_another_one_is_left_out(tmp_pa
     )
     lines = [
         journals.entry(name, image=image)
-        for name, image in (("wrong", known), ("good", journals.png(1)), ("a", journals.png(2)), ("b", journals.png(2)))
+        for name, image in (
+            ("wrong", known),
+            ("good", journals.png(1)),
+            ("a", journals.png(2)),
+            ("b", journals.png(2)),
+            ("good again", journals.png(1)),
+        )
     ]
-    truths = {"wrong": "dark", "good": "dark", "a": "dark", "b": "bright"}
+    truths = {"wrong": "dark", "good": "dark", "a": "dark", "b": "bright", "good again": "dark"}
     segments.write(tmp_path / "j", [*lines, *(journals.label(name, label) for name, label in truths.items())])
     keeper = Keeper(tmp_path / "j")
     keeper.round()
     done = loopline("label", "batch", "classifier", "set", "--journal", "j", cwd=tmp_path)
     assert "left out: 3 x another label elsewhere" in done.stdout
+    assert "left out: 1 x the same as another" in done.stdout
     assert "1 labelled samples" in done.stdout
     keeper.close()
 

@@ -26,7 +26,7 @@ RESULTS = st.sampled_from(["succeeded", "refused", "failed"])
 STOPS = {  # what stops it: (action, words, changes)
     "a forged alert": ("decline", "nobody knows who sent it", {"alert": {"authentic": False}}),
     "a resolved alert": ("decline", "it is over", {"alert": {"firing": False}}),
-    "a resend": ("decline", "decided on before", {"alert": {"seen": True}}),
+    "a resend": ("decline", "it had its run", {"alert": {"seen": True}}),
     "a notice": ("decline", "DriftNotice is a notice", {"alert": {"name": "DriftNotice"}}),
     "black frames": ("decline", "bad data: ConstantInputs fires", {"evidence": {"firing": frozenset({"ConstantInputs"})}}),
     "unreadable inputs": ("decline", "bad data: BadInputs fires", {"evidence": {"firing": frozenset({"BadInputs"})}}),

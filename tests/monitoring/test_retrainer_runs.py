@@ -290,10 +290,10 @@ def test_github_is_told_ids_alone_and_once(hub, monkeypatch):
     assert headers["Authorization"] == "Bearer github-token"
 
 
-def test_the_workflow_of_the_documentation_takes_what_is_sent_and_is_found_again(hub, monkeypatch):
+def test_the_workflow_takes_what_is_sent_and_is_found_again(hub, monkeypatch):
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
-    text = (ROOT / "docs/retraining.md").read_text(encoding="utf-8")
-    workflow = yaml.load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1], yaml.BaseLoader)
+    text = (ROOT / ".github/workflows/retrain.yml").read_text(encoding="utf-8")
+    workflow = yaml.load(text, yaml.BaseLoader)
     one = hub()
     github.dispatch(one.to, model="classifier", run="classifier-1")
     (body,) = (body for method, _, body, _ in one.asked if method == "POST")

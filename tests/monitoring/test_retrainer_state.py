@@ -140,3 +140,45 @@ def test_an_old_signature_is_forgotten_and_a_young_one_is_not(store):
 def test_the_same_fingerprint_of_another_start_or_model_is_another_alert():
     found = {key("a", "f", "now"), key("a", "f", "then"), key("b", "f", "now"), key("a", "g", "now")}
     assert len(found) == 4
+
+
+def test_an_alert_that_came_through_no_door_and_one_that_had_its_run_start_nothing(store, tmp_path):
+    one = worker(store, tmp_path, *STEPS)
+    store.receive([("forged", ALERT)], "somebody")
+    one.decide(store.alerts()[0])
+    row = decided(store)
+    store.end(store.under_way(), "succeeded", "done")
+    one.decide(row)
+    forged, again = store.alerts()
+    assert "nobody knows who sent it" in forged.reasons
+    assert "it had its run" in again.reasons
+    assert len(store.runs()) == 1
+
+
+def test_an_alert_that_comes_while_a_run_is_under_way_waits(store, tmp_path):
+    one = worker(store, tmp_path, *STEPS)
+    under_way = decided(store)
+    store.receive([("other", ALERT)], "grafana")
+    one.decide(store.alerts()[1])
+    assert f"run {under_way.id} is under way" in store.alerts()[1].reasons
+    assert len(store.runs()) == 1
+
+
+def test_a_step_that_is_killed_is_begun_again_and_what_it_started_is_ended(store, tmp_path):
+    script = tmp_path / "once"
+    script.write_text("echo b >> done; test -e left && exit 0; sleep 600 & echo $! > left; kill -9 $$")
+    decided(store)
+    steps = STEPS[0], {"name": "b", "run": f"/bin/sh {script}", "at": "repository", "again": "a"}, STEPS[2]
+    worker(store, tmp_path, *steps).work(threading.Event())
+    assert (tmp_path / "done").read_text().split() == ["a", "b", "a", "b", "c"]
+    assert store.runs()[0].result == "succeeded"
+    left = int((tmp_path / "left").read_text())
+    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_step_that_is_killed_again_and_again_fails_the_run(store, tmp_path):
+    decided(store)
+    dies = {"name": "a", "run": "/bin/sh -c 'echo a >> {repository}/done; kill -9 $$'", "at": "repository"}
+    worker(store, tmp_path, dies).work(threading.Event())
+    assert (tmp_path / "done").read_text().split() == ["a"] * (runs.KILLS + 1)
+    assert store.runs()[0].result == "failed"

@@ -161,7 +161,7 @@ def test_down_ends_what_up_started_and_nothing_else(started, folder):
     started()
     state = folder / ".loopline/up/state.json"
     found = processes.running(state.parent)
-    assert [process.name for process in found] == ["server-1", "sentinel", "alertmanager", "prometheus"]
+    assert [process.name for process in found] == ["server-1", "sentinel", "alertmanager", "prometheus", "supervisor"]
     again = loopline("up")
     assert again.returncode == 1
     assert "up already" in again.stderr
@@ -169,7 +169,7 @@ def test_down_ends_what_up_started_and_nothing_else(started, folder):
     rows = json.loads(state.read_text())
     stranger = {"name": "stranger", "pid": other.pid, "created": 1.0, "address": ""}
     state.write_text(json.dumps([*rows, stranger]))
-    assert loopline("down").stdout == "ended server-1, sentinel, alertmanager, prometheus\n"
+    assert loopline("down").stdout == "ended server-1, sentinel, alertmanager, prometheus, supervisor\n"
     assert not any(processes.alive(process) for process in found)
     assert other.poll() is None
     other.kill()

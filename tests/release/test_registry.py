@@ -1,5 +1,11 @@
 """Releases against a real MLflow store: champion, challenger, refusal, rollback."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import mlflow
 import pytest
 from brightness import write_manifest
@@ -9,6 +15,7 @@ from loopline.release import decisions, registry
 from loopline.release.bundle import BundleError
 from loopline.training import tracking
 
+CHALLENGE = Path(__file__).parents[2] / ".ci/challenge"
 LABELS3 = ("bright", "dark", "grey")
 
 
@@ -236,3 +243,39 @@ def test_the_champion_follows_what_a_rollout_promoted_without_another_line_in_th
     third = make("third", 50)
     registry.follow("classifier", third.version, third.folder)  # nobody registered it
     assert aliases() == {"champion": "3"}
+
+
+def test_a_dry_run_says_what_would_be_decided_and_changes_nothing(project, make):
+    release(make("old", 160))
+    for threshold, wins in ((250, False), (130, True)):
+        registry.register(make(f"challenger-{threshold}", threshold).folder)
+        before, log = aliases(), decisions.path().read_bytes()
+        said = registry.promote("classifier", dry_run=True)
+        assert (aliases(), decisions.path().read_bytes()) == (before, log)
+        assert said.promote is wins
+        assert registry.promote("classifier").promote is wins
+
+
+def challenge(project, *words):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run([CHALLENGE, *words], cwd=project, env=environment, capture_output=True, text=True)
+
+
+def test_the_challenge_of_a_workflow_weighs_registers_and_promotes_only_when_told(project, make):
+    folder = project / "models/classifier/bundle"
+    folder.parent.mkdir(parents=True)
+    shutil.copytree(make("good", 130).folder, folder)
+    assert challenge(project).returncode == 0
+    assert set(aliases()) == {"challenger"}
+    assert challenge(project, "--promote").returncode == 0
+    assert set(aliases()) == {"champion"}
+    assert "is champion already" in challenge(project, "--promote", "classifier").stdout
+
+    shutil.rmtree(folder)
+    shutil.copytree(make("worse", 160).folder, folder)
+    good = champion()
+    for words in ((), ("--promote",)):
+        done = challenge(project, *words)
+        assert done.returncode == 2, done.stderr
+        assert champion() == good
+        assert done.stdout.strip() in (project / "reports/challenge.md").read_text(encoding="utf-8")

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from loopline.delivery.state import Plan, State
 
 
-def _controller(options: argparse.Namespace) -> Controller:
+def controller(options: argparse.Namespace) -> Controller:
+    """Of the journal that `journal_argument` took."""
     from functools import partial
 
     from loopline.delivery import evidence, rollout
@@ -21,7 +22,8 @@ def _controller(options: argparse.Namespace) -> Controller:
     return rollout.Controller(partial(evidence.recent, options.journal))
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def plan(options: argparse.Namespace) -> Plan:
+    """What `plan_arguments` took. Raises LooplineError on steps that are none."""
     from dataclasses import fields, replace
 
     from loopline.delivery.judge import Policy
@@ -43,43 +45,36 @@ def _plan(options: argparse.Namespace) -> Plan:
         hold=options.hold,
         every=options.every,
         inputs=options.inputs,
+        journal=str(options.journal),
         replicas=options.lane_replicas,
+        register=options.register,
         policy=policy,
     )
 
 
 def _start(options: argparse.Namespace) -> int:
+    from loopline.delivery import rollout
     from loopline.delivery.state import OVER
     from loopline.errors import LooplineError
     from loopline.release import bundle
 
     if (name := bundle.read(options.bundle).manifest.name) != options.model:
         raise LooplineError(f"{options.bundle} is a bundle of {name}, not of {options.model}")
-    controller = _controller(options)
-    state = controller.start(options.bundle, _plan(options), again=options.again)
+    made = controller(options)
+    state = made.start(options.bundle, plan(options), again=options.again)
     if options.wait or state.stage in OVER:
-        return _over(controller.run(), options)
-    _behind(options)
+        return _over(made.run(), options)
+    rollout.behind()
     print(state)
     return 0
 
 
-def _behind(options: argparse.Namespace) -> None:
-    """The controller as a process of its own, that `loopline down` ends."""
-    import sys
-
-    from loopline import processes
-    from loopline.delivery import fleet
-
-    command = [sys.executable, "-m", "loopline.cli", "rollout", "resume", "--journal", str(options.journal)]
-    command += ["--register"] if options.register else []
-    with processes.locked(fleet.FOLDER):
-        there = processes.running(fleet.FOLDER)
-        processes.save([*there, processes.start("rollout", command, "", fleet.FOLDER)], fleet.FOLDER)
-
-
 def _resume(options: argparse.Namespace) -> int:
-    return _over(_controller(options).run(), options)
+    from loopline.delivery import state
+
+    if found := state.read():
+        options.journal = Path(found.plan.journal)
+    return _over(controller(options).run(), options)
 
 
 def _status(_: argparse.Namespace) -> int:
@@ -90,17 +85,17 @@ def _status(_: argparse.Namespace) -> int:
 
 
 def _by_hand(options: argparse.Namespace) -> int:
-    controller = _controller(options)
+    made = controller(options)
     if options.verb == "promote":
-        return _over(controller.promote(options.model), options)
-    _over(controller.rollback(options.model, options.reason), options)
+        return _over(made.promote(options.model), options)
+    _over(made.rollback(options.model, options.reason), options)
     return 0
 
 
 def _over(state: State, options: argparse.Namespace) -> int:
     print(state)
     promoted = state.stage == "promoted"
-    if options.register:
+    if state.plan.register or ("register" in options and options.register):
         from loopline.release import registry
 
         serves = (state.challenger, state.after) if promoted else (state.champion, state.before)
@@ -108,17 +103,8 @@ def _over(state: State, options: argparse.Namespace) -> int:
     return 0 if promoted else 2
 
 
-def add(rooms: Verbs) -> None:
-    """Put this room's verbs into the command line."""
-    rollout = room(
-        rooms, "rollout", "a challenger takes the champion's place behind the gateway: shadow, canary, promotion"
-    )
-    start = verb(rollout, "start", _start, "begin, or go on with one that was cut off; it runs behind unless --wait")
-    start.add_argument("model")
-    start.add_argument("--bundle", type=Path, required=True, help="the challenger's folder; it may vanish afterwards")
-    start.add_argument(
-        "--wait", action="store_true", help="until it is over: exits with 0 if promoted, 2 if rolled back"
-    )
+def plan_arguments(start: argparse._ActionsContainer) -> None:
+    """Options of a rollout, whoever starts it."""
     start.add_argument("--again", action="store_true", help="even if it was rolled back before, or just now")
     start.add_argument("--steps", default="5,25,50", help="percent of the requests, rising")
     start.add_argument(
@@ -136,7 +122,33 @@ def add(rooms: Verbs) -> None:
         ("labels", int, "labelled answers that are demanded before the promotion"),
     ):
         start.add_argument(f"--{name}", type=kind, help=f"{text} (default: see docs/rollout.md)")
-    resume = verb(rollout, "resume", _resume, "go on with a rollout whose controller ended")
+    register_argument(start)
+    journal_argument(start)
+
+
+def register_argument(made: argparse._ActionsContainer) -> None:
+    """Whether the registry follows."""
+    made.add_argument("--register", action="store_true", help="let the registry's champion be what serves")
+
+
+def journal_argument(made: argparse._ActionsContainer) -> None:
+    """The journal's folder."""
+    made.add_argument("--journal", type=Path, default=JOURNAL, metavar="FOLDER", help="where shadow's inputs are from")
+
+
+def add(rooms: Verbs) -> None:
+    """Put this room's verbs into the command line."""
+    rollout = room(
+        rooms, "rollout", "a challenger takes the champion's place behind the gateway: shadow, canary, promotion"
+    )
+    start = verb(rollout, "start", _start, "begin, or go on with one that was cut off; it runs behind unless --wait")
+    start.add_argument("model")
+    start.add_argument("--bundle", type=Path, required=True, help="the challenger's folder; it may vanish afterwards")
+    start.add_argument(
+        "--wait", action="store_true", help="until it is over: exits with 0 if promoted, 2 if rolled back"
+    )
+    plan_arguments(start)
+    verb(rollout, "resume", _resume, "go on with a rollout whose controller ended")
     verb(rollout, "status", _status, "where it stands")
     promote = verb(rollout, "promote", _by_hand, "by hand: the challenger on trial serves all")
     rollback = verb(
@@ -145,8 +157,5 @@ def add(rooms: Verbs) -> None:
     rollback.add_argument("--reason", default="by hand", help="for the decision log")
     for made in (promote, rollback):
         made.add_argument("model")
-    for made in (start, resume, promote, rollback):
-        made.add_argument(
-            "--journal", type=Path, default=JOURNAL, metavar="FOLDER", help="where shadow's inputs are from"
-        )
-        made.add_argument("--register", action="store_true", help="let the registry's champion be what serves")
+        register_argument(made)
+        journal_argument(made)

@@ -10,6 +10,7 @@ from loopline.cli.verbs import Verbs, verb
 
 def _drill(options: argparse.Namespace) -> int:
     import signal
+    from dataclasses import replace
 
     from loopline.drill import story
 
@@ -17,7 +18,10 @@ def _drill(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)  # it cleans up after itself either way
-    drill = story.Drill(Path.cwd(), options.out, story.FAST if options.fast else story.Pace())
+    pace = story.FAST if options.fast else story.Pace()
+    if options.labels:
+        pace = replace(pace, labels=options.labels)
+    drill = story.Drill(Path.cwd(), options.out, pace, options.model)
     try:
         drill.play()
     finally:
@@ -30,4 +34,6 @@ def add(rooms: Verbs) -> None:
     """Put this room's verb into the command line."""
     made = verb(rooms, "drill", _drill, "play the whole loop with real parts: drift, retraining, canary, rollback")
     made.add_argument("--fast", action="store_true", help="a faster clock, for CI")
+    made.add_argument("--model", default="classifier", choices=("classifier", "text"), help="that is drilled")
+    made.add_argument("--labels", type=int, help="that the retraining wants (default: 250; with --fast 200)")
     made.add_argument("--out", type=Path, default=Path("drill"), help="folder for the result (default: drill)")

@@ -68,8 +68,11 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
-def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], int]:
-    """Those that have one label here and in the data set: `data add` would refuse the whole batch for the others. And their number."""
+def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], dict[str, int]]:
+    """Each content once, with one label here and in the data set: `data add` would refuse the whole batch for others.
+
+    And of those left out how many, by reason.
+    """
     import hashlib
 
     from loopline.data import manifest
@@ -86,8 +89,10 @@ def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], int]:
 
     for entry in entries:
         truths.setdefault(content(entry), set()).add(str(entry.label))
-    kept = [entry for entry in entries if len(truths[content(entry)]) == 1]
-    return kept, len(entries) - len(kept)
+    agreed = [entry for entry in entries if len(truths[content(entry)]) == 1]
+    kept = {content(entry): entry for entry in reversed(agreed)}  # the oldest of each
+    left_out = {"another label elsewhere": len(entries) - len(agreed), "the same as another": len(agreed) - len(kept)}
+    return [entry for entry in agreed if kept[content(entry)] is entry], left_out
 
 
 def _batch(options: argparse.Namespace) -> int:
@@ -99,8 +104,8 @@ def _batch(options: argparse.Namespace) -> int:
     known = () if options.new_classes else _classes(options.model)
     trust = labels.Trust(max_share=options.max_share, known=known)
     found = labels.checked(store.labelled(options.model, since=options.since), store.conflicts(options.model), trust)
-    entries, contradicted = _consistent(options.model, found.entries)
-    for reason, count in {**found.refused, "another label elsewhere": contradicted}.items():
+    entries, left_out = _consistent(options.model, found.entries)
+    for reason, count in {**found.refused, **left_out}.items():
         if count:
             print(f"  left out: {count} x {reason}")
     if not entries:

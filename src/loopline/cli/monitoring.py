@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loopline.cli.verbs import Verbs, models, room, verb
 from loopline.errors import LooplineError
+
+if TYPE_CHECKING:
+    import threading
+
+    from loopline.monitoring.stack import Options
+
+
+def stack_options(options: argparse.Namespace) -> Options:
+    """What `stack_arguments` took."""
+    from loopline.monitoring import stack
+
+    return stack.Options(
+        bundles=tuple(options.bundle or sorted(Path("models").glob("*/bundle"))),
+        replicas=options.replicas,
+        window=_window(options),
+        scrape=options.scrape,
+        sentinel=options.sentinel,
+        port=options.port,
+        sentinel_port=options.sentinel_port,
+        prometheus_port=options.prometheus_port,
+        alertmanager_port=options.alertmanager_port,
+        webhook=options.webhook,
+        retrainer_port=options.retrainer_port,
+        policy=options.policy,
+        gateway=options.gateway,
+        journal=options.journal,
+        journal_sample=options.journal_sample,
+        journal_port=options.journal_port,
+    )
 
 
 def _up(options: argparse.Namespace) -> int:
     from loopline.monitoring import stack
 
-    started = stack.up(
-        stack.Options(
-            bundles=tuple(options.bundle or sorted(Path("models").glob("*/bundle"))),
-            replicas=options.replicas,
-            window=_window(options),
-            scrape=options.scrape,
-            sentinel=options.sentinel,
-            port=options.port,
-            sentinel_port=options.sentinel_port,
-            prometheus_port=options.prometheus_port,
-            alertmanager_port=options.alertmanager_port,
-            webhook=options.webhook,
-            retrainer_port=options.retrainer_port,
-            policy=options.policy,
-            gateway=options.gateway,
-            journal=options.journal,
-            journal_sample=options.journal_sample,
-            journal_port=options.journal_port,
-        )
-    )
-    for process in started:
+    for process in stack.up(stack_options(options)):
         print(f"{process.name:14} {process.address}")
     return 0
 
@@ -45,16 +55,33 @@ def _down(_: argparse.Namespace) -> int:
     return 0
 
 
-def _sentinel(options: argparse.Namespace) -> int:
-    import os
+def _until_ended() -> threading.Event:
+    """Set when we are asked to end."""
     import signal
     import threading
-
-    from loopline.monitoring import sentinel
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _supervise(options: argparse.Namespace) -> int:
+    import logging
+
+    from loopline.delivery import supervisor
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    supervisor.run(options.folder, _until_ended())
+    return 0
+
+
+def _sentinel(options: argparse.Namespace) -> int:
+    import os
+
+    from loopline.monitoring import sentinel
+
+    stop = _until_ended()
     token = os.environ.get("LOOPLINE_TOKEN")
     sentinel.Sentinel(options.url, sentinel.load(options.bundle), token).run(options.every, options.port, stop)
     return 0
@@ -82,7 +109,8 @@ def _traffic(options: argparse.Namespace) -> int:
 def _rules(options: argparse.Namespace) -> int:
     from loopline.monitoring import rules
 
-    text = rules.text(_window(options), options.runbooks)
+    made = rules.operator if options.operator else rules.text
+    text = made(_window(options), options.runbooks)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
     print(options.out)
@@ -160,9 +188,8 @@ def add(rooms: Verbs) -> None:
     _making(rooms)
 
 
-def _running(rooms: Verbs) -> None:
-    start = verb(rooms, "up", _up, "start servers, sentinel, Prometheus and Alertmanager on the loopback")
-    start.add_argument("bundle", nargs="*", type=Path, help="default: models/*/bundle")
+def stack_arguments(start: argparse._ActionsContainer) -> None:
+    """Options of a stack, whoever starts it."""
     start.add_argument("--replicas", type=int, default=1, help="of the server")
     start.add_argument("--window", default="1h", help="of traffic that is held against the reference: 2m, 1h, 1d")
     start.add_argument("--scrape", type=float, default=15.0, help="seconds between two looks at the metrics")
@@ -174,12 +201,20 @@ def _running(rooms: Verbs) -> None:
     start.add_argument("--retrainer-port", type=int, help="start the retrainer too, and tell it of alerts")
     policy = Path("monitoring/retraining.yaml")
     start.add_argument("--policy", type=Path, default=policy, help=f"the retrainer's (default: {policy})")
-    start.add_argument("--gateway", action="store_true", help="HAProxy at --port: `loopline rollout` needs it")
-    start.add_argument("--journal", type=Path, metavar="FOLDER", help="keep samples and labels in it (docs/journal.md)")
     start.add_argument("--journal-sample", type=float, default=0.1, help="share of ordinary samples that is kept")
     start.add_argument("--journal-port", type=int, default=9102)
     start.add_argument("--webhook", help="address that Alertmanager tells of alerts")
+
+
+def _running(rooms: Verbs) -> None:
+    start = verb(rooms, "up", _up, "start servers, sentinel, Prometheus and Alertmanager on the loopback")
+    start.add_argument("bundle", nargs="*", type=Path, help="default: models/*/bundle")
+    start.add_argument("--gateway", action="store_true", help="HAProxy at --port: `loopline rollout` needs it")
+    start.add_argument("--journal", type=Path, metavar="FOLDER", help="keep samples and labels in it (docs/journal.md)")
+    stack_arguments(start)
     verb(rooms, "down", _down, "end what `up` started")
+    keep = verb(rooms, "supervise", _supervise, "start anew what `up` started and what ended; `up` starts this itself")
+    keep.add_argument("folder", type=Path, nargs="?", default=Path(".loopline/up"))
 
     send = verb(rooms, "traffic", _traffic, "replay test samples, or a shift of them, to a live server")
     send.add_argument("model", nargs="*", help="default: all")
@@ -206,6 +241,7 @@ def _making(rooms: Verbs) -> None:
     made.add_argument("--window", default="1h")
     made.add_argument("--runbooks", default="docs/runbooks", help="address of that folder, for the alerts' links")
     made.add_argument("--out", type=Path, default=Path("monitoring/prometheus/rules.yml"))
+    made.add_argument("--operator", action="store_true", help="as a PrometheusRule, for the Prometheus operator")
 
     grafana = room(rooms, "grafana", "dashboards, alerts and annotations; the token of a Grafana is in GRAFANA_TOKEN")
     for name, text in {

@@ -98,30 +98,52 @@ def keep(source: Path, store: Path = BUNDLES) -> tuple[str, bundle.Bundle]:
 def apply(fleet: Fleet, folder: Path = FOLDER) -> list[Process]:
     """Want this, and make it so; returns the servers. Raises LooplineError if one does not start: traffic goes where it went."""
     with processes.locked(folder):
-        processes.write(folder / "fleet.json", json.dumps(asdict(fleet)))
-        gateway = Gateway(folder)
-        there = strays(folder) | {process.name: process for process in processes.running(folder)}
-        servers = {}
-        for lane, wanted in fleet.lanes().items():
-            for name in wanted.names(lane):
-                servers[name] = there.get(name) or _start(name, wanted, fleet, folder)
-                there[name] = servers[name]
-                processes.save(list(there.values()), folder)
-        for name, server in servers.items():
-            there[name] = servers[name] = _ready(server, folder)
-        processes.save(list(there.values()), folder)
-        _targets(servers, folder)
-        for lane in LANES:
-            gateway.serve(lane, [port(server) for name, server in servers.items() if name.startswith(f"{lane}-")])
-        sentinel = f"sentinel-{fleet.champion.digest}"
-        ours = (*(f"{lane}-" for lane in LANES), "sentinel-")
-        surplus = [p for name, p in there.items() if name.startswith(ours) and name not in {*servers, sentinel}]
-        processes.end(surplus)
-        left = [process for process in there.values() if process not in surplus]
-        if sentinel not in there:
-            command = [*LOOPLINE, "sentinel", fleet.url, *fleet.champion.bundles.values(), *fleet.sentinel]
-            left.append(processes.start(sentinel, command, "", folder, {MARK: f"{folder.absolute()}:{sentinel}"}))
-        processes.save(left, folder)
+        return _apply(fleet, folder)
+
+
+def mend(folder: Path = FOLDER) -> bool:
+    """Make so what is wanted if a champion's server or the sentinel ended, or the gateway forgot them; was anything to do?
+
+    A server on trial is not brought back: that it ended is what the judge is to see. Raises LooplineError as `apply` does.
+    """
+    if not (folder / "fleet.json").exists():
+        return False
+    with processes.locked(folder):
+        fleet, there = read(folder), {process.name: process.address for process in processes.running(folder)}
+        known = {f"127.0.0.1:{slot.port}" for slot in Gateway(folder).slots(CHAMPION)}
+        names = fleet.champion.names(CHAMPION)
+        whole = all(there.get(name, "").removeprefix("http://") in known for name in names)
+        if whole and f"sentinel-{fleet.champion.digest}" in there:
+            return False
+        _apply(fleet, folder)
+        return True
+
+
+def _apply(fleet: Fleet, folder: Path) -> list[Process]:
+    processes.write(folder / "fleet.json", json.dumps(asdict(fleet)))
+    gateway = Gateway(folder)
+    there = strays(folder) | {process.name: process for process in processes.running(folder)}
+    servers = {}
+    for lane, wanted in fleet.lanes().items():
+        for name in wanted.names(lane):
+            servers[name] = there.get(name) or _start(name, wanted, fleet, folder)
+            there[name] = servers[name]
+            processes.save(list(there.values()), folder)
+    for name, server in servers.items():
+        there[name] = servers[name] = _ready(server, folder)
+    processes.save(list(there.values()), folder)
+    _targets(servers, folder)
+    for lane in LANES:
+        gateway.serve(lane, [port(server) for name, server in servers.items() if name.startswith(f"{lane}-")])
+    sentinel = f"sentinel-{fleet.champion.digest}"
+    ours = (*(f"{lane}-" for lane in LANES), "sentinel-")
+    surplus = [p for name, p in there.items() if name.startswith(ours) and name not in {*servers, sentinel}]
+    processes.end(surplus)
+    left = [process for process in there.values() if process not in surplus]
+    if sentinel not in there:
+        command = [*LOOPLINE, "sentinel", fleet.url, *fleet.champion.bundles.values(), *fleet.sentinel]
+        left.append(processes.start(sentinel, command, "", folder, {MARK: f"{folder.absolute()}:{sentinel}"}))
+    processes.save(left, folder)
     return list(servers.values())
 
 

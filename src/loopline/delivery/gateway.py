@@ -42,6 +42,7 @@ defaults
   timeout http-keep-alive 75s
   # The key is a hash of the body where there is no better one, so the body is waited for.
   option http-buffer-request
+  option idle-close-on-response   # at a reload, a client that keeps its connection is told with its next answer
   retries 3
   option redispatch 1
   # A prediction may be asked for twice. An answer is never asked for again, whatever it is: errors are to be seen.
@@ -80,7 +81,8 @@ frontend metrics
   bind {host}:{metrics_port}
   http-request use-service prometheus-exporter if {{ path /metrics }}
   http-request deny deny_status 404
-
+"""
+PROCESSES = """
 backend {champion}
   option httpchk GET /v2/health/ready
   server-template s {slots} 127.0.0.1:1 check disabled observe layer4 error-limit 1 on-error fastinter
@@ -95,6 +97,26 @@ backend {lane}
 """
 
 
+# Containers have names. Both colours are the champion's: which of them runs, the health checks find out.
+COLOURS = "blue", "green"
+CONTAINERS = """
+resolvers names
+  parse-resolv-conf
+  accepted_payload_size 8192
+  hold valid 1s
+  hold nx 1s
+  timeout resolve 500ms
+"""
+LANE = """
+backend {lane}
+  option httpchk GET /v2/health/ready
+  option allbackups
+"""
+CONTAINER = (
+    "  server {name} {name}:8080 check resolvers names init-addr libc,none observe layer4 error-limit 1 {options}\n"
+)
+
+
 class Slot(NamedTuple):
     """A server's place in a lane. port: 0 if it is empty."""
 
@@ -105,21 +127,37 @@ class Slot(NamedTuple):
 
 def write(folder: Path, *, port: int, metrics_port: int, host: str = "127.0.0.1") -> Path:
     """Write haproxy.cfg and an empty map of shares into the folder; returns the file."""
-    text = CONFIGURATION.format(
-        socket=socket_path(folder),
-        shares=_shares(folder),
-        host=host,
-        port=port,
-        metrics_port=metrics_port,
-        slots=SLOTS,
-        champion=CHAMPION,
-        baseline=BASELINE,
-        challenger=CHALLENGER,
-    )
+    text = _fronts(str(socket_path(folder)), str(_shares(folder)), host, port, metrics_port)
+    text += PROCESSES.format(champion=CHAMPION, slots=SLOTS)
     text += "".join(TRIAL.format(lane=lane, slots=SLOTS) for lane in (BASELINE, CHALLENGER))
     _shares(folder).write_text("", encoding="ascii")
     (folder / "haproxy.cfg").write_text(text, encoding="utf-8")
     return folder / "haproxy.cfg"
+
+
+def containers(at: str) -> str:
+    """The configuration in front of the containers of serving/compose.yaml; `at`: the folder with shares.map, in the gateway's own.
+
+    Shares are read at a reload. The baseline are the champion's own servers.
+    """
+    text = _fronts("/tmp/gateway.sock", f"{at}/shares.map", "0.0.0.0", 8080, 8081) + CONTAINERS  # noqa: S104, S108 - in there
+    champion = "".join(CONTAINER.format(name=name, options="on-error fastinter") for name in COLOURS)
+    text += "".join(LANE.format(lane=lane) + champion for lane in (CHAMPION, BASELINE))
+    text += LANE.format(lane=CHALLENGER) + CONTAINER.format(name=CHALLENGER, options="on-error mark-down")
+    return text + "".join(CONTAINER.format(name=name, options="backup") for name in COLOURS)
+
+
+def _fronts(socket: str, shares: str, host: str, port: int, metrics_port: int) -> str:
+    return CONFIGURATION.format(
+        socket=socket,
+        shares=shares,
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        champion=CHAMPION,
+        baseline=BASELINE,
+        challenger=CHALLENGER,
+    )
 
 
 def _shares(folder: Path) -> Path:

@@ -38,16 +38,21 @@ class Controller:
 
     # What is asked for
 
-    def start(self, source: Path, plan: Plan, *, store: Path = fleet.BUNDLES, again: bool = False) -> State:
+    def start(
+        self, source: Path, plan: Plan, *, store: Path = fleet.BUNDLES, again: bool = False, rolling: bool = False
+    ) -> State:
         """Note that this bundle is to replace its model's champion; `run` does it. A rollout of the same that was cut off goes on.
 
-        If the last rollout was of the same and is over, its end is returned and nothing begins: who was cut off may ask twice. Not
-        so with `again`, or if what it promoted serves no more.
+        Who was cut off may ask twice. If somebody carries out a rollout of the same, it is returned: `run` waits for its end. If the
+        last rollout was of the same and is over, its end is returned and nothing begins; not so with `again`, or if what it promoted
+        serves no more. rolling: at once, without shadow and canary.
 
-        Raises LooplineError if somebody carries one out or another is under way, if it serves already, if it was rolled back before,
-        or if the journal has too few inputs for the shadow.
+        Raises LooplineError if another is under way, if it serves already, if it was rolled back before, or if the journal has too
+        few inputs for the shadow.
         """
-        with self._held_at_once():
+        with self._held_at_once(bundle.read(source)) as joined:
+            if joined:
+                return joined
             present, wanted = read(self.folder), fleet.read(self.up)
             model, found = fleet.keep(source, store)
             if present and present.stage not in OVER:
@@ -86,7 +91,8 @@ class Controller:
                 challenger=found.version,
                 before=str(champion.folder),
                 after=str(found.folder),
-                stage="shadow",
+                stage="promote" if rolling else "shadow",
+                reasons=("no canary was asked for",) if rolling else (),
                 plan=plan,
             )
             return self._save(state)
@@ -290,16 +296,21 @@ class Controller:
             yield
 
     @contextmanager
-    def _held_at_once(self) -> Iterator[None]:
+    def _held_at_once(self, wanted: bundle.Bundle) -> Iterator[State | None]:
+        """What it gives is the rollout of this bundle that somebody else carries out now."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(processes.locked(self.folder, "controller.lock", wait=False))
             except BlockingIOError as error:
+                present = read(self.folder)
+                if present and (present.model, present.challenger) == (wanted.manifest.name, wanted.version):
+                    yield present
+                    return
                 raise LooplineError(
-                    f"a rollout is under way: {read(self.folder) or 'it just begins'}\n"
+                    f"a rollout is under way: {present or 'it just begins'}\n"
                     "wait for its end, or end it with `loopline rollout promote` or `rollback`"
                 ) from error
-            yield
+            yield None
 
     @contextmanager
     def _taken(self, model: str) -> Iterator[State]:
@@ -339,6 +350,28 @@ class Controller:
 
 class _TakenOver(Exception):
     pass
+
+
+def behind(up: Path = fleet.FOLDER) -> None:
+    """A controller that goes on with the rollout as a process of its own, which `loopline down` ends; one is enough."""
+    with processes.locked(up):
+        there = processes.running(up)
+        if any(process.name == "rollout" for process in there):
+            return
+        command = [*fleet.LOOPLINE, "rollout", "resume"]
+        processes.save([*there, processes.start("rollout", command, "", up, again=True)], up)
+
+
+def abandoned(folder: Path = FOLDER) -> bool:
+    """Is a rollout under way that nobody carries out?"""
+    found = read(folder)
+    if found is None or found.stage in OVER:
+        return False
+    try:
+        with processes.locked(folder, "controller.lock", wait=False):
+            return True
+    except BlockingIOError:
+        return False
 
 
 def _token() -> str | None:

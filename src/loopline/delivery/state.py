@@ -21,14 +21,17 @@ OVER = ("promoted", "rolled back")
 class Plan:
     """How a rollout goes. steps: percent. hold: seconds that a step may take. every: seconds between two looks.
 
-    inputs: of the shadow; 0: no shadow. replicas: servers of each lane on trial; 0: as many as the champion has.
+    inputs: of the shadow, from the journal in that folder; 0: no shadow. replicas: servers of each lane on trial; 0: as many as the
+    champion has. register: the registry's champion follows what serves at the end.
     """
 
     steps: tuple[int, ...] = (5, 25, 50)
     hold: float = 3600.0
     every: float = 0.5
     inputs: int = 500
+    journal: str = ".loopline/journal"
     replicas: int = 0
+    register: bool = False
     policy: judge.Policy = field(default_factory=judge.Policy)
 
 

@@ -30,8 +30,8 @@ def table(record: Record) -> str:
     return "\n".join(rows) + "\n"
 
 
-def draw(path: Path, record: Record, seen: Sequence[Seen]) -> None:
-    """Write the picture."""
+def draw(path: Path, record: Record, seen: Sequence[Seen], drift: str) -> None:
+    """Write the picture. drift: its name, in two words."""
     end = max(one.at for one in seen)
     edges = np.arange(0, end + STEP, STEP)
     middles = edges[:-1] + STEP / 2
@@ -39,7 +39,7 @@ def draw(path: Path, record: Record, seen: Sequence[Seen]) -> None:
         figure.suptitle("One drill: drift, labels, retraining, canary, promotion, rollback", x=0.01, ha="left")
         axes[0].get_gridspec().set_height_ratios([0.55, 2, 2, 2])
         strip, accuracy, score, versions = axes
-        _accuracy(accuracy, seen, middles)
+        _accuracy(accuracy, seen, middles, drift)
         _score(score, record)
         _versions(versions, seen, edges, middles)
         for axis in axes:
@@ -52,7 +52,7 @@ def draw(path: Path, record: Record, seen: Sequence[Seen]) -> None:
         _events(strip, axes[1:], record, end)
 
 
-def _accuracy(axis: Any, seen: Sequence[Seen], middles: Any) -> None:
+def _accuracy(axis: Any, seen: Sequence[Seen], middles: Any, drift: str) -> None:
     known = [one for one in seen if one.right is not None and one.part != "train"]
     times = np.array([one.at for one in known])
     right = np.array([bool(one.right) for one in known], float)
@@ -61,12 +61,12 @@ def _accuracy(axis: Any, seen: Sequence[Seen], middles: Any) -> None:
         near = right[np.abs(times - middle) < 2 * STEP]
         wide.append(near.mean() if len(near) else np.nan)
     axis.plot(middles, wide, color=BLUE)
-    worn = [one.at for one in known if one.worn]
-    if worn:
-        axis.axvspan(min(worn), max(worn), color=ORANGE, alpha=0.10, linewidth=0)
-        axis.text(max(worn), LOWEST + 0.02, "worn camera ", ha="right", color=ORANGE, fontsize=8)
+    drifted = [one.at for one in known if one.drifted]
+    if drifted:
+        axis.axvspan(min(drifted), max(drifted), color=ORANGE, alpha=0.10, linewidth=0)
+        axis.text(max(drifted), LOWEST + 0.02, f"{drift} ", ha="right", color=ORANGE, fontsize=8)
     axis.set_ylim(LOWEST, 1.02)
-    axis.set_title("Accuracy, on images that nobody labels")
+    axis.set_title("Accuracy, on samples that nobody labels")
 
 
 def _score(axis: Any, record: Record) -> None:

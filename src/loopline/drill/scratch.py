@@ -16,8 +16,8 @@ CACHE = "[cache]\n    dir = {}\n"
 class Scratch:
     """The clone at `folder`, with the data and models of the repository at `root` from its DVC cache."""
 
-    def __init__(self, root: Path, folder: Path) -> None:
-        """Make it anew. Raises LooplineError where the repository has no models yet."""
+    def __init__(self, root: Path, folder: Path, model: str) -> None:
+        """Make it anew, with this model. Raises LooplineError where the repository has none yet."""
         self.root, self.folder = root.resolve(), folder.resolve()
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -36,8 +36,14 @@ class Scratch:
         shutil.copytree(self._cache(), self.folder / ".dvc/cache", copy_function=os.link)
         (self.folder / ".dvc/config.local").write_text(CACHE.format(self.folder / ".dvc/cache"), encoding="utf-8")
         try:
-            self.run(sys.executable, "-m", "dvc", "checkout", "--quiet", "package@classifier", "ingest@classifier")
-            self.run(sys.executable, "-m", "dvc", "checkout", "--quiet", "train@classifier")
+            self.run(
+                sys.executable,
+                "-m",
+                "dvc",
+                "checkout",
+                "--quiet",
+                *(f"{stage}@{model}" for stage in ("package", "ingest", "train")),
+            )
         except LooplineError as error:
             raise LooplineError(f"the drill needs the models of `make repro`: {error}") from error
 

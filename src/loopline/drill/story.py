@@ -15,12 +15,12 @@ from loopline import processes
 from loopline.drill import faults
 from loopline.drill.observer import Observer
 from loopline.drill.record import Record
+from loopline.drill.scenario import pools
 from loopline.drill.scratch import Scratch
-from loopline.drill.world import World, pools
+from loopline.drill.world import World
 from loopline.errors import LooplineError
 from loopline.release import bundle
 
-MODEL = "classifier"
 PATIENCE = 240.0  # seconds that anything may take; a retraining and a rollout three times as long
 T = TypeVar("T")
 
@@ -43,14 +43,14 @@ FAST = Pace(window="15s", rate=150.0, requests=80, points=50, slice=2, labels=20
 class Drill:
     """One run of the story, in a scratch clone."""
 
-    def __init__(self, root: Path, out: Path, pace: Pace) -> None:
+    def __init__(self, root: Path, out: Path, pace: Pace, model: str = "classifier") -> None:
         """root: the repository. out: the folder that the result goes to."""
-        self.pace, self.out, self.record = pace, out, Record()
+        self.pace, self.out, self.model, self.record = pace, out, model, Record()
         self.record.say("act", "A clone of the repository, with its data and its champion")
-        self.scratch = Scratch(root, root / ".loopline/drill/repository")
+        self.scratch = Scratch(root, root / ".loopline/drill/repository", model)
         self.folder = self.scratch.folder
-        self.champion = bundle.read(self.folder / "models" / MODEL / "bundle")
-        self.observed = Observer(self.folder, MODEL, self.record)
+        self.champion = bundle.read(self.folder / "models" / self.model / "bundle")
+        self.observed = Observer(self.folder, self.model, self.record)
         self.accuracies: dict[str, float] = {}
         self.world: World | None = None
 
@@ -99,11 +99,10 @@ class Drill:
         given = [word for name, number in ports.items() for word in (f"--{name}", str(number))]
         given += ["--journal", ".loopline/journal", "--journal-sample", "1", "--policy", str(policy)]
         given += ["--window", self.pace.window, "--scrape", "1", "--sentinel", "5", "--gateway"]
-        said = self.scratch.loopline("up", f"models/{MODEL}/bundle", *given)
+        said = self.scratch.loopline("up", f"models/{self.model}/bundle", *given)
         say("note", f"{len(said.splitlines())} processes are up, bundle {self.champion.version:.12} is champion")
-        labels = self.champion.manifest.spec.labels
-        found = pools(self.folder / "data" / MODEL / "manifest.parquet", labels)
-        self.world = World(f"http://127.0.0.1:{first}", MODEL, found, self.pace.rate, self.record.began)
+        found = pools(self.folder, self.model, self.champion.manifest.spec)
+        self.world = World(f"http://127.0.0.1:{first}", self.model, found, self.pace.rate, self.record.began)
         self.observed.watch(f"http://127.0.0.1:{first + 2}")
 
     def clean_traffic_is_quiet(self) -> None:
@@ -121,20 +120,20 @@ class Drill:
         fired = sorted({name for figure in whole for name in figure.firing})
         self._check(not fired, f"no drift alert{': ' + ', '.join(fired) if fired else ''}")
         self._check(max(scores) < 1, f"the score stays under its threshold ({max(scores):.2f} of 1)")
-        self.accuracies["clean, before"] = self._accuracy(began, worn=False)
+        self.accuracies["clean, before"] = self._accuracy(began, drifted=False)
         say("good", f"accuracy {self.accuracies['clean, before']:.3f}")
 
     def drift_is_seen(self) -> None:
-        """The camera wears out: blur and noise that the champion never saw."""
+        """What is sent is no longer what the champion learned from."""
         say = self.record.say
-        say("act", "The camera wears out: blur and noise", "drift begins")
         assert self.world is not None
-        began, self.world.worn = self.record.now(), True
+        say("act", self.world.pools.drift, "drift begins")
+        began, self.world.drifted = self.record.now(), True
         first = self._until("a drift alert", self.observed.firing)
         say("alert", f"{', '.join(first)} after {self.record.now() - began:.0f} s", "first alert")
         self._until("harmful drift that lasts: RetrainCandidate", lambda: "RetrainCandidate" in self.observed.firing())
         say("alert", f"RetrainCandidate after {self.record.now() - began:.0f} s", "retrain candidate")
-        self.accuracies["drifted, before"] = self._accuracy(began, worn=True)
+        self.accuracies["drifted, before"] = self._accuracy(began, drifted=True)
         before, now = self.accuracies["clean, before"], self.accuracies["drifted, before"]
         self._check(now < before - 0.05, f"accuracy is {now:.3f}, it was {before:.3f}")
 
@@ -144,7 +143,7 @@ class Drill:
         assert self.world is not None
         self._until("the retrainer asks for labels", lambda: self.observed.decided("ask-labels"))
         self.world.labelling = True
-        self.record.say("note", "people label what the worn camera sees, but for the test split", "people label")
+        self.record.say("note", "people label what comes now, but for the test split", "people label")
         self._until("the decision to retrain", lambda: self.observed.decided("retrain"))
         self.world.labelling = False
         self.record.say("good", f"{len(self.world.labelled)} labels were enough", "retraining")
@@ -164,22 +163,22 @@ class Drill:
         self._check(not self.world.lost(began), f"no request was lost: {len(self._since(began))} answers")
 
     def accuracy_recovers(self) -> None:
-        """On images that nobody labelled."""
+        """On samples that nobody labelled."""
         self.record.say("act", "Accuracy recovers")
         assert self.world is not None
         began = self.record.now()
-        self._until("enough answers", lambda: self.world.accuracy(began, worn=True)[1] >= 300)  # type: ignore[union-attr]
-        now, before = self._accuracy(began, worn=True), self.accuracies["drifted, before"]
+        self._until("enough answers", lambda: self.world.accuracy(began, drifted=True)[1] >= 300)  # type: ignore[union-attr]
+        now, before = self._accuracy(began, drifted=True), self.accuracies["drifted, before"]
         self.accuracies["drifted, after"] = now
         lost = self.accuracies["clean, before"] - before
         share = (now - before) / lost
         self._check(share >= 2 / 3, f"accuracy on drifted traffic {now:.3f}: {share:.0%} of what drift cost is back")
         clean = self.world.ask([sample for sample in self.world.pools.clean if sample.part == "test"])
         self.accuracies["clean, after"] = clean
-        # On the same test images: the traffic before held validation images too.
-        tested = [s for s in self.world.seen if not s.worn and s.part == "test" and s.right is not None]
+        # On the same test samples: the traffic before held validation samples too.
+        tested = [s for s in self.world.seen if not s.drifted and s.part == "test" and s.right is not None]
         was = sum(bool(s.right) for s in tested) / len(tested)
-        self._check(clean >= was - 0.01, f"accuracy on clean test images {clean:.3f}, it was {was:.3f}")
+        self._check(clean >= was - 0.01, f"accuracy on clean test samples {clean:.3f}, it was {was:.3f}")
         self._until("RetrainCandidate is over", lambda: "RetrainCandidate" not in self.observed.firing())
         runs = self.observed.runs()
         self._check(len(runs) == 1, f"{len(runs)} retraining, no more")
@@ -188,10 +187,10 @@ class Drill:
         """Two classes mixed up by somebody: better than nothing, and worse than the champion."""
         self.record.say("act", "A bad challenger")
         bad = faults.mixed_up(self.folder / self.challenger.after, self.folder / ".loopline/mixed-up")
-        shutil.rmtree(self.folder / "models" / MODEL / "bundle")
-        shutil.copytree(bad, self.folder / "models" / MODEL / "bundle")
-        self.scratch.loopline("release", "register", MODEL)
-        self.scratch.loopline("release", "promote", MODEL, codes=(2,))
+        shutil.rmtree(self.folder / "models" / self.model / "bundle")
+        shutil.copytree(bad, self.folder / "models" / self.model / "bundle")
+        self.scratch.loopline("release", "register", self.model)
+        self.scratch.loopline("release", "promote", self.model, codes=(2,))
         line = self.observed.decided("refuse")
         self._check(line is not None, "it is refused on evidence", "bad challenger refused")
 
@@ -202,7 +201,7 @@ class Drill:
         )
         assert self.world is not None
         began = self.record.now()
-        self.scratch.loopline("rollout", "start", MODEL, "--bundle", str(self.champion_kept()), "--journal", ".loopline/journal",
+        self.scratch.loopline("rollout", "start", self.model, "--bundle", str(self.champion_kept()), "--journal", ".loopline/journal",
                               "--inputs", "100", "--requests", str(20 * self.pace.requests), "--hold", "300")  # fmt: skip
         self._until("its canary", lambda: self.observed.stage() == "canary" and self.observed.share() > 0)
         old = self.champion.version[:12]
@@ -231,11 +230,11 @@ class Drill:
 
     def _register(self) -> None:
         for word in ("register", "promote"):
-            self.scratch.loopline("release", word, MODEL)
+            self.scratch.loopline("release", word, self.model)
 
     def champion_kept(self) -> Path:
         """The first champion's bundle, as the rollout keeps it."""
-        return self.folder / ".loopline/bundles" / MODEL / self.champion.version
+        return self.folder / ".loopline/bundles" / self.model / self.champion.version
 
     def _until(self, what: str, ask: Callable[[], T | None], patience: float = PATIENCE) -> T:
         until = time.monotonic() + patience
@@ -254,9 +253,9 @@ class Drill:
         if not true:
             raise LooplineError(f"the drill failed: {text}")
 
-    def _accuracy(self, since: float, *, worn: bool) -> float:
+    def _accuracy(self, since: float, *, drifted: bool) -> float:
         assert self.world is not None
-        return self.world.accuracy(since, worn=worn)[0]
+        return self.world.accuracy(since, drifted=drifted)[0]
 
     def _since(self, at: float) -> list[Any]:
         assert self.world is not None
@@ -274,7 +273,6 @@ class Drill:
 
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
-        seen = self.world.seen if self.world else []
         (self.out / "record.json").write_text(json.dumps(self.record.to_dict(), indent=1), encoding="utf-8")
         (self.out / "timeline.md").write_text(picture.table(self.record), encoding="utf-8")
         for source, name in (
@@ -285,5 +283,5 @@ class Drill:
                 shutil.copytree(source, self.out / name)
             elif source.exists():
                 shutil.copy(source, self.out / name)
-        if seen:
-            picture.draw(self.out / "timeline.png", self.record, seen)
+        if self.world and self.world.seen:
+            picture.draw(self.out / "timeline.png", self.record, self.world.seen, self.world.pools.short)

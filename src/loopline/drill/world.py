@@ -1,7 +1,7 @@
-"""The world outside: a camera, people who know what it sees, and what they get answered.
+"""The world outside: traffic, people who know what is right, and what they get answered.
 
-Traffic goes on all the time, at a steady rate. Images of the test split are only measured: nobody labels them, so that no model is
-trained on them. Images of the training split, each as the worn camera sees it, are what people label.
+Traffic goes on all the time, at a steady rate. Samples of the test split are only measured: nobody labels them, so that no model is
+trained on them.
 """
 
 from __future__ import annotations
@@ -16,26 +16,14 @@ import urllib.parse
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from loopline.data import manifest
-from loopline.monitoring import shifts
+from loopline.drill.scenario import Pools, Sample
 
-WORN = (("blur", 2), ("noise", 2))  # what the camera does from the drift on: shift, strength
 CLIENTS = 6
 TIMEOUT = 30.0  # seconds; a machine that trains a model beside is slow, and slow is not lost
 LABEL_SECONDS = 0.5  # between two batches of labels
-
-
-class Sample(NamedTuple):
-    """An image, its class, and the split that it is from."""
-
-    image: bytes
-    label: str
-    part: str
 
 
 @dataclass(frozen=True)
@@ -43,37 +31,11 @@ class Seen:
     """One request. right: was the answer? None without one. version: that answered. at: seconds since the drill began."""
 
     at: float
-    worn: bool
+    drifted: bool
     part: str
     right: bool | None
     version: str
     status: int
-
-
-@dataclass
-class Pools:
-    """What may be sent."""
-
-    clean: list[Sample]
-    worn: list[Sample]
-
-
-def pools(path: Path, labels: Sequence[str], seed: int = 0) -> Pools:
-    """Of a classifier's manifest. clean: test and validation images as they are; worn: test and training images, worn out."""
-    rng = np.random.default_rng(seed)
-    parts = {part: manifest.load_split(path, part) for part in ("train", "val", "test")}
-
-    def samples(part: str, *, worn: bool) -> list[Sample]:
-        found = []
-        for given, target in zip(parts[part].inputs, parts[part].targets, strict=True):
-            image: Any = given
-            for name, strength in WORN if worn else ():
-                image = shifts.shifted_image(image, name, strength, rng)
-            found.append(Sample(image, labels[target], part))
-        return found
-
-    clean = [*samples("val", worn=False), *samples("test", worn=False)]
-    return Pools(clean, [*samples("test", worn=True), *samples("train", worn=True)])
 
 
 @dataclass
@@ -85,7 +47,7 @@ class World:
     pools: Pools
     rate: float
     began: float
-    worn: bool = False
+    drifted: bool = False
     labelling: bool = False
     seen: list[Seen] = field(default_factory=list)
     labelled: set[int] = field(default_factory=set)
@@ -107,9 +69,9 @@ class World:
         for thread in self._threads:
             thread.join(TIMEOUT)
 
-    def accuracy(self, since: float, *, worn: bool) -> tuple[float, int]:
-        """On the images that nobody labels, of the requests since a time: share, and of how many."""
-        found = [one.right for one in self.seen if one.at >= since and one.worn == worn and one.part != "train"]
+    def accuracy(self, since: float, *, drifted: bool) -> tuple[float, int]:
+        """On the samples that nobody labels, of the requests since a time: share, and of how many."""
+        found = [one.right for one in self.seen if one.at >= since and one.drifted == drifted and one.part != "train"]
         known = [right for right in found if right is not None]
         return (sum(known) / len(known) if known else float("nan")), len(known)
 
@@ -120,10 +82,10 @@ class World:
     def ask(self, samples: Sequence[Sample]) -> float:
         """The accuracy on these, asked now, as the sentinel asks: nothing of it is counted as traffic."""
         connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
-        headers = {"Content-Type": "application/octet-stream", "X-Loopline-Probe": "1"}
+        headers = {"Content-Type": self.pools.content_type, "X-Loopline-Probe": "1"}
         right = 0
         for sample in samples:
-            connection.request("POST", f"/predict/{self.model}", sample.image, headers)
+            connection.request("POST", f"/predict/{self.model}", sample.body, headers)
             right += json.loads(connection.getresponse().read())["predictions"][0]["label"] == sample.label
         connection.close()
         return right / len(samples)
@@ -134,34 +96,34 @@ class World:
         for number in itertools.count():
             if self._stop.wait(max(0.0, start + number / self.rate - time.monotonic())):
                 break
-            worn = self.worn
-            pool = self.pools.worn if worn else self.pools.clean
-            if not order[worn]:
-                order[worn] = rng.permutation(len(pool)).tolist()
-            self._todo.put((number, order[worn].pop(), worn))
+            drifted = self.drifted
+            pool = self.pools.drifted if drifted else self.pools.clean
+            if not order[drifted]:
+                order[drifted] = rng.permutation(len(pool)).tolist()
+            self._todo.put((number, order[drifted].pop(), drifted))
         for _ in range(CLIENTS):
             self._todo.put(None)
 
     def _ask(self) -> None:
         connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
-        headers = {"Content-Type": "application/octet-stream", "X-Request-Timeout-Ms": f"{TIMEOUT * 1000:.0f}"}
+        headers = {"Content-Type": self.pools.content_type, "X-Request-Timeout-Ms": f"{TIMEOUT * 1000:.0f}"}
         while (todo := self._todo.get()) is not None:
-            number, place, worn = todo
-            sample = (self.pools.worn if worn else self.pools.clean)[place]
+            number, place, drifted = todo
+            sample = (self.pools.drifted if drifted else self.pools.clean)[place]
             right, version, status = None, "", 0
             try:
                 identity = f"drill-{number}"
-                connection.request("POST", f"/predict/{self.model}", sample.image, headers | {"X-Request-Id": identity})
+                connection.request("POST", f"/predict/{self.model}", sample.body, headers | {"X-Request-Id": identity})
                 answer = connection.getresponse()
                 status, said = answer.status, json.loads(answer.read())
                 if status == 200:
                     right, version = said["predictions"][0]["label"] == sample.label, said["version"]
-                    if worn and sample.part == "train" and self.labelling and place not in self.labelled:
+                    if drifted and sample.part == "train" and self.labelling and place not in self.labelled:
                         self.labelled.add(place)
                         self._truths.append({"id": identity, "label": sample.label, "source": "people"})
             except (OSError, ValueError, http.client.HTTPException):
                 connection.close()
-            self.seen.append(Seen(time.monotonic() - self.began, worn, sample.part, right, version, status))
+            self.seen.append(Seen(time.monotonic() - self.began, drifted, sample.part, right, version, status))
         connection.close()
 
     def _label(self) -> None:

@@ -55,12 +55,17 @@ def write(options: Options, folder: Path) -> None:
     if options.retrainer_port:
         _tell_retrainer(receivers["retrainer"], options.retrainer_port, folder)
     else:
-        alertmanager["receivers"].remove(receivers["retrainer"])
-        routes = alertmanager["route"]["routes"]
-        alertmanager["route"]["routes"] = [route for route in routes if route["receiver"] != "retrainer"]
+        without_retrainer(alertmanager)
     if options.webhook:
         receivers["team"]["webhook_configs"] = [{"url": options.webhook, "send_resolved": True}]
     (folder / "alertmanager.yml").write_text(yaml.safe_dump(alertmanager, sort_keys=False), encoding="utf-8")
+
+
+def without_retrainer(alertmanager: dict[str, Any]) -> None:
+    """Take it out of Alertmanager's configuration."""
+    alertmanager["receivers"] = [one for one in alertmanager["receivers"] if one["name"] != "retrainer"]
+    routes = alertmanager["route"]["routes"]
+    alertmanager["route"]["routes"] = [route for route in routes if route["receiver"] != "retrainer"]
 
 
 def _tell_retrainer(receiver: dict[str, Any], port: int, folder: Path) -> None:

@@ -30,7 +30,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """An alert as it came. version: of the bundle, as the servers export it. seen: a decision on this start of it stands."""
+    """An alert as it came. version: of the bundle, as the servers export it. seen: this start of it had its run."""
 
     model: str
     name: str
@@ -113,7 +113,7 @@ def _alert(alert: Alert, policy: Policy) -> Objections:
     if not alert.firing:
         found.append("it is over")
     if alert.seen:
-        found.append("it was decided on before")
+        found.append("it had its run")
     if alert.name not in policy.alerts:
         found.append(f"{alert.name} is a notice, no reason to retrain: the policy names {', '.join(policy.alerts)}")
     return [(Action.DECLINE, reason) for reason in found]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from loopline import processes
-from loopline.delivery import fleet, gateway
+from loopline.delivery import fleet, gateway, supervisor
+from loopline.delivery.supervisor import Part
 from loopline.errors import LooplineError
 from loopline.monitoring import configuration, rules
 from loopline.processes import Process
@@ -57,16 +57,6 @@ class Options:
     journal_port: int = 9102
 
 
-class Part(NamedTuple):
-    """A process. ready: the address that answers when it is. env: beside our own."""
-
-    name: str
-    command: list[str]
-    address: str
-    ready: str
-    env: Mapping[str, str] | None = None
-
-
 def binary(names: Sequence[str], advice: str = ADVICE) -> str:
     """The first of these programs on the PATH. Raises LooplineError with advice."""
     for name in names:
@@ -85,34 +75,42 @@ def up(options: Options, folder: Path = FOLDER) -> list[Process]:
     haproxy = binary(["haproxy"], HAPROXY_ADVICE) if options.gateway else ""
     folder.mkdir(parents=True, exist_ok=True)
     configuration.write(options, folder)
+    (folder / "fleet.json").unlink(missing_ok=True)  # of the last time
+    parts = [*_front(options, folder, haproxy), *_parts(options, folder, *programs), supervisor.part(folder)]
+    supervisor.note(parts, folder)
     started: list[Process] = []
     try:
-        if options.gateway:
-            _gateway(options, folder, haproxy)
-            started = processes.running(folder)
-        for part in _parts(options, folder, *programs):
+        for part in parts:
             started.append(processes.start(part.name, part.command, part.address, folder, part.env))
             processes.save(started, folder)
-            processes.wait(started[-1], part.ready, folder)
+            if part.ready:
+                processes.wait(started[-1], part.ready, folder)
+            if part.name == "gateway":
+                _behind(options, folder)
+                started = processes.running(folder)
     except BaseException:  # Ctrl-C too: nothing stays behind, and the error goes on
         down(folder)
         raise
     return started
 
 
-def _gateway(options: Options, folder: Path, haproxy: str) -> None:
-    """HAProxy, the champion's servers behind it, and the sentinel that goes with them."""
+def _front(options: Options, folder: Path, haproxy: str) -> list[Part]:
+    """HAProxy, where it is wanted."""
+    if not options.gateway:
+        return []
     address, metrics = f"http://127.0.0.1:{options.port}", options.port + 1
     config = gateway.write(folder, port=options.port, metrics_port=metrics)
-    process = processes.start("gateway", [haproxy, "-db", "-f", str(config)], address, folder)
-    processes.save([process], folder)
-    processes.wait(process, f"http://127.0.0.1:{metrics}/metrics", folder)
+    return [Part("gateway", [haproxy, "-db", "-f", str(config)], address, f"http://127.0.0.1:{metrics}/metrics")]
+
+
+def _behind(options: Options, folder: Path) -> None:
+    """The champion's servers behind the gateway, and the sentinel that goes with them."""
     kept = [fleet.keep(path) for path in options.bundles]
     bundles = {name: str(found.folder) for name, found in kept}
     if len(bundles) < len(kept):
         raise LooplineError("two of the bundles are of one model: name one of each")
     wanted = fleet.Fleet(
-        url=address,
+        url=f"http://127.0.0.1:{options.port}",
         champion=fleet.Lane(bundles, options.replicas),
         prometheus=f"http://127.0.0.1:{options.prometheus_port}",
         arguments=_serving(options),
@@ -178,6 +176,8 @@ def _sentinel(options: Options) -> tuple[str, ...]:
 def down(folder: Path = FOLDER) -> list[Process]:
     """End what `up` started, and what a rollout put in its place; returns it."""
     found = processes.running(folder)
+    processes.end([process for process in found if process.name == supervisor.NAME])  # it would start the others anew
+    found += [process for process in processes.running(folder) if process not in found]
     processes.end(found)
     processes.end(list(fleet.strays(folder).values()))  # what a rollout was about to note
     if (folder / "state.json").exists():

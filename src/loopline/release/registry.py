@@ -70,18 +70,21 @@ def register(folder: Path) -> Registered:
     return Registered(name=name, version=found.version, number=str(version.version), alias=alias)
 
 
-def promote(name: str, *, again: bool = False) -> promotion.Decision:
+def promote(name: str, *, again: bool = False, dry_run: bool = False) -> promotion.Decision:
     """Make the challenger of `name` champion if the evidence on the test split says so; a line in the log either way.
 
-    A challenger whose bundle was tampered with is refused, and one that was rolled back too, but for `again`. Raises
-    LooplineError where there is no challenger, or where the champion cannot be fetched to compare with.
+    dry_run: decide, and change nothing. A challenger whose bundle was tampered with is refused, and one that was rolled back
+    too, but for `again`. Raises LooplineError where there is no challenger, or where the champion cannot be fetched to
+    compare with.
     """
     everything, model = settings.model(name)
     with _registry() as store:
-        return _promote(store, name, policy(everything, model), again)
+        return _promote(store, name, policy(everything, model), again, dry_run)
 
 
-def _promote(store: MlflowClient, name: str, demands: promotion.Policy, again: bool) -> promotion.Decision:
+def _promote(
+    store: MlflowClient, name: str, demands: promotion.Policy, again: bool, dry_run: bool
+) -> promotion.Decision:
     challenger, champion = _aliased(store, name, CHALLENGER), _aliased(store, name, CHAMPION)
     if challenger is None:
         raise LooplineError(f"{name} has no challenger: put one forward with `loopline release register {name}`")
@@ -100,6 +103,8 @@ def _promote(store: MlflowClient, name: str, demands: promotion.Policy, again: b
     version = challenger.tags[HASH]
     if not again and (withdrawn := decisions.withdrawn(decisions.read().records, name, version)):
         decision = replace(decision, promote=False, reasons=(f"it was rolled back before: {withdrawn}",))
+    if dry_run:
+        return decision
     if not decision.promote:
         decisions.append(name, "refuse", bundle=version, champion=held, reasons=decision.reasons, evidence=proof)
         return decision

@@ -60,6 +60,7 @@ def side_by_side(
 ) -> dict[str, float]:
     """Median seconds of one run of models `a` and `b` on `inputs`, timed in turn so that both meet the same noise.
 
+    Of the processor's time, not the clock's: a run is one thread's, and on a busy machine the clock counts what others do meanwhile.
     inputs_b: for a model `b` whose inputs have other shapes. A round repeats the call until `least_seconds` have
     passed, first with `a`, then with `b`.
     """
@@ -68,13 +69,13 @@ def side_by_side(
     repeats = {}
     for name, (model, given) in calls.items():
         model.run(None, given)  # the first call allocates
-        start = time.perf_counter()
+        start = time.thread_time()
         model.run(None, given)
-        repeats[name] = max(1, int(least_seconds / max(time.perf_counter() - start, 1e-6)))
+        repeats[name] = max(1, int(least_seconds / max(time.thread_time() - start, 1e-6)))
     for _ in range(rounds):
         for name, (model, given) in calls.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             for _ in range(repeats[name]):
                 model.run(None, given)
-            seconds[name].append((time.perf_counter() - start) / repeats[name])
+            seconds[name].append((time.thread_time() - start) / repeats[name])
     return {name: float(np.median(values)) for name, values in seconds.items()}

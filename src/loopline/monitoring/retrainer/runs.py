@@ -23,6 +23,9 @@ REFUSED = 2  # the exit code of what weighs a candidate and refuses it
 # The process waits for a line, so that its number is written down before it does anything; if we die before, it ends.
 GATE = ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "retrainer"]
 END_SECONDS = 10.0
+KILLS = (
+    2  # times that a run's steps may be killed by somebody, or for want of memory: that says nothing of the candidate
+)
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,28 @@ class Place:
 
 
 def carry_out(run: Run, policy: Policy, store: Store, place: Place, stop: threading.Event) -> None:
-    """Do the run's steps from the one it is in, and give it its result. Returns early, with the run as it stands, on `stop`."""
+    """Do the run's steps from the one it is in, and give it its result. Returns early, with the run as it stands, on `stop`.
+
+    A step that was killed is begun again, as one that broke off with the retrainer is.
+    """
     end_left_over(run)
     deadline = run.started + policy.timeout_minutes * 60
     names = [step.name for step in policy.steps]
     if run.step not in names:
         return _finish(run, "failed", f"step {run.step} is not in the policy any more", store, place)
-    first = policy.steps[names.index(run.step)]
-    if run.pid is not None and first.again:  # it broke off in the middle of this step
-        first = policy.steps[names.index(first.again)]
-    for step in policy.steps[names.index(first.name) :]:
+    number, kills = names.index(run.step), 0
+    if run.pid is not None:  # it broke off in the middle of this step
+        number = names.index(policy.steps[number].again or run.step)
+    while number < len(names):
+        step = policy.steps[number]
         due = math.inf if step.own_time else deadline
         code = _do(step, run, store, place, due, stop)
         if code is None:
             return None
+        if code < 0 and kills < KILLS:
+            kills += 1
+            number = names.index(step.again or step.name)
+            continue
         log = place.logs(run.id) / f"{step.name}.log"
         if code == REFUSED:
             return _finish(run, "refused", f"step {step.name} refused the candidate: {_tail(log)}", store, place)
@@ -60,9 +71,9 @@ def carry_out(run: Run, policy: Policy, store: Store, place: Place, stop: thread
             late = time.time() > due
             why = f"took the run over {policy.timeout_minutes:g} min" if late else f"ended with exit code {code}"
             return _finish(run, "failed", f"step {step.name} {why}: {_tail(log)}", store, place)
-        following = names[names.index(step.name) + 1 :]
-        if following:
-            store.step(run.id, following[0])
+        number += 1
+        if number < len(names):
+            store.step(run.id, names[number])
     return _finish(run, "succeeded", f"every step is done, {names[-1]} was the last", store, place)
 
 
@@ -107,6 +118,8 @@ def _do(step: Step, run: Run, store: Store, place: Place, deadline: float, stop:
             _end_group(process.pid)
             process.wait()
             return None if stop.is_set() else 1
+    if code < 0:
+        _end_group(process.pid)  # what it had started
     return code
 
 
@@ -140,14 +153,21 @@ def end_left_over(run: Run) -> None:
 
 
 def _end_group(pid: int) -> None:
-    """It leads its own process group."""
+    """Of the process that leads, or led, a group of its own."""
     import psutil
 
-    with suppress(psutil.NoSuchProcess, ProcessLookupError):
-        group = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    group = [process for process in psutil.process_iter() if _group(process.pid) == pid]
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGTERM)
         psutil.wait_procs(group, timeout=END_SECONDS)
         os.killpg(pid, signal.SIGKILL)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _tail(log: Path) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from loopline.errors import LooplineError
 from loopline.monitoring.guard import Action, Alert, Decision, Past
 
+DOORS = ("alertmanager", "grafana")
 WAITING = (Action.WAIT, Action.ASK_LABELS, Action.AWAIT_APPROVAL)
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS alerts (
@@ -53,8 +54,14 @@ class Row:
 
     @property
     def alert(self) -> Alert:
-        """As the guard wants it; what is in the inbox is authentic."""
-        return Alert(model=self.model, name=self.name, version=self.version, firing=not self.over)
+        """As the guard wants it. Only what came through a door, where it is checked who sends, has its name."""
+        return Alert(
+            model=self.model,
+            name=self.name,
+            version=self.version,
+            firing=not self.over,
+            authentic=self.source in DOORS,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

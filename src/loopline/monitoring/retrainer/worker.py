@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loopline.monitoring import guard
 from loopline.monitoring.guard import Action
@@ -61,6 +61,7 @@ class Worker:
         now = time.time()
         past = self.store.past(row.model)
         run = self.store.under_way()
+        alert = replace(row.alert, seen=any(run.id == row.id for run in self.store.runs()))
         state = guard.State(
             running=run.id if run else None,
             paused=paused(self.store),
@@ -70,7 +71,7 @@ class Worker:
         )
         since = max((one.started for one in past if one.result == "succeeded"), default=0.0)
         found = facts.gather(row.model, row.version, since, self.sources)
-        decision = guard.decide(row.alert, state, found, self.policy, now)
+        decision = guard.decide(alert, state, found, self.policy, now)
         if decision.action.value != row.action:
             LOG.info("%s: %s: %s", row.id, decision.action, "; ".join(decision.reasons))
         self.store.decide(row, decision, now + self.policy.look_again_seconds, self.policy.steps[0].name)

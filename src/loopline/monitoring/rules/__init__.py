@@ -10,7 +10,7 @@ from typing import Any
 from loopline.monitoring.rules import drift, service
 from loopline.monitoring.rules.parts import Alert, Group, Recording, seconds
 
-__all__ = ["RUNBOOKS", "WINDOW", "Alert", "Group", "Recording", "groups", "prometheus", "seconds", "text"]
+__all__ = ["RUNBOOKS", "WINDOW", "Alert", "Group", "Recording", "groups", "operator", "prometheus", "seconds", "text"]
 RUNBOOKS = "docs/runbooks"  # or the address of that folder in a forge: `loopline rules --runbooks`
 WINDOW = "1h"
 
@@ -39,10 +39,20 @@ def prometheus(window: str = WINDOW, runbooks: str = RUNBOOKS) -> dict[str, Any]
 
 def text(window: str = WINDOW, runbooks: str = RUNBOOKS) -> str:
     """The same as YAML."""
+    return _yaml(prometheus(window, runbooks))
+
+
+def operator(window: str = WINDOW, runbooks: str = RUNBOOKS) -> str:
+    """The same as a PrometheusRule, which the Prometheus operator takes from a Kubernetes cluster."""
+    head = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "loopline"}}
+    return _yaml(head | {"spec": prometheus(window, runbooks)})
+
+
+def _yaml(content: dict[str, Any]) -> str:
     import yaml
 
     head = "# Made by `loopline rules`; change src/loopline/monitoring/rules instead.\n"
-    return head + str(yaml.safe_dump(prometheus(window, runbooks), sort_keys=False, width=135, allow_unicode=True))
+    return head + str(yaml.safe_dump(content, sort_keys=False, width=135, allow_unicode=True))
 
 
 def _alert(alert: Alert, runbooks: str) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""The verbs that put bundles into service, the same wherever that is: deploy, canary, verify, rollback."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loopline.cli import delivery, monitoring
+from loopline.cli.verbs import Verbs, verb
+from loopline.errors import LooplineError
+
+if TYPE_CHECKING:
+    from loopline.delivery.targets import Target
+
+OVERLAY = Path("serving/kubernetes/overlays/local")
+
+
+def _target(options: argparse.Namespace) -> Target:
+    """Where to."""
+    if options.target == "process":
+        from loopline.delivery import process
+
+        return process.Processes(
+            options=monitoring.stack_options(options),
+            controller=delivery.controller(options),
+            plan=None if options.rolling else delivery.plan(options),
+            again=options.again,
+        )
+    if options.target == "compose":
+        from loopline.delivery import compose
+
+        return compose.Compose(services=options.services or compose.SERVICES, share=delivery.plan(options).steps[0])
+    from loopline.delivery import images, kubernetes
+
+    cluster = kubernetes.Cluster(options.overlay, options.context)
+    share = delivery.plan(options).steps[0]
+    return images.Images(cluster=cluster, image=options.image, share=share, url=options.url)
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    print("\n".join(getattr(_target(options), options.verb)(_bundles(options))))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    bundles = _bundles(options)
+    wrong = _target(options).verify(bundles)
+    print("\n".join(wrong or [f"{len(bundles)} bundles answer as they should"]))
+    return 1 if wrong else 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    print("\n".join(_target(options).rollback(options.model)))
+    return 0
+
+
+def _bundles(options: argparse.Namespace) -> list[Path]:
+    found = options.bundle or sorted(Path("models").glob("*/bundle"))
+    if found or (options.target == "kubernetes" and not options.url):  # they are in the image, and nobody asks
+        return list(found)
+    raise LooplineError("no bundle under models/: run `make repro` first, or name some with --bundle")
+
+
+def add(rooms: Verbs) -> None:
+    """Put this room's verbs into the command line."""
+    for name, run, text in (
+        ("deploy", _deploy, "put bundles into service, with a canary where something serves already (docs/deploy.md)"),
+        ("canary", _deploy, "give a new bundle a share of the traffic"),
+        ("verify", _verify, "is what is served what these bundles say? Exits with 1 and what differs"),
+        ("rollback", _rollback, "what served before serves again"),
+    ):
+        made = verb(rooms, name, run, text)
+        made.add_argument("--target", choices=("process", "compose", "kubernetes"), default="process")
+        if name == "rollback":
+            made.add_argument("model", nargs="?", help="default: of the last rollout")
+        made.add_argument("--bundle", nargs="+", type=Path, metavar="FOLDER", help="default: models/*/bundle")
+        made.add_argument(
+            "--rolling", action="store_true", help="replace at once, without a canary; no request is lost"
+        )
+        made.add_argument("--services", nargs="+", metavar="NAME", help="of serving/compose.yaml (default: all)")
+        there = made.add_argument_group("of a cluster")
+        there.add_argument("--overlay", type=Path, default=OVERLAY, metavar="FOLDER", help=f"default: {OVERLAY}")
+        there.add_argument("--image", default="", help="that holds the bundles (default: the overlay's)")
+        there.add_argument("--context", default="", help="of kubectl (default: the current one)")
+        there.add_argument("--url", default="", help="of its gateway, where golden inputs are asked")
+        delivery.plan_arguments(made.add_argument_group("of a rollout"))
+        monitoring.stack_arguments(made.add_argument_group("of a stack that is started on this machine"))
+        made.set_defaults(gateway=True)

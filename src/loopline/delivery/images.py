@@ -1,0 +1,61 @@
+"""Deployment of an image that holds its bundles: what `make deploy TARGET=kubernetes` does with the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loopline.delivery import verify
+from loopline.delivery.kubernetes import Cluster
+from loopline.errors import LooplineError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """A cluster, and the image that is to serve there; empty: the overlay's own.
+
+    share: percent that a canary gets; 0: a copy of each request. url: of the cluster's gateway, where the bundles are asked their
+    golden inputs; empty: nobody asks.
+    """
+
+    cluster: Cluster
+    image: str = ""
+    share: int = 5
+    url: str = ""
+
+    def deploy(self, bundles: Sequence[Path]) -> list[str]:
+        """See `Target`."""
+        said = [str(self.cluster.deploy(self.image))]
+        if wrong := self._asked(bundles):
+            back = self.cluster.rollback() if self.cluster.status().previous else None
+            what = f", and it was taken back:\n{back}" if back else ""
+            raise LooplineError("\n  ".join([f"it is up, but not as it should be{what}", *wrong]))
+        return said
+
+    def canary(self, bundles: Sequence[Path]) -> list[str]:  # noqa: ARG002 - they are in the image
+        """See `Target`. Nobody judges: look at the dashboards, by lane, then `deploy` the same, or `rollback`."""
+        return [str(self.cluster.canary(self.share, self.image))]
+
+    def verify(self, bundles: Sequence[Path]) -> list[str]:
+        """See `Target`. While a canary is on, golden inputs are not asked: two versions answer."""
+        try:
+            status = self.cluster.verify()
+        except LooplineError as error:
+            return str(error).splitlines()
+        if self.image not in ("", status.champion.image, status.challenger.image if status.challenger.replicas else ""):
+            return [f"{self.image} does not serve:", *str(status).splitlines()]
+        return [] if status.share else self._asked(bundles)
+
+    def rollback(self, model: str | None) -> list[str]:
+        """See `Target`. What failed before it served is no reason to go back: of such an image nothing is taken back."""
+        if model:
+            raise LooplineError("in a cluster the whole image goes back: leave the model out")
+        status = self.cluster.status()
+        on_trial = status.challenger.replicas and status.challenger.image == self.image
+        if self.image and self.image != status.champion.image and not on_trial:
+            return [f"{self.image} does not serve: there is nothing to take back", str(status)]
+        return [str(self.cluster.rollback())]
+
+    def _asked(self, bundles: Sequence[Path]) -> list[str]:
+        return verify.differences(self.url, bundles) if self.url else []

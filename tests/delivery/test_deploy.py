@@ -1,0 +1,175 @@
+"""`loopline deploy`, `verify`, `rollback` on this machine: real processes behind a real gateway, under load."""
+
+import json
+import os
+import signal
+
+import bundles
+import front
+import prometheus
+import pytest
+
+from loopline import processes
+from loopline.delivery import fleet
+from loopline.delivery.state import read
+from loopline.release import decisions
+
+pytestmark = [front.needed, prometheus.needed]
+CANARY = ["--inputs=0", "--steps=50", "--requests=60", "--slice=5", "--points=10", "--slower=20", "--every=0.1"]
+
+
+def said(*arguments):
+    """Exit code, and what was printed."""
+    running = front.loopline(*arguments)
+    out, wrong = running.communicate(timeout=240)
+    return running.returncode, out + wrong
+
+
+@pytest.fixture
+def deployed(place):
+    """`deploy` with ports of its own, for what is not up yet."""
+    first = prometheus.free_ports(7)
+    ports = [f"--port={first}", f"--sentinel-port={first + 3}", f"--prometheus-port={first + 4}"]
+    ports += [f"--alertmanager-port={first + 5}", f"--journal-port={first + 6}", "--scrape=1", "--sentinel=1"]
+    yield first, ports
+    front.loopline("down").communicate(timeout=120)
+    assert not fleet.strays(), "nothing stays behind"
+
+
+def serving():
+    return [process for process in processes.running(fleet.FOLDER) if process.name.startswith("champion-")]
+
+
+def test_a_second_version_is_deployed_and_taken_back_under_load_and_no_request_is_lost(deployed, place, versions):
+    first, ports = deployed
+    old, new = versions
+    code, text = said("deploy", *ports)
+    assert (code, "verified: 1 bundles answer" in text) == (0, True), text
+    code, text = said("deploy", *ports)
+    assert (code, "nothing to do" in text) == (0, True), text
+    with front.sending(first) as sender:
+        code, text = said("deploy", "--bundle", "challenger", *CANARY)
+        assert (code, "promoted" in text) == (0, True), text
+        mark = sender.more()
+        assert set(sender.since(mark)) == {new}
+        assert said("verify", "--bundle", "challenger")[0] == 0
+        code, text = said("verify")
+        assert code == 1
+        assert f"classifier: bundle {new} is served, {old} is asked for" in text
+        assert said("rollback", "classifier")[0] == 0
+        mark = sender.more()
+        assert set(sender.since(mark)) == {old}
+        assert said("deploy", "--bundle", "challenger", "--rolling")[0] == 1, "it was rolled back"
+        assert said("deploy", "--bundle", "challenger", "--rolling", "--again")[0] == 0
+        mark = sender.more()
+        assert set(sender.since(mark)) == {new}
+        assert said("rollback")[0] == 0, "of the last rollout"
+        mark = sender.more()
+        assert set(sender.since(mark)) == {old}
+    assert [record.action for record in decisions.read().records][-4:] == ["promote", "rollback", "promote", "rollback"]
+
+
+def test_a_bundle_that_does_not_answer_as_it_did_when_it_was_released_is_taken_back(deployed, place, versions):
+    first, ports = deployed
+    assert said("deploy", *ports)[0] == 0
+    bundles.classifier(place / "wrong", threshold=10.0, code="f" * 64)  # its golden answers are of another threshold
+    with front.sending(first) as sender:
+        code, text = said("deploy", "--bundle", "wrong", "--rolling")
+        assert code == 1
+        assert "classifier: golden input 0: different" in text
+        assert "taken back" in text
+        mark = sender.more()
+        assert set(sender.since(mark)) == {versions[0]}
+    assert "golden input 0" in decisions.read().records[-1].reasons[0]
+    assert said("verify")[0] == 0
+
+
+def test_a_first_deployment_that_fails_its_verification_leaves_nothing_up(deployed, place):
+    bundles.classifier(place / "wrong", threshold=10.0)
+    code, text = said("deploy", "--bundle", "wrong", *deployed[1])
+    assert (code, "golden input 0: different" in text) == (1, True), text
+    assert processes.running(fleet.FOLDER) == []
+    code, text = said("verify")
+    assert (code, "no gateway is up" in text or "not ready" in text) == (1, True), text
+
+
+def test_a_model_that_was_not_served_joins_the_others(deployed, place):
+    _, ports = deployed
+    assert said("deploy", *ports)[0] == 0
+    bundles.slow(place / "slow")
+    code, text = said("deploy", "--bundle", "slow")
+    assert (code, "golden.json" in text) == (1, True), "nobody would see whether it is served rightly"
+    golden = json.loads((place / "challenger/golden.json").read_text())
+    (place / "golden.json").write_text(json.dumps(golden))
+    bundles._write(
+        place / "second",
+        bundles.brightness.described(name="second"),
+        place / "challenger.onnx",
+        golden=place / "golden.json",
+    )
+    code, text = said("deploy", "--bundle", "models/classifier/bundle", "second")
+    assert (code, "second" in text) == (0, True), text
+    assert said("verify", "--bundle", "models/classifier/bundle", "second")[0] == 0
+
+
+def test_what_ends_is_started_anew_by_the_supervisor(deployed, place, versions):
+    first, ports = deployed
+    assert said("deploy", "--replicas=2", *ports)[0] == 0
+    with front.sending(first) as sender:  # the second one answers meanwhile
+        killed = serving()[0]
+        os.kill(killed.pid, signal.SIGKILL)
+        prometheus.eventually(lambda: len(serving()) == 2 and killed not in serving())
+        sender.more()
+    for name in ("prometheus", "gateway"):
+        [gone] = [process for process in processes.running(fleet.FOLDER) if process.name == name]
+        os.kill(gone.pid, signal.SIGKILL)
+        prometheus.eventually(
+            lambda gone=gone: [p for p in processes.running(fleet.FOLDER) if p.name == gone.name and p.pid != gone.pid]
+        )
+    prometheus.eventually(lambda: said("verify")[0] == 0)
+    prometheus.eventually(lambda: prometheus.query(f"http://127.0.0.1:{first + 4}", 'up{job="loopline"} == 1'))
+
+
+def test_without_its_supervisor_verification_fails_and_deploy_brings_it_back(deployed, place):
+    assert said("deploy", *deployed[1])[0] == 0
+    [supervisor] = [process for process in processes.running(fleet.FOLDER) if process.name == "supervisor"]
+    os.kill(supervisor.pid, signal.SIGKILL)
+    _, text = prometheus.eventually(lambda: (found := said("verify"))[0] and found)
+    assert "supervisor does not run" in text
+    assert said("deploy", *deployed[1])[0] == 0
+    assert said("verify")[0] == 0
+
+
+def test_a_canary_goes_on_behind_and_deploying_the_same_ends_it(deployed, place, versions):
+    first, ports = deployed
+    assert said("deploy", *ports)[0] == 0
+    with front.sending(first) as sender:
+        code, text = said("canary", "--bundle", "challenger", "--inputs=0", "--steps=50", "--requests=1000000")
+        assert (code, "shadow" in text) == (0, True), text
+        prometheus.eventually(lambda: versions[1] in sender.since(0))
+        assert said("deploy", "--bundle", "challenger", "--rolling")[0] == 0
+        mark = sender.more()
+        assert set(sender.since(mark)) == {versions[1]}
+
+
+def test_a_rollout_whose_controller_is_killed_goes_on(deployed, place, versions):
+    first, ports = deployed
+    assert said("deploy", *ports)[0] == 0
+    with front.sending(first) as sender:
+        # This one waits for its end in the foreground: nobody has noted its number.
+        waiting = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *CANARY)
+        prometheus.eventually(lambda: versions[1] in sender.since(0))
+        waiting.kill()
+        waiting.communicate()
+        prometheus.eventually(lambda: read().stage == "promoted")
+    assert "rollout" in (fleet.FOLDER / "supervisor.log").read_text()
+    assert [record.action for record in decisions.read().records].count("promote") == 1
+
+
+def test_what_cannot_be_deployed_is_refused(deployed, place):
+    (place / "models/classifier/bundle").rename(place / "elsewhere")
+    assert "run `make repro` first" in said("deploy")[1]
+    assert (
+        "two of the bundles are of one model" in said("deploy", "--bundle", "elsewhere", "challenger", *deployed[1])[1]
+    )
+    assert processes.running(fleet.FOLDER) == []
