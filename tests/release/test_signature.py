@@ -184,9 +184,9 @@ def test_the_verbs_sign_and_verify(make, tmp_path, monkeypatch, capsys):
     assert main(["sign", str(good.folder)]) == 1
     monkeypatch.setenv("LOOPLINE_SIGN_KEY", str(private))
     assert main(["sign", str(good.folder)]) == 0
-    assert main(["verify", str(good.folder), "--key", str(public)]) == 0
+    assert main(["verify-signature", str(good.folder), "--key", str(public)]) == 0
     assert f"bundle {good.version:.12} is signed by the owner of" in capsys.readouterr().out
     signature.beside(good.folder).unlink()
-    assert main(["verify", str(good.folder), "--key", str(public)]) == 1
-    assert main(["verify", str(good.folder), "--identity", "me@example.org"]) == 1
+    assert main(["verify-signature", str(good.folder), "--key", str(public)]) == 1
+    assert main(["verify-signature", str(good.folder), "--identity", "me@example.org"]) == 1
     assert "--identity needs --issuer" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def add(rooms: Verbs) -> None:
     """Put this room's verbs into the command line."""
     sign = verb(rooms, "sign", _sign, "sign bundles with OpenSSF Model Signing: bundle.sig beside each")
     sign.add_argument("--keyless", action="store_true", help="with Sigstore, as the identity of this CI job or browser")
-    check = verb(rooms, "verify", _verify, "is a bundle whole, and signed by whom it should be?")
+    check = verb(rooms, "verify-signature", _verify, "is a bundle whole, and signed by whom it should be?")
     check.add_argument("--identity", help="of a keyless signature, e.g. an e-mail address or a workflow's URL")
     check.add_argument("--issuer", help="that vouches for it, e.g. https://token.actions.githubusercontent.com")
     for made, text in (
