@@ -16,7 +16,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve up down traffic retrainer rollout deploy canary verify rollback drill rules demo test lint bench bench-serving bench-drift bench-rollout data-add mlflow lock clean
+.PHONY: help setup repro serve up down traffic retrainer rollout deploy canary verify rollback drill rules demo test lint bench bench-serving bench-drift bench-rollout bench-capacity bench-kills data-add mlflow lock clean
 .PHONY: image sbom sign whoami lint-delivery tools ci difference challenge promote retrain push pull
 
 help: ## list the targets
@@ -168,6 +168,12 @@ bench-drift: setup .venv-drift/ready ## our drift alarm beside others: 15 min, w
 
 bench-rollout: setup ## how often a rollout is right, by its number of requests: 1 min, writes docs/rollout-benchmark.md (ARGS=--quick)
 	OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.rollout $(ARGS)
+
+bench-capacity: setup ## what `loopline plan` predicts beside what a server does: 10 min, writes docs/capacity.md
+	python -m benchmarks.capacity $(wildcard models/*/bundle) --docs docs/capacity.md $(ARGS)
+
+bench-kills: setup ## the drill ten times, with five kills at random moments in each, and what must hold afterwards (35 min)
+	PYTHONPATH=src:. python -m benchmarks.kills $(ARGS)
 
 .venv-drift/ready: benchmarks/drift/requirements.lock | setup
 	@test -x .venv-drift/bin/python || $(PYTHON) -m venv .venv-drift

@@ -59,14 +59,22 @@ def scheduled(
     connections: int,
     scratch: Path,
     patience: float = 1.0,
+    seed: int | None = None,
 ) -> list[Figures]:
-    """Requests leave on time, whatever became of those before. phases: rate a second, seconds. See `sender`."""
+    """Requests leave on time, whatever became of those before. phases: rate a second, seconds. seed: by chance. See `sender`."""
     body = scratch / "body"
     lines = [f"POST {ask.path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(ask.body)}"]
     lines += [f"{name}: {value}" for name, value in ask.headers.items()]
     body.write_bytes("\r\n".join([*lines, "", ""]).encode() + ask.body)
     order = json.dumps(
-        {"port": port, "request": str(body), "phases": phases, "connections": connections, "patience": patience}
+        {
+            "port": port,
+            "request": str(body),
+            "phases": phases,
+            "connections": connections,
+            "patience": patience,
+            "seed": seed,
+        }
     )
     out = _on(cores()[1], sys.executable, HERE / "sender.py", order, timeout=sum(seconds for _, seconds in phases) + 60)
     return list(json.loads(out))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import select
 import socket
 import sys
@@ -110,11 +111,13 @@ class Pool:
                 self.free.append(client)
 
 
-def send(pool: Pool, request: bytes, phases: list[tuple[float, float]], patience: float) -> list[list[Answer]]:
+def send(
+    pool: Pool, request: bytes, phases: list[tuple[float, float]], patience: float, seed: int | None = None
+) -> list[list[Answer]]:
     """What became of every request, by the phase that it was due in."""
     answers, waiting = pool.answers, deque[float]()
     start = time.perf_counter()
-    schedule = times(start, phases)
+    schedule = times(start, phases, seed)
     end = start + sum(seconds for _, seconds in phases)
     upcoming = next(schedule, None)
     while (now := time.perf_counter()) < end or (
@@ -136,11 +139,17 @@ def send(pool: Pool, request: bytes, phases: list[tuple[float, float]], patience
     return found
 
 
-def times(start: float, phases: list[tuple[float, float]]) -> Iterator[float]:
-    """When each request is due."""
+def times(start: float, phases: list[tuple[float, float]], seed: int | None = None) -> Iterator[float]:
+    """When each request is due: evenly, or by chance (Poisson) where there is a seed."""
+    rng = random.Random(seed)  # noqa: S311 - a schedule is no secret
     for rate, seconds in phases:
-        for count in range(int(rate * seconds)):
-            yield start + count / rate
+        if seed is None:
+            for count in range(int(rate * seconds)):
+                yield start + count / rate
+        else:
+            due = start
+            while (due := due + rng.expovariate(rate)) < start + seconds:
+                yield due
         start += seconds
 
 
@@ -179,5 +188,5 @@ if __name__ == "__main__":
     opened = Pool(order["port"], order["connections"])
     time.sleep(0.2)
     body = Path(order["request"]).read_bytes()
-    outcome = send(opened, body, order["phases"], order["patience"])
+    outcome = send(opened, body, order["phases"], order["patience"], order.get("seed"))
     print(json.dumps([summary(answers, phase[1]) for answers, phase in zip(outcome, order["phases"], strict=True)]))

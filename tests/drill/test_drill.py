@@ -80,7 +80,7 @@ def test_what_people_label_is_never_what_accuracy_is_measured_on(tmp_path):
 def texts(tmp_path, monkeypatch):
     """texts(dataset) -> the pools of a text model of that data set; its companion is read from a mirror of our own."""
 
-    def make(dataset):
+    def make(dataset, other=None):
         labels = ("negative", "positive")
         samples = [
             manifest.Sample(
@@ -100,7 +100,7 @@ def texts(tmp_path, monkeypatch):
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
         bundles.text(tmp_path / "bundle")
         spec = replace(bundle.read(tmp_path / "bundle").manifest.spec, labels=labels)
-        return pools(tmp_path, "text", spec)
+        return pools(tmp_path, "text", spec, other)
 
     return make
 
@@ -115,6 +115,22 @@ def test_texts_come_from_the_companion_where_it_has_the_same_classes(texts, monk
     assert [sample.part for sample in found.drifted].count("test") == 4
     assert {sample.label for sample in found.drifted if sample.part == "train"} == {"negative", "positive"}
     assert found.short == "other texts"
+
+
+def test_texts_of_a_named_data_set_are_those_of_the_models_classes(texts, monkeypatch):
+    others = [
+        RawSample(f"o:{n}", None, f"other {n}", ("negative", "neutral", "positive")[n % 3], None, None)
+        for n in range(9)
+    ]
+    monkeypatch.setattr(companions, "_open", lambda name, _: iter(others if name == "tweets" else others[:1]))
+    assert {sample.label for sample in texts("rt-polarity", "tweets").drifted} == {"negative", "positive"}
+
+
+def test_texts_of_a_data_set_without_one_of_the_classes_are_refused(texts, monkeypatch):
+    only = [RawSample("o:1", None, "other", "negative", None, None)]
+    monkeypatch.setattr(companions, "_open", lambda *_: iter(only))
+    with pytest.raises(LooplineError, match="tweets has no 'positive', which the model knows"):
+        texts("rt-polarity", "tweets")
 
 
 def test_texts_without_such_a_companion_get_typos(texts):

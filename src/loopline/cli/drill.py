@@ -19,8 +19,7 @@ def _drill(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, end)  # it cleans up after itself either way
     pace = story.FAST if options.fast else story.Pace()
-    if options.labels:
-        pace = replace(pace, labels=options.labels)
+    pace = replace(pace, labels=options.labels or pace.labels, dataset=options.dataset)
     drill = story.Drill(Path.cwd(), options.out, pace, options.model)
     try:
         drill.play()
@@ -36,4 +35,5 @@ def add(rooms: Verbs) -> None:
     made.add_argument("--fast", action="store_true", help="a faster clock, for CI")
     made.add_argument("--model", default="classifier", choices=("classifier", "text"), help="that is drilled")
     made.add_argument("--labels", type=int, help="that the retraining wants (default: 250; with --fast 200)")
+    made.add_argument("--dataset", help="that texts come from in the drift (default: see docs/loop.md)")
     made.add_argument("--out", type=Path, default=Path("drill"), help="folder for the result (default: drill)")

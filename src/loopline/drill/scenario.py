@@ -16,6 +16,7 @@ import numpy as np
 
 from loopline import settings
 from loopline.data import catalog, manifest
+from loopline.errors import LooplineError
 from loopline.monitoring import companions, shifts
 from loopline.tasks.spec import ModelSpec
 
@@ -43,8 +44,11 @@ class Pools:
     content_type: str = "application/octet-stream"
 
 
-def pools(project: Path, model: str, spec: ModelSpec, seed: int = 0) -> Pools:
-    """Of a model with one class a sample. Clean: test and validation split; drifted: test and training split, or another data set."""
+def pools(project: Path, model: str, spec: ModelSpec, dataset: str | None = None, seed: int = 0) -> Pools:
+    """Of a model with one class a sample. Clean: test and validation split; drifted: test and training split, or another data set.
+
+    dataset: that texts come from; of it, what is of the model's classes. Raises LooplineError where one of these is not in it.
+    """
     path, rng = project / "data" / model / "manifest.parquet", np.random.default_rng(seed)
     clean = [*_samples(path, "val", spec, (), rng), *_samples(path, "test", spec, (), rng)]
 
@@ -55,11 +59,16 @@ def pools(project: Path, model: str, spec: ModelSpec, seed: int = 0) -> Pools:
         return Pools(clean, shifted(WORN), "The camera wears out: blur and noise", "worn camera")
     companion = companions.COMPANIONS.get(settings.model(model, project / "params.yaml")[1].dataset)
     known = catalog.load().get(companion or "")
-    if companion and known and set((known.labels or {}).values()) >= set(spec.labels):
-        others = companions.read(companion, "text", MOST)
-        found = [(_body(one.text), one.label or "") for one in others]
+    if dataset or (companion and known and set(known.labels.values()) >= set(spec.labels)):
+        name = dataset or companion or ""
+        found = [(_body(one.text), one.label or "") for one in companions.read(name, "text", MOST)]
+        found = [one for one in found if one[1] in spec.labels]
+        if missing := sorted(set(spec.labels) - {label for _, label in found}):
+            raise LooplineError(
+                f"{name} has no {missing[0]!r}, which the model knows: name a data set with its classes"
+            )
         drifted = [Sample(*one, "train" if number % 2 else "test") for number, one in enumerate(found)]
-        return Pools(clean, drifted, f"Texts come from elsewhere: {companion}", "other texts", "application/json")
+        return Pools(clean, drifted, f"Texts come from elsewhere: {name}", "other texts", "application/json")
     return Pools(clean, shifted(CARELESS), "Whoever types grows careless: typos", "typos", "application/json")
 
 

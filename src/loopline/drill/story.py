@@ -27,7 +27,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """The drill's clock. window: of drift. rate: requests a second. requests, points, slice: see `delivery.judge.Policy`."""
+    """The drill's clock. window: of drift. rate: requests a second. requests, points, slice: see `delivery.judge.Policy`.
+
+    labels: that the retraining wants. dataset: see `scenario.pools`.
+    """
 
     window: str = "30s"
     rate: float = 80.0
@@ -35,6 +38,7 @@ class Pace:
     points: int = 50
     slice: int = 5
     labels: int = 250
+    dataset: str | None = None
 
 
 FAST = Pace(window="15s", rate=150.0, requests=80, points=50, slice=2, labels=200)
@@ -101,7 +105,7 @@ class Drill:
         given += ["--window", self.pace.window, "--scrape", "1", "--sentinel", "5", "--gateway"]
         said = self.scratch.loopline("up", f"models/{self.model}/bundle", *given)
         say("note", f"{len(said.splitlines())} processes are up, bundle {self.champion.version:.12} is champion")
-        found = pools(self.folder, self.model, self.champion.manifest.spec)
+        found = pools(self.folder, self.model, self.champion.manifest.spec, self.pace.dataset)
         self.world = World(f"http://127.0.0.1:{first}", self.model, found, self.pace.rate, self.record.began)
         self.observed.watch(f"http://127.0.0.1:{first + 2}")
 

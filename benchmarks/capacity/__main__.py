@@ -1,0 +1,132 @@
+"""`python -m benchmarks.capacity BUNDLE ...`: what `loopline plan` predicts of a replica, beside what a real one does.
+
+Profiles each bundle, then sends requests on a Poisson schedule at two shares of the predicted capacity. In turn with
+rounds; figures are medians over them. Prints a table in Markdown; `--docs` writes it, and a fresh run of the verbs, into
+docs/capacity.md and its picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from benchmarks.serving import load
+from benchmarks.serving.asks import Ask
+from benchmarks.serving.figures import table
+from benchmarks.serving.servers import cores
+
+from loopline import processes
+from loopline.monitoring import sentinel
+from loopline.planning import measure
+from loopline.planning.inputs import Profile
+from loopline.planning.queueing import Service
+
+SHARES = (0.3, 0.6)
+CONNECTIONS = 64
+TRAFFIC = "base: 20\npeak: 900\nhours: 8-20\ndays: mon-fri\n"
+PLAN = "loopline plan .loopline/profiles/{}.json --prices prices.yaml --traffic traffic.yaml --p99-ms 200 --spare 1 --plot plan.png"
+
+
+def compare(folder: Path, *, rounds: int, seconds: float, repeats: int) -> list[list[str]]:
+    """A row for each share: predicted and measured. rounds: of the profile's batches. repeats: of the load, each `seconds` long."""
+    profile = Profile.model_validate(measure.measure(folder, starts=1, rounds=rounds))
+    service = Service.measured(profile.batches, profile.spread)
+    (watched,) = sentinel.load([folder])
+    head, _, body = measure.request(watched.name, watched.samples[0].given).partition(b"\r\n\r\n")
+    kind = head.decode().partition("Content-Type: ")[2].partition("\r\n")[0]
+    ask = Ask(f"/predict/{watched.name}", {"Content-Type": kind}, body, lambda *_: {})
+    rows = []
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        measure.running(folder, watched, cores(), Path(scratch)) as (process, _),
+    ):
+        port = int(process.address.rpartition(":")[2])
+        for share in SHARES:
+            rate = share * service.capacity
+            found = [
+                load.scheduled(
+                    port,
+                    ask,
+                    [(rate, 0.5), (rate, seconds)],
+                    connections=CONNECTIONS,
+                    scratch=Path(scratch),
+                    seed=repeat,
+                )[1]
+                for repeat in range(repeats)
+            ]
+            said = [
+                f"{rate:,.0f}",
+                f"{median(one['answered'] for one in found):,.0f}",
+                *(
+                    f"{value:.2f}"
+                    for quantile, name in ((0.5, "p50"), (0.99, "p99"))
+                    for value in (service.latency(rate, quantile) * 1e3, median(one[name] for one in found))
+                ),
+            ]
+            rows.append([watched.name, f"{share:.0%}", *said])
+    return rows
+
+
+def write(page: Path, folders: list[Path], check: str) -> None:
+    """Put fresh output between the page's marks: <!-- name --> ... <!-- end -->."""
+    with tempfile.TemporaryDirectory() as scratch:
+        traffic = Path(scratch, "traffic.yaml")
+        traffic.write_text(TRAFFIC, encoding="utf-8")
+        names = {"prices.yaml": "serving/prices.example.yaml", "traffic.yaml": str(traffic)}
+        profiles = [_shown(f"loopline profile {folder}", {}) for folder in folders]
+        parts = {
+            "profile": profiles[-1],
+            "plan": _shown(PLAN.format(folders[-1].parent.name), names | {"plan.png": "docs/pictures/capacity.png"}),
+            "memory": _shown("loopline memory 7e9 --prices prices.yaml --profile .loopline/profiles/*.json", names),
+            "traffic": f"```yaml\n{TRAFFIC}```\n",
+            "check": check,
+        }
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda mark, part=part: mark[1] + part + mark[2],
+            text,
+            flags=re.DOTALL,
+        )
+        if count != 1:
+            sys.exit(f"{page} must have one <!-- {name} --> with its <!-- end -->")
+    processes.write(page, text)
+
+
+def _shown(command: str, names: dict[str, str]) -> str:
+    """A command with its output. names: files that stand for those that the command is shown with."""
+    words = []
+    for word in command.split()[1:]:
+        words += sorted(map(str, Path().glob(word))) if "*" in word else [names.get(word, word)]
+    done = subprocess.run([sys.executable, "-m", "loopline.cli", *words], check=True, stdout=subprocess.PIPE, text=True)
+    return f"```\n$ {command}\n{done.stdout.rstrip()}\n```\n"
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=__doc__)
+    parser.add_argument("bundle", nargs="+", type=Path)
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--docs", type=Path, help="the page to bring up to date: docs/capacity.md")
+    options = parser.parse_args()
+    sized = {"rounds": options.rounds, "seconds": options.seconds, "repeats": options.repeats}
+    rows = [row for folder in options.bundle for row in compare(folder, **sized)]
+    head = "model, of its capacity, requests/s, answered/s, p50 predicted, measured ms, p99 predicted, measured ms"
+    check = f"{table(head.split(', '), rows)}\nThe load average at its end was {os.getloadavg()[0]:.1f} (it makes about 2 itself).\n"
+    print(check, end="")
+    if options.docs:
+        write(options.docs, options.bundle, check)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

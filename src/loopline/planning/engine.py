@@ -1,0 +1,35 @@
+"""`python -m loopline.planning.engine BUNDLE SECONDS`: the bare engine in a process of its own; prints JSON.
+
+growth: MiB of private memory that loading and running the model added. rate: rows a second at its best batch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import onnxruntime  # noqa: F401 - so that its own memory is not counted as the model's
+import psutil
+
+from loopline.serving.model import Model
+
+
+def main(folder: Path, seconds: float) -> dict[str, float]:
+    """Load, warm up, run for so long."""
+    process = psutil.Process()
+    before = process.memory_full_info().uss
+    model = Model(folder)
+    model.warm_up()
+    growth = process.memory_full_info().uss - before
+    arrays, runs, start = model.example(model.best_rows), 0, time.perf_counter()
+    while time.perf_counter() < start + seconds:
+        model.session.run(model.output_names, arrays)
+        runs += 1
+    rate = runs * model.best_rows / (time.perf_counter() - start)
+    return {"growth": max(0, growth) / 2**20, "rate": rate}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), float(sys.argv[2]))))
