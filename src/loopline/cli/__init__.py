@@ -6,7 +6,19 @@ import argparse
 import sys
 
 from loopline import __version__
-from loopline.cli import delivery, deploy, drill, identity, journal, monitoring, pipeline, plan, releases, retrainer, serving
+from loopline.cli import (
+    delivery,
+    deploy,
+    drill,
+    identity,
+    journal,
+    monitoring,
+    pipeline,
+    plan,
+    releases,
+    retrainer,
+    serving,
+)
 from loopline.errors import LooplineError
 
 
