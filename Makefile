@@ -17,7 +17,7 @@ WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backen
 UV_VERSION := 0.13.8
 
 .PHONY: help setup repro serve up down traffic retrainer rollout deploy canary verify rollback drill rules demo test lint bench bench-serving bench-drift bench-rollout bench-capacity bench-kills data-add mlflow lock clean
-.PHONY: image lint-delivery tools ci difference challenge promote retrain push pull
+.PHONY: image sbom sign whoami lint-delivery tools ci difference challenge promote retrain push pull
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -146,6 +146,15 @@ image: setup $(if $(filter 0,$(DEMO)),,demo) ## the server's container image (BU
 	python serving/image.py $(if $(TAG),--tag $(TAG)) $(if $(TARGET),--target $(TARGET)) $(if $(BASE),--base $(BASE)) \
 		$(if $(filter 0,$(DEMO)),--no-demo) $(if $(BUNDLES),--bundles $(BUNDLES))
 
+sbom: setup ## what is in the image, as CycloneDX for vulnerability scanners (IMAGE=loopline OUT=.loopline/sbom.cdx.json)
+	python serving/sbom.py $(if $(IMAGE),--image $(IMAGE)) $(if $(LOCK),--lock $(LOCK)) $(if $(OUT),--out $(OUT))
+
+sign: setup ## a signature beside each bundle, which servers can demand (KEY=private.pem, or KEYLESS=1; BUNDLES="models/*/bundle")
+	loopline sign $(or $(BUNDLES),models/*/bundle) $(if $(KEY),--key $(KEY)) $(if $(KEYLESS),--keyless)
+
+whoami: setup ## from a live server back to data and code, link by link (URL=http://127.0.0.1:8080 IMAGE=... ARGS=...)
+	loopline whoami $(or $(URL),http://127.0.0.1:8080) $(if $(IMAGE),--image $(IMAGE)) $(ARGS)
+
 bench: setup ## speed of what is worth being fast, side by side
 	python -m benchmarks
 
@@ -189,7 +198,7 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@# the old lock is no preference: a plain torch in it would draw in the CUDA build
 	rm -f requirements.lock
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-find-links $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu) \
-		pyproject.toml $(addprefix --extra ,train detect serve otel monitor dev) --output-file requirements.lock
+		pyproject.toml $(addprefix --extra ,train detect serve otel monitor sign dev) --output-file requirements.lock
 	sed -i -E 's/^(torch(vision)?==[0-9.]+)\+cpu/\1/; /^--/d' requirements.lock
 	$(LOCK_IMAGE) --output-file serving/requirements.lock
 	$(LOCK_IMAGE) --excludes <(echo onnxruntime) --extra gpu --output-file serving/requirements-gpu.lock

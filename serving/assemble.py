@@ -81,6 +81,27 @@ def place(library: Path, root: Path) -> None:
     shutil.copy2(library.resolve(), target)
 
 
+def owners(libraries: Iterable[Path], root: Path) -> None:
+    """Say in `root` which Debian packages the libraries are from, at the place where scanners look in images without dpkg.
+
+    Raises SystemExit on one outside /usr/local that no package has. Does nothing where the base is not Debian's.
+    """
+    if shutil.which("dpkg-query") is None:
+        return
+    short = {str(path).removeprefix("/usr") for path in libraries if not path.is_relative_to("/usr/local")}
+    names = [f"{prefix}{name}" for name in sorted(short) for prefix in ("", "/usr")]  # dpkg knows either
+    found = subprocess.run(["dpkg-query", "--search", *names], capture_output=True, text=True, check=False).stdout
+    rows = dict(line.rsplit(": ", 1)[::-1] for line in found.splitlines())
+    if lost := sorted(name for name in short if name not in rows and f"/usr{name}" not in rows):
+        sys.exit(f"assemble: no Debian package has {', '.join(lost)}")
+    folder = root / "var/lib/dpkg/status.d"
+    folder.mkdir(parents=True)
+    for package in sorted(set(rows.values())):
+        said = subprocess.run(["dpkg-query", "--status", package], capture_output=True, text=True, check=True).stdout
+        (folder / package.partition(":")[0]).write_text(said, encoding="utf-8")
+    copy(Path("/etc/os-release").resolve(), root / "etc/os-release")
+
+
 def strip(path: Path) -> None:
     """Keep of an ELF file what is loaded: its segments, moved together. Symbols for debuggers and section headers go.
 
@@ -171,15 +192,16 @@ def main() -> None:
         path for path in modules if path.is_relative_to(given.packages) or (stdlib / path.relative_to(STDLIB)).exists()
     ]
     cuda = sorted(given.packages.resolve().glob("nvidia/*/lib"))
-    for library in libraries([python, *kept], cuda):
-        if not library.is_relative_to(given.packages.resolve()):
-            place(library, root)
+    needed = {one for one in libraries([python, *kept], cuda) if not one.is_relative_to(given.packages.resolve())}
+    for library in needed:
+        place(library, root)
+    owners(needed, root)
     for path in (binary, *root.rglob("*.so*")):
         if not path.is_symlink() and "nvidia" not in path.parts:  # NVIDIA's are packed as they should be
             strip(path)
 
     etc = root / "etc"
-    etc.mkdir()
+    etc.mkdir(exist_ok=True)
     (etc / "passwd").write_text("nonroot:x:65532:65532::/:/nonexistent\n", encoding="ascii")
     (etc / "group").write_text("nonroot:x:65532:\n", encoding="ascii")
     places = [

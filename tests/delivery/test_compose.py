@@ -17,7 +17,7 @@ import yaml
 
 from loopline.delivery import compose, gateway
 from loopline.errors import LooplineError
-from loopline.release import decisions
+from loopline.release import decisions, signature
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "serving"))
@@ -135,3 +135,14 @@ def test_the_gateway_in_containers_is_the_one_of_processes():
     for line in ("option http-buffer-request", "use_backend challenger if to_challenger", "retry-on conn-failure"):
         assert line in text
     assert "server blue blue:8080 check" in text
+
+
+def test_a_containers_folder_gets_the_signatures_and_nothing_of_the_release_before(tmp_path):
+    one = bundles.classifier(tmp_path / "one").folder
+    signature.beside(one).write_text("signed")
+    stack = compose.Compose(folder=tmp_path / "compose")
+    stack._fill("blue", {"classifier": str(one)})
+    assert signature.beside(tmp_path / "compose/blue/classifier").read_text() == "signed"
+    signature.beside(one).unlink()
+    stack._fill("blue", {"text": str(one)})
+    assert [path.name for path in (tmp_path / "compose/blue").iterdir()] == ["text"]

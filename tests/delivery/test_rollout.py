@@ -17,7 +17,7 @@ from loopline.delivery import fleet
 from loopline.delivery.judge import Policy
 from loopline.delivery.state import FOLDER, Plan, read
 from loopline.errors import LooplineError
-from loopline.release import decisions
+from loopline.release import decisions, signature
 
 pytestmark = [front.needed, prometheus.needed]
 QUICK = Plan(
@@ -71,6 +71,27 @@ def test_servers_that_want_a_token_are_asked_with_it(place, monkeypatch, request
     with front.sending(up, token="s3cret"):
         controller = front.controller()
         controller.start(place / "challenger", replace(QUICK, steps=(50,), inputs=0))
+        assert controller.run().stage == "promoted"
+
+
+def test_an_unsigned_challenger_is_rolled_back_where_a_key_is_demanded_and_a_signed_one_promoted(
+    place, versions, monkeypatch, request
+):
+    for words in ("ecparam -name prime256v1 -genkey -noout -out key.pem", "ec -in key.pem -pubout -out key.pub"):
+        subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    signature.sign(place / "models/classifier/bundle", place / "key.pem")
+    monkeypatch.setenv("LOOPLINE_VERIFY_KEY", "key.pub")
+    up = request.getfixturevalue("up")
+    monkeypatch.delenv("LOOPLINE_VERIFY_KEY")  # a rollout from another shell demands it all the same
+    unsigned = replace(QUICK, steps=(50,), inputs=0)
+    with front.sending(up):
+        controller = front.controller()
+        controller.start(place / "challenger", unsigned)
+        state = controller.run()
+        assert (state.stage, "is not signed" in str(state.reasons)) == ("rolled back", True), state
+        consistent(versions[0], place)
+        signature.sign(place / "challenger", place / "key.pem")
+        controller.start(place / "challenger", unsigned, again=True)
         assert controller.run().stage == "promoted"
 
 

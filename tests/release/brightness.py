@@ -64,7 +64,7 @@ def onnx_model(path, threshold, *, labels=2, padding=0):
     return path
 
 
-def described(*, name="classifier", labels=LABELS, code="c" * 64):
+def described(*, name="classifier", labels=LABELS, data="a" * 64, parameters="b" * 64, code="c" * 64):
     """A `bundle.json` for the models above."""
     return bundle.Manifest(
         name=name,
@@ -76,7 +76,7 @@ def described(*, name="classifier", labels=LABELS, code="c" * 64):
         ),
         quantization="fp32",
         metrics={"headline": "accuracy", "n": 2, "metrics": {"accuracy": {"value": 1.0, "low": 1.0, "high": 1.0}}},
-        lineage=bundle.Lineage(data="a" * 64, parameters="b" * 64, code=code),
+        lineage=bundle.Lineage(data=data, parameters=parameters, code=code),
     )
 
 

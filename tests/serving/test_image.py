@@ -14,17 +14,22 @@ import tarfile
 import time
 import tomllib
 import uuid
+from importlib import metadata
 from pathlib import Path
 
+import bundles
 import pytest
 import requests
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "serving"))
-import assemble  # noqa: E402 - the two scripts are no package
+import assemble  # noqa: E402 - the scripts are no package
 import image as builder  # noqa: E402
 
+from loopline.release import identity, signature  # noqa: E402
+
+REVISION = "org.opencontainers.image.revision"
 LOCKED_DOWN = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=4711:4711", "--memory=256m")
 SECONDS = 60  # for a step of the engine's
 
@@ -204,7 +209,7 @@ def test_the_image_holds_what_serves_and_nothing_else(engine, image):
     packages = {one.name.split("/")[5] for one in members if "/site-packages/" in one.name}
     packages = {name for name in packages if not name.endswith((".dist-info", ".libs"))}
     assert packages <= {
-        *("PIL", "httptools", "loopline", "numpy", "onnxruntime", "orjson", "prometheus_client"),
+        *("Crypto", "PIL", "httptools", "loopline", "numpy", "onnxruntime", "orjson", "prometheus_client"),
         *("multipart", "python_multipart", "tokenizers", "uvloop"),
     }
     assert not [
@@ -228,6 +233,66 @@ def test_bundles_can_be_in_it_and_its_labels_say_which(engine, run, image, folde
         assert version in json.dumps(served["parameters"])
     assert labels["org.opencontainers.image.revision"] in (before, builder.revision()), "whatever was built before"
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    for name in (container.name, "loopline-test-bundles"):
+        assert (
+            f"{name}: its label names the same bundle" in image_link(container.url, name).said
+            or "-dirty" in labels[REVISION]
+        )
+    assert image_link(container.url, image).state == "unchecked", "it has no bundles in it"
+    assert image_link(container.url, "no-such-image").state == "unchecked"
+
+
+def image_link(url, image, model="classifier"):
+    """What `loopline whoami --image` makes of it."""
+    chain = identity.walk(identity.Question(url=url, image=image, made_from=lambda *_: ("", "")), model)
+    return next(link for link in chain if link.name == "image")
+
+
+def test_a_container_that_serves_another_bundle_than_its_image_has_is_found_out(engine, run, image, folders, tmp_path):
+    tmp_path.chmod(0o755)
+    other = bundles.classifier(tmp_path / "other", 100).folder
+    for path in (other, *other.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert build("--tag", "loopline-test-bundles", "--bundles", *folders.values()).returncode == 0
+    container = run("loopline-test-bundles", "/other", options=[f"--volume={other}:/other:ro"])
+    link = image_link(container.url, container.name)
+    assert (link.state, "its label names" in link.said) == ("broken", True)
+
+
+def test_signed_bundles_are_in_it_with_their_signatures_and_verified_there(engine, run, image, folders, tmp_path):
+    tmp_path.chmod(0o755)
+    words = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", tmp_path / "key.pem"]
+    subprocess.run(words, check=True)
+    words = ["openssl", "ec", "-in", tmp_path / "key.pem", "-pubout", "-out", tmp_path / "key.pub"]
+    subprocess.run(words, check=True, capture_output=True)
+    (tmp_path / "key.pub").chmod(0o644)
+    copied = shutil.copytree(folders["text"], tmp_path / "text")
+    signature.sign(copied, tmp_path / "key.pem")
+    assert build("--tag", "loopline-test-bundles", "--bundles", copied).returncode == 0
+    demand = (f"--volume={tmp_path}/key.pub:/key.pub:ro", "--env=LOOPLINE_VERIFY_KEY=/key.pub")
+    assert '"signed":true' in run("loopline-test-bundles", options=demand).logs()
+    assert build("--tag", "loopline-test-bundles", "--bundles", folders["text"]).returncode == 0
+    words = [engine, "run", "--rm", *LOCKED_DOWN, *demand, "loopline-test-bundles"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, "/bundles/text is not signed" in done.stderr) == (1, True), done.stderr
+
+
+def test_its_bill_of_materials_is_what_is_in_it(image, tmp_path):
+    words = [sys.executable, ROOT / "serving/sbom.py", "--image", image, "--out", tmp_path / "sbom.json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "sbom.json").read_text())["components"]
+    wheels = {one["name"]: one["version"] for one in found if one.get("purl", "").startswith("pkg:pypi/")}
+    assert wheels == pinned("serving/requirements.lock")
+    assert (
+        wheels.items()
+        <= {re.sub(r"[-_.]+", "-", one.name).lower(): one.version for one in metadata.distributions()}.items()
+    )
+    assert {"libc6", "libssl3", "python"} <= {one["name"] for one in found}
+    words[-2:] = ["--out", tmp_path / "none.json", "--lock", ROOT / "serving/requirements-gpu.lock"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, "do not show" in done.stderr) == (1, True)
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_a_damaged_bundle_is_not_put_into_an_image(engine, folders, tmp_path):

@@ -6,7 +6,19 @@ import argparse
 import sys
 
 from loopline import __version__
-from loopline.cli import delivery, deploy, drill, journal, monitoring, pipeline, plan, releases, retrainer, serving
+from loopline.cli import (
+    delivery,
+    deploy,
+    drill,
+    identity,
+    journal,
+    monitoring,
+    pipeline,
+    plan,
+    releases,
+    retrainer,
+    serving,
+)
 from loopline.errors import LooplineError
 
 
@@ -15,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="loopline", description="From data to a monitored service and back again.")
     top.add_argument("--version", action="version", version=f"loopline {__version__}")
     rooms = top.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for part in (pipeline, serving, journal, monitoring, retrainer, releases, delivery, deploy, drill, plan):
+    for part in (pipeline, serving, journal, monitoring, retrainer, releases, delivery, deploy, identity, drill, plan):
         part.add(rooms)
     return top
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from loopline.cli.verbs import Verbs, verb
@@ -10,6 +11,7 @@ from loopline.errors import LooplineError
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from loopline.release import signature
     from loopline.serving import journal, server
     from loopline.serving.inference import Limits
 
@@ -45,6 +47,7 @@ def _serve(options: argparse.Namespace) -> int:
             demo=options.demo,
             log_requests=options.log_requests,
             journal=kept,
+            verify_key=Path(key) if (key := options.verify_key or os.environ.get(signature.VERIFY_KEY)) else None,
         ),
     )
 
@@ -99,6 +102,11 @@ def add(rooms: Verbs) -> None:
         "--no-demo", dest="demo", action="store_false", help="without the demo page and the bundles' files"
     )
 
+    serve.add_argument(
+        "--verify-key",
+        metavar="FILE",
+        help="load bundles alone that the owner of this public key signed (LOOPLINE_VERIFY_KEY)",
+    )
     serve.add_argument("--log-requests", action="store_true", help="a line for each answer, with its request id")
 
     batch = verb(

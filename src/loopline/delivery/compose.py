@@ -22,7 +22,7 @@ from loopline.delivery import fleet, gateway, verify
 from loopline.delivery.gateway import CHALLENGER, CHAMPION, COLOURS
 from loopline.errors import LooplineError
 from loopline.monitoring import configuration, rules
-from loopline.release import bundle, decisions
+from loopline.release import bundle, decisions, signature
 
 FOLDER = Path(".loopline/compose")
 FILE = Path(__file__).parents[3] / "serving/compose.yaml"
@@ -202,9 +202,10 @@ class Compose:
         folder = self.folder / service
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():
-            shutil.rmtree(old)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         for model, path in release.items():
             shutil.copytree(path, folder / model)
+            signature.carry(Path(path), folder / model)
         for found in (folder, *folder.rglob("*")):  # the container's user is not the one who made them
             found.chmod(0o755 if found.is_dir() else 0o644)
 

@@ -19,7 +19,7 @@ from loopline import processes
 from loopline.delivery.gateway import BASELINE, CHALLENGER, CHAMPION, Gateway
 from loopline.errors import LooplineError
 from loopline.processes import Process
-from loopline.release import bundle
+from loopline.release import bundle, signature
 
 FOLDER = Path(".loopline/up")
 BUNDLES = Path(".loopline/bundles")
@@ -91,6 +91,7 @@ def keep(source: Path, store: Path = BUNDLES) -> tuple[str, bundle.Bundle]:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
         partial.rename(to)
+    signature.carry(source, to)
     return found.manifest.name, bundle.read(to)
 
 

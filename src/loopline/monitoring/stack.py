@@ -6,6 +6,7 @@ its start time are those noted.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from loopline.delivery.supervisor import Part
 from loopline.errors import LooplineError
 from loopline.monitoring import configuration, rules
 from loopline.processes import Process
+from loopline.release import signature
 
 FOLDER = Path(".loopline/up")
 HAPROXY_ADVICE = (
@@ -154,11 +156,14 @@ def _parts(options: Options, folder: Path, prometheus: str, alertmanager: str) -
 
 
 def _serving(options: Options) -> tuple[str, ...]:
-    """Further options of each server."""
+    """Further options of each server: also of those that a rollout starts later, from whatever shell."""
+    key = os.environ.get(signature.VERIFY_KEY)
+    verified = ("--verify-key", str(Path(key).absolute())) if key else ()
     if not options.journal:
-        return ()
+        return verified
     seconds = min(options.scrape, 5.0)
     return (
+        *verified,
         *("--journal", str(options.journal)),
         *("--journal-sample", str(options.journal_sample), "--journal-seconds", str(seconds)),
     )

@@ -1,7 +1,8 @@
 """Releases in MLflow's model registry: `loopline release register | promote | rollback | history`.
 
-A registered version is one bundle: its run holds the whole of it under `released/<bundle version>`, its model is the
-ONNX file with its signature. The aliases `challenger` and `champion` say which is which: `models:/<name>@champion`.
+A registered version is one bundle: its run holds the whole of it under `released/<bundle version>`, its signature beside it where
+it was signed; its model is the ONNX file with its signature of types. The aliases `challenger` and `champion` say which is which:
+`models:/<name>@champion`.
 Reads `models/<name>/bundle/` and `data/<name>/manifest.parquet`; writes the registry and the decision log.
 """
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopline import settings
 from loopline.errors import LooplineError
-from loopline.release import bundle, decisions, evidence, promotion
+from loopline.release import bundle, decisions, evidence, promotion, signature
 from loopline.release.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
@@ -50,10 +51,17 @@ def register(folder: Path) -> Registered:
 
     A bundle that is champion already stays what it is. Raises BundleError on a damaged bundle.
     """
+    from loopline.training import tracking
+
     found = bundle.read(folder)
     name = found.manifest.name
     with _registry() as store:
         version = _version(store, name, found.version) or _create(store, found)
+        if not _committed(version.tags["git_revision"]) and _committed(now := tracking.revision()):
+            store.set_model_version_tag(name, version.version, "git_revision", now)  # its files are in a commit since
+        with tempfile.TemporaryDirectory() as aside:  # it may be signed by now, or anew
+            signature.carry(folder, Path(aside) / found.version)
+            store.log_artifacts(str(version.run_id), aside, "released")
         champion = _aliased(store, name, CHAMPION)
         is_champion = champion is not None and champion.version == version.version
         if not is_champion:
@@ -124,6 +132,42 @@ def rollback(name: str, reason: str = "asked for") -> decisions.Record:
         return _make_champion(store, version, "rollback", held=held, reasons=(reason,), proof={"withdrawn": held})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What the registry holds of a bundle: its number, tags and run, and the files, verified."""
+
+    number: str
+    tags: dict[str, str]
+    run: str
+    run_tags: dict[str, str]
+    bundle: Bundle
+
+
+class Away(LooplineError):
+    """The registry does not answer."""
+
+
+def fetch(name: str, version: str, into: Path) -> Stored:
+    """The bundle `version` as it was registered, its files put into the folder `into`.
+
+    Raises Away where there is no registry to ask, LooplineError where it does not have the bundle, or has another under its hash.
+    """
+    with _registry(create=False) as store:
+        found = _version(store, name, version)
+        if found is None:
+            raise LooplineError(
+                f"{name}: bundle {version:.12} is not in the registry: `loopline release register {name}`"
+            )
+        run = store.get_run(str(found.run_id))
+        return Stored(
+            number=str(found.version),
+            tags=dict(found.tags),
+            run=str(found.run_id),
+            run_tags=dict(run.data.tags),
+            bundle=_fetch(store, found, into),
+        )
+
+
 def follow(name: str, version: str, folder: Path) -> None:
     """Let the alias `champion` follow what serves: a rollout has promoted this version, or put it back, and its line is in the log.
 
@@ -160,11 +204,18 @@ def policy(everything: settings.Settings, model: settings.Model) -> promotion.Po
 
 
 @contextmanager
-def _registry() -> Iterator[MlflowClient]:
-    """The configured registry; what it refuses is said without a traceback."""
+def _registry(*, create: bool = True) -> Iterator[MlflowClient]:
+    """The configured registry; what it refuses is said without a traceback. create: its SQLite file, where there is none."""
     from loopline.training import tracking
 
-    store = tracking.client(spool=False)
+    uri = tracking.configured_uri()
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not create and not Path(file).exists():
+        raise Away(f"there is no {file} here: MLFLOW_TRACKING_URI says where the registry is")
+    try:
+        store = tracking.client(spool=False)
+    except LooplineError as error:
+        raise Away(str(error)) from error
     from mlflow.exceptions import MlflowException
 
     try:
@@ -220,6 +271,10 @@ def _create(store: MlflowClient, found: Bundle) -> ModelVersion:
     return store.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id)
 
 
+def _committed(revision: str) -> bool:
+    return revision != "none" and not revision.endswith("-dirty")
+
+
 def _artifact(version: str) -> str:
     return f"released/{version}"
 
@@ -248,6 +303,9 @@ def _fetch(store: MlflowClient, version: ModelVersion, into: Path) -> Bundle:
     wanted = version.tags[HASH]
     try:
         folder = Path(store.download_artifacts(str(version.run_id), _artifact(wanted), str(into)))
+        signed = f"{_artifact(wanted)}.sig"
+        if any(one.path == signed for one in store.list_artifacts(str(version.run_id), "released")):
+            store.download_artifacts(str(version.run_id), signed, str(into))
     except (MlflowException, OSError) as error:
         raise LooplineError(
             f"{version.name}: bundle {wanted:.12} cannot be fetched from the registry: {error}"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.monitoring.drift import reference
-from loopline.release import bundle, runner
+from loopline.release import bundle, runner, signature
 from loopline.serving.messages import Refusal
 from loopline.serving.watching import Taken, Watch
 from loopline.tasks import image
@@ -62,9 +62,11 @@ class _Prepared:
 class Model:
     """One bundle, ready to run. Many threads may call `run` at once."""
 
-    def __init__(self, folder: Path, *, threads: int = 1) -> None:
-        """Verify and load the bundle at `folder`. Raises LooplineError with what is wrong."""
+    def __init__(self, folder: Path, *, threads: int = 1, verify_key: Path | None = None) -> None:
+        """Verify and load the bundle at `folder`, signed by the owner of a key if one is given. Raises LooplineError."""
         self.bundle = bundle.read(folder)
+        if verify_key is not None:
+            signature.verify(self.bundle, verify_key)
         manifest = self.bundle.manifest
         self.name, self.spec, self.version = manifest.name, manifest.spec, self.bundle.version[:12]
         self.task = import_module(f"loopline.tasks.{self.spec.task}")

@@ -35,7 +35,7 @@ class Options:
     """See `loopline serve --help`.
 
     metrics_port: a second one, for processes that share `port`. grace: seconds of answering after SIGTERM. drain: seconds to
-    finish what is in flight.
+    finish what is in flight. verify_key: a public key; a bundle that its owner did not sign is not loaded.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +48,7 @@ class Options:
     log_requests: bool = False
     limits: Limits = field(default_factory=Limits)
     journal: journal.Options | None = None
+    verify_key: Path | None = None
 
 
 def found(folder: Path) -> list[Path]:
@@ -59,12 +60,12 @@ def found(folder: Path) -> list[Path]:
     ]
 
 
-def load(folders: Sequence[Path]) -> list[Model]:
-    """Every bundle, verified and warm. Raises LooplineError on a bad one, and on two of one name."""
+def load(folders: Sequence[Path], verify_key: Path | None = None) -> list[Model]:
+    """Every bundle, verified and warm. Raises LooplineError on a bad or unsigned one, and on two of one name."""
     models: dict[str, Model] = {}
     for folder in [bundle for given in folders for bundle in found(given)]:
         start = time.perf_counter()
-        model = Model(folder)
+        model = Model(folder, verify_key=verify_key)
         if model.name in models:
             raise LooplineError(f"{folder}: a model {model.name!r} is already served; serve one version a process")
         profile = model.warm_up()
@@ -76,6 +77,7 @@ def load(folders: Sequence[Path]) -> list[Model]:
             version=model.version,
             precision=model.bundle.manifest.quantization,
             provider=model.provider,
+            signed=verify_key is not None,
             best_batch_rows=model.best_rows,
             batch_ms={str(rows): round(seconds * 1e3, 3) for rows, seconds in profile.items()},
             seconds=round(time.perf_counter() - start, 3),
@@ -89,7 +91,7 @@ def run(folders: Sequence[Path], options: Options) -> int:
 
     sys.setswitchinterval(SWITCH_SECONDS)
     listener = listen(options.host, options.port)
-    models = load(folders)
+    models = load(folders, options.verify_key)
     gc.collect()
     gc.freeze()  # models and modules stay: the collector need not look at them again
     gc.set_threshold(20_000, 50, 100)

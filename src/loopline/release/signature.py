@@ -1,0 +1,153 @@
+"""Who released a bundle: a signature beside its folder, `models/text/bundle.sig` for `models/text/bundle`.
+
+In the format of OpenSSF Model Signing: a Sigstore bundle whose DSSE envelope has an in-toto statement with every file's sha256.
+It is no part of the bundle, whose hash stays what it is. `sign` needs the package model-signing; `verify`, for servers, does with
+pycryptodome, which is small.
+https://github.com/ossf/model-signing-spec and https://github.com/secure-systems-lab/dsse/blob/v1.0.2/protocol.md
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loopline.errors import LooplineError
+from loopline.release import bundle
+from loopline.release.bundle import SUMS, Bundle
+
+if TYPE_CHECKING:
+    from Crypto.PublicKey.ECC import EccKey
+
+PASSWORD = "LOOPLINE_SIGN_PASSWORD"  # noqa: S105 - the variable's name
+VERIFY_KEY = "LOOPLINE_VERIFY_KEY"
+PAYLOAD, PREDICATE = "application/vnd.in-toto+json", "https://model_signing/signature/v1.0"
+CURVES = {"NIST P-256": "SHA256", "NIST P-384": "SHA384", "NIST P-521": "SHA512"}  # the hash goes with the curve
+MOST_BYTES = 1 << 20  # of a signature; one of a bundle has about 4 kB
+
+
+class SignatureError(LooplineError):
+    """A bundle is not signed, not by this key, or not as it is."""
+
+
+def beside(folder: Path) -> Path:
+    """Where the signature of the bundle at `folder` is."""
+    folder = folder if folder.name.strip(".") else folder.resolve()  # "." and ".." have no name to add to
+    return folder.with_name(f"{folder.name}.sig")
+
+
+def carry(source: Path, target: Path) -> None:
+    """The signature of the bundle at `source`, if it has one, for its copy at `target`: whole or not at all."""
+    if (signed := beside(source)).exists():
+        partial = beside(target).with_name(f"{beside(target).name}.{os.getpid()}.partial")
+        partial.write_bytes(signed.read_bytes())
+        partial.replace(beside(target))
+
+
+def sign(folder: Path, key: Path | None) -> Path:
+    """Sign the bundle at `folder`; returns the signature's path.
+
+    key: a private key on P-256, P-384 or P-521 in PEM, its password in LOOPLINE_SIGN_PASSWORD; None: keyless, by the identity that the
+    CI job has, or that a browser gives. Raises BundleError on a damaged bundle, SignatureError where the key is of no use.
+    """
+    try:
+        from model_signing import hashing, signing
+    except ImportError as error:
+        raise SignatureError("signing needs model-signing: pip install 'loopline[sign]'") from error
+    bundle.read(folder)
+    partial = beside(folder).with_name(f"{beside(folder).name}.partial")
+    whole = hashing.Config().set_ignored_paths(paths=(), ignore_git_paths=False)
+    config = signing.Config().set_hashing_config(whole)
+    try:
+        if key is None:
+            config.use_sigstore_signer(use_ambient_credentials=True)
+        else:
+            password: Any = os.environ.get(PASSWORD, "").encode() or None
+            config.use_elliptic_key_signer(private_key=key, password=password)
+        config.sign(folder, partial)
+    except Exception as error:  # of half a dozen libraries, without a common base
+        raise SignatureError(
+            f"{folder} cannot be signed with {key or 'an identity of this machine'}: {error}"
+        ) from error
+    partial.replace(beside(folder))
+    return beside(folder)
+
+
+def verify(found: Bundle, key: Path) -> None:
+    """Is this bundle, whose files are those of its sums, signed by the owner of `key`? Raises SignatureError with what is wrong.
+
+    key: the public key in PEM.
+    """
+    path = beside(found.folder)
+    statement = _statement(path, _public(key), key)
+    try:
+        serialized = statement["predicate"]["serialization"]
+        files = {row["name"]: (row["algorithm"], row["digest"]) for row in statement["predicate"]["resources"]}
+        known = statement["predicateType"] == PREDICATE and serialized["method"] == "files"
+    except (KeyError, TypeError) as error:
+        raise SignatureError(f"{path} signs something else: {error!r} is missing") from error
+    if not known or any(algorithm != "sha256" for algorithm, _ in files.values()):
+        raise SignatureError(f"{path} signs something else: wanted are the sha256 of files, {PREDICATE}")
+    lines = sorted(f"{digest}  {name}\n" for name, (_, digest) in files.items() if name != SUMS)
+    if (signed := hashlib.sha256("".join(lines).encode()).hexdigest()) != found.version:
+        raise SignatureError(
+            f"{path} is of bundle {signed:.12}, this is {found.version:.12}: sign it anew, or it was changed"
+        )
+
+
+def verify_keyless(folder: Path, identity: str, issuer: str) -> None:
+    """Is the bundle at `folder` signed by this identity, as this OpenID Connect issuer says? Asks Sigstore. Raises SignatureError."""
+    try:
+        from model_signing import verifying
+
+        verifying.Config().use_sigstore_verifier(identity=identity, oidc_issuer=issuer).verify(folder, beside(folder))
+    except Exception as error:  # of half a dozen libraries, without a common base
+        raise SignatureError(f"{beside(folder)}: not verified as {identity}'s: {error}") from error
+
+
+def _public(key: Path) -> EccKey:
+    from Crypto.PublicKey import ECC
+
+    try:
+        public = ECC.import_key(key.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SignatureError(f"{key} is not a public key in PEM: {error}") from error
+    if public.has_private():
+        raise SignatureError(f"{key} is a private key: it stays with who signs, a server has the public one")
+    if public.curve not in CURVES:
+        raise SignatureError(f"{key} is a key on {public.curve}, known are {', '.join(CURVES)}")
+    return public
+
+
+def _statement(path: Path, public: EccKey, key: Path) -> dict[str, Any]:
+    """What the envelope at `path` says, once it is known to be signed by this key."""
+    from Crypto.Signature import DSS
+
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(MOST_BYTES))
+        envelope = content["dsseEnvelope"]
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        (signed,) = envelope["signatures"]
+        signature = base64.b64decode(signed["sig"], validate=True)
+        kind = envelope["payloadType"]
+    except FileNotFoundError as error:
+        raise SignatureError(
+            f"{path} is missing: {path.with_suffix('')} is not signed, and {key} demands it"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SignatureError(f"{path} is not a signature with a key: {error!r}") from error
+    if kind != PAYLOAD:
+        raise SignatureError(f"{path} signs {kind!r:.80}, wanted is {PAYLOAD}")
+    message = b"DSSEv1 %d %s %d %s" % (len(PAYLOAD), PAYLOAD.encode(), len(payload), payload)
+    digest = import_module(f"Crypto.Hash.{CURVES[public.curve]}").new(message)
+    try:
+        DSS.new(public, "fips-186-3", encoding="der").verify(digest, signature)
+        statement: dict[str, Any] = json.loads(payload)
+    except ValueError as error:
+        raise SignatureError(f"{path} was not made with the key of {key}, or was changed since") from error
+    return statement
