@@ -12,7 +12,16 @@ def _drill(options: argparse.Namespace) -> int:
     import signal
     from dataclasses import replace
 
+    from loopline import settings
     from loopline.drill import story
+    from loopline.errors import LooplineError
+
+    drilled = [name for name, model in settings.load().models.items() if model.task != "detection"]
+    model = options.model or next(iter(drilled), None)
+    if model not in drilled:
+        raise LooplineError(
+            f"the drill plays a model that gives one class a sample: {', '.join(drilled) or 'none'} in params.yaml"
+        )
 
     def end(*_: object) -> None:
         raise KeyboardInterrupt
@@ -21,7 +30,7 @@ def _drill(options: argparse.Namespace) -> int:
     pace = story.FAST if options.fast else story.Pace()
     if options.labels:
         pace = replace(pace, labels=options.labels)
-    drill = story.Drill(Path.cwd(), options.out, pace, options.model)
+    drill = story.Drill(Path.cwd(), options.out, pace, model)
     try:
         drill.play()
     finally:
@@ -34,6 +43,6 @@ def add(rooms: Verbs) -> None:
     """Put this room's verb into the command line."""
     made = verb(rooms, "drill", _drill, "play the whole loop with real parts: drift, retraining, canary, rollback")
     made.add_argument("--fast", action="store_true", help="a faster clock, for CI")
-    made.add_argument("--model", default="classifier", choices=("classifier", "text"), help="that is drilled")
+    made.add_argument("--model", help="that is drilled (default: the first that gives one class a sample)")
     made.add_argument("--labels", type=int, help="that the retraining wants (default: 250; with --fast 200)")
     made.add_argument("--out", type=Path, default=Path("drill"), help="folder for the result (default: drill)")
