@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from loopline import settings
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
@@ -68,8 +70,10 @@ def test_the_readme_can_be_read_in_one_go():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 250
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-@pytest.mark.parametrize("model", ["classifier", "detector", "text"])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name in ("README.md", "results.md")], ids=lambda page: page.name
+)
+@pytest.mark.parametrize("model", settings.load(ROOT / "params.yaml").models)
 def test_figures_are_those_of_the_committed_metrics(page, model):
     shown = [
         "git",
@@ -77,11 +81,11 @@ def test_figures_are_those_of_the_committed_metrics(page, model):
         f"HEAD:models/{model}/report.json",
     ]  # the file itself is new after a run on another processor
     report = json.loads(subprocess.run(shown, cwd=ROOT, check=True, capture_output=True).stdout)
-    row = re.search(rf"^\| `?{model}`? \|.*$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
-    assert row, f"{page} has no row for {model}"
+    row = re.search(rf"^\| `?{model}`? \|.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert row, f"{page.name} has no row for {model}"
     headline, simple = report["metrics"][report["headline"]], report["baselines"]["simple"]["value"]
     for figure in (*headline.values(), simple):
-        assert f"{figure:.3f}".removeprefix("0") in row[0], f"{page}, {model}: {figure} is not in {row[0]!r}"
+        assert f"{figure:.3f}".removeprefix("0") in row[0], f"{page.name}, {model}: {figure} is not in {row[0]!r}"
 
 
 def test_no_file_in_git_is_large_or_names_a_machine():

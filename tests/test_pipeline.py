@@ -32,7 +32,7 @@ SMALL = {"epochs": 8, "width": 8, "batch_size": 32}
 
 def workspace(folder, monkeypatch, *, dataset="digits", **recipe):
     """An empty folder that holds what the stages read, with a small recipe for the classifier."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = yaml.safe_load((ROOT / "tests/params.yaml").read_text(encoding="utf-8"))
     params["models"]["classifier"]["dataset"] = str(dataset)
     params["models"]["classifier"]["train"] |= SMALL | recipe
     params["models"]["classifier"]["evaluate"] |= {"floors": {"accuracy": 0.9}, "must_beat_simple": False}

@@ -15,7 +15,7 @@ from loopline.data.expectations import Result, check
 from loopline.data.manifest import Box, Sample
 from loopline.errors import LooplineError
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+PARAMS = Path(__file__).parents[1] / "params.yaml"
 NAMES = {"classification": "classifier", "detection": "detector", "text": "text"}
 LIMITS = settings.Expectations(
     min_samples=40, min_per_class=5, max_imbalance=3, max_set_aside=0.1, min_side=16, max_side=64, max_characters=30

@@ -54,7 +54,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, home / name)
     shutil.copytree(ROOT / "data/catalog", home / "data/catalog")
-    params = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    params = (ROOT / "tests/params.yaml").read_text(encoding="utf-8")
     params = params.replace("dataset: digits ", "dataset: shapes ").replace("dataset: languages", "dataset: reviews")
     (home / "params.yaml").write_text(params, encoding="utf-8")
     images(home / "shapes", circle=30, square=30)

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from servers import Process
 
+from loopline import cli
 from loopline.data import manifest
 from loopline.data.raw import RawSample
 from loopline.drill import faults, picture, story
@@ -95,7 +96,7 @@ def texts(tmp_path, monkeypatch):
         ]
         (tmp_path / "data/text").mkdir(parents=True)
         manifest.write(tmp_path / "data/text/manifest.parquet", samples, task="text", labels=labels)
-        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        params = yaml.safe_load((ROOT / "tests/params.yaml").read_text())
         params["models"]["text"]["dataset"] = dataset
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
         bundles.text(tmp_path / "bundle")
@@ -241,3 +242,9 @@ def test_what_does_not_come_true_ends_the_drill(tmp_path):
     with pytest.raises(LooplineError, match="the drill failed: all is well"):
         drill._check(False, "all is well")
     assert drill.record.events[-1].kind == "bad"
+
+
+def test_a_model_that_cannot_be_drilled_is_answered_with_those_that_can(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT / "tests")  # where all three are in params.yaml
+    assert cli.main(["drill", "--model", "detector"]) == 1
+    assert "one class a sample: classifier, text in params.yaml" in capsys.readouterr().err

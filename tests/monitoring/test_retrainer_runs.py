@@ -110,7 +110,7 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     retrainers.project(tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "params.yaml").write_text((ROOT / "tests/params.yaml").read_text(encoding="utf-8"))
     batch = tmp_path / "data/batches/classifier/v2"
     batch.mkdir(parents=True)
     (batch / "a.txt").write_text("a")
@@ -165,7 +165,7 @@ def test_a_start_from_the_champion_names_its_weights_without_a_path_of_this_mach
     weights.write_bytes(b"weights")
     folder = worktree.make(repository, "classifier-1", "classifier", "champion")
     before, after = (
-        path.read_text(encoding="utf-8").splitlines() for path in (ROOT / "params.yaml", folder / "params.yaml")
+        path.read_text(encoding="utf-8").splitlines() for path in (ROOT / "tests/params.yaml", folder / "params.yaml")
     )
     (changed,) = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     value = yaml.safe_load("\n".join(after))["models"]["classifier"]["train"]["pretrained"]
@@ -176,7 +176,7 @@ def test_a_start_from_the_champion_names_its_weights_without_a_path_of_this_mach
 
 @pytest.mark.parametrize("model", ["classifier", "detector", "text"])
 def test_every_model_s_training_can_start_from_weights(model):
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "tests/params.yaml").read_text(encoding="utf-8")
     content = yaml.safe_load(worktree.pretrained(text, model, "a/b"))["models"]
     assert [content[name]["train"]["pretrained"] for name in content] == [
         ("a/b" if name == model else None) for name in content

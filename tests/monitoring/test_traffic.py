@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def params(folder, **datasets):
-    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((ROOT / "tests/params.yaml").read_text(encoding="utf-8"))
     models = {name: content["models"][name] for name in ("classifier", "text")}
     for name, dataset in datasets.items():
         models[name]["dataset"] = dataset

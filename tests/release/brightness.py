@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def params(**changes):
-    """The repository's params.yaml with one model, whose floor is low; `changes` are of that model."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    """params.yaml of the tests with one model, whose floor is low; `changes` are of that model."""
+    content = yaml.safe_load((ROOT / "tests/params.yaml").read_text(encoding="utf-8"))
     model = content["models"]["classifier"] | {
         "evaluate": {"floors": {"accuracy": 0.6}, "must_beat_simple": True, "resamples": 200}
     }

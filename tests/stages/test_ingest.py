@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from loopline.errors import LooplineError
 from loopline.settings import PARAMS
 from loopline.stages import ingest
 
-ROOT = PARAMS.absolute().parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with the real parameters and catalogue, whose classifier learns from the folder `shapes`."""
-    params = yaml.safe_load((ROOT / PARAMS).read_text())
+    params = yaml.safe_load((ROOT / "tests" / PARAMS).read_text())
     params["models"]["classifier"]["dataset"] = str(tmp_path / "shapes")
     params["models"]["text"]["dataset"] = "./reviews"
     (tmp_path / PARAMS).write_text(yaml.safe_dump(params))

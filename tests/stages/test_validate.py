@@ -13,7 +13,7 @@ from loopline.data.manifest import Sample
 from loopline.errors import LooplineError
 from loopline.stages import files, validate
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+PARAMS = Path(__file__).parents[1] / "params.yaml"
 LABELS = ("<b>wild</b> & free", "tame")
 
 

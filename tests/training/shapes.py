@@ -41,7 +41,7 @@ def shapes(n: int, *, seed: int, side: int = SIDE) -> Split:
 
 def small(**change: Any) -> Detection:
     """The default settings, made small."""
-    _, model = settings.model("detector", Path(__file__).parents[2] / "params.yaml")
+    _, model = settings.model("detector", Path(__file__).parents[1] / "params.yaml")
     assert isinstance(model, Detection)
     recipe = {"epochs": 14, "batch_size": 8, "patience": 14, "learning_rate": 0.01, "architecture": SMALL} | change
     shape = model.input.model_copy(update={"height": SIDE, "width": SIDE})

@@ -43,7 +43,7 @@ def stripes(n: int, *, seed: int, labels: tuple[str, ...] = ("across", "blank", 
 
 def tiny(**change: Any) -> Classification:
     """The default settings, made small."""
-    _, model = settings.model("classifier", Path(__file__).parents[2] / "params.yaml")
+    _, model = settings.model("classifier", Path(__file__).parents[1] / "params.yaml")
     assert isinstance(model, Classification)
     small = {"epochs": 6, "batch_size": 16, "width": 8, "learning_rate": 0.01, "patience": 6} | change
     shape = model.input.model_copy(update={"height": SIDE, "width": SIDE, "channels": 1})
@@ -159,7 +159,7 @@ def test_a_bad_pretrained_setting_is_explained(
 
 
 def test_the_default_network_is_small() -> None:
-    _, model = settings.model("classifier", Path(__file__).parents[2] / "params.yaml")
+    _, model = settings.model("classifier", Path(__file__).parents[1] / "params.yaml")
     assert isinstance(model, Classification)
     network = Network(ImageInput(**model.input.model_dump()), classes=10, width=model.train.width, embedding=8)
     assert sum(parameter.numel() for parameter in network.parameters()) <= 300_000

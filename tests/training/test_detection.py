@@ -18,7 +18,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from loopline import settings
 from loopline.errors import LooplineError
 from loopline.release import runner
 from loopline.settings import Detection
@@ -165,9 +164,7 @@ def test_quantized_naively_it_finds_nothing_and_no_error_says_so(trained: Path, 
     change = bootstrap.paired(
         task.scorer(small_, test, spec), task.scorer(full, test, spec), 16, metric=task.HEADLINE, resamples=200, seed=0
     )
-    refused = quantize.objections(
-        change, quantization.distance(full, small_), 2.0, task.HEADLINE, settings.load().models["detector"].quantize
-    )
+    refused = quantize.objections(change, quantization.distance(full, small_), 2.0, task.HEADLINE, small().quantize)
     assert any("map50 may fall" in reason for reason in refused), "FP32 must ship"
 
 

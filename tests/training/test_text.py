@@ -1,6 +1,7 @@
 """The text model on small data: it learns, it exports, and any text goes through it."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ def split(count, seed):
 
 
 def train(folder, kind):
-    _, model = settings.model("text")
+    _, model = settings.model("text", Path(__file__).parents[1] / "params.yaml")
     model = model.model_copy(
         update={"train": model.train.model_copy(update={"epochs": 4, "batch_size": 32, "tokenizer": kind})}
     )
