@@ -54,6 +54,8 @@ def test_the_data_cards_count_what_the_pipeline_counted():
     samples = re.search(r"^\| samples \|(.*)\|$", page, re.MULTILINE)[1].split("|")
     splits = re.search(r"^\| train, val, test \|(.*)\|$", page, re.MULTILINE)[1].split("|")
     for model, said, shares in zip(("classifier", "detector", "text"), samples, splits, strict=True):
+        if model not in settings.load(ROOT / "params.yaml").models:  # a project of its own may have fewer
+            continue
         account = json.loads((ROOT / f"data/{model}/ingest.json").read_text(encoding="utf-8"))
         assert said.strip() == f"{account['samples']:,}"
         assert shares.strip() == ", ".join(f"{account['splits'][split]:,}" for split in ("train", "val", "test"))
@@ -71,7 +73,9 @@ def test_the_readme_can_be_read_in_one_go():
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name in ("README.md", "results.md")], ids=lambda page: page.name
+    "page",
+    [page for page in PAGES if page in (ROOT / "README.md", DOCS / "results.md")],
+    ids=lambda page: page.name,
 )
 @pytest.mark.parametrize("model", settings.load(ROOT / "params.yaml").models)
 def test_figures_are_those_of_the_committed_metrics(page, model):
