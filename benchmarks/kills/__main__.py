@@ -163,6 +163,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path(".loopline/bench-kills.json"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # it cleans up after itself
     rows: list[dict[str, Any]] = []
     for number in range(options.drills):
         drill = story.Drill(Path.cwd(), Path(".loopline/kills"), story.FAST)
