@@ -61,6 +61,15 @@ def test_a_sample_is_kept_with_its_id_input_answer_and_signals(serve, folders, k
     assert sum(written.values()) == 1
 
 
+def test_what_was_just_answered_when_the_server_is_told_to_stop_is_kept(serve, folders, kept):
+    server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 1)
+    for number in range(5):
+        url, headers = server.url + "/predict/classifier", {"X-Request-Id": str(number)}
+        requests.post(url, data=brightness.png(130 + number), headers=headers, timeout=5).raise_for_status()
+    server.stop()
+    assert sorted(line["id"] for line in lines(kept)) == list("01234")
+
+
 def test_of_several_items_each_has_its_place_in_the_id_also_where_not_all_are_taken(serve, folders, kept):
     server = serve(folders["text"], "--journal", kept, "--journal-sample", 1, "--signals", 6)
     body = {"texts": ["good", "bad", "great", "poor"]}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from loopline.serving.model import Arrays, Model
 
 PERIOD = 0.5  # seconds
+CLOSE_SECONDS = 10.0  # for what waits
 ROWS_A_SECOND = 50  # under 1 % of a core, where a sample is an image of 128 x 128
 
 
@@ -104,8 +105,10 @@ class Watcher:
             self.thread.start()
 
     def close(self) -> None:
-        """End the thread; what is not yet counted stays so."""
+        """Count what waits, hand it to the journal, and end the thread."""
         self.inbox.put(None)
+        if self.counted:
+            self.thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
         while True:
@@ -113,8 +116,6 @@ class Watcher:
             time.sleep(PERIOD)
             while not self.inbox.empty():
                 found.append(self.inbox.get())
-            if None in found:
-                return
             groups: dict[tuple[Watch, bool], list[Taken]] = {}
             for watch, taken in filter(None, found):
                 groups.setdefault((watch, taken.originals is None), []).append(taken)
@@ -126,6 +127,8 @@ class Watcher:
                         _note(self.journal, watch.model, signals, rows)
                 except Exception as error:  # a mistake here must not end the counting, nor the server
                     log("error", "drift signals could not be counted", error=repr(error))
+            if None in found:
+                return
 
 
 def _signals(spec: ModelSpec, rows: Sequence[Taken]) -> signals.Signals:
