@@ -62,7 +62,7 @@ def test_a_sample_is_kept_with_its_id_input_answer_and_signals(serve, folders, k
 
 
 def test_what_was_just_answered_when_the_server_is_told_to_stop_is_kept(serve, folders, kept):
-    server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 1)
+    server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 1, "--grace", 0)
     for number in range(5):
         url, headers = server.url + "/predict/classifier", {"X-Request-Id": str(number)}
         requests.post(url, data=brightness.png(130 + number), headers=headers, timeout=5).raise_for_status()
