@@ -1,7 +1,7 @@
 """Turns a copy of this repository into a project of its own: what copier.yml cannot leave out by its path alone.
 
 Copier runs it in the copy, where `.copier-answers.yml` has the answers; its only argument is `copy` or `update`. An update writes
-neither the README nor dvc.lock anew: they are the project's own by then.
+none of the README, CHANGELOG, CITATION and dvc.lock anew: they are the project's own by then.
 """
 
 import json
@@ -58,17 +58,10 @@ def figures(name: str) -> dict[str, Any]:
     return numbers | {"name": name, "task": model["task"], "dataset": model["dataset"], "headline": report["headline"]}
 
 
-def main(operation: str) -> None:
-    """Make the copy in this folder a project."""
-    answers = yaml.safe_load(Path(".copier-answers.yml").read_text(encoding="utf-8"))
-    project, tasks = answers["project"], answers["tasks"]
-    missing = [MODELS[task] for task in MODELS if task not in tasks]
+def choose_tasks(tasks: list[str], missing: list[str]) -> None:
+    """Take the models that are missing out of the settings, and Ultralytics with the detector."""
     for name in missing:
         cut("params.yaml", name)
-    edit("pyproject.toml", r'(?<=^name = ")loopline"\n(?=version)', f'{project}"\n')
-    edit("pyproject.toml", r'(?<=^description = ").*(?="$)', f"{project}, made from Loopline")
-    edit("Makefile", r"^\.PHONY: new\nnew: .*\n(?:\t.*\n)*\n")
-    edit(".ci/run", r"^.*\.ci/readme\n")
     if tasks == ["detection"]:
         edit(".ci/run", r"^.*make drill.*\n")
     if "detection" not in tasks:
@@ -76,18 +69,56 @@ def main(operation: str) -> None:
         edit("Makefile", r"(?<=--extra ,train) detect")
         for package in sorted(DETECTION):
             edit("requirements.lock", rf"^{package}==.*\n")
-    for page in Path("docs").rglob("*.md"):
+
+
+def choose_targets(targets: list[str], tasks: list[str], missing: list[str]) -> None:
+    """Drop what calls a target that is missing, and the missing models from those that are there."""
+    if "compose" not in targets:
+        edit("Makefile", r"^.* serving/compose\.yaml\n")
+    if "kubernetes" not in targets:
+        edit("Makefile", r"^.* serving/kubernetes/monitoring/rules\.yaml\n")
+    else:
+        for name in missing:
+            edit("serving/kubernetes/route/route.yaml", rf"^.*/v2/models/{name}/infer.*\n")
+    if "serverless" in targets:
+        first = next(MODELS[task] for task in MODELS if task in tasks)
+        edit("serving/serverless/truss/config.yaml", r"(?<=/predict/)classifier(?= )", first)
+
+
+def begin(project: str, tasks: list[str], missing: list[str], commit: str) -> None:
+    """Write what is the project's own from now on."""
+    for name in missing:
+        cut("dvc.lock", rf"\w+@{name}")
+    if "detection" not in tasks:
+        # Bundles name the code that made them, and some of it is gone: `make repro` packs them anew, in seconds.
+        cut("dvc.lock", r"package@\w+")
+    models = [figures(MODELS[task]) for task in MODELS if task in tasks]
+    readme = Path(__file__).with_name("README.md.jinja").read_text(encoding="utf-8")
+    text = jinja2.Template(readme).render(project=project, tasks=tasks, models=models, drill=tasks != ["detection"])
+    Path("README.md").write_text(f"{text}\n", encoding="utf-8")
+    Path("CHANGELOG.md").write_text(f"# Changelog\n\n- Made from Loopline {commit}.\n", encoding="utf-8")
+    edit("CITATION.cff", "Loopline", project)
+    edit("CITATION.cff", r"(?<=^abstract: ).*", f"{project}, made from Loopline")
+    edit("CITATION.cff", r"^license: .*\n")
+
+
+def main(operation: str) -> None:
+    """Make the copy in this folder a project."""
+    answers = yaml.safe_load(Path(".copier-answers.yml").read_text(encoding="utf-8"))
+    project, tasks = answers["project"], answers["tasks"]
+    missing = [MODELS[task] for task in MODELS if task not in tasks]
+    choose_tasks(tasks, missing)
+    choose_targets(answers["targets"], tasks, missing)
+    edit("pyproject.toml", r'(?<=^name = ")loopline"\n(?=version)', f'{project}"\n')
+    edit("pyproject.toml", r'(?<=^description = ").*(?="$)', f"{project}, made from Loopline")
+    for target in ("new", "score"):
+        edit("Makefile", rf"^\.PHONY: {target}\n{target}: .*\n(?:\t.*\n)*\n")
+    edit(".ci/run", r"^.*(\.ci/readme|make score)\n")
+    edit(".github/workflows/ci.yml", r"^ +- run: make score\n")
+    for page in (Path("CONTRIBUTING.md"), Path("SECURITY.md"), *Path("docs").rglob("*.md")):
         mend(page)
     if operation == "copy":
-        for name in missing:
-            cut("dvc.lock", rf"\w+@{name}")
-        if "detection" not in tasks:
-            # Bundles name the code that made them, and some of it is gone: `make repro` packs them anew, in seconds.
-            cut("dvc.lock", r"package@\w+")
-        models = [figures(MODELS[task]) for task in MODELS if task in tasks]
-        readme = Path(__file__).with_name("README.md.jinja").read_text(encoding="utf-8")
-        text = jinja2.Template(readme).render(project=project, tasks=tasks, models=models, drill=tasks != ["detection"])
-        Path("README.md").write_text(f"{text}\n", encoding="utf-8")
+        begin(project, tasks, missing, answers["_commit"])
 
 
 if __name__ == "__main__":

@@ -49,18 +49,6 @@ def test_every_test_that_a_page_names_exists():
             assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{page.name} names {path}::{name}"
 
 
-def test_the_data_cards_count_what_the_pipeline_counted():
-    page = (DOCS / "data-cards.md").read_text(encoding="utf-8")
-    samples = re.search(r"^\| samples \|(.*)\|$", page, re.MULTILINE)[1].split("|")
-    splits = re.search(r"^\| train, val, test \|(.*)\|$", page, re.MULTILINE)[1].split("|")
-    for model, said, shares in zip(("classifier", "detector", "text"), samples, splits, strict=True):
-        if model not in settings.load(ROOT / "params.yaml").models:  # a project of its own may have fewer
-            continue
-        account = json.loads((ROOT / f"data/{model}/ingest.json").read_text(encoding="utf-8"))
-        assert said.strip() == f"{account['samples']:,}"
-        assert shares.strip() == ", ".join(f"{account['splits'][split]:,}" for split in ("train", "val", "test"))
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_make_targets_exist(page):
     rules = re.findall(r"^([a-z -]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)

@@ -25,7 +25,7 @@ LEFT_OUT = [
 ]
 MODELS = {"classification": "classifier", "detection": "detector", "text": "text"}
 VARIANTS = {
-    "all": (("classification", "detection", "text"), ("compose", "kubernetes")),
+    "all": (("classification", "detection", "text"), ("compose", "kubernetes", "serverless")),
     "text": (("text",), ()),
     "images": (("classification",), ("kubernetes",)),
 }
