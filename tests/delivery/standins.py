@@ -39,6 +39,13 @@ def make(engine, services=tuple(PROGRAMS)):
     return [images[service] for service in services]
 
 
+def operations(engine, image):
+    """The project's own image of sentinel, journal and retrainer."""
+    arguments = [*shlex.split(os.environ.get("IMAGE_BUILD_ARGS", "")), "--target", "operations", "--tag", image]
+    dockerfile = ["--file", str(ROOT / "serving/Dockerfile.operations")]
+    subprocess.run([engine, "build", *arguments, *dockerfile, str(ROOT)], check=True, capture_output=True, timeout=900)
+
+
 def _build(engine, image, names, at, user, folders, *, command):
     program = next(found for name in names if (found := shutil.which(name)))
     with tempfile.TemporaryDirectory() as context:
