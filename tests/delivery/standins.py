@@ -48,12 +48,15 @@ def operations(engine, image):
 
 def _build(engine, image, names, at, user, folders, *, command):
     program = next(found for name in names if (found := shutil.which(name)))
+    shared = Path("/usr/share/prometheus") / Path(at).name  # Debian's has its templates in files
     with tempfile.TemporaryDirectory() as context:
         linked = subprocess.run(["ldd", program], capture_output=True, text=True).stdout
         for path in [program, *re.findall(r"(/\S+) \(0x", linked)]:
             to = Path(context, "root", at[1:] if path == program else "opt/lib/" + Path(path).name)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, to)
+        if shared.is_dir():
+            shutil.copytree(shared, f"{context}/root{shared}")
         for folder in folders:
             Path(context, "root" + folder).mkdir(parents=True)
         lines = [f"FROM {BASE}", "COPY root /"]

@@ -114,7 +114,7 @@ def labelled():
 
 def kept(stack):
     """Ids in the journal's Parquet."""
-    read = "import glob, pyarrow.parquet as p; print([p.read_table(f)['id'] for f in glob.glob('/journal/parts/*.parquet')])"
+    read = "import pyarrow.dataset as d; print(d.dataset('/journal/parts').to_table()['id'].to_pylist())"
     return stack._compose("exec", "-T", "journal", "python3", "-c", read)
 
 

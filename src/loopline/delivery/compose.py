@@ -175,8 +175,9 @@ class Compose:
         for service in {"prometheus", "alertmanager"}.intersection(self.services):
             self._compose("kill", "--signal", "HUP", service)
         if anew := [one for one in (SENTINEL, RETRAINER) if one in self.services]:
-            processes.write(self.folder / "alertmanager/token", os.environ[TOKEN])
-            (self.folder / "alertmanager/token").chmod(0o644)  # of another user in there; nobody gets into our folder
+            token = self.folder / "alertmanager/token"
+            processes.write(token, os.environ[TOKEN])
+            token.chmod(0o644)  # Alertmanager's user reads it; of this machine's users only ours gets into the folder
             self._compose("up", "--detach", "--no-deps", "--force-recreate", *anew)
 
     def _end_trial(self, state: State) -> None:
@@ -195,9 +196,9 @@ class Compose:
         """What gateway, Prometheus and Alertmanager are told."""
         import yaml
 
-        self.folder.chmod(0o700)
         for name in ("gateway", "prometheus", "alertmanager", CHAMPION, CHALLENGER, *COLOURS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
         (self.folder / "gateway/haproxy.cfg").write_text(gateway.containers("/etc/loopline"), encoding="utf-8")
         (self.folder / "gateway/shares.map").touch()
         (self.folder / "prometheus/rules.yml").write_text(rules.text(rules.WINDOW), encoding="utf-8")
