@@ -39,14 +39,24 @@ def make(engine, services=tuple(PROGRAMS)):
     return [images[service] for service in services]
 
 
+def operations(engine, image):
+    """The project's own image of sentinel, journal and retrainer."""
+    arguments = [*shlex.split(os.environ.get("IMAGE_BUILD_ARGS", "")), "--target", "operations", "--tag", image]
+    dockerfile = ["--file", str(ROOT / "serving/Dockerfile.operations")]
+    subprocess.run([engine, "build", *arguments, *dockerfile, str(ROOT)], check=True, capture_output=True, timeout=900)
+
+
 def _build(engine, image, names, at, user, folders, *, command):
     program = next(found for name in names if (found := shutil.which(name)))
+    shared = Path("/usr/share/prometheus") / Path(at).name  # Debian's has its templates in files
     with tempfile.TemporaryDirectory() as context:
         linked = subprocess.run(["ldd", program], capture_output=True, text=True).stdout
         for path in [program, *re.findall(r"(/\S+) \(0x", linked)]:
             to = Path(context, "root", at[1:] if path == program else "opt/lib/" + Path(path).name)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, to)
+        if shared.is_dir():
+            shutil.copytree(shared, f"{context}/root{shared}")
         for folder in folders:
             Path(context, "root" + folder).mkdir(parents=True)
         lines = [f"FROM {BASE}", "COPY root /"]

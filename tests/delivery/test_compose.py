@@ -3,11 +3,15 @@
 Without podman or docker these are skipped, or fail where LOOPLINE_REQUIRE_CONTAINERS=1 says that there must be one.
 """
 
+import json
 import os
 import subprocess
 import sys
+import urllib.request
+import uuid
 from pathlib import Path
 
+import brightness
 import bundles
 import front
 import prometheus
@@ -15,6 +19,8 @@ import pytest
 import standins
 import yaml
 
+from loopline import cli
+from loopline.cli import deploy
 from loopline.delivery import compose, gateway
 from loopline.errors import LooplineError
 from loopline.release import decisions, signature
@@ -23,8 +29,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "serving"))
 import image as builder  # noqa: E402 - a script
 
-SERVICES = ("gateway", "alertmanager", "prometheus")
-SECRETS = {"POSTGRES_PASSWORD": "of a test", "GRAFANA_ADMIN_PASSWORD": "of a test"}
+OTHERS = ("gateway", "alertmanager", "prometheus")
+SERVICES = (*OTHERS, *compose.WATCHERS)
+SECRETS = dict.fromkeys(compose.SECRETS, "a password of a test")
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +48,8 @@ def engine():
 def images(engine):
     build = [sys.executable, str(ROOT / "serving/image.py"), "--tag", "localhost/loopline-test", "--no-demo"]
     subprocess.run(build, check=True, capture_output=True, timeout=900)
-    return standins.make(engine, SERVICES)
+    standins.operations(engine, "localhost/loopline-operations-test")
+    return standins.make(engine, OTHERS)
 
 
 @pytest.fixture
@@ -58,12 +67,58 @@ def stack(images, place, monkeypatch):
     )
     for number, name in enumerate(names):
         monkeypatch.setenv(f"LOOPLINE_{name}", str(first + number))
-    for name, value in {**SECRETS, "LOOPLINE_IMAGE": "localhost/loopline-test:latest"}.items():
+    for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOOPLINE_IMAGE", "localhost/loopline-test:latest")
+    monkeypatch.setenv("LOOPLINE_OPERATIONS_IMAGE", "localhost/loopline-operations-test:latest")
+    monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "of a test")
     monkeypatch.setenv("LOOPLINE_COMPOSE", " ".join([*compose.engine(), "--project-name", "loopline-test"]))
-    made = compose.Compose(services=SERVICES, share=50)
+    made = compose.Compose(services=SERVICES, share=50, policy=policy(place, "github"))
     yield made
-    made.down()
+    made._compose("down", "--volumes")
+
+
+def policy(place, where):
+    """The repository's, for this place of a run."""
+    content = yaml.safe_load((ROOT / "monitoring/retraining.yaml").read_text())
+    path = place / "retraining.yaml"
+    path.write_text(yaml.safe_dump(content | {"where": where, "github": {"repository": "owner/name"}}))
+    return path
+
+
+def post(port, path, body, **headers):
+    request = urllib.request.Request(f"http://127.0.0.1:{os.environ[port]}{path}", body, headers, method="POST")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status in (200, 202)
+
+
+def recorded(query):
+    return prometheus.query(f"http://127.0.0.1:{os.environ['LOOPLINE_PROMETHEUS_PORT']}", query)
+
+
+def labelled():
+    """Ask, and say what is true: a tenth of it is kept by chance. The ids begin with the one returned, once a label met its sample."""
+    name = str(uuid.uuid4())
+
+    def some():
+        for number in range(20):
+            identity = {"X-Request-Id": f"{name}.{number}"}
+            post("LOOPLINE_PORT", "/predict/classifier", brightness.png(200), **identity)
+            label = {"id": identity["X-Request-Id"], "label": "bright", "source": "a test"}
+            post("LOOPLINE_PORT", "/v2/models/classifier/feedback", json.dumps(label).encode())
+        return recorded("loopline_labelled_rows_total > 0")
+
+    prometheus.eventually(some)
+    return name
+
+
+def kept(stack):
+    """Ids in the journal's Parquet."""
+    read = (
+        "import glob, pyarrow.parquet as p\n"
+        "print([p.read_table(path)['id'].to_pylist() for path in glob.glob('/journal/parts/*.parquet')])"
+    )
+    return stack._compose("exec", "-T", "journal", "python3", "-c", read)
 
 
 def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, versions):
@@ -72,6 +127,7 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
     port = int(os.environ["LOOPLINE_PORT"])
     assert "blue serves" in stack.deploy([first])[0]
     assert "nothing to do" in stack.deploy([first])[0]
+    name = labelled()
     with front.sending(port) as sender:
         stack.canary([second])
         prometheus.eventually(lambda: set(sender.since(sender.more(50))) == {old, new})
@@ -91,9 +147,16 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
         assert set(sender.since(sender.more())) == {old}
     assert {version for _, version, _ in sender.answers} == {old, new}, "the wrong one was never asked"
     assert [record.action for record in decisions.read().records] == ["promote", "promote", "rollback"]
-    url = f"http://127.0.0.1:{os.environ['LOOPLINE_PROMETHEUS_PORT']}"
-    prometheus.eventually(lambda: prometheus.query(url, 'up{job="loopline", lane="champion"} == 1'))
-    prometheus.eventually(lambda: prometheus.query(url, 'up{job="gateway"} == 1'))
+    prometheus.eventually(lambda: recorded('up{job="loopline", lane="champion"} == 1'))
+    prometheus.eventually(lambda: recorded('up{job="gateway"} == 1'))
+    watched = f'loopline_sentinel_checks_total{{version="{old}", result="same"}} > 0'
+    prometheus.eventually(lambda: recorded(watched) and recorded('up{job="sentinel"} == 1'))
+    alert = {"alertname": "RetrainCandidate", "severity": "retrain", "model": "classifier", "version": old}
+    post("LOOPLINE_ALERTMANAGER_PORT", "/api/v2/alerts", json.dumps([{"labels": alert}]).encode(), **JSON)
+    prometheus.eventually(lambda: recorded('loopline_retrain_decisions_total{decision="decline"} == 1'), 300)
+    said = stack._compose("exec", "-T", "retrainer", "cat", ".loopline/decisions.jsonl")
+    assert "the drift is over" in said, "Prometheus, the champion's bundle and the journal were asked"
+    prometheus.eventually(lambda: name in kept(stack), 300)
 
 
 @pytest.mark.parametrize("missing", SECRETS)
@@ -123,11 +186,39 @@ def test_every_container_is_locked_down_and_heard_on_this_machine_alone(name):
 
 
 def test_the_file_holds_no_secret_and_an_empty_one_stops_it():
-    values = [
-        str(v) for one in services().values() for k, v in (one.get("environment") or {}).items() if "PASSWORD" in k
-    ]
-    assert len(values) == 3
-    assert all(value.startswith("${") and ":?" in value for value in values)
+    given = [pair for one in services().values() for pair in (one.get("environment") or {}).items()]
+    values = [str(value) for name, value in given if "PASSWORD" in name or "TOKEN" in name]
+    assert all(value.startswith("${") for value in values)
+    assert {value[2:].partition(":?")[0] for value in values if ":?" in value} == set(compose.SECRETS)
+
+
+def asked(*arguments):
+    return deploy._services(cli.parser().parse_args(["deploy", "--target", "compose", *map(str, arguments)]))
+
+
+def test_a_retrainer_that_trains_here_stays_out_of_the_containers_and_that_is_said(place, capsys):
+    assert asked("--policy", policy(place, "github")) == compose.SERVICES
+    here = policy(place, "here")
+    assert set(compose.SERVICES) - set(asked("--policy", here)) == {"retrainer"}
+    assert "`make retrainer`" in capsys.readouterr().out
+    with pytest.raises(LooplineError, match="which needs a clone"):
+        asked("--policy", here, "--services", "retrainer")
+    assert asked("--policy", here, "--services", "gateway") == ("gateway",)
+
+
+def alertmanager(folder):
+    return yaml.safe_load((folder / "alertmanager/alertmanager.yml").read_text())["receivers"]
+
+
+def test_alertmanager_knows_the_retrainer_where_there_is_one_and_its_token_is_ours(tmp_path):
+    made = compose.Compose(folder=tmp_path / "compose")
+    made._configure()
+    (hook,) = next(one for one in alertmanager(made.folder) if one["name"] == "retrainer")["webhook_configs"]
+    assert hook["url"] == "http://retrainer:9095/alertmanager"
+    assert hook["http_config"]["authorization"]["credentials_file"] == "/etc/loopline/token"
+    assert made.folder.stat().st_mode & 0o077 == 0, "what is readable for the containers is not for others here"
+    compose.Compose(folder=made.folder, services=OTHERS)._configure()
+    assert [one["name"] for one in alertmanager(made.folder)] == ["team"]
 
 
 def test_the_gateway_in_containers_is_the_one_of_processes():

@@ -20,6 +20,7 @@ from retrainers import git
 from loopline import cli
 from loopline.data import manifest
 from loopline.errors import LooplineError
+from loopline.monitoring import guard
 from loopline.monitoring.retrainer import github, policy, report, runs, worktree
 from loopline.monitoring.retrainer.runs import Place
 from loopline.monitoring.retrainer.state import Run
@@ -310,6 +311,30 @@ def test_a_refusal_of_github_and_a_missing_token_are_said(hub, monkeypatch):
     monkeypatch.delenv("LOOPLINE_GITHUB_TOKEN")
     with pytest.raises(LooplineError, match="LOOPLINE_GITHUB_TOKEN is not set"):
         github.dispatch(one.to, model="classifier", run="classifier-1")
+
+
+def test_without_a_repository_runs_are_started_on_github_and_nowhere_else(tmp_path, hub, monkeypatch):
+    monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
+    (tmp_path / "params.yaml").write_text(brightness.params())
+    one = hub()
+    retrainers.Retrainer(tmp_path)  # writes a policy with where: here
+    words = [sys.executable, "-m", "loopline.cli", "retrainer", "--policy", "policy.yaml"]
+    environment = os.environ | {"LOOPLINE_RETRAINER_TOKEN": retrainers.TOKEN}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "`make retrainer` in a clone" in done.stderr
+    there = retrainers.Retrainer(tmp_path, where="github", github=one.to.model_dump())
+    store = there.store()
+    alert = guard.Alert(model="classifier", name="RetrainCandidate", version="")
+    store.receive([("classifier-1", alert)], "alertmanager")
+    store.decide(store.alerts()[0], guard.Decision(guard.Action.RETRAIN, ("a test",)), 0.0, policy.DISPATCH)
+    store.close()
+    try:
+        (run,) = prometheus.eventually(there.start().ended)
+    finally:
+        there.close()
+    assert run.result == "succeeded", run
+    assert one.titles == ["retrain classifier-1"]
 
 
 # The evidence

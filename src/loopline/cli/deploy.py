@@ -30,12 +30,29 @@ def _target(options: argparse.Namespace) -> Target:
     if options.target == "compose":
         from loopline.delivery import compose
 
-        return compose.Compose(services=options.services or compose.SERVICES, share=delivery.plan(options).steps[0])
+        share = delivery.plan(options).steps[0]
+        return compose.Compose(services=_services(options), share=share, policy=options.policy)
     from loopline.delivery import images, kubernetes
 
     cluster = kubernetes.Cluster(options.overlay, options.context)
     share = delivery.plan(options).steps[0]
     return images.Images(cluster=cluster, image=options.image, share=share, url=options.url)
+
+
+def _services(options: argparse.Namespace) -> tuple[str, ...]:
+    """Of serving/compose.yaml: those that are named, else all; the retrainer where its policy wants no repository on this machine."""
+    from loopline.delivery import compose
+    from loopline.monitoring.retrainer import policy
+
+    named: tuple[str, ...] = tuple(options.services or compose.SERVICES)
+    if compose.RETRAINER not in named or policy.load(options.policy).where == "github":
+        return named
+    why = f"no retrainer in a container: {options.policy} says where: here, which needs a clone: `make retrainer`, or where: github"
+    if options.services:
+        raise LooplineError(why)
+    if options.verb == "deploy":
+        print(why)
+    return tuple(name for name in named if name != compose.RETRAINER)
 
 
 def _deploy(options: argparse.Namespace) -> int:

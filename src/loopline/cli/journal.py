@@ -25,7 +25,7 @@ def _journal(options: argparse.Namespace) -> int:
         part_rows=options.part_rows, part_seconds=options.part_seconds, days=options.days, most=options.max_mb << 20
     )
     keeper = Keeper(options.folder, parts=options.to, bounds=bounds)
-    keeper.run(options.every, options.port, stop)
+    keeper.run(options.every, options.port, stop, options.host)
     keeper.close()
     return 0
 
@@ -125,7 +125,8 @@ def add(rooms: Verbs) -> None:
     keep.add_argument("folder", nargs="?", type=Path, default=JOURNAL, help=f"default: {JOURNAL}")
     keep.add_argument("--to", metavar="URL", help="keep the parts at s3://bucket/journal, say (default: in the folder)")
     keep.add_argument("--every", type=float, default=2.0, help="seconds between two rounds")
-    keep.add_argument("--port", type=int, default=9102, help="of its metrics, on the loopback")
+    keep.add_argument("--port", type=int, default=9102, help="of its metrics")
+    keep.add_argument("--host", default="127.0.0.1", help="address that its metrics are on")
     keep.add_argument("--part-rows", type=int, default=1000, help="samples in a part")
     keep.add_argument("--part-seconds", type=float, default=60.0, help="until a smaller part is written")
     keep.add_argument("--days", type=float, default=30.0, help="that a part is kept")

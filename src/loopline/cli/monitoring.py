@@ -83,7 +83,8 @@ def _sentinel(options: argparse.Namespace) -> int:
 
     stop = _until_ended()
     token = os.environ.get("LOOPLINE_TOKEN")
-    sentinel.Sentinel(options.url, sentinel.load(options.bundle), token).run(options.every, options.port, stop)
+    watching = sentinel.Sentinel(options.url, sentinel.load(options.bundle), token)
+    watching.run(options.every, options.port, stop, options.host)
     return 0
 
 
@@ -233,7 +234,8 @@ def _running(rooms: Verbs) -> None:
     watch.add_argument("url")
     watch.add_argument("bundle", nargs="+", type=Path)
     watch.add_argument("--every", type=float, default=60.0, help="seconds")
-    watch.add_argument("--port", type=int, default=9101, help="of its metrics, on the loopback")
+    watch.add_argument("--port", type=int, default=9101, help="of its metrics")
+    watch.add_argument("--host", default="127.0.0.1", help="address that its metrics are on")
 
 
 def _making(rooms: Verbs) -> None:

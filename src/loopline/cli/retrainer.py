@@ -22,8 +22,12 @@ def _store() -> Store:
 
 
 def _root() -> Path:
-    """The repository; from a worktree of it too."""
+    """The repository; from a worktree of it too. Where there is no git, the folder with params.yaml in it."""
+    from loopline import settings
     from loopline.data import repository
+
+    if settings.PARAMS.exists() and not Path(".git").exists():
+        return Path.cwd()
 
     return Path(repository.git("rev-parse", "--path-format=absolute", "--git-common-dir")).parent
 
@@ -40,6 +44,11 @@ def _listen(options: argparse.Namespace) -> int:
     os.environ.setdefault("LOOPLINE_ACTOR", "retrainer")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     found, secrets, root = policy.load(options.policy), alerts.secrets(), Path.cwd()
+    if found.where == "here" and not (root / ".git").exists():
+        raise LooplineError(
+            f"where: here trains in a clone of the repository, and {root} is none, as in a container: run `make retrainer` in a "
+            f"clone, or set where: github in {options.policy} (docs/retraining.md)"
+        )
     if found.where == "github" and not os.environ.get("LOOPLINE_GITHUB_TOKEN"):
         raise LooplineError("where: github needs LOOPLINE_GITHUB_TOKEN")
     window = options.window or found.window
@@ -50,7 +59,7 @@ def _listen(options: argparse.Namespace) -> int:
     place = Place(root, options.journal.absolute(), options.policy.absolute())
     sources = Sources(prometheus=options.prometheus, journal=place.journal, repository=root, window=window)
     worker = Worker(store=_store(), policy=found, place=place, sources=sources)
-    service.run(worker, secrets, models(), options.port)
+    service.run(worker, secrets, models(), options.port, options.host)
     return 0
 
 
@@ -119,7 +128,8 @@ def add(rooms: Verbs) -> None:
     """Put this room's verbs into the command line."""
     text = "take alerts by webhook, decide, retrain; tokens come from the environment (docs/retraining.md)"
     listen = verb(rooms, "retrainer", _listen, text)
-    listen.add_argument("--port", type=int, default=9095, help="on the loopback")
+    listen.add_argument("--port", type=int, default=9095)
+    listen.add_argument("--host", default="127.0.0.1", help="address to listen on")
     listen.add_argument("--policy", type=Path, default=Path("monitoring/retraining.yaml"))
     listen.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
     listen.add_argument("--journal", type=Path, default=JOURNAL, help="folder that labels come from")

@@ -1,7 +1,7 @@
 """Deployment in containers on one machine, with Docker Compose or podman-compose: serving/compose.yaml.
 
 Two services, `blue` and `green`, take turns as the champion; the gateway sends to whichever is healthy. A third, `challenger`, is
-asked its golden inputs before anything else changes, and gets a share while a canary is on.
+asked its golden inputs before anything else changes, and gets a share while a canary is on. Sentinel and retrainer know the champion.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from loopline.release import bundle, decisions, signature
 
 FOLDER = Path(".loopline/compose")
 FILE = Path(__file__).parents[3] / "serving/compose.yaml"
-SERVICES = ("gateway", "alertmanager", "prometheus", "grafana", "postgres", "mlflow")
-SECRETS = ("POSTGRES_PASSWORD", "GRAFANA_ADMIN_PASSWORD")
+SENTINEL, JOURNAL, RETRAINER = "sentinel", "journal", "retrainer"
+WATCHERS = {SENTINEL: 9101, JOURNAL: 9102, RETRAINER: 9095}  # ports of their metrics
+SERVICES = ("gateway", "alertmanager", "prometheus", *WATCHERS, "grafana", "postgres", "mlflow")
+TOKEN = "LOOPLINE_RETRAINER_TOKEN"  # noqa: S105 - the name of a variable
+SECRETS = ("POSTGRES_PASSWORD", "GRAFANA_ADMIN_PASSWORD", TOKEN)
 READY_SECONDS = 120.0
 PORTS = {"LOOPLINE_PORT": 8080, "LOOPLINE_METRICS_PORT": 8081, "LOOPLINE_CHALLENGER_PORT": 8085}
 
@@ -43,10 +46,11 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Compose:
-    """The stack of serving/compose.yaml. services: beside the servers. share: percent that a canary gets."""
+    """The stack of serving/compose.yaml. services: beside the servers. share: percent that a canary gets. policy: the retrainer's."""
 
     services: Sequence[str] = SERVICES
     share: int = 5
+    policy: Path = configuration.CONFIGURATION / "retraining.yaml"
     folder: Path = FOLDER
 
     def deploy(self, bundles: Sequence[Path]) -> list[str]:
@@ -123,8 +127,9 @@ class Compose:
         return state, {**state.releases.get(state.active, {}), **asked}
 
     def _swap(self, state: State, release: dict[str, str]) -> list[str]:
-        if not state.active:
-            self._configure()
+        self._configure()
+        if JOURNAL in self.services:  # first of all: its image says who may write into the volume
+            self._compose("up", "--detach", "--no-deps", "--no-recreate", JOURNAL)
         if not (state.share and state.releases.get(CHALLENGER) == release):  # else its canary has shown that
             self._try(state, release)
         to = _other(state.active)
@@ -151,15 +156,29 @@ class Compose:
     def _turn(self, state: State, to: str) -> None:
         """The colour `to` takes over: it starts, and once the gateway sees it, the other one ends."""
         self._compose("up", "--detach", "--no-deps", "--force-recreate", to)
-        self._compose("up", "--detach", "--no-recreate", *self.services)
+        self._compose(
+            "up", "--detach", "--no-recreate", *(one for one in self.services if one not in (SENTINEL, RETRAINER))
+        )
         try:
             self._until(lambda: _up(to), to)
         except LooplineError:
             self._compose("stop", to)
             raise
+        self._tell(state.releases[to])
         self._end_trial(replace(state, active=to, share=0))
         if state.active:
             self._compose("stop", state.active)
+
+    def _tell(self, release: Mapping[str, str]) -> None:
+        """Those that watch the champion learn which it is, and what of the configuration and the environment is new."""
+        self._fill(CHAMPION, {f"{model}/bundle": path for model, path in release.items()})
+        for service in {"prometheus", "alertmanager"}.intersection(self.services):
+            self._compose("kill", "--signal", "HUP", service)
+        if anew := [one for one in (SENTINEL, RETRAINER) if one in self.services]:
+            token = self.folder / "alertmanager/token"
+            processes.write(token, os.environ[TOKEN])
+            token.chmod(0o644)  # Alertmanager's user reads it; of this machine's users only ours gets into the folder
+            self._compose("up", "--detach", "--no-deps", "--force-recreate", *anew)
 
     def _end_trial(self, state: State) -> None:
         if self.read().share:
@@ -177,8 +196,9 @@ class Compose:
         """What gateway, Prometheus and Alertmanager are told."""
         import yaml
 
-        for name in ("gateway", "prometheus", "alertmanager", CHALLENGER, *COLOURS):
+        for name in ("gateway", "prometheus", "alertmanager", CHAMPION, CHALLENGER, *COLOURS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
         (self.folder / "gateway/haproxy.cfg").write_text(gateway.containers("/etc/loopline"), encoding="utf-8")
         (self.folder / "gateway/shares.map").touch()
         (self.folder / "prometheus/rules.yml").write_text(rules.text(rules.WINDOW), encoding="utf-8")
@@ -190,11 +210,18 @@ class Compose:
         champion = {"regex": "|".join(COLOURS), "replacement": CHAMPION}
         prometheus["scrape_configs"] = [
             {"job_name": "loopline", "dns_sd_configs": [names], "relabel_configs": [lane, {**lane, **champion}]},
-            {"job_name": "gateway", "static_configs": [{"targets": ["gateway:8081"]}]},
+            *(
+                {"job_name": name, "static_configs": [{"targets": [f"{name}:{port}"]}]}
+                for name, port in {"gateway": 8081, **WATCHERS}.items()
+                if name in self.services
+            ),
         ]
         (self.folder / "prometheus/prometheus.yml").write_text(yaml.safe_dump(prometheus), encoding="utf-8")
         manager = yaml.safe_load((source / "alertmanager/alertmanager.yml").read_text(encoding="utf-8"))
-        configuration.without_retrainer(manager)
+        if RETRAINER in self.services:
+            configuration.tell_retrainer(manager, f"http://{RETRAINER}:{WATCHERS[RETRAINER]}", "/etc/loopline/token")
+        else:
+            configuration.without_retrainer(manager)
         (self.folder / "alertmanager/alertmanager.yml").write_text(yaml.safe_dump(manager), encoding="utf-8")
 
     def _fill(self, service: str, release: Mapping[str, str]) -> None:
@@ -228,7 +255,10 @@ class Compose:
     def _compose(self, *words: str) -> str:
         """Raises LooplineError with its words where it fails."""
         command = [*engine(), "--file", str(FILE), *words]
-        env = os.environ | {"LOOPLINE_HOME": str(self.folder.absolute())}
+        env = os.environ | {
+            "LOOPLINE_HOME": str(self.folder.absolute()),
+            "LOOPLINE_POLICY": str(self.policy.absolute()),
+        }
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
         if done.returncode:
             raise LooplineError(f"`{' '.join(command)}` ended with {done.returncode}:\n{done.stderr.strip()[-1500:]}")

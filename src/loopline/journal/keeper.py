@@ -151,13 +151,13 @@ class Keeper:
         ) as error:  # a disk that is full or a store that is away, in whatever words: the next round may do
             logging.getLogger(__name__).warning("the journal could not be kept: %r", error)
 
-    def run(self, every: float, port: int, stop: threading.Event) -> None:
-        """Rounds every so many seconds until `stop`, metrics on the loopback's `port`."""
+    def run(self, every: float, port: int, stop: threading.Event, host: str = "127.0.0.1") -> None:
+        """Rounds every so many seconds until `stop`, metrics on `port` of the address `host`."""
         from prometheus_client import CollectorRegistry, start_http_server
 
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
-        server, thread = start_http_server(port, "127.0.0.1", registry)
+        server, thread = start_http_server(port, host, registry)
         while not stop.wait(every):
             self._try()
         self._try()

@@ -53,7 +53,7 @@ def write(options: Options, folder: Path) -> None:
         alertmanager["route"] |= {"group_wait": "1s", "group_interval": "1s"}
     receivers = {receiver["name"]: receiver for receiver in alertmanager["receivers"]}
     if options.retrainer_port:
-        _tell_retrainer(receivers["retrainer"], options.retrainer_port, folder)
+        tell_retrainer(alertmanager, f"http://127.0.0.1:{options.retrainer_port}", _token(folder))
     else:
         without_retrainer(alertmanager)
     if options.webhook:
@@ -68,12 +68,18 @@ def without_retrainer(alertmanager: dict[str, Any]) -> None:
     alertmanager["route"]["routes"] = [route for route in routes if route["receiver"] != "retrainer"]
 
 
-def _tell_retrainer(receiver: dict[str, Any], port: int, folder: Path) -> None:
+def tell_retrainer(alertmanager: dict[str, Any], url: str, token: str) -> None:
+    """Where it is, in Alertmanager's configuration. token: the path of a file, as Alertmanager sees it."""
+    (receiver,) = (one for one in alertmanager["receivers"] if one["name"] == "retrainer")
+    (hook,) = receiver["webhook_configs"]
+    hook["url"] = f"{url}/alertmanager"
+    hook["http_config"]["authorization"]["credentials_file"] = token
+
+
+def _token(folder: Path) -> str:
     """Alertmanager and the retrainer share a token of this start; only we can read its file."""
     token = folder / TOKEN
     token.unlink(missing_ok=True)
     with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
-    (hook,) = receiver["webhook_configs"]
-    hook["url"] = f"http://127.0.0.1:{port}/alertmanager"
-    hook["http_config"]["authorization"]["credentials_file"] = str(token.resolve())
+    return str(token.resolve())

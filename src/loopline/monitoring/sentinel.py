@@ -101,11 +101,11 @@ class Sentinel:
             self.difference.labels(one.name, one.version).set(largest)
         return found
 
-    def run(self, every: float, port: int, stop: threading.Event) -> None:
-        """Rounds every so many seconds until `stop`, metrics on the loopback's `port`."""
+    def run(self, every: float, port: int, stop: threading.Event, host: str = "127.0.0.1") -> None:
+        """Rounds every so many seconds until `stop`, metrics on `port` of the address `host`."""
         from prometheus_client import start_http_server
 
-        server, thread = start_http_server(port, "127.0.0.1", self.registry)
+        server, thread = start_http_server(port, host, self.registry)
         while not stop.is_set():
             start = time.monotonic()
             self.round()

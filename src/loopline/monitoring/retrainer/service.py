@@ -152,8 +152,8 @@ def app(worker: Worker, secrets: Secrets, models: Iterable[str]) -> Starlette:
     return Starlette(routes=routes, lifespan=life)
 
 
-def run(worker: Worker, secrets: Secrets, models: Iterable[str], port: int) -> None:
-    """Listen on the loopback until SIGTERM. Raises LooplineError where another retrainer has this state already."""
+def run(worker: Worker, secrets: Secrets, models: Iterable[str], port: int, host: str = "127.0.0.1") -> None:
+    """Listen until SIGTERM. Raises LooplineError where another retrainer has this state already."""
     import fcntl
 
     import uvicorn
@@ -165,7 +165,7 @@ def run(worker: Worker, secrets: Secrets, models: Iterable[str], port: int) -> N
             raise LooplineError(f"another retrainer works in {worker.store.folder}: end it first") from error
         uvicorn.run(
             app(worker, secrets, models),
-            host="127.0.0.1",
+            host=host,
             port=port,
             log_level="warning",
             access_log=False,
