@@ -150,7 +150,7 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
     prometheus.eventually(lambda: recorded('up{job="loopline", lane="champion"} == 1'))
     prometheus.eventually(lambda: recorded('up{job="gateway"} == 1'))
     watched = f'loopline_sentinel_checks_total{{version="{old}", result="same"}} > 0'
-    prometheus.eventually(lambda: recorded(watched) and recorded('up{job="sentinel"} == 1'))
+    prometheus.eventually(lambda: recorded(watched) and recorded('up{job="sentinel"} == 1'), 300)
     alert = {"alertname": "RetrainCandidate", "severity": "retrain", "model": "classifier", "version": old}
     post("LOOPLINE_ALERTMANAGER_PORT", "/api/v2/alerts", json.dumps([{"labels": alert}]).encode(), **JSON)
     prometheus.eventually(lambda: recorded('loopline_retrain_decisions_total{decision="decline"} == 1'), 300)

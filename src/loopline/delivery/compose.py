@@ -58,6 +58,8 @@ class Compose:
         with processes.locked(self.folder):
             state, release = self._wanted(bundles)
             if state.active and not state.share and release == state.releases[state.active]:
+                self._configure()
+                self._tell(release)  # the policy or a token may be new, or the last one was killed before it got there
                 said = ["all of these bundles serve already: nothing to do"]
             else:
                 said = self._swap(state, release)
@@ -164,10 +166,10 @@ class Compose:
         except LooplineError:
             self._compose("stop", to)
             raise
-        self._tell(state.releases[to])
         self._end_trial(replace(state, active=to, share=0))
         if state.active:
             self._compose("stop", state.active)
+        self._tell(state.releases[to])  # now that no other version answers
 
     def _tell(self, release: Mapping[str, str]) -> None:
         """Those that watch the champion learn which it is, and what of the configuration and the environment is new."""
