@@ -26,7 +26,8 @@ from loopline.drill import story
 from loopline.drill.observer import Observer
 from loopline.errors import LooplineError
 
-SPAN = 120.0  # seconds from the drift on, in which kills are spread
+SPAN = 90.0  # seconds from the drift on, in which all but the last kills are spread
+LATE, LATE_SPAN = 2, 8.0  # kills while the rollout is under way, each within so many seconds
 
 
 class Killer(threading.Thread):
@@ -35,18 +36,25 @@ class Killer(threading.Thread):
     def __init__(self, drill: story.Drill, kills: int, rng: np.random.Generator) -> None:
         super().__init__(daemon=True)
         self.drill, self.rng, self.over = drill, rng, threading.Event()
-        self.moments = sorted(drill.record.now() + rng.uniform(0, SPAN) for _ in range(kills))
+        self.moments = sorted(drill.record.now() + rng.uniform(0, SPAN) for _ in range(kills - LATE))
         self.killed: Counter[str] = Counter()
 
     def run(self) -> None:
-        """At each moment the next that can be killed."""
+        """At each moment the next that can be killed; the last ones once a rollout has begun."""
         for moment in self.moments:
-            if self.over.wait(max(0.0, moment - self.drill.record.now())):
+            self.over.wait(max(0.0, moment - self.drill.record.now()))
+            self._one()
+        while not self.drill.observed.rollout() and not self.over.wait(0.1):
+            pass
+        for _ in range(LATE):
+            self.over.wait(self.rng.uniform(0, LATE_SPAN))
+            self._one()
+
+    def _one(self) -> None:
+        while not self.over.wait(0.1):
+            if kind := self._kill():
+                self.killed[kind] += 1
                 return
-            while not self.over.wait(0.1):
-                if kind := self._kill():
-                    self.killed[kind] += 1
-                    break
 
     def _kill(self) -> str:
         there: dict[str, list[int]] = {}
@@ -159,7 +167,7 @@ def main() -> int:
     """Returns the exit code: 1 if anything was inconsistent."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__)
     parser.add_argument("--drills", type=int, default=10)
-    parser.add_argument("--kills", type=int, default=5, help="in each drill")
+    parser.add_argument("--kills", type=int, default=5, help=f"in each drill, at least {LATE}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path(".loopline/bench-kills.json"))
     options = parser.parse_args()
@@ -178,7 +186,7 @@ def main() -> int:
         rows.append({"killed": killed, "end": last.stage if last else "no rollout", "flaws": wrong})
         print(f"\n{number + 1} of {options.drills}: {dict(killed)}, {rows[-1]['end']}: {wrong or 'consistent'}\n")
         options.results.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    total = sum((row["killed"] for row in rows), Counter())
+    total: Counter[str] = sum((row["killed"] for row in rows), Counter())
     print(
         f"{sum(total.values())} kills ({dict(total)}), {sum(bool(row['flaws']) for row in rows)} of {len(rows)} drills inconsistent"
     )
