@@ -10,8 +10,8 @@ import prometheus
 import pytest
 
 from loopline import processes
-from loopline.delivery import fleet
-from loopline.delivery.state import read
+from loopline.delivery import fleet, supervisor
+from loopline.delivery.state import FOLDER, read
 from loopline.release import decisions
 
 pytestmark = [front.needed, prometheus.needed]
@@ -164,6 +164,16 @@ def test_a_rollout_whose_controller_is_killed_goes_on(deployed, place, versions)
         prometheus.eventually(lambda: read().stage == "promoted")
     assert "rollout" in (fleet.FOLDER / "supervisor.log").read_text()
     assert [record.action for record in decisions.read().records].count("promote") == 1
+
+
+def test_the_state_of_another_version_does_not_end_the_supervisor(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "state.json").write_text('{"schema": 99}')
+    fleet.FOLDER.mkdir(parents=True)
+    supervisor.note([], fleet.FOLDER)
+    assert supervisor.mend() == ["rollout"]
+    assert "is of another version of Loopline" in caplog.text
 
 
 def test_what_cannot_be_deployed_is_refused(deployed, place):

@@ -362,16 +362,18 @@ def behind(up: Path = fleet.FOLDER) -> None:
         processes.save([*there, processes.start("rollout", command, "", up, again=True)], up)
 
 
-def abandoned(folder: Path = FOLDER) -> bool:
-    """Is a rollout under way that nobody carries out?"""
+def mend(up: Path = fleet.FOLDER, folder: Path = FOLDER) -> bool:
+    """A controller for a rollout that is under way and that nobody carries out; was anything to do? Raises LooplineError as `read`."""
     found = read(folder)
     if found is None or found.stage in OVER:
         return False
     try:
         with processes.locked(folder, "controller.lock", wait=False):
-            return True
+            pass
     except BlockingIOError:
         return False
+    behind(up)
+    return True
 
 
 def _token() -> str | None:

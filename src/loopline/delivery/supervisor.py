@@ -60,15 +60,13 @@ def mend(folder: Path = fleet.FOLDER) -> list[str]:
                 processes.save(there, folder)
             except OSError as error:
                 _log.error("%s: %s", one.name, error)
-    try:
-        if fleet.mend(folder):
-            started.append("servers")
-    except LooplineError as error:
-        started.append("servers")
-        _log.error("%s", error)
-    if rollout.abandoned():
-        rollout.behind(folder)
-        started.append("rollout")
+    for name, room in (("servers", fleet), ("rollout", rollout)):
+        try:
+            if room.mend(folder):
+                started.append(name)
+        except LooplineError as error:
+            started.append(name)
+            _log.error("%s", error)
     return started
 
 
