@@ -44,8 +44,8 @@ up: setup ## servers, sentinel, Prometheus and Alertmanager on the loopback (ARG
 retrainer: setup ## take drift alerts and retrain (docs/retraining.md; LOOPLINE_RETRAINER_TOKEN is set)
 	loopline retrainer $(ARGS)
 
-down: setup ## end what `make up` started
-	loopline down
+down: setup ## end what `make up` or `make deploy` started (TARGET=compose: the containers)
+	loopline down $(if $(TARGET),--target $(TARGET))
 
 rollout: setup ## a challenger takes the champion's place, or not: make rollout MODEL=text BUNDLE=folder (after make up ARGS=--gateway)
 	@test -n "$(MODEL)" -a -n "$(BUNDLE)" || { echo "usage: make rollout MODEL=classifier BUNDLE=path/to/bundle [ARGS=...]"; exit 2; }
@@ -57,7 +57,7 @@ PLACE = --target $(or $(TARGET),process) $(if $(BUNDLES),--bundle $(BUNDLES)) $(
 deploy: setup ## put bundles into service (TARGET=process|compose|kubernetes BUNDLES="models/*/bundle" IMAGE=... OVERLAY=staging ARGS=--rolling)
 	loopline deploy $(PLACE) $(ARGS)
 
-canary: setup ## give a new bundle a share of the traffic: make canary BUNDLES=folder (TARGET=...)
+canary: setup ## give a new bundle a share of the traffic: make canary BUNDLES=folder (TARGET=... ARGS=--wait: the judge decides)
 	loopline canary $(PLACE) $(ARGS)
 
 verify: setup ## is what is served what the bundles say: hash, golden answers, health (TARGET=...)

@@ -6,6 +6,7 @@ a Deployment has its servers, unless its image's tag says `broken`; an HTTPRoute
 
 import json
 import threading
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,10 +25,13 @@ VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 
 
 class Cluster:
-    """Its objects by resource and name; `config` is a kubeconfig. asked: what was changed, in order. fail_after: so many changes."""
+    """Its objects by resource and name; `config` is a kubeconfig. asked: what was changed, in order. fail_after: so many changes.
+
+    services: `namespaces/NAME/services/NAME:PORT` -> the address that its proxy leads to.
+    """
 
     def __init__(self, folder):
-        self.objects, self.asked, self.fail_after = {}, [], None
+        self.objects, self.asked, self.fail_after, self.services = {}, [], None, {}
         handler = type("Handler", (_Handler,), {"cluster": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -150,8 +154,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer({"kind": "APIResourceList", "groupVersion": version, "resources": _resources(version)})
         elif path.startswith("openapi/v3"):
             self.openapi(path)
+        elif "/proxy/" in path:
+            self.proxy(path.removeprefix("api/v1/"), parts.query)
         else:
             self.object(path, query)
+
+    def proxy(self, path, query):
+        service, _, rest = path.partition("/proxy/")
+        if service not in self.cluster.services:
+            return self.missing(path)
+        with urllib.request.urlopen(f"{self.cluster.services[service]}/{rest}?{query}", timeout=10) as answer:
+            return self.answer(json.load(answer))
 
     def openapi(self, path):
         """Of the document only what kubectl looks for: whether fields are validated by the server."""

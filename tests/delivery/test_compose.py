@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import urllib.request
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import brightness
@@ -23,26 +25,17 @@ import yaml
 from loopline import cli
 from loopline.cli import deploy
 from loopline.delivery import compose, gateway
+from loopline.delivery.judge import Policy
+from loopline.delivery.state import Plan
 from loopline.errors import LooplineError
 from loopline.release import decisions, signature
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "serving"))
-import image as builder  # noqa: E402 - a script
 
 OTHERS = ("gateway", "alertmanager", "prometheus")
 SERVICES = (*OTHERS, *compose.WATCHERS)
 SECRETS = dict.fromkeys(compose.SECRETS, "a password of a test")
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="session")
-def engine():
-    found = builder.engine()
-    if found is None:
-        missing = pytest.fail if os.environ.get("LOOPLINE_REQUIRE_CONTAINERS") == "1" else pytest.skip
-        missing("no container engine answers: neither podman nor docker")
-    return found
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +67,7 @@ def stack(images, place, monkeypatch):
     monkeypatch.setenv("LOOPLINE_OPERATIONS_IMAGE", "localhost/loopline-operations-test:latest")
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "of a test")
     monkeypatch.setenv("LOOPLINE_COMPOSE", " ".join([*compose.engine(), "--project-name", "loopline-test"]))
-    made = compose.Compose(services=SERVICES, share=50, policy=policy(place, "github"))
+    made = compose.Compose(services=SERVICES, share=50, policy=policy(place, "github"), scrape=1.0)
     yield made
     made._compose("down", "--volumes")
 
@@ -132,6 +125,13 @@ def kept(stack):
     return stack._compose("exec", "-T", "journal", "python3", "-c", read)
 
 
+def killing(stack):
+    """The challenger, once it has had requests of clients."""
+    answered = 'sum(loopline_requests_total{lane="challenger",route="predict"}) > 0'
+    prometheus.eventually(lambda: stack.read().share and recorded(answered), 120)
+    stack._compose("kill", "challenger")
+
+
 def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, versions):
     old, new = versions
     first, second = place / "models/classifier/bundle", place / "challenger"
@@ -139,9 +139,16 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
     assert "blue serves" in stack.deploy([first])[0]
     assert "nothing to do" in stack.deploy([first])[0]
     name = labelled()
+    judged = replace(stack, plan=Plan(every=0.2, hold=120, policy=Policy(requests=100, points=4, slower=9.0)))
     with front.sending(port) as sender:
-        stack.canary([second])
-        prometheus.eventually(lambda: set(sender.since(sender.more(50))) == {old, new})
+        killed = threading.Thread(target=killing, args=(stack,))
+        killed.start()
+        with pytest.raises(LooplineError, match="did not pass, the champion serves all"):
+            judged.canary([second])
+        killed.join()
+        assert stack.read().share == 0
+        assert "it passed" in judged.canary([second])[1]
+        assert set(sender.since(sender.more(50))) == {old, new}
         stack.rollback(None)
         prometheus.eventually(lambda: set(sender.since(sender.more(50))) == {old})
         assert "green serves" in stack.deploy([second])[0]
@@ -157,7 +164,8 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
         stack.rollback(None)
         assert set(sender.since(sender.more())) == {old}
     assert {version for _, version, _ in sender.answers} == {old, new}, "the wrong one was never asked"
-    assert [record.action for record in decisions.read().records] == ["promote", "promote", "rollback"]
+    actions = [record.action for record in decisions.read().records]
+    assert actions == ["promote", "rollback", "canary", "promote", "rollback"]
     prometheus.eventually(lambda: recorded('up{job="loopline", lane="champion"} == 1'))
     prometheus.eventually(lambda: recorded('up{job="gateway"} == 1'))
     watched = f'loopline_sentinel_checks_total{{version="{old}", result="same"}} > 0'
@@ -169,6 +177,10 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
     assert decision["action"] in ("decline", "ask-labels"), "of the traffic it depends which"
     prometheus.eventually(lambda: recorded("sum(loopline_retrain_decisions_total) > 0"))
     prometheus.eventually(lambda: name in kept(stack), 300)
+    stack.down()
+    assert stack.read() == compose.State(), "nothing serves"
+    with pytest.raises(OSError):
+        post("LOOPLINE_PORT", "/predict/classifier", brightness.png(200))
 
 
 @pytest.mark.parametrize("missing", SECRETS)

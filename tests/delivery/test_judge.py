@@ -194,3 +194,23 @@ def test_looking_after_every_hundred_labels_still_alarms_as_seldom_as_promised()
                 alarms += 1
                 break
     assert alarms / 1000 <= 0.06
+
+
+def test_labels_that_came_between_two_looks_at_the_counters_are_no_error():
+    seen = evidence(lane(labelled=10, right=14), lane(labelled=10, right=9))
+    assert judge.canary(seen, POLICY).action == "pass"
+
+
+@pytest.mark.parametrize(("ours", "action"), [(20, "pass"), (60, "roll back")])
+def test_of_errors_a_challenger_has_its_share_of_the_requests(ours, action):
+    seen = evidence(lane(2000, errors=ours), lane(38000, errors=380), share=0.05)
+    assert judge.canary(seen, POLICY).action == action
+
+
+def test_with_a_share_too_chance_passes_the_bound_as_rarely_as_promised():
+    """A thousand streams of 2,000 errors, of which each is ours by lot."""
+    drawn = np.random.default_rng(5).random((1000, 2000)) < 0.05
+    ours = drawn.cumsum(axis=1)
+    looks = range(19, 2000, 60)
+    passed = [any(judge.evalue(int(row[n]), int(n + 1 - row[n]), 0.05) >= 100 for n in looks) for row in ours]
+    assert np.mean(passed) <= 0.01

@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import lanes
 import manifests
+import prometheus
 import pytest
 
 from loopline import cli
-from loopline.delivery import images, kubernetes
+from loopline.delivery import images, kubernetes, soak
+from loopline.delivery.state import Plan
 from loopline.errors import LooplineError
 
 pytestmark = manifests.needed
@@ -193,6 +196,61 @@ def test_the_verbs_take_an_image_from_canary_to_champion_and_back(ours, capsys):
     assert ours.status().share == 0
     assert cli.main(["rollback", *words]) == 0
     assert "r/loopline:1" in capsys.readouterr().out
+    assert ours.status().champion.image == "r/loopline:1"
+
+
+@pytest.fixture
+def counted(api, tmp_path):
+    """Starts a Prometheus in the cluster that counts both lanes of one model."""
+    made = []
+
+    def start(model):
+        exporter = lanes.Lanes([model])
+        made.append(exporter)
+        made.append(prometheus.Prometheus(tmp_path, [exporter.address], ""))
+        api.services["namespaces/monitoring/services/prometheus-operated:9090"] = made[-1].url
+        exporter.begin()
+
+    yield start
+    for one in made:
+        one.close()
+
+
+WAIT = ["--wait", "--requests", "50", "--points", "3", "--scrape", "0.5", "--every", "0.2"]
+
+
+@prometheus.needed
+@pytest.mark.parametrize("model", ["fine", "failing"])
+def test_the_judge_asks_the_clusters_prometheus_and_ends_what_does_not_pass(
+    ours, counted, capsys, model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # no bundle lies here: the judge asks what the image serves
+    counted(model)
+    words = ["--target", "kubernetes", "--overlay", str(PRODUCTION), "--image", "r/loopline:2", *WAIT, "--hold", "60"]
+    code = cli.main(["canary", *words])
+    said = "".join(capsys.readouterr())
+    if model == "fine":
+        assert (code, ours.status().share) == (0, 5)
+        assert "it passed; `deploy` the same goes on from there:\n  fine: errors" in said
+    else:
+        assert (code, ours.status().share, ours.status().challenger.replicas) == (1, 0, 0)
+        assert "did not pass, the champion serves all:\n  failing: errors" in said
+
+
+def judged(cluster, hold=0.1):
+    return images.Images(cluster=cluster, image="r/loopline:2", plan=Plan(hold=hold, every=0.1), scrape=0.1)
+
+
+def test_a_prometheus_that_is_not_there_never_lets_a_canary_pass(ours):
+    with pytest.raises(LooplineError, match=r"(?s)no verdict within 0.1 s.*kubectl get: .*NotFound"):
+        judged(ours).canary([])
+    assert ours.status().share == 0
+
+
+def test_a_canary_that_is_ended_by_hand_is_not_ended_again(ours, monkeypatch):
+    monkeypatch.setattr(soak.time, "sleep", lambda _: ours.rollback())
+    with pytest.raises(LooplineError, match="ended by hand"):
+        judged(ours, hold=60).canary([])
     assert ours.status().champion.image == "r/loopline:1"
 
 

@@ -5,7 +5,6 @@ Without podman or docker these are skipped, or fail where LOOPLINE_REQUIRE_CONTA
 
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,18 +16,16 @@ import uuid
 from importlib import metadata
 from pathlib import Path
 
+import assemble
 import bundles
+import image as builder
 import pytest
 import requests
 from PIL import Image
 
+from loopline.release import identity, signature
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "serving"))
-import assemble  # noqa: E402 - the scripts are no package
-import image as builder  # noqa: E402
-
-from loopline.release import identity, signature  # noqa: E402
-
 REVISION = "org.opencontainers.image.revision"
 LOCKED_DOWN = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=4711:4711", "--memory=256m")
 SECONDS = 60  # for a step of the engine's
@@ -37,15 +34,6 @@ SECONDS = 60  # for a step of the engine's
 def build(*arguments):
     words = [sys.executable, str(ROOT / "serving/image.py"), *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, timeout=600)
-
-
-@pytest.fixture(scope="session")
-def engine():
-    found = builder.engine()
-    if found is None:
-        missing = pytest.fail if os.environ.get("LOOPLINE_REQUIRE_CONTAINERS") == "1" else pytest.skip
-        missing("no container engine answers: neither podman nor docker")
-    return found
 
 
 @pytest.fixture(scope="session")

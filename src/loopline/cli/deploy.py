@@ -30,13 +30,26 @@ def _target(options: argparse.Namespace) -> Target:
     if options.target == "compose":
         from loopline.delivery import compose
 
-        share = delivery.plan(options).steps[0]
-        return compose.Compose(services=_services(options), share=share, policy=options.policy)
+        plan = delivery.plan(options)
+        return compose.Compose(
+            services=_services(options),
+            share=plan.steps[0],
+            plan=plan if options.wait else None,
+            scrape=options.scrape,
+            policy=options.policy,
+        )
     from loopline.delivery import images, kubernetes
 
-    cluster = kubernetes.Cluster(options.overlay, options.context)
-    share = delivery.plan(options).steps[0]
-    return images.Images(cluster=cluster, image=options.image, share=share, url=options.url)
+    plan = delivery.plan(options)
+    return images.Images(
+        cluster=kubernetes.Cluster(options.overlay, options.context),
+        image=options.image,
+        share=plan.steps[0],
+        url=options.url,
+        plan=plan if options.wait else None,
+        prometheus=options.prometheus,
+        scrape=options.scrape,
+    )
 
 
 def _services(options: argparse.Namespace) -> tuple[str, ...]:
@@ -95,11 +108,20 @@ def add(rooms: Verbs) -> None:
         made.add_argument(
             "--rolling", action="store_true", help="replace at once, without a canary; no request is lost"
         )
+        made.add_argument(
+            "--wait",
+            action="store_true",
+            help="of a canary in containers or a cluster: until the judge has a verdict; fails unless it is good",
+        )
         made.add_argument("--services", nargs="+", metavar="NAME", help="of serving/compose.yaml (default: all)")
         there = made.add_argument_group("of a cluster")
         there.add_argument("--overlay", type=Path, default=OVERLAY, metavar="FOLDER", help=f"default: {OVERLAY}")
         there.add_argument("--image", default="", help="that holds the bundles (default: the overlay's)")
         there.add_argument("--context", default="", help="of kubectl (default: the current one)")
+        where = "monitoring/prometheus-operated:9090"
+        there.add_argument(
+            "--prometheus", default=where, help=f"namespace/service:port, or an address (default: {where})"
+        )
         there.add_argument("--url", default="", help="of its gateway, where golden inputs are asked")
         delivery.plan_arguments(made.add_argument_group("of a rollout"))
         monitoring.stack_arguments(made.add_argument_group("of a stack that is started on this machine"))

@@ -47,9 +47,15 @@ def _up(options: argparse.Namespace) -> int:
     return 0
 
 
-def _down(_: argparse.Namespace) -> int:
+def _down(options: argparse.Namespace) -> int:
     from loopline.monitoring import stack
 
+    if options.target == "compose":
+        from loopline.delivery import compose
+
+        compose.Compose().down()
+        print("ended the containers; data stays in its volumes")
+        return 0
     ended = stack.down()
     print("ended " + ", ".join(process.name for process in ended) if ended else "nothing is up")
     return 0
@@ -213,7 +219,8 @@ def _running(rooms: Verbs) -> None:
     start.add_argument("--gateway", action="store_true", help="HAProxy at --port: `loopline rollout` needs it")
     start.add_argument("--journal", type=Path, metavar="FOLDER", help="keep samples and labels in it (docs/journal.md)")
     stack_arguments(start)
-    verb(rooms, "down", _down, "end what `up` started")
+    ends = verb(rooms, "down", _down, "end what `up` or `deploy` started on this machine")
+    ends.add_argument("--target", choices=("process", "compose"), default="process")
     keep = verb(rooms, "supervise", _supervise, "start anew what `up` started and what ended; `up` starts this itself")
     keep.add_argument("folder", type=Path, nargs="?", default=Path(".loopline/up"))
 

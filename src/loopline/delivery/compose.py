@@ -15,13 +15,17 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 
 from loopline import processes
-from loopline.delivery import fleet, gateway, verify
+from loopline.delivery import fleet, gateway, soak, verify
 from loopline.delivery.gateway import CHALLENGER, CHAMPION, COLOURS
+from loopline.delivery.state import Plan
 from loopline.errors import LooplineError
-from loopline.monitoring import configuration, rules
+from loopline.monitoring import configuration, query, rules
 from loopline.release import bundle, decisions, signature
 
 FOLDER = Path(".loopline/compose")
@@ -46,10 +50,15 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Compose:
-    """The stack of serving/compose.yaml. services: beside the servers. share: percent that a canary gets. policy: the retrainer's."""
+    """The stack of serving/compose.yaml. services: beside the servers. share: percent that a canary gets. policy: the retrainer's.
+
+    plan: how the judge is to judge a canary; None: nobody judges. scrape: seconds between two looks that Prometheus takes.
+    """
 
     services: Sequence[str] = SERVICES
     share: int = 5
+    plan: Plan | None = None
+    scrape: float = 15.0
     policy: Path = configuration.CONFIGURATION / "retraining.yaml"
     folder: Path = FOLDER
 
@@ -72,7 +81,12 @@ class Compose:
                 raise
 
     def canary(self, bundles: Sequence[Path]) -> list[str]:
-        """See `Target`. Nobody judges: look at the dashboards, then `deploy` the same, or `rollback`."""
+        """See `Target`. Without a plan nobody judges: look at the dashboards, then `deploy` the same, or `rollback`.
+
+        With one it waits for the judge, and raises LooplineError with its reasons once it has ended a canary that did not pass.
+        """
+        if self.plan and "prometheus" not in self.services:
+            raise LooplineError("the judge asks Prometheus, which is not among the services")
         with processes.locked(self.folder):
             state, release = self._wanted(bundles)
             if not state.active:
@@ -84,7 +98,41 @@ class Compose:
             self._try(state, release)
             self._write(replace(state, releases={**state.releases, CHALLENGER: release}, share=self.share))
             self._shares(dict.fromkeys(new, self.share))
-            return [f"{', '.join(new)}: {self.share} % of the requests go to the challenger"]
+        said = [f"{', '.join(new)}: {self.share} % of the requests go to the challenger"]
+        return said if self.plan is None else [*said, *self._soak(self.plan, release, new)]
+
+    def _soak(self, plan: Plan, release: Mapping[str, str], models: Sequence[str]) -> list[str]:
+        """Without the lock, so that somebody can end it by hand."""
+
+        def sick() -> str:
+            state = self.read()
+            if not state.share or state.releases.get(CHALLENGER) != release:
+                raise LooplineError("the canary was ended by hand")
+            if stood_in := _stood_in():
+                return f"the champion had to answer {stood_in} requests for the challenger"
+            return "" if _up(CHALLENGER, lane=CHALLENGER) else "the gateway finds the challenger down"
+
+        ask = partial(query.instant, _url("LOOPLINE_PROMETHEUS_PORT"))
+        verdict = soak.Soak(ask=ask, sick=sick, plan=plan, scrape=self.scrape).verdict(models)
+        passed = verdict.action == "pass"
+        with processes.locked(self.folder):
+            sick()  # as it is now
+            if not passed:
+                self._end_trial(replace(self.read(), share=0))
+            serves = self.read().releases[self.read().active]
+            for model in models:
+                ours, champion = (bundle.read(Path(of[model])).version for of in (release, serves))
+                decisions.append(
+                    model,
+                    "canary" if passed else "rollback",
+                    bundle=ours if passed else champion,
+                    champion=champion,
+                    reasons=verdict.reasons,
+                    evidence={"withdrawn": ours} if verdict.action == "roll back" else {},
+                )
+        if not passed:
+            raise LooplineError("\n  ".join(["the canary did not pass, the champion serves all:", *verdict.reasons]))
+        return ["it passed; `deploy` the same goes on from there:", *(f"  {reason}" for reason in verdict.reasons)]
 
     def verify(self, bundles: Sequence[Path]) -> list[str]:
         """See `Target`."""
@@ -114,8 +162,11 @@ class Compose:
             return State()
 
     def down(self) -> None:
-        """End every container; data stays in its volumes."""
-        self._compose("down")
+        """End every container; data stays in its volumes. What served is forgotten: the next deployment is a first one."""
+        with processes.locked(self.folder):
+            self._compose("down", given=dict.fromkeys(SECRETS, "not needed"))
+            (self.folder / "state.json").unlink(missing_ok=True)
+            processes.write(self.folder / "gateway/shares.map", "")
 
     def _wanted(self, bundles: Sequence[Path]) -> tuple[State, dict[str, str]]:
         """What serves, and what is to: the bundles that are named, and of other models those that serve."""
@@ -207,6 +258,7 @@ class Compose:
         source = configuration.CONFIGURATION
         prometheus = yaml.safe_load((source / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
         prometheus["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": ["alertmanager:9093"]}]}]}
+        prometheus["global"]["scrape_interval"] = f"{ceil(1000 * self.scrape)}ms"
         names = {"names": [*COLOURS, CHALLENGER], "type": "A", "port": 8080, "refresh_interval": "5s"}
         lane = {"source_labels": ["__meta_dns_name"], "target_label": "lane"}
         champion = {"regex": "|".join(COLOURS), "replacement": CHAMPION}
@@ -254,13 +306,17 @@ class Compose:
                 raise LooplineError(f"{service} did not get ready; the end of its log:\n{logs[-1500:]}")
             time.sleep(0.2)
 
-    def _compose(self, *words: str) -> str:
-        """Raises LooplineError with its words where it fails."""
+    def _compose(self, *words: str, given: Mapping[str, str] = MappingProxyType({})) -> str:
+        """given: beside the environment. Raises LooplineError with its words where it fails."""
         command = [*engine(), "--file", str(FILE), *words]
-        env = os.environ | {
-            "LOOPLINE_HOME": str(self.folder.absolute()),
-            "LOOPLINE_POLICY": str(self.policy.absolute()),
-        }
+        env = (
+            os.environ
+            | given
+            | {
+                "LOOPLINE_HOME": str(self.folder.absolute()),
+                "LOOPLINE_POLICY": str(self.policy.absolute()),
+            }
+        )
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
         if done.returncode:
             raise LooplineError(f"`{' '.join(command)}` ended with {done.returncode}:\n{done.stderr.strip()[-1500:]}")
@@ -295,14 +351,25 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _up(colour: str) -> bool:
-    """Does the gateway see it?"""
+def _gateway() -> list[str]:
+    """Lines of its metrics; none where it does not answer."""
     try:
         with urllib.request.urlopen(f"{_url('LOOPLINE_METRICS_PORT')}/metrics", timeout=5) as answer:  # noqa: S310 - our own
-            rows = answer.read().decode().splitlines()
+            rows: list[str] = answer.read().decode().splitlines()
+            return rows
     except OSError:
-        return False
-    return f'haproxy_server_status{{proxy="{CHAMPION}",server="{colour}",state="UP"}} 1' in rows
+        return []
+
+
+def _up(server: str, lane: str = CHAMPION) -> bool:
+    """Does the gateway see it?"""
+    return f'haproxy_server_status{{proxy="{lane}",server="{server}",state="UP"}} 1' in _gateway()
+
+
+def _stood_in() -> int:
+    """Requests of the challenger's share that the champion had to answer, since the gateway learned of the share."""
+    of = tuple(f'haproxy_server_sessions_total{{proxy="{CHALLENGER}",server="{colour}"}} ' for colour in COLOURS)
+    return sum(int(float(row.split()[-1])) for row in _gateway() if row.startswith(of))
 
 
 def _versions(release: Mapping[str, str]) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from loopline.delivery import verify
-from loopline.delivery.kubernetes import Cluster
+from loopline.delivery import soak, verify
+from loopline.delivery.kubernetes import PROMETHEUS, Cluster
+from loopline.delivery.state import Plan
 from loopline.errors import LooplineError
+from loopline.release import bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +19,17 @@ class Images:
     """A cluster, and the image that is to serve there; empty: the overlay's own.
 
     share: percent that a canary gets; 0: a copy of each request. url: of the cluster's gateway, where the bundles are asked their
-    golden inputs; empty: nobody asks.
+    golden inputs; empty: nobody asks. plan: how the judge is to judge a canary; None: nobody judges. prometheus: as
+    `Cluster.prometheus` takes it. scrape: seconds between two looks that it takes.
     """
 
     cluster: Cluster
     image: str = ""
     share: int = 5
     url: str = ""
+    plan: Plan | None = None
+    prometheus: str = PROMETHEUS
+    scrape: float = 15.0
 
     def deploy(self, bundles: Sequence[Path]) -> list[str]:
         """See `Target`."""
@@ -33,9 +40,35 @@ class Images:
             raise LooplineError("\n  ".join([f"it is up, but not as it should be{what}", *wrong]))
         return said
 
-    def canary(self, bundles: Sequence[Path]) -> list[str]:  # noqa: ARG002 - they are in the image
-        """See `Target`. Nobody judges: look at the dashboards, by lane, then `deploy` the same, or `rollback`."""
-        return [str(self.cluster.canary(self.share, self.image))]
+    def canary(self, bundles: Sequence[Path]) -> list[str]:
+        """See `Target`. Without a plan nobody judges: look at the dashboards, by lane, then `deploy` the same, or `rollback`.
+
+        With one it waits for the judge, and raises LooplineError with its reasons once it has ended a canary that did not pass. It
+        judges the models of these bundles; without any, all that the image serves.
+        """
+        status = self.cluster.canary(self.share, self.image)
+        if self.plan is None:
+            return [str(status)]
+        image = status.challenger.image
+
+        def sick() -> str:
+            now = self.cluster.status()
+            if not (now.share or now.mirrored) or now.challenger.image != image:
+                raise LooplineError("the canary was ended by hand")
+            alive = f"{now.challenger.ready} of {now.challenger.replicas} servers of the challenger are ready"
+            return alive if now.challenger.ready < now.challenger.replicas else ""
+
+        ask = partial(self.cluster.prometheus, self.prometheus)
+        models = [bundle.read(path).manifest.name for path in bundles]
+        verdict = soak.Soak(ask=ask, sick=sick, plan=self.plan, scrape=self.scrape).verdict(models)
+        if verdict.action == "pass":
+            said = "it passed; `deploy` the same goes on from there:"
+            return [str(status), said, *(f"  {reason}" for reason in verdict.reasons)]
+        sick()  # is it still the one that was judged?
+        back = self.cluster.rollback()
+        raise LooplineError(
+            "\n  ".join(["the canary did not pass, the champion serves all:", *verdict.reasons, str(back)])
+        )
 
     def verify(self, bundles: Sequence[Path]) -> list[str]:
         """See `Target`. While a canary is on, golden inputs are not asked: two versions answer."""

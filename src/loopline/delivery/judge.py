@@ -69,7 +69,8 @@ class Lane:
 class Evidence:
     """Both lanes. sick: why the challenger's servers are not healthy, empty if they are. invalid: answers that are no number.
 
-    expected: total variation that shadow showed between the two.
+    expected: total variation that shadow showed between the two. share: of the requests of both lanes, the challenger's; above 0 and
+    below 1.
     """
 
     challenger: Lane
@@ -77,6 +78,7 @@ class Evidence:
     sick: str = ""
     invalid: int = 0
     expected: float = 0.0
+    share: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ def canary(seen: Evidence, policy: Policy) -> Verdict:
     if stops := _hard_stops(seen, policy):
         return Verdict("roll back", tuple(stops))
     ours, theirs = seen.challenger, seen.baseline
-    found = [_errors(ours, theirs, policy), _latency(ours, theirs, policy), _accuracy(ours, theirs, policy)]
+    found = [_errors(seen, policy), _latency(ours, theirs, policy), _accuracy(ours, theirs, policy)]
     found.append(_classes(seen, policy))
     for action in ("roll back", "hold"):
         if reasons := tuple(said for kind, said in found if kind == action):
@@ -158,10 +160,11 @@ def _rate(lane: Lane) -> float:
     return lane.errors / lane.requests if lane.requests else 0.0
 
 
-def _errors(ours: Lane, theirs: Lane, policy: Policy) -> tuple[str, str]:
-    """Errors since the canary began. In each step both lanes get the same share of the same stream, so of errors that are nobody's
-    fault half would be the challenger's, however often they come; that is tested, at all times at once."""
-    proof = evalue(ours.errors, theirs.errors)
+def _errors(seen: Evidence, policy: Policy) -> tuple[str, str]:
+    """Errors since the canary began. Of errors that are nobody's fault the challenger has its share of the requests, however often
+    they come (half, where both lanes get the same part of the stream); that is tested, at all times at once."""
+    ours, theirs = seen.challenger, seen.baseline
+    proof = evalue(ours.errors, theirs.errors, seen.share)
     gain = _rate(ours) - _rate(theirs)
     said = f"errors {_rate(ours):.2%} against {_rate(theirs):.2%}"
     if proof >= 1 / policy.alpha:
@@ -169,15 +172,15 @@ def _errors(ours: Lane, theirs: Lane, policy: Policy) -> tuple[str, str]:
     return ("hold", f"{said}: not clear") if gain > policy.error_gain else ("", said)
 
 
-def evalue(ours: int, theirs: int) -> float:
-    """Evidence that errors fall to us more often than half the time: under 1/2 or less it passes 1/alpha ever, in however many
+def evalue(ours: int, theirs: int, share: float = 0.5) -> float:
+    """Evidence that errors fall to us more often than our share: under that or less it passes 1/alpha ever, in however many
     looks, with probability alpha at most.
 
-    A mixture of likelihood ratios over alternatives between 1/2 and 1: Lindon and Malek, Anytime-valid inference for multinomial
+    A mixture of likelihood ratios over alternatives between the share and 1: Lindon and Malek, Anytime-valid inference for multinomial
     count data, NeurIPS 2022, one-sided. Rates may change with time as long as they do for both.
     """
-    shares = 0.5 + (np.arange(GRID) + 0.5) / (2 * GRID)
-    logs = ours * np.log(2 * shares) + theirs * np.log(2 * (1 - shares))
+    shares = share + (1 - share) * (np.arange(GRID) + 0.5) / GRID
+    logs = ours * np.log(shares / share) + theirs * np.log((1 - shares) / (1 - share))
     top = float(logs.max())
     return exp(min(top + log(float(np.exp(logs - top).mean())), 700.0))
 
@@ -243,7 +246,7 @@ def lost_by_chance(ours: Lane, theirs: Lane, alpha: float) -> float:
     n = 1 / (1 / ours.labelled + 1 / theirs.labelled)
     variances = []
     for lane in (ours, theirs):
-        p = (lane.right + 1) / (lane.labelled + 2)
+        p = min((lane.right + 1) / (lane.labelled + 2), 1.0)  # the counters are read one after the other
         variances.append(p * (1 - p) / lane.labelled)
     rho = 1 / 2000
     scale = n * rho + 1

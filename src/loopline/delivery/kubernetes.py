@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import urllib.parse
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 
 from loopline.delivery.gateway import CHALLENGER, CHAMPION
 from loopline.errors import LooplineError
+from loopline.monitoring import query
 
 NAME = "loopline"
 PREVIOUS = f"{NAME}/previous-image"  # of the champion, before the one that it has: what a rollback goes back to
 IMAGE = "/spec/template/spec/containers/0/image"
+PROMETHEUS = "monitoring/prometheus-operated:9090"  # namespace/service:port, as the operator names it
 SECONDS = 300  # until a lane has its servers; the Deployment's own progressDeadlineSeconds says so earlier
 
 
@@ -178,6 +181,16 @@ class Cluster:
             share = next(ref["weight"] for ref in rule["backendRefs"] if ref["name"] == _name(CHALLENGER))
             mirrored = any(one["type"] == "RequestMirror" for one in rule.get("filters", []))
         return Status(lanes[CHAMPION], lanes[CHALLENGER], share, mirrored, _previous(champion))
+
+    def prometheus(self, where: str, expression: str) -> list[query.Series]:
+        """What it says now. where: an address, or namespace/service:port, which the API server passes the query on to: that needs
+        `get` of `services/proxy`, and no door for others. Raises LooplineError."""
+        if where.startswith(("http://", "https://")):
+            return query.instant(where, expression)
+        namespace, _, service = where.partition("/")
+        asked = urllib.parse.urlencode({"query": expression})
+        path = f"/api/v1/namespaces/{namespace}/services/{service}/proxy/api/v1/query?{asked}"
+        return query.parsed(self._kubectl("get", "--raw", path).encode(), where)
 
     # How
 

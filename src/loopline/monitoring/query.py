@@ -106,9 +106,13 @@ def _counts(rows: Iterable[tuple[Mapping[str, str], float]], reference: Referenc
 
 def _ask(url: str, what: str, given: Mapping[str, str]) -> list[Series]:
     body = urllib.parse.urlencode(dict(given) | {"timeout": f"{TIMEOUT:g}s"}).encode()
+    return parsed(_get(f"{url.rstrip('/')}/api/v1/{what}", url, body), url)
+
+
+def parsed(answer: bytes, url: str) -> list[Series]:
+    """What Prometheus' HTTP API answered. Raises LooplineError, which names `url`, where it is no such answer."""
     try:
-        data = json.loads(_get(f"{url.rstrip('/')}/api/v1/{what}", url, body))["data"]
-        return [_series(row) for row in data["result"]]
+        return [_series(row) for row in json.loads(answer)["data"]["result"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LooplineError(f"{url} answers, but not as Prometheus does: {error!r:.200}") from error
 
