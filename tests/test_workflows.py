@@ -145,8 +145,8 @@ def git(folder, *words):
     ).stdout.strip()
 
 
-def lint(folder):
-    return subprocess.run(["make", "lint-delivery"], cwd=folder, capture_output=True, text=True)
+def lint(folder, *options):
+    return subprocess.run(["make", *options, "lint-delivery"], cwd=folder, capture_output=True, text=True)
 
 
 def test_the_validators_pass_what_is_here(copy):
@@ -154,15 +154,21 @@ def test_the_validators_pass_what_is_here(copy):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("file", "good", "bad", "said"),
-    [
+def test_the_first_that_fails_ends_it(copy):
+    (copy / "serving/Dockerfile").write_text("FROM debian", encoding="utf-8")
+    assert lint(copy).returncode != 0
+
+
+BREAKS = {
+    "a validator each": [
         ("serving/Dockerfile", "FROM scratch AS image", "FROM debian AS image", "DL3006"),
         (".ci/run", "set -euo pipefail", "rm -r $1", "SC2086"),
         (".github/workflows/ci.yml", "timeout-minutes: 15", "timeout-minutes: soon", "timeout-minutes"),
         (".github/actions/setup/action.yml", "using: composite", "using: magic", "runs"),
         (".github/dependabot.yml", "version: 2", "version: 3", "version"),
         ("CITATION.cff", "type: software", "type: poem", "poem"),
+    ],
+    "zizmor": [
         (
             ".github/workflows/ci.yml",
             "make lint",
@@ -174,26 +180,29 @@ def test_the_validators_pass_what_is_here(copy):
         (".github/workflows/ci.yml", "  pull_request:", "  pull_request_target:", "dangerous-triggers"),
         (".github/workflows/drill.yml", "contents: read # the checkout", "contents: write", "undocumented-permissions"),
         (".github/dependabot.yml", "default-days: 7", "default-days: 1", "dependabot-cooldown"),
+        (
+            ".github/workflows/deploy.yml",
+            "checkout@de0fac2e4500dabe0009e67214ff5f5447ce83dd",
+            "checkout@v6",
+            "unpinned",
+        ),
     ],
-)
-def test_a_validator_refuses(copy, file, good, bad, said):
-    path = copy / file
-    text = path.read_text(encoding="utf-8")
-    assert good in text
-    path.write_text(text.replace(good, bad, 1), encoding="utf-8")
-    done = lint(copy)
-    assert done.returncode != 0
-    assert said in done.stdout + done.stderr
+}
 
 
-def test_an_unpinned_action_is_refused(copy):
-    path = copy / ".github/workflows/ci.yml"
-    path.write_text(
-        re.sub(r"checkout@\w{40} # v\S+", "checkout@v6", path.read_text(encoding="utf-8")), encoding="utf-8"
-    )
-    done = lint(copy)
-    assert done.returncode != 0
-    assert "unpinned-uses" in done.stdout + done.stderr
+@pytest.mark.parametrize("group", BREAKS)
+def test_a_validator_refuses(copy, group):
+    """Several at a time, for one run takes seconds: make is told to go on after each that fails, and says how many did."""
+    for file, good, bad, _ in BREAKS[group]:
+        path = copy / file
+        text = path.read_text(encoding="utf-8")
+        assert good in text
+        path.write_text(text.replace(good, bad, 1), encoding="utf-8")
+    done = lint(copy, "--ignore-errors")
+    for file, _, _, said in BREAKS[group]:
+        assert said in done.stdout + done.stderr, file
+    failed = done.stderr.count("(ignored)")
+    assert failed >= len(BREAKS[group]) if group == "a validator each" else failed == 1
 
 
 # What the jobs call
