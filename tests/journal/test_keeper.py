@@ -21,6 +21,7 @@ from loopline.journal import keeper as keepers
 from loopline.journal.keeper import METRICS, Bounds, Keeper
 from loopline.journal.store import Store
 from loopline.serving import journal as server
+from loopline.serving.metrics import Metrics
 
 AT_ONCE = Bounds(part_rows=1, part_seconds=0)
 
@@ -328,3 +329,17 @@ def test_from_a_live_server_to_a_labelled_sample(tmp_path, serve_one):
     assert totals(keeper) == {("classifier", said["version"]): (1, 0.0)}
     keeper.close()
     assert os.listdir(tmp_path / "journal/closed") == []  # noqa: PTH208
+
+
+@pytest.mark.parametrize("who", ["keeper", "server"])
+def test_what_clients_sent_is_for_nobody_else_on_this_machine(tmp_path, keep, who):
+    folder = tmp_path / "new/journal"
+    old = os.umask(0)
+    try:
+        if who == "keeper":
+            keep(folder=folder)
+        else:
+            server.Journal(server.Options(folder=folder), [], Metrics()).close()
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o077 for path in (folder, folder / "open", folder / "closed")} == {0}

@@ -45,8 +45,8 @@ class Keeper:
     def __init__(self, folder: Path, *, parts: str | None = None, bounds: Bounds | None = None) -> None:
         """parts: where to keep them, if not in the folder. Raises LooplineError where another keeper has it."""
         try:
-            for room in (segments.OPEN, segments.CLOSED):
-                (folder / room).mkdir(parents=True, exist_ok=True)
+            for path in (folder, folder / segments.OPEN, folder / segments.CLOSED):
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it is what clients sent
             self.lock = (folder / "keeper.lock").open("w")
         except OSError as error:
             raise LooplineError(f"{folder} cannot be written: {error}") from error

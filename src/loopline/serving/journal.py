@@ -84,8 +84,8 @@ class Journal:
         self.doubtful = {model.name: Rate(DOUBTFUL_A_SECOND) for model in models}
         self.waiting, self.counting = 0, threading.Lock()  # bytes of inputs
         try:
-            for room in (OPEN, CLOSED):
-                (options.folder / room).mkdir(parents=True, exist_ok=True, mode=0o700)  # it is what clients sent
+            for path in (options.folder, options.folder / OPEN, options.folder / CLOSED):
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it is what clients sent
             Segment(options.folder).close()
         except OSError as error:
             raise LooplineError(f"the journal cannot be written: {error}") from error
