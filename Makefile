@@ -90,7 +90,7 @@ $(ASSETS)/ready: src/loopline/serving/pages/package-lock.json
 	@touch $@
 
 test: setup ## the tests
-	env -u MAKEFLAGS -u ARGS pytest --numprocesses auto --dist loadfile $(ARGS) # a make that a test calls is not given ours
+	env -u MAKEFLAGS -u ARGS pytest --numprocesses $(or $(WORKERS),auto) --dist loadfile --no-loadscope-reorder $(ARGS) # a make that a test calls is not given ours
 
 .PHONY: score
 score: setup ## the ML Test Score, from the report of `make test ARGS="--junitxml=.loopline/tests.xml"` (ARGS=--write)
