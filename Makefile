@@ -33,7 +33,9 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	@touch $@
 
 repro: setup ## data to three released bundles: what is up to date is left alone (5 min; ARGS=--force: nothing is)
+	@loopline data prepare
 	dvc repro $(ARGS)
+	@echo "models/*/bundle can be served: make serve. Their figures: dvc metrics show"
 
 serve: setup ## the bundles on http://127.0.0.1:8080 (PORT=...)
 	loopline serve models/*/bundle --port $${PORT:-8080}

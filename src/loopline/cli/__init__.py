@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from loopline import __version__
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except LooplineError as error:
         print(f"loopline: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # who reads has seen enough: `loopline data list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to say at the end either
+        return 0
     except KeyboardInterrupt:
         print("loopline: interrupted", file=sys.stderr)
         return 130

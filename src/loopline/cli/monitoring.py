@@ -39,6 +39,19 @@ def stack_options(options: argparse.Namespace) -> Options:
     )
 
 
+def _address(*names: str, default: str) -> str:
+    """Of the first of these that `up` started and that runs."""
+    from loopline import processes
+    from loopline.delivery import fleet
+
+    found = {process.name: process.address for process in processes.running(fleet.FOLDER)}
+    return next((found[name] for name in names if found.get(name)), default)
+
+
+def _prometheus(options: argparse.Namespace) -> str:
+    return options.prometheus or _address("prometheus", default="http://127.0.0.1:9090")
+
+
 def _up(options: argparse.Namespace) -> int:
     from loopline.monitoring import stack
 
@@ -98,7 +111,7 @@ def _traffic(options: argparse.Namespace) -> int:
     from loopline.monitoring import traffic
 
     plan = traffic.Plan(
-        url=options.url,
+        url=options.url or _address("gateway", "server-1", default="http://127.0.0.1:8080"),
         profile=options.profile,
         dataset=options.dataset,
         strength=options.strength,
@@ -109,7 +122,7 @@ def _traffic(options: argparse.Namespace) -> int:
     for line in left_out:
         print(f"left out: {line}")
     counts = traffic.send(pools, plan)
-    print(", ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
+    print(f"{plan.url}: " + ", ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
     return 0 if counts["200"] else 1
 
 
@@ -150,7 +163,7 @@ def _watch(options: argparse.Namespace) -> int:
     from loopline.monitoring import watch
 
     since = _duration("--since", options.since)
-    watch.run(options.prometheus, models=options.model, since=since, once=options.once, every=options.every)
+    watch.run(_prometheus(options), models=options.model, since=since, once=options.once, every=options.every)
     return 0
 
 
@@ -163,7 +176,7 @@ def _drift_report(options: argparse.Namespace) -> int:
     said = report.make(
         options.bundle,
         options.out,
-        prometheus=options.prometheus,
+        prometheus=_prometheus(options),
         window=_window(options),
         at=decisions.moment(options.at) if options.at else None,
         url=options.url,
@@ -201,15 +214,17 @@ def stack_arguments(start: argparse._ActionsContainer) -> None:
     start.add_argument("--window", default="1h", help="of traffic that is held against the reference: 2m, 1h, 1d")
     start.add_argument("--scrape", type=float, default=15.0, help="seconds between two looks at the metrics")
     start.add_argument("--sentinel", type=float, default=60.0, help="seconds between two rounds of golden inputs")
-    start.add_argument("--port", type=int, default=8080, help="of the servers; their metrics have the ports after it")
-    start.add_argument("--sentinel-port", type=int, default=9101)
-    start.add_argument("--prometheus-port", type=int, default=9090)
-    start.add_argument("--alertmanager-port", type=int, default=9093)
+    start.add_argument(
+        "--port", type=int, default=8080, help="of the servers (default: 8080); their metrics have the ports after it"
+    )
+    start.add_argument("--sentinel-port", type=int, default=9101, help="default: 9101")
+    start.add_argument("--prometheus-port", type=int, default=9090, help="default: 9090")
+    start.add_argument("--alertmanager-port", type=int, default=9093, help="default: 9093")
     start.add_argument("--retrainer-port", type=int, help="start the retrainer too, and tell it of alerts")
     policy = Path("monitoring/retraining.yaml")
     start.add_argument("--policy", type=Path, default=policy, help=f"the retrainer's (default: {policy})")
     start.add_argument("--journal-sample", type=float, default=0.1, help="share of ordinary samples that is kept")
-    start.add_argument("--journal-port", type=int, default=9102)
+    start.add_argument("--journal-port", type=int, default=9102, help="default: 9102")
     start.add_argument("--webhook", help="address that Alertmanager tells of alerts")
 
 
@@ -235,7 +250,7 @@ def _running(rooms: Verbs) -> None:
     send.add_argument("--strength", type=int, choices=(1, 2, 3), default=3, help="of a shift")
     send.add_argument("--rate", type=float, default=20.0, help="requests a second")
     send.add_argument("--seconds", type=float, default=60.0)
-    send.add_argument("--url", default="http://127.0.0.1:8080")
+    send.add_argument("--url", help="default: what `up` started, else port 8080")
 
     watch = verb(rooms, "sentinel", _sentinel, "send golden inputs to a live server and compare the answers")
     watch.add_argument("url")
@@ -280,7 +295,7 @@ def _making(rooms: Verbs) -> None:
 def _looking(rooms: Verbs) -> None:
     look = verb(rooms, "watch", _watch, "draw the drift of all models in the terminal, from what Prometheus recorded")
     look.add_argument("model", nargs="*", help="default: all")
-    look.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
+    look.add_argument("--prometheus", metavar="URL", help="default: what `up` started, else port 9090")
     look.add_argument("--since", default="6h", help="how far back the time line goes: 30m, 6h, 7d")
     look.add_argument("--every", type=float, default=5.0, help="seconds between two pictures")
     look.add_argument("--once", action="store_true", help="one picture")
@@ -289,7 +304,7 @@ def _looking(rooms: Verbs) -> None:
     page = verb(drift, "report", _drift_report, "write one HTML page about a bundle and a window of its traffic")
     page.add_argument("bundle", type=Path, help="a folder, e.g. models/text/bundle")
     page.add_argument("--out", type=Path, default=Path("drift.html"))
-    page.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
+    page.add_argument("--prometheus", metavar="URL", help="default: what `up` started, else port 9090")
     page.add_argument("--window", default="1h", help="of traffic that is held against the reference: 2m, 1h, 1d")
     page.add_argument("--journal", type=Path, metavar="FOLDER", help="show examples from it")
     when = page.add_mutually_exclusive_group()

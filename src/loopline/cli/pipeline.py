@@ -37,6 +37,16 @@ def _data_add(options: argparse.Namespace) -> int:
     return 0
 
 
+def _data_prepare(_: argparse.Namespace) -> int:
+    from loopline import settings
+    from loopline.data import sources
+
+    for model in settings.load().models:
+        (sources.BATCHES / model).mkdir(parents=True, exist_ok=True)
+        (sources.BATCHES / model / ".gitkeep").touch()  # git keeps no empty folder, and the stages want it
+    return 0
+
+
 def _track_sync(_: argparse.Namespace) -> int:
     from loopline.training import tracking
 
@@ -51,6 +61,7 @@ def add(rooms: Verbs) -> None:
     stage.add_argument("model", help="a name under models: in params.yaml")
 
     data = room(rooms, "data", "datasets: list the catalogue, fetch, add a labelled batch")
+    verb(data, "prepare", _data_prepare, "make the folder of batches of each model in params.yaml; `make repro` does")
     verb(data, "list", _data_list, "the catalogue, and what of it is on this machine")
     fetch = verb(data, "fetch", _data_fetch, "download datasets of the catalogue now")
     fetch.add_argument("dataset", nargs="+")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
+import sys
 from pathlib import Path
 
 from loopline.cli.verbs import Verbs, verb
@@ -15,6 +17,14 @@ def _serve(options: argparse.Namespace) -> int:
     from loopline.serving import journal, server
     from loopline.serving.inference import Limits
 
+    if missing := [str(path) for path in options.bundle if not path.exists()]:
+        raise LooplineError(f"there is no {missing[0]}: `make repro` makes models/*/bundle")
+    if options.port and _answers(options.host, options.port):
+        print(
+            f"loopline: somebody listens on {options.host}:{options.port} already; if that is a server of ours, "
+            "both get requests now",
+            file=sys.stderr,
+        )
     kept = None
     if options.journal:
         if not options.signals:
@@ -50,6 +60,14 @@ def _serve(options: argparse.Namespace) -> int:
             verify_key=Path(key) if (key := options.verify_key or os.environ.get(signature.VERIFY_KEY)) else None,
         ),
     )
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -75,11 +75,15 @@ def batch(entries: Sequence[Entry], folder: Path) -> None:
             csv.writer(file).writerows([["text", "label"], *([entry.input, entry.label] for entry in entries)])
     elif isinstance(entries[0].label, str):
         for entry in entries:
-            if "/" in entry.label or entry.label.startswith("."):
-                raise LooplineError(f"class {entry.label!r} cannot be the name of a folder")
-            _save(entry, folder / entry.label)
+            _save(entry, folder / _folder_name(entry.label))
     else:
         (folder / "instances.json").write_text(json.dumps(_coco(entries, folder / "images")), encoding="utf-8")
+
+
+def _folder_name(label: str) -> str:
+    """As data/formats/folders.py reads it: what cannot stand in a folder's name is written as in addresses."""
+    name = label.replace("%", "%25").replace("/", "%2F")
+    return name.replace(".", "%2E", 1) if name.startswith(".") else name
 
 
 def _new(folder: Path) -> None:

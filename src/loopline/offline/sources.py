@@ -153,7 +153,9 @@ def _list(file: IO[bytes], url: str) -> Iterator[Item]:
     with file:
         for line in lines(file):
             if line is None or b"\0" in line:
-                raise LooplineError(f"{url} is not a list of images: give a text file with a path or URL a line")
+                raise LooplineError(
+                    f"{url} is not a list of images: give their folder, or a text file with a path or URL a line"
+                )
             if path := line.decode("utf-8", "surrogateescape").strip().removeprefix("\ufeff"):
                 yield Item(plain(path), path)
 

@@ -67,7 +67,9 @@ def main(name: str) -> None:
     if reasons := evaluation.objections(report, model.evaluate):
         raise LooplineError(
             f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nSee models/{name}/report.json. "
-            f"Floors belong to a data set: models.{name}.evaluate.floors in params.yaml should fit {model.dataset!r}"
+            f"Floors belong to a data set: models.{name}.evaluate.floors in params.yaml should fit {model.dataset!r}, and "
+            f"must_beat_simple: false lets a model ship that is no better than the simple one. "
+            f"models/{name}/bundle is still what was packaged before"
         )
 
 

@@ -1,10 +1,14 @@
-"""A folder per class: `cat/1.jpg`, `dog/2.jpg`, or one text a file, `pos/1.txt`; perhaps with train/val/test above."""
+"""A folder per class: `cat/1.jpg`, `dog/2.jpg`, or one text a file, `pos/1.txt`; perhaps with train/val/test above.
+
+A name that no folder can have is written as in addresses: `T-shirt%2Ftop` is the class `T-shirt/top`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 from loopline.data.formats.common import IMAGES, Folder, Format, broken, file_sample, split_of_folder
 from loopline.data.raw import RawSample
@@ -40,7 +44,7 @@ def _read(folder: Folder, *, text: bool) -> Iterator[RawSample]:
         if len(parts) <= depth:
             yield broken(name, "not inside a class's folder", split=split)
         else:
-            yield file_sample(folder, name, text=text, label=parts[depth - 1], split=split)
+            yield file_sample(folder, name, text=text, label=unquote(parts[depth - 1]), split=split)
 
 
 IMAGE_FOLDERS = Format(
