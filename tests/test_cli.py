@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,26 @@ def test_an_unknown_verb_is_refused():
 def test_telemetry_is_off_before_any_library_is_imported():
     code = "import loopline, os; print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['MLFLOW_DISABLE_TELEMETRY'])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["1", "true"]
+
+
+def test_who_reads_only_the_first_line_gets_no_traceback():
+    done = subprocess.run(
+        f"{sys.executable} -m loopline.cli data list | head -1", shell=True, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("NAME")
+    assert done.stderr == ""
+
+
+def test_a_server_without_a_bundle_says_where_bundles_come_from():
+    done = run("serve", "models/*/bundle")
+    assert done.returncode == 1
+    assert "`make repro` makes models/*/bundle" in done.stderr
+
+
+def test_a_new_models_folder_of_batches_is_made_and_git_would_keep_it(tmp_path, monkeypatch):
+    text = (Path(__file__).parent / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("  classifier:", "  shapes:", 1), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", "prepare"]) == 0
+    made = {path.parent.name for path in tmp_path.glob("data/batches/*/.gitkeep")}
+    assert made == {"shapes", "detector", "text"}

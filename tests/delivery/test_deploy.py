@@ -10,6 +10,7 @@ import prometheus
 import pytest
 
 from loopline import processes
+from loopline.cli import monitoring
 from loopline.delivery import fleet, supervisor
 from loopline.delivery.state import FOLDER, read
 from loopline.release import decisions
@@ -47,6 +48,10 @@ def test_a_second_version_is_deployed_and_taken_back_under_load_and_no_request_i
     assert (code, "verified: 1 bundles answer" in text) == (0, True), text
     code, text = said("deploy", *ports)
     assert (code, "nothing to do" in text) == (0, True), text
+    code, text = said("rollback", "classifier", *ports)
+    assert (code, "nothing was rolled out yet" in text) == (1, True), text
+    address = monitoring._address("gateway", "server-1", default="nowhere")
+    assert address == f"http://127.0.0.1:{first}", "traffic and `watch` find what is up"
     with front.sending(first) as sender:
         code, text = said("deploy", "--bundle", "challenger", *CANARY)
         assert (code, "promoted" in text) == (0, True), text

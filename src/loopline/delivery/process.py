@@ -61,9 +61,9 @@ class Processes:
     def rollback(self, model: str | None) -> list[str]:
         """See `Target`. model: None is that of the last rollout."""
         last = state.read()
-        if not model and not last:
+        if last is None:
             raise LooplineError("nothing was rolled out yet: there is nothing to go back to")
-        return [str(self.controller.rollback(model or last.model if last else ""))]
+        return [str(self.controller.rollback(model or last.model))]
 
     def _replace(self, model: str, folder: Path, version: str) -> list[str]:
         if model not in fleet.read().champion.bundles:
