@@ -355,3 +355,9 @@ def test_down_ends_a_rollout_with_all_its_servers(up, place):
     front.loopline("down").communicate()
     assert not any(map(processes.alive, found))
     assert fleet.strays() == {}
+
+
+def test_a_model_that_was_never_on_trial_cannot_be_rolled_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LooplineError, match="there was no rollout of 'text'"):
+        front.controller().rollback("text")
