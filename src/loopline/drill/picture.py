@@ -16,7 +16,7 @@ STEP = 2.0  # seconds of a point
 COLOURS = (BLUE, GREEN, PURPLE, SKY)
 NAMES = ("first champion", "retrained", "another", "another")
 LOWEST = 0.4  # of the axis of accuracy
-LINES = 4  # of words above
+LINES = 5  # of words above
 LETTER = 0.0064  # of the width
 
 
@@ -37,7 +37,7 @@ def draw(path: Path, record: Record, seen: Sequence[Seen], drift: str) -> None:
     middles = edges[:-1] + STEP / 2
     with sheet(path, 11.0, 7.2, 4, 1) as (figure, axes):
         figure.suptitle("One drill: drift, labels, retraining, canary, promotion, rollback", x=0.01, ha="left")
-        axes[0].get_gridspec().set_height_ratios([0.55, 2, 2, 2])
+        axes[0].get_gridspec().set_height_ratios([0.7, 2, 2, 2])
         strip, accuracy, score, versions = axes
         _accuracy(accuracy, seen, middles, drift)
         _score(score, record)
