@@ -98,6 +98,11 @@ class Compose:
             self._try(state, release)
             self._write(replace(state, releases={**state.releases, CHALLENGER: release}, share=self.share))
             self._shares(dict.fromkeys(new, self.share))
+            try:
+                self._until(lambda: _up(CHALLENGER, lane=CHALLENGER), CHALLENGER)  # until then the champion stands in
+            except LooplineError:
+                self._end_trial(replace(self.read(), share=0))
+                raise
         said = [f"{', '.join(new)}: {self.share} % of the requests go to the challenger"]
         return said if self.plan is None else [*said, *self._soak(self.plan, release, new)]
 
@@ -130,9 +135,7 @@ class Compose:
                     reasons=verdict.reasons,
                     evidence={"withdrawn": ours} if verdict.action == "roll back" else {},
                 )
-        if not passed:
-            raise LooplineError("\n  ".join(["the canary did not pass, the champion serves all:", *verdict.reasons]))
-        return ["it passed; `deploy` the same goes on from there:", *(f"  {reason}" for reason in verdict.reasons)]
+        return soak.said(verdict)
 
     def verify(self, bundles: Sequence[Path]) -> list[str]:
         """See `Target`."""

@@ -61,14 +61,10 @@ class Images:
         ask = partial(self.cluster.prometheus, self.prometheus)
         models = [bundle.read(path).manifest.name for path in bundles]
         verdict = soak.Soak(ask=ask, sick=sick, plan=self.plan, scrape=self.scrape).verdict(models)
-        if verdict.action == "pass":
-            said = "it passed; `deploy` the same goes on from there:"
-            return [str(status), said, *(f"  {reason}" for reason in verdict.reasons)]
-        sick()  # is it still the one that was judged?
-        back = self.cluster.rollback()
-        raise LooplineError(
-            "\n  ".join(["the canary did not pass, the champion serves all:", *verdict.reasons, str(back)])
-        )
+        if verdict.action != "pass":
+            sick()  # is it still the one that was judged?
+            self.cluster.rollback()
+        return [str(status), *soak.said(verdict)]
 
     def verify(self, bundles: Sequence[Path]) -> list[str]:
         """See `Target`. While a canary is on, golden inputs are not asked: two versions answer."""

@@ -124,6 +124,13 @@ class Soak:
         return {lane: found.get(lane, []) for lane in (CHALLENGER, CHAMPION)}
 
 
+def said(verdict: judge.Verdict) -> list[str]:
+    """What is told of a canary that passed. Raises LooplineError with the reasons if it did not; it has to be over by then."""
+    if verdict.action != "pass":
+        raise LooplineError("\n  ".join(["the canary did not pass, the champion serves all:", *verdict.reasons]))
+    return ["it passed; `deploy` the same goes on from there:", *(f"  {reason}" for reason in verdict.reasons)]
+
+
 def _lane(grown: Counts, lane: str, model: str, version: str, points: list[float]) -> judge.Lane:
     requests = int(grown["requests"].get((lane, model), 0))
     return judge.Lane(
