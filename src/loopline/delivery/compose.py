@@ -108,12 +108,13 @@ class Compose:
 
     def _soak(self, plan: Plan, release: Mapping[str, str], models: Sequence[str]) -> list[str]:
         """Without the lock, so that somebody can end it by hand."""
+        before = _stood_in()
 
         def sick() -> str:
             state = self.read()
             if not state.share or state.releases.get(CHALLENGER) != release:
                 raise LooplineError("the canary was ended by hand")
-            if stood_in := _stood_in():
+            if (stood_in := _stood_in() - before) > 0:
                 return f"the champion had to answer {stood_in} requests for the challenger"
             return "" if _up(CHALLENGER, lane=CHALLENGER) else "the gateway finds the challenger down"
 
