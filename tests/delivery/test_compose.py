@@ -125,11 +125,11 @@ def kept(stack):
     return stack._compose("exec", "-T", "journal", "python3", "-c", read)
 
 
-def killing(stack):
-    """The challenger, once it has had requests of clients."""
+def stopping(stack):
+    """The challenger, once it has had requests of clients. Asked to, for SIGKILL in the moment of an answer loses it."""
     answered = 'sum(loopline_requests_total{lane="challenger",route="predict"}) > 0'
     prometheus.eventually(lambda: stack.read().share and recorded(answered), 120)
-    stack._compose("kill", "challenger")
+    stack._compose("stop", "challenger")
 
 
 def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, versions):
@@ -141,11 +141,11 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
     name = labelled()
     judged = replace(stack, plan=Plan(every=0.2, hold=120, policy=Policy(requests=100, points=4, slower=9.0)))
     with front.sending(port) as sender:
-        killed = threading.Thread(target=killing, args=(stack,))
-        killed.start()
+        stopped = threading.Thread(target=stopping, args=(stack,))
+        stopped.start()
         with pytest.raises(LooplineError, match="did not pass, the champion serves all"):
             judged.canary([second])
-        killed.join()
+        stopped.join()
         assert stack.read().share == 0
         assert "it passed" in judged.canary([second])[1]
         assert set(sender.since(sender.more(50))) == {old, new}

@@ -359,5 +359,5 @@ def test_down_ends_a_rollout_with_all_its_servers(up, place):
 
 def test_a_model_that_was_never_on_trial_cannot_be_rolled_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(LooplineError, match="there was no rollout of 'text'"):
+    with pytest.raises(LooplineError, match="there was no rollout of text"):
         front.controller().rollback("text")

@@ -18,7 +18,7 @@ def _serve(options: argparse.Namespace) -> int:
     from loopline.serving.inference import Limits
 
     if missing := [str(path) for path in options.bundle if not path.exists()]:
-        raise LooplineError(f"there is no {missing[0]}: `make repro` makes models/*/bundle")
+        raise LooplineError(f"{missing[0]} is not a bundle, there is nothing: `make repro` makes models/*/bundle")
     if options.port and _answers(options.host, options.port):
         print(
             f"loopline: somebody listens on {options.host}:{options.port} already; if that is a server of ours, "

@@ -111,6 +111,7 @@ LANE = """
 backend {lane}
   option httpchk GET /v2/health/ready
   option allbackups
+  http-reuse never
 """
 CONTAINER = (
     "  server {name} {name}:8080 check resolvers names init-addr libc,none observe layer4 error-limit 1 {options}\n"

@@ -111,7 +111,7 @@ class Controller:
         """
         present = read(self.folder)
         if present is None or present.model != model:
-            raise LooplineError(f"there was no rollout of {model!r}: there is nothing to go back to")
+            raise LooplineError(f"there was no rollout of {model}: there is nothing to go back to")
         self.gateway.share(model, 0)  # at once; the rest may have to wait for somebody's server to start
         with self._taken(model) as state:
             if state.stage == "rolled back":
