@@ -40,7 +40,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="session")
 def images(engine):
-    build = [sys.executable, str(ROOT / "serving/image.py"), "--tag", "localhost/loopline-test", "--no-demo"]
+    build = [sys.executable, str(ROOT / "serving/image.py"), "--tag", "localhost/loopline-test-compose", "--no-demo"]
     subprocess.run(build, check=True, capture_output=True, timeout=900)
     standins.operations(engine, "localhost/loopline-operations-test")
     return standins.make(engine, OTHERS)
@@ -63,7 +63,7 @@ def stack(images, place, monkeypatch):
         monkeypatch.setenv(f"LOOPLINE_{name}", str(first + number))
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LOOPLINE_IMAGE", "localhost/loopline-test:latest")
+    monkeypatch.setenv("LOOPLINE_IMAGE", "localhost/loopline-test-compose:latest")
     monkeypatch.setenv("LOOPLINE_OPERATIONS_IMAGE", "localhost/loopline-operations-test:latest")
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "of a test")
     monkeypatch.setenv("LOOPLINE_COMPOSE", " ".join([*compose.engine(), "--project-name", "loopline-test"]))

@@ -9,6 +9,7 @@ import brightness
 import prometheus
 import pytest
 import yaml
+from answering import Server
 
 from loopline.data import manifest
 from loopline.errors import LooplineError
@@ -153,3 +154,19 @@ def test_every_companion_is_there(folder):
     known = yaml.safe_load((folder / "data/catalog.yaml").read_text(encoding="utf-8"))
     assert set(companions.COMPANIONS) <= set(known)
     assert set(companions.COMPANIONS.values()) <= {*known, companions.PROSE}
+
+
+def test_each_request_has_an_id_of_its_own_so_that_a_rollout_spreads_them(folder):
+    ids = []
+
+    def answer(method, path, headers, body):
+        ids.append(headers["X-Request-Id"])
+        return 200, b"{}"
+
+    server = Server(answer)
+    counts = traffic.send(
+        {"classifier": [b"the same"]}, traffic.Plan(url=server.url, rate=100, seconds=0.2), progress=False
+    )
+    server.close()
+    assert counts == {"200": 20}
+    assert len(set(ids)) == 20 and all(ids)

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 import urllib.parse
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ def send(pools: dict[str, list[bytes | str]], plan: Plan, *, progress: bool = Tr
         while (asked := todo.get()) is not None:
             path, body, headers = asked
             try:
-                connection.request("POST", path, body, headers)
+                # A few samples come again and again: what is sticky in a rollout is the request, not its content.
+                connection.request("POST", path, body, headers | {"X-Request-Id": str(uuid.uuid4())})
                 answer = connection.getresponse()
                 answer.read()
                 counts[str(answer.status)] += 1
