@@ -1,5 +1,7 @@
 """The command line: its answers, its exit codes, and how long it keeps one waiting is for `make bench` to say."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,17 +48,27 @@ def test_telemetry_is_off_before_any_library_is_imported():
 
 
 def test_who_reads_only_the_first_line_gets_no_traceback():
-    done = subprocess.run(
-        f"{sys.executable} -m loopline.cli data list | head -1", shell=True, capture_output=True, text=True
-    )
-    assert done.stdout.startswith("NAME")
-    assert done.stderr == ""
+    reads, writes = os.pipe()
+    os.close(reads)  # it has seen enough
+    words = [sys.executable, "-m", "loopline.cli", "data", "list"]
+    done = subprocess.run(words, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_server_without_a_bundle_says_where_bundles_come_from():
     done = run("serve", "models/*/bundle")
     assert done.returncode == 1
     assert "`make repro` makes models/*/bundle" in done.stderr
+
+
+def test_a_server_beside_another_one_on_the_same_port_is_said():
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        port = str(there.getsockname()[1])
+        done = run("serve", str(Path(__file__).parent), "--port", port)
+        shared = run("serve", str(Path(__file__).parent), "--port", port, "--metrics-port", "1")
+    assert f"somebody listens on 127.0.0.1:{port} already" in done.stderr
+    assert "somebody listens" not in shared.stderr, "replicas share a port on purpose"
 
 
 def test_a_new_models_folder_of_batches_is_made_and_git_would_keep_it(tmp_path, monkeypatch):

@@ -2,20 +2,17 @@
 
 import io
 import json
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import sbom
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from loopline.errors import LooplineError
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "serving"))
-import sbom  # noqa: E402 - the script is no package
-
 PLACE = "usr/local/lib/python3.11/site-packages"
 DEBIAN = "Package: libssl3\nStatus: install ok installed\nArchitecture: amd64\nVersion: 3.0.15-1~deb12u1\n"
 HASH = "ab" * 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from loopline import __version__
@@ -37,13 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns the exit code. A user's mistake is one message, never a traceback."""
     options = parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
     except LooplineError as error:
         print(f"loopline: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # who reads has seen enough: `loopline data list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to say at the end either
-        return 0
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("loopline: interrupted", file=sys.stderr)
         return 130
+    return code

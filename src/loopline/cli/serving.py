@@ -19,7 +19,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     if missing := [str(path) for path in options.bundle if not path.exists()]:
         raise LooplineError(f"{missing[0]} is not a bundle, there is nothing: `make repro` makes models/*/bundle")
-    if options.port and _answers(options.host, options.port):
+    if options.port and not options.metrics_port and _answers(options.host, options.port):
         print(
             f"loopline: somebody listens on {options.host}:{options.port} already; if that is a server of ours, "
             "both get requests now",

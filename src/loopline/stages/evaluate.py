@@ -69,7 +69,7 @@ def main(name: str) -> None:
             f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nSee models/{name}/report.json. "
             f"Floors belong to a data set: models.{name}.evaluate.floors in params.yaml should fit {model.dataset!r}, and "
             f"must_beat_simple: false lets a model ship that is no better than the simple one. "
-            f"models/{name}/bundle is still what was packaged before"
+            f"No bundle was packaged: what lies in models/{name}/bundle is an earlier one"
         )
 
 
