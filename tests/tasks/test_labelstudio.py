@@ -1,0 +1,97 @@
+"""Results of Label Studio become classes and boxes in pixels, or say why they cannot."""
+
+import pytest
+
+from loopline.tasks import labelstudio
+
+
+def rectangle(*, x=50, y=20, width=30, height=10, names=("car",), **more):
+    value = {"x": x, "y": y, "width": width, "height": height, "rotation": more.pop("rotation", 0)}
+    value["rectanglelabels"] = list(names)
+    return {"type": "rectanglelabels", "original_width": 128, "original_height": 192, "value": value} | more
+
+
+def box(result):
+    (region,) = labelstudio.regions([result])
+    return region.problem or pytest.approx(region.corners)
+
+
+@pytest.mark.parametrize(
+    ("rotation", "corners"),
+    [
+        (0, (64, 38.4, 102.4, 57.6)),
+        (90, (44.8, 38.4, 64, 76.8)),
+        (180, (25.6, 19.2, 64, 38.4)),
+        (-90, (64, 0, 83.2, 38.4)),
+    ],
+)
+def test_a_rectangle_turns_around_its_upper_left_corner(rotation, corners):
+    assert box(rectangle(rotation=rotation)) == corners
+
+
+def test_polygons_and_ellipses_become_the_boxes_around_them():
+    shape = {"original_width": 200, "original_height": 100}
+    polygon = {"points": [[10, 10], [30, 20], [20, 60]], "polygonlabels": ["a"]}
+    ellipse = {"x": 50, "y": 50, "radiusX": 10, "radiusY": 20, "rotation": 90, "ellipselabels": ["a"]}
+    assert box(shape | {"type": "polygonlabels", "value": polygon}) == (20, 10, 60, 60)
+    assert box(shape | {"type": "ellipselabels", "value": ellipse}) == (80, 30, 120, 70)
+
+
+def test_a_rectangle_and_its_labels_may_be_two_results():
+    corners = {"x": 0, "y": 0, "width": 50, "height": 50}
+    size = {"id": "r1", "original_width": 10, "original_height": 10}
+    shape = size | {"type": "rectangle", "value": corners}
+    name = size | {"type": "labels", "value": corners | {"labels": ["car"]}}
+    text = size | {"type": "textarea", "value": corners | {"text": ["a note"]}}
+    relation = {"type": "relation", "from_id": "r1", "to_id": "r1"}
+    assert labelstudio.regions([shape, name, text, relation]) == [labelstudio.Region("car", (0, 0, 5, 5))]
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        (rectangle(names=("car", "bus")), "several classes"),
+        (rectangle(image_rotation=90), "image was turned"),
+        (rectangle(original_width=None), "size of its image"),
+        (rectangle(x="7"), "without coordinates"),
+        (rectangle(x=10**400), "without coordinates"),
+        (rectangle(value=[]), "without a shape"),
+        (rectangle(type="brushlabels", value={"rle": [1], "brushlabels": ["a"]}), "not a box"),
+        (rectangle(type="keypointlabels", value={"x": 1, "y": 1, "width": 1}), "not a box"),
+        (rectangle(type="polygonlabels", value={"points": [[1, 2], [3, None], [4, 5]]}), "not numbers"),
+    ],
+)
+def test_a_region_that_is_no_box_says_why(result, problem):
+    assert problem in box(result)
+
+
+def test_choices_of_the_whole_sample_count_and_those_of_a_region_do_not():
+    whole = {"type": "choices", "value": {"choices": ["cat"]}}
+    inside = {"type": "choices", "value": {"x": 1, "y": 1, "width": 2, "height": 2, "choices": ["blurred"]}}
+    assert labelstudio.choices([inside, whole, whole]) == ["cat"]
+    assert labelstudio.choices([{"type": "choices", "value": {"choices": ["a", "b"]}}]) == ["a", "b"]
+    assert labelstudio.choices([{"type": "choices", "value": {"choices": []}}, {"type": "rating"}]) == []
+
+
+def test_submitted_annotations_count_and_ground_truth_alone_where_it_is_marked():
+    first, second = [{"type": "choices", "value": {"choices": [name]}} for name in "ab"]
+    task = {"data": {}, "predictions": [{"result": [first]}]}
+    skipped = {"result": [first], "was_cancelled": True}
+    assert labelstudio.submitted(task | {"annotations": [skipped, {"result": [second]}]}) == [[second]]
+    truth = {"result": [second], "ground_truth": True}
+    assert labelstudio.submitted(task | {"annotations": [{"result": [first]}, truth]}) == [[second]]
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"image": "a.png", "label": []}, "JSON-MIN"),
+        (None, "JSON-MIN"),
+        ({"data": {}}, "annotations"),
+        ({"data": {}, "annotations": [None]}, "annotations"),
+        ({"data": {}, "annotations": [{"result": {"a": 1}}]}, "result"),
+    ],
+)
+def test_what_is_no_task_of_the_export_is_refused(task, message):
+    with pytest.raises(labelstudio.UnusableResult, match=message):
+        labelstudio.submitted(task)
