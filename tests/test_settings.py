@@ -1,12 +1,17 @@
 """params.yaml is read strictly: a slip is named, never ignored."""
 
+import json
+import re
 from pathlib import Path
 
+import brightness
 import pytest
 import yaml
 
 from loopline import settings
 from loopline.errors import LooplineError
+from loopline.release import bundle
+from loopline.tasks import spec
 
 PARAMS = Path(__file__).with_name("params.yaml")
 
@@ -61,7 +66,34 @@ def test_broken_yaml_is_no_traceback(tmp_path):
         settings.load(path)
 
 
-def test_a_model_name_that_is_no_folder_name_is_refused(params):
-    path = params(lambda content: content["models"].update({"../x": content["models"]["text"]}))
-    with pytest.raises(LooplineError, match="lower-case letters"):
+NO_NAMES = ["", "../x", "größe", "٣", "-a", "a-", "A", "a_b", "a.b", "a b", "a\n", "x" * 64, "--force"]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_name_that_no_bundle_can_have_is_refused_by_settings_and_bundles_alike(params, name):
+    path = params(lambda content: content["models"].update({name: content["models"]["text"]}))
+    message = f"{name!r} cannot name a model: use 1 to 63 of a-z, 0-9 and '-'"
+    with pytest.raises(LooplineError, match=re.escape(message)):
+        settings.load(path)
+    with pytest.raises(bundle.BundleError, match=re.escape(message)):
+        bundle.Manifest.from_json(json.dumps(json.loads(brightness.described().to_json()) | {"name": name}))
+
+
+@pytest.mark.parametrize("name", ["a", "9", "text-2", "a--b", "x" * 63])
+def test_a_name_that_settings_take_is_one_that_bundles_take(params, name):
+    path = params(lambda content: content["models"].update({name: content["models"]["text"]}))
+    assert name in settings.load(path).models
+    content = json.dumps(json.loads(brightness.described().to_json()) | {"name": name})
+    assert bundle.Manifest.from_json(content).name == name
+
+
+def test_the_script_of_one_retraining_takes_the_same_names():
+    script = (PARAMS.parents[1] / ".ci/retrain").read_text(encoding="utf-8")
+    assert f"[[ ${{MODEL:-}} =~ ^{spec.MODEL_NAME.pattern}$ ]]" in script
+
+
+@pytest.mark.parametrize("key", [3, True, None])
+def test_a_name_that_yaml_reads_as_something_else_is_named(params, key):
+    path = params(lambda content: content["models"].update({key: content["models"]["text"]}))
+    with pytest.raises(LooplineError, match=r"models\.\w+\.\[key\]: Input should be a valid string"):
         settings.load(path)

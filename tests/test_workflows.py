@@ -344,6 +344,7 @@ def test_only_branches_of_proposals_are_pushed(remote, tmp_path, branch):
     [
         ({"MODEL": "text; touch owned", "RUN": "a"}, "MODEL is no model's name"),
         ({"MODEL": "--help", "RUN": "a"}, "MODEL is no model's name"),
+        ({"MODEL": "a_b", "RUN": "a"}, "MODEL is no model's name"),
         ({"MODEL": "text", "RUN": "$(touch owned)"}, "RUN is no run's id"),
         ({"MODEL": "text", "RUN": "../../owned"}, "RUN is no run's id"),
         ({"MODEL": "text", "RUN": ""}, "RUN is no run's id"),

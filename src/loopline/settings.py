@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from loopline.errors import LooplineError
+from loopline.tasks.spec import model_name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PARAMS = Path("params.yaml")
+HIDDEN = (
+    ".loopline",
+    ".dvc",
+)  # in a repository: where retrainings, drills and DVC's experiments keep their working copies
 
 
 class Strict(BaseModel):
@@ -199,15 +204,8 @@ class Settings(Strict):
     """All of params.yaml."""
 
     seed: int
-    models: dict[str, Model]
+    models: dict[Annotated[str, AfterValidator(model_name)], Model]
     promotion: Promotion
-
-    @model_validator(mode="after")
-    def _names_are_paths(self) -> Settings:
-        for name in self.models:
-            if not name.replace("-", "").isalnum() or not name.islower():
-                raise ValueError(f"model name {name!r}: use lower-case letters, digits and '-'")
-        return self
 
 
 def load(path: Path = PARAMS) -> Settings:
@@ -223,6 +221,24 @@ def load(path: Path = PARAMS) -> Settings:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()]
         raise LooplineError(f"{path} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from error
+
+
+def repository() -> Path:
+    """Return the repository that the current folder is, or is a working copy of."""
+    here = Path.cwd()
+    outer = [folder for folder in here.parents if here.relative_to(folder).parts[0] in HIDDEN]
+    return next((folder for folder in reversed(outer) if (folder / PARAMS).is_file()), here)
+
+
+def located(path: str) -> Path:
+    """Return where `path`, as params.yaml gives it, leads: in a working copy to where it leads in the repository.
+
+    What the working copy holds itself comes first. A path that leads nowhere is returned as it is.
+    """
+    here, given = Path.cwd(), Path(path).expanduser()
+    own = given.exists() and here in (here / given).resolve().parents
+    outer = repository() / given
+    return outer if not own and outer.exists() else given
 
 
 def model(name: str, path: Path = PARAMS) -> tuple[Settings, Classification | Detection | Text]:

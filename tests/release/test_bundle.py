@@ -144,7 +144,7 @@ def test_a_text_bundle_needs_its_tokenizer(make, tmp_path):
         ({"schema": 2}, "has schema 2, this version reads 1"),
         ({"surprise": 1}, "surprise"),
         ({"lineage": {}}, "missing"),
-        ({"name": "a' OR name != 'b"}, "is no model name"),
+        ({"name": "a' OR name != 'b"}, "cannot name a model"),
         ({"spec": {"task": "text"}}, "labels"),
     ],
 )

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loopline.errors import LooplineError
-from loopline.tasks.spec import ModelSpec
+from loopline.tasks.spec import ModelSpec, model_name
 
 SCHEMA_VERSION = 1
 SUMS = "SHA256SUMS"
 REQUIRED = ("model.onnx", "bundle.json", "drift.json", "MODEL_CARD.md")
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
-_MODEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")  # it becomes part of addresses and queries
 _NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)*", re.ASCII)  # no '..', no leading '/', no '\', nothing hidden
 
 
@@ -89,10 +88,11 @@ class Manifest:
             content["lineage"] = Lineage(**content["lineage"])
             for side in ("inputs", "outputs"):
                 content[side] = tuple(Tensor(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in content[side])
-            if not _MODEL.fullmatch(content["name"]):
-                raise BundleError(f"bundle.json: {content['name']!r} is no model name: use a-z, 0-9 and '-'")
+            model_name(content["name"])
             return cls(**content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except ValueError as error:
+            raise BundleError(f"bundle.json is not what this version reads: {error}") from error
+        except (TypeError, KeyError, AttributeError) as error:
             raise BundleError(f"bundle.json is not what this version reads: {error!r}") from error
 
 

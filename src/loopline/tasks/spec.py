@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -9,6 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 TaskName = Literal["classification", "detection", "text"]
+MODEL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a label of a host name
+
+
+def model_name(name: str) -> str:
+    """Return `name` if a model may have it: it becomes a part of addresses, queries and paths. Raises ValueError otherwise."""
+    if MODEL_NAME.fullmatch(name):
+        return name
+    raise ValueError(f"{name!r} cannot name a model: use 1 to 63 of a-z, 0-9 and '-', without '-' at either end")
 
 
 @dataclass(frozen=True, kw_only=True)
