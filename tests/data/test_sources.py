@@ -52,6 +52,17 @@ def test_an_embedded_dataset_opens_by_its_name() -> None:
     assert (first.label, first.image) == ("ca", None)
 
 
+def test_a_folder_called_like_a_dataset_of_the_catalogue_is_said_and_can_be_had(home: Path) -> None:
+    assert sources.ambiguity("languages") is None
+    batch(home / "languages", "hello", "good evening")
+    note = sources.ambiguity("languages")
+    assert note is not None
+    assert f"the folder {home / 'languages'} is not read" in note
+    assert next(sources.open_dataset("languages", "text")).label == "ca"
+    assert [sample.text for sample in sources.open_dataset("./languages", "text")] == ["hello", "good evening"]
+    assert sources.ambiguity("./languages") is None
+
+
 def test_a_known_dataset_is_fetched_and_its_class_numbers_get_names(home: Path) -> None:
     samples = list(sources.open_dataset("clothes", "classification"))
     assert [(sample.label, sample.split) for sample in samples] == [("Coat", "train"), ("Shirt", "train")]

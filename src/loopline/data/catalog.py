@@ -16,11 +16,11 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from loopline.errors import LooplineError
-from loopline.settings import Strict
+from loopline.settings import Strict, repository
 from loopline.tasks.spec import TaskName
 
 CATALOG = Path("data/catalog.yaml")
-DATASETS = Path(".loopline/datasets")  # where downloads are kept: <name>/<path>
+DATASETS = Path(".loopline/datasets")  # in the repository, where downloads are kept: <name>/<path>
 
 
 class File(Strict):
@@ -134,8 +134,9 @@ def mirror() -> Path | None:
     return Path(value)
 
 
-def whereabouts(dataset: Dataset, *, root: Path = DATASETS) -> str:
+def whereabouts(dataset: Dataset, *, root: Path | None = None) -> str:
     """Where the dataset is now, by the sizes of its files: embedded, downloaded, mirror, or what is missing."""
+    root = root or repository() / DATASETS
     if dataset.format == "embedded":
         return "embedded"
     here = _missing(dataset, root / dataset.name)
@@ -156,7 +157,7 @@ def _missing(dataset: Dataset, folder: Path) -> list[File]:
     return [file for file in dataset.files if size(folder / file.path) != file.bytes]
 
 
-def listing(path: Path = CATALOG, *, root: Path = DATASETS) -> str:
+def listing(path: Path = CATALOG, *, root: Path | None = None) -> str:
     """The catalogue as a table: name, task, samples, size, licence and where it is now."""
     header = ("NAME", "TASK", "SAMPLES", "SIZE", "LICENCE", "WHERE")
     rows = [header]

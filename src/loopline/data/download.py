@@ -13,17 +13,19 @@ from loopline.data.catalog import DATASETS, Dataset, File, mirror
 from loopline.data.lock import exclusive
 from loopline.data.transfer import Line, accept, download, has_content, partial_of
 from loopline.errors import LooplineError
+from loopline.settings import repository
 
 WORKERS = 8
 
 
-def fetch(dataset: Dataset, *, root: Path = DATASETS, timeout: float = 30.0, backoff: float = 0.5) -> Path:
+def fetch(dataset: Dataset, *, root: Path | None = None, timeout: float = 30.0, backoff: float = 0.5) -> Path:
     """Make sure that every file of the dataset is in `root/<name>`, and return that folder.
 
+    root: by default `.loopline/datasets` of the repository, which its working copies share.
     What is there with the right hash is left alone. Raises LooplineError if a file cannot be had or has another hash
     than the catalogue's; what arrived until then stays, for the next try. timeout, backoff: see `transfer.Line`.
     """
-    folder = root / dataset.name
+    folder = (root or repository() / DATASETS) / dataset.name
     with exclusive(folder / ".lock"):
         missing = [file for file in dataset.files if not has_content(folder / file.path, file)]
         if missing:

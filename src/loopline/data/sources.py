@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+from loopline import settings
 from loopline.data import catalog, download, formats
 from loopline.data.catalog import Dataset
 from loopline.data.raw import RawSample
@@ -29,12 +30,23 @@ def open_dataset(dataset: str, task: TaskName) -> Iterator[RawSample]:
     known = catalog.load()
     if dataset in known:
         return _open_known(known[dataset], task, known)
-    folder = Path(dataset).expanduser()
+    folder = settings.located(dataset)
     if folder.is_dir():
         return formats.read(folder, task)
     raise LooplineError(
         f"dataset: {dataset!r} is neither a folder ({folder.absolute()} is not there) "
         f"nor a dataset of {catalog.CATALOG}{catalog.suggest(dataset, known)}"
+    )
+
+
+def ambiguity(dataset: str) -> str | None:
+    """A note where `dataset` names a dataset of the catalogue and a folder as well: the catalogue's is read."""
+    folder = settings.located(dataset)
+    if dataset not in catalog.load() or not folder.is_dir():
+        return None
+    return (
+        f"dataset: {dataset!r} is the one of {catalog.CATALOG}; the folder {folder.absolute()} is not read. "
+        f"To read the folder, write dataset: ./{dataset}"
     )
 
 

@@ -7,13 +7,12 @@ Reads the dataset that `models.<name>.dataset` in params.yaml names, and `data/b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from loopline import settings
 from loopline.data import account, manifest
 from loopline.data.clean import clean
 from loopline.data.raw import RawSample
-from loopline.data.sources import open_batches, open_dataset
+from loopline.data.sources import ambiguity, open_batches, open_dataset
 from loopline.errors import LooplineError
 from loopline.stages import files
 
@@ -23,6 +22,8 @@ SHOWN = 10  # reasons and classes in an error
 def main(name: str) -> None:
     """Ingest the data of model `name`. Raises LooplineError where nothing could be trained on it."""
     _, model = settings.model(name)
+    if note := ambiguity(model.dataset):
+        print(note)
     cleaned = clean(_sources(name, model), task=model.task, split=model.split)
     if found := account.obstacles(cleaned):
         raise LooplineError(_message(model.dataset, found, account.reasons(cleaned.aside)))
@@ -39,7 +40,7 @@ def main(name: str) -> None:
 
 def _sources(name: str, model: settings.Model) -> Iterator[tuple[str, Iterable[RawSample]]]:
     """The dataset under its name, or its folder's, then the batches."""
-    dataset = Path(model.dataset).expanduser().resolve().name
+    dataset = settings.located(model.dataset).resolve().name
     yield dataset, _progress(open_dataset(model.dataset, model.task), dataset)
     for batch, samples in open_batches(name, model.task):
         yield batch, _progress(samples, batch)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
+from loopline.settings import located
 from loopline.tasks import image
 from loopline.tasks.spec import ImageInput, ModelSpec
 from loopline.training import checkpoint, exporting, loop, posthoc
@@ -95,7 +96,7 @@ def start_from(network: Network, pretrained: str) -> None:
     from safetensors.torch import load
 
     try:
-        tensors = load(Path(pretrained).read_bytes())
+        tensors = load(located(pretrained).read_bytes())
     except OSError as error:
         raise LooplineError(
             f"pretrained: no file {pretrained!r}. Give the path of a model.safetensors that an earlier training wrote "

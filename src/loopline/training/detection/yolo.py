@@ -21,6 +21,7 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_loa
 from ultralytics.utils.tal import make_anchors
 
 from loopline.errors import LooplineError
+from loopline.settings import located
 
 if TYPE_CHECKING:
     from loopline.tasks.spec import ImageInput
@@ -38,7 +39,7 @@ def architecture(name: str, activation: str = "silu") -> dict[str, Any]:
     try:
         if "://" in name:
             raise FileNotFoundError("the network is not read")
-        layers: dict[str, Any] = yaml_model_load(name)
+        layers: dict[str, Any] = yaml_model_load(str(located(name)))
     except FileNotFoundError as error:
         raise LooplineError(
             f"architecture: there is no {name!r}. Give a YAML that ultralytics knows, such as yolo11n.yaml, or a path to one"
@@ -70,7 +71,7 @@ def start_from(network: DetectionModel, pretrained: str) -> None:
     """
     from safetensors.torch import load
 
-    path = Path(pretrained)
+    path = located(pretrained)
     if not path.exists():
         raise LooplineError(f"pretrained: there is no file {pretrained!r}. Download the checkpoint and give its path")
     tensors = load(path.read_bytes()) if path.suffix == ".safetensors" else load_checkpoint(path)[0].state_dict()

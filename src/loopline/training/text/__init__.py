@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
+from loopline.settings import located
 from loopline.tasks.spec import ModelSpec, TextInput
 from loopline.training import checkpoint, exporting, loop, posthoc
 from loopline.training.text import tokenizing
@@ -112,7 +113,7 @@ def train(
     loop.reproducible(seed)
     options, count = settings.train, len(train.labels)
     kind, tokenizer, network = (
-        start_from(Path(options.pretrained), settings, classes=count)
+        start_from(located(options.pretrained), settings, classes=count)
         if options.pretrained
         else _fresh(train, val, settings)
     )
