@@ -1,12 +1,22 @@
-"""What this machine's processor can do: it decides whether INT8 is faster than FP32."""
+"""What this machine's processor can do: it decides whether INT8 is faster than FP32, and the last bits of every result."""
 
 from __future__ import annotations
 
 import platform
+import re
+from importlib.metadata import version
 from pathlib import Path
 
 # 8-bit dot products (VNNI, AMX, the Arm dot product) are what INT8's speed comes from; the others say how wide a vector is.
 OF_INTEREST = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+
+# Linux lists about 150 flags. Most of them (mitigations, timers, topology, paging, virtualization) compute nothing and differ between
+# equal processors, since each kernel and hypervisor shows others. Libraries choose their kernels by the families that compute, so all
+# members of these families count, future ones too.
+COMPUTES = re.compile(
+    r"mmx|sse|ssse|pni|avx|amx|fma|f16c|xop|3dnow|bmi|abm|popcnt|adx|v?aes|v?pclmul|gfni|sha|sm\d"  # x86
+    r"|fp|asimd|sve|sme(?!p)|i8mm|bf16|fcma|frint|jscvt|pmull"  # Arm
+)
 
 
 def _cpuinfo(key: str) -> str:
@@ -14,7 +24,8 @@ def _cpuinfo(key: str) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return next((value.strip() for name, value in pairs if name.strip() == key), "")
 
 
 def cpu_name() -> str:
@@ -22,7 +33,28 @@ def cpu_name() -> str:
     return _cpuinfo("model name") or platform.machine()
 
 
+def _flags() -> list[str]:
+    return (_cpuinfo("flags") or _cpuinfo("Features")).split()
+
+
 def cpu_features() -> list[str]:
     """Those of its features that matter to INT8, in a fixed order."""
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    flags = set(_flags())
     return [feature for feature in OF_INTEREST if feature in flags]
+
+
+def kind() -> dict[str, str]:
+    """Name what decides the bits of a result: two machines of one kind give the same.
+
+    The maker, family and model number stand beside the features, since libraries also choose by the maker and by the sizes of caches.
+    The name does not: two different processors may both be called "AMD EPYC", and one may have several names.
+    """
+    import onnxruntime  # whichever of its packages is installed: onnxruntime or onnxruntime-gpu
+
+    numbers = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")
+    return {
+        "processor": " ".join([platform.machine(), *filter(None, map(_cpuinfo, numbers))]),
+        "features": " ".join(sorted(flag for flag in set(_flags()) if COMPUTES.match(flag))),
+        "torch": version("torch"),
+        "onnxruntime": onnxruntime.__version__,
+    }
