@@ -97,3 +97,9 @@ def test_a_name_that_yaml_reads_as_something_else_is_named(params, key):
     path = params(lambda content: content["models"].update({key: content["models"]["text"]}))
     with pytest.raises(LooplineError, match=r"models\.\w+\.\[key\]: Input should be a valid string"):
         settings.load(path)
+
+
+def test_the_key_that_left_the_decision_to_the_clock_is_refused_with_what_to_write(params):
+    path = params(lambda content: content["models"]["text"]["quantize"].update(min_speedup=1.05))
+    with pytest.raises(LooplineError, match=r"min_speedup is gone, .*: leave it out, .*write precision: fp32"):
+        settings.load(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loopline.errors import LooplineError
 from loopline.tasks.spec import model_name
@@ -124,11 +124,23 @@ class Export(Strict):
 class Quantize(Strict):
     """When INT8 may ship instead of FP32."""
 
+    precision: Literal["auto", "fp32"] = (
+        "auto"  # auto: INT8 ships where it is as accurate, smaller and not clearly slower
+    )
     calibration_samples: int = Field(ge=8)
     max_loss: Fraction  # INT8 ships only if the lower bound of (INT8 - FP32) stays above -max_loss
-    min_speedup: float = Field(ge=0)  # and FP32 time / INT8 time at batch 1 is at least this
     tolerance: float = Field(gt=0)  # mean absolute difference allowed between FP32 and INT8, in probability
     methods: tuple[Literal["minmax", "entropy", "percentile"], ...] = ("minmax",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_clock(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "min_speedup" in given:
+            raise ValueError(
+                "min_speedup is gone, for a second run could decide otherwise: leave it out, and INT8 ships unless it is clearly "
+                "slower; write precision: fp32 to ship FP32"
+            )
+        return given
 
 
 class Evaluate(Strict):

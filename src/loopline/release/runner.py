@@ -55,27 +55,33 @@ def run(path: Path, inputs: Arrays, batch: int = 64) -> Arrays:
     return {name: np.concatenate([part[row] for part in parts]) for row, name in enumerate(names)}
 
 
-def side_by_side(
+def pairs(
     a: Path, b: Path, inputs: Arrays, inputs_b: Arrays | None = None, *, rounds: int = 15, least_seconds: float = 0.01
-) -> dict[str, float]:
-    """Median seconds of one run of models `a` and `b` on `inputs`, timed in turn so that both meet the same noise.
+) -> NDArray[np.float64]:
+    """Seconds of one run of models `a` and `b` on `inputs`, timed in turn so that both meet the same noise: float64 (rounds, 2).
 
     Of the processor's time, not the clock's: a run is one thread's, and on a busy machine the clock counts what others do meanwhile.
     inputs_b: for a model `b` whose inputs have other shapes. A round repeats the call until `least_seconds` have
     passed, first with `a`, then with `b`.
     """
-    calls = {"a": (session(a), inputs), "b": (session(b), inputs if inputs_b is None else inputs_b)}
-    seconds: dict[str, list[float]] = {"a": [], "b": []}
-    repeats = {}
-    for name, (model, given) in calls.items():
+    calls = [(session(a), inputs), (session(b), inputs if inputs_b is None else inputs_b)]
+    repeats = []
+    for model, given in calls:
         model.run(None, given)  # the first call allocates
         start = time.thread_time()
         model.run(None, given)
-        repeats[name] = max(1, int(least_seconds / max(time.thread_time() - start, 1e-6)))
-    for _ in range(rounds):
-        for name, (model, given) in calls.items():
+        repeats.append(max(1, int(least_seconds / max(time.thread_time() - start, 1e-6))))
+    seconds = np.empty((rounds, 2))
+    for row in seconds:
+        for side, (model, given) in enumerate(calls):
             start = time.thread_time()
-            for _ in range(repeats[name]):
+            for _ in range(repeats[side]):
                 model.run(None, given)
-            seconds[name].append((time.thread_time() - start) / repeats[name])
-    return {name: float(np.median(values)) for name, values in seconds.items()}
+            row[side] = (time.thread_time() - start) / repeats[side]
+    return seconds
+
+
+def side_by_side(a: Path, b: Path, inputs: Arrays, inputs_b: Arrays | None = None, **options: Any) -> dict[str, float]:
+    """Median seconds of one run of models `a` and `b`: see `pairs`."""
+    first, second = np.median(pairs(a, b, inputs, inputs_b, **options), axis=0)
+    return {"a": float(first), "b": float(second)}
