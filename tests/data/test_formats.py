@@ -382,9 +382,9 @@ def test_csv_with_semicolons(tmp_path):
     assert texts(tmp_path) == [("a, b", "x", None)]
 
 
-def test_csv_in_latin_1(tmp_path):
-    put(tmp_path, files={"r.csv": "text,label\ncafé,x\n".encode("latin-1")})
-    assert texts(tmp_path) == [("café", "x", None)]
+def test_csv_in_windows_1252(tmp_path):
+    put(tmp_path, files={"r.csv": "text,label\ncafé “5 €”,x\n".encode("cp1252")})
+    assert texts(tmp_path) == [("café “5 €”", "x", None)]
 
 
 def test_tsv_takes_quotes_as_text_unless_they_wrap_a_cell(tmp_path):
@@ -408,10 +408,13 @@ def test_parquet_with_class_names_of_the_datasets_library(tmp_path):
     import pyarrow.parquet as pq
 
     features = {"info": {"features": {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}}}
-    table = pa.table({"text": ["a", "b", None], "label": [1, 0, 5], "other": [1, 2, 3]})
+    table = pa.table({"text": ["a", "b", None, "d"], "label": [1, 0, -1, 5], "other": [1, 2, 3, 4]})
     table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
     pq.write_table(table, tmp_path / "validation-00000-of-00001.parquet")
-    assert texts(tmp_path) == [("a", "pos", "val"), ("b", "neg", "val"), ("", "5", "val")]
+    assert texts(tmp_path) == [("a", "pos", "val"), ("b", "neg", "val"), ("", None, "val"), (None, None, "val")]
+    assert problems(tmp_path, "text") == {
+        "validation-00000-of-00001.parquet:4": "class number without a name",
+    }
 
 
 def test_a_column_of_splits_wins_over_the_name_of_the_file(tmp_path):
@@ -431,11 +434,11 @@ def test_broken_rows_are_reported_with_their_line(tmp_path):
     )
     put(tmp_path, files={"c.tsv": "text\tlabel\na\nb\tx\n", "d.csv": "some,thing\n1,2\n"})
     assert problems(tmp_path, "text") == {
-        "a.csv:2": "broken row",
-        "a.csv:3": "broken row",
-        "b.jsonl:2": "broken row",
-        "b.jsonl:3": "broken row",
-        "c.tsv:2": "broken row",
+        "a.csv:2": "row with more columns than the header",
+        "a.csv:3": "row with fewer columns than the header",
+        "b.jsonl:2": "not JSON",
+        "b.jsonl:3": "not a JSON object",
+        "c.tsv:2": "row with fewer columns than the header",
         "d.csv": "table without a column of texts and one of labels",
     }
 
@@ -460,12 +463,12 @@ def test_columns_are_picked_by_their_names(columns, chosen):
 
 
 def test_a_file_per_class_named_by_its_suffix(tmp_path):
-    put(tmp_path, files={"rt.pos": "good\nfine\u0085ly\n".encode("latin-1"), "rt.neg": "bad\n\n", "LICENSE": "x"})
+    put(tmp_path, files={"rt.pos": "good\nfine…ly\n".encode("cp1252"), "rt.neg": "bad\n\n", "LICENSE": "x"})
     assert texts(tmp_path) == [
         ("bad", "neg", None),
         ("", "neg", None),
         ("good", "pos", None),
-        ("fine\u0085ly", "pos", None),
+        ("fine…ly", "pos", None),
     ]
 
 
@@ -474,7 +477,8 @@ def test_a_file_per_class_named_by_its_suffix(tmp_path):
 )
 def test_text_tab_label_in_either_order(tmp_path, rows):
     put(tmp_path, files={"yelp.txt": rows, "readme.txt": "About"})
-    assert texts(tmp_path) == [("good film", "1", None), ("bad\tor worse", "0", None), ("good", "1", None)]
+    assert texts(tmp_path) == [("good film", "1", None), (None, None, None), ("good", "1", None)]
+    assert problems(tmp_path, "text") == {"yelp.txt:2": "line with more than one tab"}
 
 
 def test_tabbed_lines_report_what_they_cannot_use(tmp_path):
@@ -512,7 +516,7 @@ def test_an_unknown_folder_is_told_what_was_seen_and_what_would_do(tmp_path):
         recognise(tmp_path, "text")
     message = str(caught.value)
     assert "Seen: 2 .docx, 1 .csv, 1 .pdf (a.docx, b.docx, d.csv, ...)" in message
-    assert "Columns of d.csv: title;stars" in message
+    assert "Columns of d.csv: title, stars" in message
     assert "JSON Lines or Parquet" in message
     assert "COCO" not in message
 

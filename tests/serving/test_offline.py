@@ -29,6 +29,7 @@ from loopline.offline import parts, tables
 from loopline.offline.predict import Options, predict
 from loopline.release import bundle
 from loopline.serving.model import Encoded, Model
+from loopline.tables import reader
 
 TEXTS = ["good fine", "bad poor", 'good, "great"', "bad\nawful", "", "gut über"]
 
@@ -44,7 +45,7 @@ def answers(path):
 
 def table(path, texts, column="text"):
     """A file of texts, of the kind that its suffix says."""
-    kind = tables.suffix(path.name)
+    kind = reader.kind(tables.unpacked(path.name))
     if kind == ".parquet":
         pq.write_table(pa.table({"other": list(range(len(texts))), column: texts}), path, row_group_size=2)
         return path
@@ -112,10 +113,10 @@ def test_the_other_kinds_of_output_say_the_same(folders, tmp_path):
 def test_a_row_that_cannot_be_read_keeps_its_place_and_says_why(folders, tmp_path):
     long = "x" * 100_001
     given = {
-        "x.csv": (b"text,other\ngood,1\nbad\n\xff\xfe,1\n%s,1\n%s,1\nbad,1\n" % (long.encode(), 5 * long.encode()),
-                  ["1 columns in place of 2", "not UTF-8", "100001 characters", "field larger"]),
-        "x.jsonl": (b'{"text": "good"}\n{"text": 3}\n{broken\n{"other": 1}\n[1]\n\n{"text": "\xff"}\n{"text": "bad"}',
-                    ["not a text but 3", "not JSON", "no 'text'", "not a JSON object", "not JSON"]),
+        "x.csv": (b"text,other\ngood,1\nbad\n%s,1\n%s,1\nx,1,2\n\"x,1\n\"x\" y,1\nbad,1\n" % (long.encode(), 10 * long.encode()),
+                  ["fewer columns", "100001 characters", "too long", "more columns", "not closed", "behind a closing quote"]),
+        "x.jsonl": (b'{"text": "good"}\n{"text": {}}\n{broken\n{"other": 1}\n[1]\n\n{"text": "\\ud800"}\n{"text": "bad"}',
+                    ["text of type object", "not JSON", "no text", "not a JSON object", "halves of characters"]),
     }  # fmt: skip
     for name, (content, reasons) in given.items():
         (tmp_path / name).write_bytes(content)

@@ -131,9 +131,9 @@ def add(rooms: Verbs) -> None:
         rooms, "predict", _predict, "predict a whole file of texts, or a folder or list of images, into a file"
     )
     batch.add_argument("bundle", type=Path, help="a folder, e.g. models/text/bundle")
-    batch.add_argument("input", help="CSV, TSV, JSON Lines or Parquet; a folder of images or a list of them; any URL")
+    batch.add_argument("input", help="CSV, TSV, JSON or Parquet; a folder of images or a list of them; any URL")
     batch.add_argument("output", help="a path or URL in .parquet, .csv or .jsonl")
-    batch.add_argument("--column", default="text", help="of the texts (default: text)")
+    batch.add_argument("--column", help="column of the texts (default: text, else the first that ingest would take)")
     batch.add_argument("--slots", type=int, help="batches that run at once (default: the cores this process may use)")
     batch.add_argument("--batch-rows", type=int, help="items the model gets at once (default: the fastest number here)")
     batch.add_argument("--part-rows", type=int, help="items between two savings (default: 8192 texts, 1024 images)")

@@ -23,7 +23,7 @@ _VERSION = re.compile(r"v(\d+)")
 
 
 def open_dataset(dataset: str, task: TaskName) -> Iterator[RawSample]:
-    """The samples of a dataset of the catalogue, or of a folder in any format that `formats` recognises.
+    """The samples of a dataset of the catalogue, or of a folder or a file in any format that `formats` recognises.
 
     Downloads what is not here yet. Raises LooplineError if there is no such dataset, or if it is for another task.
     """
@@ -31,10 +31,10 @@ def open_dataset(dataset: str, task: TaskName) -> Iterator[RawSample]:
     if dataset in known:
         return _open_known(known[dataset], task, known)
     folder = settings.located(dataset)
-    if folder.is_dir():
+    if folder.exists():
         return formats.read(folder, task)
     raise LooplineError(
-        f"dataset: {dataset!r} is neither a folder ({folder.absolute()} is not there) "
+        f"dataset: {dataset!r} is neither a folder nor a file ({folder.absolute()} is not there) "
         f"nor a dataset of {catalog.CATALOG}{catalog.suggest(dataset, known)}"
     )
 

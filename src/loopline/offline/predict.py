@@ -39,7 +39,7 @@ Answer = dict[str, Any]  # the columns of one row, but for its id
 class Options:
     """See `loopline predict --help`."""
 
-    column: str = tables.COLUMN
+    column: str | None = None
     slots: int | None = None
     batch_rows: int | None = None
     part_rows: int | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import lzma
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
 import fsspec
@@ -111,15 +112,16 @@ def opened(url: str, compression: str | None = "infer") -> IO[bytes]:
 
 def guarded(items: Iterator[Item], url: str) -> Iterator[Item]:
     """The items; what breaks the source itself half-way is a LooplineError."""
-    try:
+    with told(url):
         yield from items
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-        lzma.LZMAError,
-    ) as error:  # pyarrow's errors are OSErrors and ValueErrors
+
+
+@contextmanager
+def told(url: str) -> Iterator[None]:
+    """Raise LooplineError in place of what breaks the file at that address."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise LooplineError(f"{url} cannot be read to its end: {reason(error)}") from error
 
 

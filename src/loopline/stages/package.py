@@ -18,7 +18,14 @@ from loopline.release import bundle, card
 from loopline.stages import files
 from loopline.tasks.spec import ModelSpec
 
-CODE = ("data", "monitoring/drift", "stages", "tasks", "training")  # the rooms whose code decides what a model becomes
+CODE = (
+    "data",
+    "monitoring/drift",
+    "stages",
+    "tables",
+    "tasks",
+    "training",
+)  # the rooms whose code decides what a model becomes
 
 
 def main(name: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
+from loopline.tables.encoding import decode as decode_text
 from loopline.tasks.image import FORMATS
 
 IMAGES = frozenset(
@@ -106,16 +107,6 @@ def split_of_file(name: str) -> str | None:
     if not found:
         return split_of_parts(name)
     return found.pop() if len(found) == 1 else None
-
-
-def decode_text(data: bytes) -> str:
-    """UTF-8 with or without byte order mark, UTF-16 with one, else Latin-1, in which every byte means something."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", errors="replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
 
 
 def lines(data: bytes) -> list[str]:

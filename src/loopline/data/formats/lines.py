@@ -1,14 +1,18 @@
-"""Three layouts of one text a line: a file per class, text and label with a tab between, two files side by side."""
+"""Layouts of one text a line: a file per class, text and label with a tab between, fastText, two files side by side."""
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from loopline.data.formats.columns import has_columns
-from loopline.data.formats.common import IMAGES, Folder, Format, broken, head, lines, split_of_file, suffix
+from loopline.data.formats.common import IMAGES, SPLITS, Folder, Format, broken, split_of_file, split_of_folder, suffix
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
+from loopline.tables import columns, encoding
 
 _NO_CLASS = IMAGES | {
     ".txt",
@@ -49,63 +53,163 @@ _NO_CLASS = IMAGES | {
     ".orig",
     ".tmp",
 }
+_SPLIT_SUFFIXES = frozenset(f".{word}" for words in SPLITS.values() for word in words)
+_TABBED = frozenset({".txt", ".tsv", ".tab"}) | _SPLIT_SUFFIXES
+_FIRST = 5  # lines that tell the layout
 _SAMPLE = 1000  # lines that decide which column holds the labels
+_MANY = 20  # lines among which a class of one sample, the first, is less likely than a header
+_LABEL = re.compile(r"(?<!\S)__label__(\S*)\s*")
+
+
+def _lines(folder: Folder, name: str) -> Iterator[str]:
+    """The lines of a file, "" for one that is too long to be a text. Raises LooplineError where it cannot be read."""
+    try:
+        with (folder.root / name).open("rb") as file:
+            for line in encoding.lines(file):
+                yield (line or "").removesuffix("\r")
+    except OSError as error:
+        raise LooplineError(f"{folder.root / name} cannot be read: {error.strerror}") from error
+
+
+def _first(folder: Folder, name: str) -> list[str]:
+    """The first lines that are not empty; none where the file cannot be read."""
+    try:
+        return list(itertools.islice(filter(None, _lines(folder, name)), _FIRST))
+    except LooplineError:
+        return []
+
+
+def _split(name: str) -> str | None:
+    """The split that a file's suffix names (`reviews.valid`), or its name, or its folders."""
+    return split_of_folder(suffix(name)[1:]) or split_of_file(name)
+
+
+def _left_out(folder: Folder, names: list[str], problem: str) -> Iterator[RawSample]:
+    """What stands for the files that the reader cannot use."""
+    used = set(names)
+    return (broken(name, problem) for name in folder.files if name not in used)
 
 
 def _class_files(folder: Folder) -> list[str]:
-    """Files that share their name and differ in a suffix that is no known kind of file: reviews.pos, reviews.neg."""
+    """Files that share their name and differ in a suffix that is no known kind of file: reviews.pos, reviews.neg.
+
+    A suffix that names a split is no class.
+    """
     groups: dict[str, list[str]] = {}
     for name in folder.files:
-        if suffix(name) and suffix(name) not in _NO_CLASS:
+        if suffix(name) and suffix(name) not in _NO_CLASS and split_of_folder(suffix(name)[1:]) is None:
             groups.setdefault(PurePosixPath(name).with_suffix("").as_posix(), []).append(name)
     return [name for group in groups.values() if len(group) > 1 for name in group]
 
 
 def _read_class_files(folder: Folder) -> Iterator[RawSample]:
-    for name in _class_files(folder):
+    names = _class_files(folder)
+    for name in names:
         label, split = PurePosixPath(name).suffix[1:], split_of_file(name)
-        for number, line in enumerate(lines(folder.read(name)), 1):
+        for number, line in enumerate(_lines(folder, name), 1):
             yield RawSample(f"{name}:{number}", None, line, label, None, split)
+    yield from _left_out(folder, names, "file that is none of a class")
 
 
 def _tabbed(folder: Folder) -> list[str]:
     """Files whose first lines all have a tab, and no names of columns."""
     if _pairs(folder):
         return []
-    found = []
-    for name in folder.suffixed({".txt", ".tsv", ".tab"}):
-        first = [line for line in head(folder.root / name)[:5] if line]
-        if first and all("\t" in line for line in first) and not has_columns(folder, name):
-            found.append(name)
-    return found
+    names = []
+    for name in folder.suffixed(_TABBED):
+        first = _first(folder, name)
+        tabs = bool(first) and all("\t" in line for line in first)
+        if tabs and not _are_fasttext(first) and not has_columns(folder, name):
+            names.append(name)
+    return names
 
 
 def _read_tabbed(folder: Folder) -> Iterator[RawSample]:
-    files = _tabbed(folder)
-    for name in folder.suffixed({".txt", ".tsv", ".tab"}):
-        if name not in files:
-            yield broken(name, "file without tab-separated lines")
-            continue
-        rows = lines(folder.read(name))
-        first = _label_first(rows)
-        split = split_of_file(name)
-        for number, line in enumerate(rows, 1):
+    names = _tabbed(folder)
+    for name in names:
+        label_first = _label_first(folder, name)
+        split = _split(name)
+        for number, line in enumerate(_lines(folder, name), 1):
             where = f"{name}:{number}"
-            left, tab, right = line.partition("\t") if first else line.rpartition("\t")
-            text, label = (right, left) if first else (left, right)
+            left, tab, right = line.partition("\t")
+            text, label = (right, left) if label_first else (left, right)
             if not line:
                 yield RawSample(where, None, "", None, None, split)
             elif not tab:
                 yield broken(where, "line without a tab", split=split)
+            elif "\t" in right:
+                yield broken(where, "line with more than one tab", split=split)
             else:
                 yield RawSample(where, None, text, label, None, split)
+    yield from _left_out(folder, names, "file without tab-separated lines")
 
 
-def _label_first(rows: list[str]) -> bool:
-    """Whether the labels stand before the texts: then there are fewer different words there than after the last tab."""
-    tabbed = [row for row in rows if "\t" in row][:_SAMPLE]
-    before, after = ({row.partition("\t")[0] for row in tabbed}, {row.rpartition("\t")[2] for row in tabbed})
-    return len(before) < len(after)
+def _label_first(folder: Folder, name: str) -> bool:
+    """Whether the labels stand before the texts: there are fewer different words there than after the tab.
+
+    Raises LooplineError where the lines have several tabs, or a header whose names are not known.
+    """
+    first = _first(folder, name)
+    if all(line.count("\t") > 1 for line in first):
+        raise _no_columns(
+            folder, name, first[0], "The lines have more than one tab: a first line must name the columns."
+        )
+    pairs = [line.split("\t") for line in itertools.islice(_lines(folder, name), _SAMPLE) if line.count("\t") == 1]
+    before, after = Counter(pair[0] for pair in pairs), Counter(pair[1] for pair in pairs)
+    label_first = len(before) < len(after)
+    if _is_header(first[0].split("\t"), before if label_first else after):
+        why = "The first line looks like names of columns: call them text and label, or remove the line."
+        raise _no_columns(folder, name, first[0], why)
+    return label_first
+
+
+def _no_columns(folder: Folder, name: str, line: str, why: str) -> LooplineError:
+    cells = [cell.strip() for cell in line.split("\t")]
+    kinds = (("texts", columns.TEXT), ("labels", columns.LABEL))
+    lacking = " and ".join(f"no column of {what}" for what, names in kinds if columns.match(cells, names) is None)
+    return LooplineError(
+        f"{folder.root / name}: {lacking}: {', '.join(cells):.200}\n{why} See docs/bring-your-own-data.md."
+    )
+
+
+def _is_header(cells: list[str], labels: Counter[str]) -> bool:
+    """Whether the first line names columns: its label occurs nowhere else, and it is a known name of a column, or the only
+    label that is no number, or the only one of many lines that occurs once.
+    """
+    own = [cell for cell in cells if labels[cell] == 1]
+    others = [label for label in labels if label not in own]
+    if not own or len(others) < 2:
+        return False
+    known = any(columns.match([cell], columns.TEXT + columns.LABEL) for cell in cells)
+    numbers = all(map(_is_number, others)) and not any(map(_is_number, own))
+    return known or numbers or (labels.total() >= _MANY and all(labels[label] > 1 for label in others))
+
+
+def _is_number(label: str) -> bool:
+    return label.strip().lstrip("-").isdecimal()
+
+
+def _are_fasttext(first: list[str]) -> bool:
+    return bool(first) and all(_LABEL.search(line) for line in first)
+
+
+def _fasttext(folder: Folder) -> list[str]:
+    """Files whose first lines all have a word that begins with `__label__`."""
+    names = (name for name in folder.files if suffix(name) not in _NO_CLASS or suffix(name) in _TABBED)
+    return [name for name in names if _are_fasttext(_first(folder, name))]
+
+
+def _read_fasttext(folder: Folder) -> Iterator[RawSample]:
+    names = _fasttext(folder)
+    for name in names:
+        split = _split(name)
+        for number, line in enumerate(_lines(folder, name), 1):
+            where, labels = f"{name}:{number}", _LABEL.findall(line)
+            if len(labels) > 1:
+                yield broken(where, columns.SEVERAL, split=split)
+            else:
+                yield RawSample(where, None, _LABEL.sub("", line), labels[0] if labels else None, None, split)
+    yield from _left_out(folder, names, "file without lines of __label__ and text")
 
 
 def _pairs(folder: Folder) -> list[tuple[str, str]]:
@@ -123,27 +227,37 @@ def _pairs(folder: Folder) -> list[tuple[str, str]]:
 
 
 def _read_pairs(folder: Folder) -> Iterator[RawSample]:
+    used = []
     for texts, labels in _pairs(folder):
-        names = _mapping(folder, PurePosixPath(texts).parent / "mapping.txt")
-        rows, marks = lines(folder.read(texts)), lines(folder.read(labels))
-        if len(rows) != len(marks):
-            raise LooplineError(
-                f"{folder.root / texts} has {len(rows)} lines, {labels} has {len(marks)}: each text needs its label"
-            )
+        mapping = (PurePosixPath(texts).parent / "mapping.txt").as_posix()
+        names = _mapping(folder, mapping)
+        used += [texts, labels, mapping]
         split = split_of_file(texts)
-        for number, (text, mark) in enumerate(zip(rows, marks, strict=True), 1):
-            label = names.get(mark.strip(), mark)
-            yield RawSample(f"{texts}:{number}", None, text, label, None, split)
+        rows = itertools.zip_longest(_lines(folder, texts), _lines(folder, labels))
+        for number, (text, mark) in enumerate(rows, 1):
+            if text is None or mark is None:
+                counts = [sum(1 for _ in _lines(folder, name)) for name in (texts, labels)]
+                raise LooplineError(
+                    f"{folder.root / texts} has {counts[0]} lines, {labels} has {counts[1]}: each text needs its label"
+                )
+            yield RawSample(f"{texts}:{number}", None, text, names.get(mark.strip(), mark), None, split)
+    yield from _left_out(folder, used, "file that is none of a pair of texts and labels")
 
 
-def _mapping(folder: Folder, path: PurePosixPath) -> dict[str, str]:
-    name = path.as_posix()
+def _mapping(folder: Folder, name: str) -> dict[str, str]:
     if name not in folder.files:
         return {}
-    pairs = (line.split("\t") for line in lines(folder.read(name)) if "\t" in line)
+    pairs = (line.split("\t") for line in _lines(folder, name) if "\t" in line)
     return {pair[0].strip(): pair[1].strip() for pair in pairs}
 
 
+FASTTEXT = Format(
+    name="fastText",
+    tasks=frozenset({"text"}),
+    layout="lines of __label__NAME and the text in train.txt, valid.txt, or data.train, data.valid",
+    detect=lambda folder: bool(_fasttext(folder)),
+    read=_read_fasttext,
+)
 CLASS_FILES = Format(
     name="a file of lines per class",
     tasks=frozenset({"text"}),

@@ -13,13 +13,14 @@ from loopline.data.formats.columns import TABLES
 from loopline.data.formats.common import Folder, Format, list_folder, split_of_folder, suffix
 from loopline.data.formats.folders import IMAGE_FOLDERS, ONE_IMAGE_FOLDER, ONE_TEXT_FOLDER, TEXT_FOLDERS
 from loopline.data.formats.idx import IDX
-from loopline.data.formats.lines import CLASS_FILES, PARALLEL, TABBED
+from loopline.data.formats.lines import CLASS_FILES, FASTTEXT, PARALLEL, TABBED
 from loopline.data.formats.voc import VOC
 from loopline.data.formats.yolo import YOLO
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
+from loopline.tables.reader import KINDS
 
-FORMATS = (IMAGE_FOLDERS, IDX, YOLO, COCO, VOC, TABLES, CLASS_FILES, TABBED, PARALLEL, TEXT_FOLDERS)
+FORMATS = (IMAGE_FOLDERS, IDX, YOLO, COCO, VOC, TABLES, FASTTEXT, CLASS_FILES, TABBED, PARALLEL, TEXT_FOLDERS)
 LAST_RESORT = (ONE_IMAGE_FOLDER, ONE_TEXT_FOLDER)  # one class alone: a batch may bring just one, but so does any folder
 
 
@@ -29,17 +30,23 @@ def recognise(folder: Path, task: str) -> Format:
 
 
 def read(folder: Path, task: str) -> Iterator[RawSample]:
-    """The samples of a dataset, whatever its format; paths are relative to `folder`. Raises LooplineError."""
+    """The samples of a dataset, whatever its format; paths are relative to `folder`. Raises LooplineError.
+
+    folder: may be a single file as well.
+    """
     found, inner = _recognise(folder, task)
+    if folder.is_file():
+        yield from found.read(inner)
+        return
     prefix = inner.root.relative_to(folder).as_posix()
     for sample in found.read(inner):
         yield sample if prefix == "." else replace(sample, path=f"{prefix}/{sample.path}")
 
 
 def _recognise(folder: Path, task: str) -> tuple[Format, Folder]:
-    if not folder.is_dir():
+    if not folder.exists():
         raise LooplineError(f"{folder} is no folder: give the folder that holds the dataset")
-    inners = list(_inwards(list_folder(folder)))
+    inners = [Folder(folder.parent, (folder.name,))] if folder.is_file() else list(_inwards(list_folder(folder)))
     for inner in inners:
         if found := _one(inner, task, FORMATS):
             return found, inner
@@ -75,8 +82,8 @@ def _unknown(folder: Path, listed: Folder, task: str, others: list[Format]) -> s
     few = ", ".join(listed.files[:3]) + (", ..." if len(listed.files) > 3 else "")
     text = [f"{folder} is in no format that is known for {task}."]
     text.append(f"Seen: {seen} ({few})" if listed.files else "Seen: no files (hidden ones, readmes and licences aside)")
-    tables = listed.suffixed({".csv", ".tsv", ".jsonl", ".parquet"}) if task == "text" else ()
-    text += [f"Columns of {name}: {', '.join(columns.columns(listed.root / name))}" for name in tables[:3]]
+    tables = listed.suffixed({*KINDS} - {".txt"}) if task == "text" else ()
+    text += [columns.describe(listed, name) for name in tables[:3]]
     for form in others:
         text.append(f"It looks like {form.name}, which is for {', '.join(form.tasks)}: see `task` in params.yaml.")
     text += ["Accepted:", *(f"  - {form.layout}" for form in FORMATS if task in form.tasks)]

@@ -1,0 +1,98 @@
+"""Names of columns and values of cells: which column holds the texts, the labels, the splits, and what a cell says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from loopline.tables.encoding import decode
+
+# The first that a table has counts, so the more telling names come first.
+TEXT = (
+    "text",
+    "sentence",
+    "content",
+    "review",
+    "comment",
+    "tweet",
+    "message",
+    "document",
+    "body",
+    "utterance",
+    "question",
+    "headline",
+    "description",
+    "title",
+)
+LABEL = (
+    "label_text",
+    "label_name",
+    "label",
+    "labels",
+    "class",
+    "target",
+    "category",
+    "sentiment",
+    "language",
+    "lang",
+    "intent",
+    "topic",
+    "emotion",
+    "polarity",
+    "y",
+)
+SPLIT = ("split", "subset", "partition", "set")
+SEVERAL = "several labels: one label a text is wanted"
+
+
+class Unreadable(Exception):
+    """A cell has no usable value: args are the reason."""
+
+
+def match(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The column that bears the first of `names` that any of them bears, whatever its case; None where none does."""
+    folded = {normal(column): column for column in reversed(columns)}
+    return next((folded[name] for name in map(normal, names) if name in folded), None)
+
+
+def normal(name: str) -> str:
+    """The name of a column as it is compared."""
+    return name.strip().strip('"').strip().lower()
+
+
+def pick(columns: Sequence[str]) -> tuple[str, str, str | None] | None:
+    """The columns of texts, labels and splits (if any) among `columns`; None where there are no texts or labels."""
+    text, label, split = match(columns, TEXT), match(columns, LABEL), match(columns, SPLIT)
+    return (text, label, split) if text is not None and label is not None else None
+
+
+def cell(value: Any, what: str = "text") -> str | None:
+    """The value of a cell as text: 1.0 and 1 are the same class, true and false are written as in JSON, NaN is nothing.
+
+    what: the column's meaning, for the message. Raises Unreadable where the type is none that has a text.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, bytes):
+        return decode(value)
+    if isinstance(value, float | Decimal):
+        if math.isnan(value):
+            return None
+        whole = math.isfinite(value) and value == int(value)
+        return str(int(value)) if whole else str(value)
+    if isinstance(value, int):
+        return str(value)
+    raise Unreadable(f"{what} of type {'object' if isinstance(value, dict) else type(value).__name__}")
+
+
+def label_cell(value: Any) -> str | None:
+    """The label that a cell holds; a list of one label is that label. Raises Unreadable."""
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise Unreadable(SEVERAL)
+        value = value[0] if value else None
+    return cell(value, "label")

@@ -1,0 +1,178 @@
+r"""CSV and TSV, line by line: a quote that is never closed costs its own line and no other.
+
+Cells that are separated by tabs have quotes only if these surround all of the cell, else quotes are part of the text. With
+any other delimiter a broken quote makes a broken row. A lone \r is a character like any other.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+DELIMITERS = (",", ";", "\t", "|")
+MOST_CELL = 1_000_000  # characters of one cell
+# A cell over this many lines each of which has the columns of a whole row began with a quote that was not meant as one.
+# Other delimiters than the tab are common in texts: there it takes more lines to be sure.
+_SWALLOWED = {"\t": 2}
+_SWALLOWED_OTHERS = 6
+_RETURN = "\udc0d"  # stands for a lone \r, at which the csv module would end a row; no decoded text holds it
+_TOO_LONG = "line of more than 64 MB"
+
+
+class Row(NamedTuple):
+    """A row of a table. number: its line or place, from 1. values: of the columns that were asked for, or why there are none."""
+
+    number: int
+    values: Sequence[object] = ()
+    problem: str | None = None
+
+
+class _Feed:
+    """The lines for the csv module. `taken` are those of the row at hand, which can be put back."""
+
+    def __init__(self, lines: Iterator[str | None]) -> None:
+        self._lines = lines
+        self._waiting: deque[str | None] = deque()
+        self.taken: list[str | None] = []
+        self.number = 0  # of the last line that was taken, from 1
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def take(self) -> str | None:
+        """Take a line as it stands. Raises StopIteration at the end."""
+        self.taken.append(self._waiting.popleft() if self._waiting else next(self._lines))
+        self.number += 1
+        return self.taken[-1]
+
+    def __next__(self) -> str:
+        line = self.take()
+        if line is None:
+            raise csv.Error(_TOO_LONG)
+        body = line.removesuffix("\r")
+        if "\r" in body:
+            line = body.replace("\r", _RETURN) + line[len(body) :]
+        return f"{line}\n"
+
+    def peek(self) -> list[str | None]:
+        """The next line, or nothing at the end."""
+        if not self._waiting:
+            self._waiting.extend(itertools.islice(self._lines, 1))
+        return [*itertools.islice(self._waiting, 1)]
+
+    def put_back(self, start: int) -> None:
+        """Put the lines of the row at hand back, from that one on."""
+        self._waiting.extendleft(reversed(self.taken[start:]))
+        self.number -= len(self.taken) - start
+        del self.taken[start:]
+
+
+class Delimited:
+    """The rows of a CSV or TSV file; the first one names the columns."""
+
+    def __init__(self, lines: Iterator[str | None], fits: Callable[[Sequence[str]], bool], *, tabs: bool) -> None:
+        """Read the header. fits: whether these are the names that are wanted, which settles the delimiter.
+
+        tabs: the file is called a TSV, so that the tab is tried first.
+        """
+        csv.field_size_limit(MOST_CELL)
+        self._feed = _Feed(lines)
+        delimiters = ("\t", *DELIMITERS) if tabs else DELIMITERS
+        self.delimiter, self.names = self._header(fits, self._declared() or delimiters)
+
+    def _declared(self) -> str:
+        """The delimiter that a first line `sep=;` names, as Excel writes it; "" without such a line."""
+        line = next(iter(self._feed.peek()), None) or ""
+        declared = re.fullmatch(r"sep=(.)\r?", line, re.IGNORECASE)
+        if declared:
+            self._feed.take()
+        return declared[1] if declared else ""
+
+    def _header(self, fits: Callable[[Sequence[str]], bool], delimiters: Sequence[str]) -> tuple[str, list[str]]:
+        """The delimiter whose names fit, else the one that gives the most names; and these."""
+        candidates = []
+        for delimiter in delimiters:
+            names = self._first(delimiter)
+            candidates.append((delimiter, names, len(self._feed.taken)))
+            self._feed.put_back(0)
+            if fits(names):
+                chosen = candidates[-1]
+                break
+        else:
+            chosen = max(candidates, key=lambda candidate: len(candidate[1]))
+        for _ in range(chosen[2]):
+            self._feed.take()
+        return chosen[:2]
+
+    def _first(self, delimiter: str) -> list[str]:
+        """The names that the first row holds; what is empty above it is passed over."""
+        self._feed.taken.clear()
+        names: list[str] = []
+        try:
+            while not names:
+                names = next(csv.reader(self._feed, delimiter=delimiter, strict=True))
+        except StopIteration:
+            return []
+        except csv.Error:
+            self._feed.put_back(1)
+            first = self._feed.taken[0]
+            return [] if first is None else first.removesuffix("\r").split(delimiter)
+        return [name.replace(_RETURN, "\r") for name in names]
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yield the cells of those columns for each row that is not empty, or what is wrong with it."""
+        places = [self.names.index(column) for column in columns]
+        feed, reader = self._feed, csv.reader(self._feed, delimiter=self.delimiter, strict=True)
+        while True:
+            feed.taken.clear()
+            problem = None
+            try:
+                cells = next(reader)
+                if self._swallowed():
+                    raise csv.Error
+            except StopIteration:
+                return
+            except csv.Error as error:
+                problem, cells = self._alone(str(error))
+            number = feed.number - len(feed.taken) + 1
+            if problem is None and cells:
+                problem = self._miscounted(cells)
+            if problem is not None:
+                yield Row(number, problem=problem)
+            elif cells:
+                yield Row(number, [cells[place].replace(_RETURN, "\r") for place in places])
+
+    def _swallowed(self) -> bool:
+        """Whether the row at hand is several rows, of which the first begins a cell with a quote."""
+        lines, width = self._feed.taken, len(self.names)
+        if width < 2 or len(lines) < _SWALLOWED.get(self.delimiter, _SWALLOWED_OTHERS):
+            return False
+        return all(line is not None and line.count(self.delimiter) == width - 1 for line in lines)
+
+    def _alone(self, error: str) -> tuple[str | None, list[str]]:
+        """What is wrong with the first line of the row at hand, or its cells; the lines behind it are put back."""
+        unclosed = len(self._feed.taken) > 1 or "end of data" in error
+        self._feed.put_back(1)
+        line = self._feed.taken[0]
+        if line is None:
+            return _TOO_LONG, []
+        if self.delimiter == "\t":
+            return None, [_unquoted(cell) for cell in line.removesuffix("\r").split("\t")]
+        if unclosed:
+            return "quote that is not closed", []
+        return "text too long" if "field larger" in error else "text behind a closing quote", []
+
+    def _miscounted(self, cells: list[str]) -> str | None:
+        if len(cells) == len(self.names):
+            return None
+        return f"row with {'more' if len(cells) > len(self.names) else 'fewer'} columns than the header"
+
+
+def _unquoted(cell: str) -> str:
+    inner = cell[1:-1]
+    whole = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if whole else cell

@@ -1,0 +1,105 @@
+r"""Decode text files: UTF-8, UTF-16 or UTF-32 with a byte order mark, else Windows-1252. Lines end at \n and nowhere else."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+CHUNK = 1 << 16  # bytes that are read at once; the first of them decide between UTF-8 and Windows-1252
+MOST_LINE = 64 << 20  # bytes (of UTF-16 and UTF-32: characters) of one line
+# UTF-32 stands first: its little-endian mark begins like that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# As WHATWG has it: the five bytes that Windows-1252 leaves open are control characters.
+_WINDOWS = {byte: char for byte in range(0x80, 0xA0) if (char := bytes([byte]).decode("cp1252", "ignore"))}
+# Stands for what UTF-16 cannot mean. No encoding can write it, so whoever checks a text finds it.
+_HALF = "\udcff"
+
+
+def _half(error: UnicodeError) -> tuple[str, int]:
+    return _HALF, error.end if isinstance(error, UnicodeDecodeError) else 0
+
+
+codecs.register_error("loopline.half", _half)
+
+
+def decode(data: bytes) -> str:
+    """Decode a whole text. A byte order mark decides; without one each line is UTF-8, or else Windows-1252."""
+    if wide := _wide(data):
+        return data.decode(wide, "loopline.half")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        windows = _is_windows(data)
+        return "\n".join(_decode_line(line, windows) for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n"))
+
+
+def lines(file: IO[bytes]) -> Iterator[str | None]:
+    r"""Yield the lines of a file without their \n, None for one that is longer than MOST_LINE.
+
+    A line keeps its \r. U+0085, U+2028 and their like are characters of a text.
+    """
+    head = file.read(CHUNK)
+    rest = iter(lambda: file.read(CHUNK), b"")
+    if wide := _wide(head):
+        decoder = codecs.getincrementaldecoder(wide)("loopline.half")
+        yield from _split((decoder.decode(chunk, not chunk) for chunk in itertools.chain([head], rest, [b""])), "\n")
+        return
+    windows = _is_windows(head)
+    for line in _split(itertools.chain([head.removeprefix(codecs.BOM_UTF8)], rest), b"\n"):
+        yield None if line is None else _decode_line(line, windows)
+
+
+def _wide(data: bytes) -> str | None:
+    return next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+
+
+def _is_windows(data: bytes) -> bool:
+    """Whether there is no byte order mark, and more of the first lines are no UTF-8 than are, ASCII aside."""
+    if data.startswith(codecs.BOM_UTF8):
+        return False
+    *whole, last = data[:CHUNK].split(b"\n")
+    votes = sum(1 if _is_utf8(line, whole=True) else -1 for line in whole if not line.isascii())
+    if not last.isascii():
+        votes += 1 if _is_utf8(last, whole=len(data) < CHUNK) else -1
+    return votes < 0
+
+
+def _is_utf8(line: bytes, *, whole: bool) -> bool:
+    try:
+        codecs.utf_8_decode(line, "strict", whole)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _decode_line(line: bytes, windows: bool) -> str:
+    if not windows:
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+    return line.decode("latin-1").translate(_WINDOWS)
+
+
+def _split(pieces: Iterable[Any], mark: Any) -> Iterator[Any]:
+    """Yield the lines of pieces of text or of bytes; None for one that is too long."""
+    kept: list[Any] = []
+    size = 0
+    for piece in pieces:
+        *whole, rest = piece.split(mark)
+        for part in whole:
+            yield None if size + len(part) > MOST_LINE else mark[:0].join([*kept, part])
+            kept, size = [], 0
+        size += len(rest)
+        kept.append(rest)
+        if size > MOST_LINE:
+            kept.clear()
+    if size:
+        yield None if size > MOST_LINE else mark[:0].join(kept)

@@ -1,0 +1,78 @@
+"""Parquet, a batch of rows at a time, with the class names that the `datasets` library leaves in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+from loopline.errors import LooplineError
+from loopline.tables.delimited import Row
+
+BATCH = 1024  # rows
+
+
+class Parquet:
+    """The rows of a Parquet file."""
+
+    def __init__(self, file: IO[bytes], *, name: str) -> None:
+        """Read the schema. Raises LooplineError, as `rows` does."""
+        import pyarrow.parquet as pq
+
+        self._name = name
+        with self._told("is not a Parquet file"):
+            self._file = pq.ParquetFile(file)
+            self.names: list[str] = list(self._file.schema_arrow.names)
+            self.total: int = self._file.metadata.num_rows
+            self._classes = _class_names(self._file.schema_arrow.metadata)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yield the values of those columns for each row; class numbers become names, and -1 is no label."""
+        number = 0
+        batches = self._file.iter_batches(batch_size=BATCH, columns=list(columns))
+        while True:
+            with self._told("cannot be read to its end"):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                values = [batch.column(column).to_pylist() for column in columns]
+            for row in zip(*values, strict=True):
+                number += 1
+                try:
+                    named = [self._named(column, value) for column, value in zip(columns, row, strict=True)]
+                except IndexError:
+                    yield Row(number, problem="class number without a name")
+                else:
+                    yield Row(number, named)
+
+    def _named(self, column: str, value: Any) -> Any:
+        if column not in self._classes:
+            return value
+        if isinstance(value, list):
+            return [self._named(column, each) for each in value]
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if value < -1:
+            raise IndexError
+        return None if value == -1 else self._classes[column][value]
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
+            reason = " ".join(str(error).split())
+            raise LooplineError(f"{self._name} {what}: {reason:.300}") from error
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Column -> class names, which the `datasets` library leaves beside columns of numbers, or of lists of numbers."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        inner = {name: entry.get("feature", entry) for name, entry in features.items() if isinstance(entry, dict)}
+        return {name: list(map(str, entry["names"])) for name, entry in inner.items() if "names" in entry}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}

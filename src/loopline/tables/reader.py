@@ -1,0 +1,61 @@
+"""Open a table of any kind and read the columns that are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO
+
+from loopline.tables.delimited import Delimited, Row
+from loopline.tables.encoding import lines
+from loopline.tables.parquet import Parquet
+from loopline.tables.records import Records
+
+TABS = (".tsv", ".tab", ".txt")
+JSON = (".jsonl", ".ndjson", ".json")
+KINDS = (".csv", *TABS, *JSON, ".parquet")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: the names of all its `columns`, and the `rows` with the values of those that were `chosen`.
+
+    chosen: None where the table lacks a column that is wanted; then it has no rows. It is empty for JSON without any object:
+    there each row is a problem. total: the number of rows, where it is
+    known beforehand.
+    """
+
+    columns: list[str]
+    chosen: Sequence[str] | None
+    rows: Iterator[Row]
+    total: int | None = None
+
+
+def kind(name: str) -> str:
+    """The suffix of a file's name in lower case, with its dot: it says how the file is read."""
+    return PurePosixPath(name).suffix.lower()
+
+
+def read(file: IO[bytes], path: str, name: str, choose: Callable[[Sequence[str]], Sequence[str] | None]) -> Table:
+    """Read the table in an open file. path: for messages. name: ends in one of KINDS.
+
+    choose: the columns to read among those that there are, or None where these will not do. Raises LooplineError where the
+    file is damaged, which may be while the rows are read.
+    """
+
+    def fits(names: Sequence[str]) -> bool:
+        return choose(names) is not None
+
+    suffix = kind(name)
+    table: Parquet | Records | Delimited
+    if suffix == ".parquet":
+        table = Parquet(file, name=path)
+    elif suffix in JSON:
+        table = Records(lines(file), fits, name=path)
+    else:
+        table = Delimited(lines(file), fits, tabs=suffix in TABS)
+    no_object = isinstance(table, Records) and not table.names
+    chosen = [] if no_object else choose(table.names)
+    rows = iter(()) if chosen is None else table.rows(chosen)
+    return Table(table.names, chosen, rows, table.total if isinstance(table, Parquet) else None)

@@ -1,0 +1,133 @@
+"""JSON Lines, and a list of JSON objects. A list is read object by object."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from loopline.errors import LooplineError
+from loopline.tables.delimited import Row
+
+LEAST_RECORDS = 100  # whose keys are the columns
+MOST_RECORDS = 10_000  # that are looked through for the columns that are wanted
+MOST_RECORD = 64 << 20  # characters of one record of a list
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+Record = tuple[int, dict[str, Any] | str]  # number of the line or place, from 1; the record, or what is wrong with it
+
+
+class Records:
+    """The records of a JSON file; the keys of the first ones are the columns."""
+
+    def __init__(self, lines: Iterator[str | None], fits: Callable[[Sequence[str]], bool], *, name: str) -> None:
+        """Look at the first records, until there are enough and their keys fit. Raises LooplineError, as `rows` does."""
+        self._records = _records(lines, name)
+        self._first: list[Record] = []
+        names: dict[str, None] = {}
+        for record in itertools.islice(self._records, MOST_RECORDS):
+            self._first.append(record)
+            if isinstance(record[1], dict):
+                names.update(dict.fromkeys(record[1]))
+            if len(self._first) >= LEAST_RECORDS and fits(list(names)):
+                break
+        self.names = list(names)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yield the values of those columns for each record, None where it lacks one, or what is wrong with it."""
+        first, self._first = self._first, []
+        for number, record in itertools.chain(first, self._records):
+            if isinstance(record, str):
+                yield Row(number, problem=record)
+            else:
+                yield Row(number, [record.get(column) for column in columns])
+
+
+def _records(lines: Iterator[str | None], name: str) -> Iterator[Record]:
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line is None or line.strip())
+    start = list(itertools.islice(numbered, 1))
+    is_list = any((line or "").lstrip().startswith("[") for _, line in start)
+    every = itertools.chain(start, numbered)
+    return _List((line for _, line in every), name).records() if is_list else _of_lines(every)
+
+
+def _of_lines(lines: Iterator[tuple[int, str | None]]) -> Iterator[Record]:
+    for number, line in lines:
+        if line is None:
+            yield number, "line of more than 64 MB"
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            yield number, "not JSON"
+            continue
+        yield number, record if isinstance(record, dict) else "not a JSON object"
+
+
+class _List:
+    """The objects of a JSON list, which may stand in one line or in many."""
+
+    def __init__(self, lines: Iterator[str | None], name: str) -> None:
+        self._lines, self._name = lines, name
+        self._text, self._at = "", 0  # what is not read yet begins there
+        self._number = 1
+
+    def records(self) -> Iterator[Record]:
+        """Yield each. Raises LooplineError where the list breaks off: nobody can tell where the next object begins."""
+        self._expect("[")
+        while self._peek() != "]":
+            value = self._value()
+            yield self._number, value if isinstance(value, dict) else "not a JSON object"
+            self._number += 1
+            if self._peek() == "]":
+                break
+            self._expect(",")
+        self._at += 1
+        if self._peek():
+            raise self._broken("something follows it")
+
+    def _peek(self) -> str:
+        """The next character that is no white space, "" at the end."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text) or not self._fill(1):
+                return self._text[self._at : self._at + 1]
+
+    def _expect(self, mark: str) -> None:
+        if self._peek() != mark:
+            raise self._broken(f"{mark!r} is missing")
+        self._at += 1
+
+    def _value(self) -> Any:
+        self._peek()
+        while True:
+            try:
+                value, self._at = _DECODER.raw_decode(self._text, self._at)
+            except (ValueError, RecursionError) as error:
+                # Twice the text each time, so that a long record is not parsed once a line.
+                size = len(self._text) - self._at
+                if isinstance(error, RecursionError) or size > MOST_RECORD or not self._fill(size + 1):
+                    raise self._broken(str(error)) from error
+            else:
+                return value
+
+    def _fill(self, least: int) -> bool:
+        """Take lines until there are that many characters more. False at the end."""
+        taken: list[str] = []
+        size = 0
+        for line in self._lines:
+            if line is None:
+                raise self._broken("a line of more than 64 MB")
+            taken.append(f"\n{line}")
+            size += len(line)
+            if size >= least:
+                break
+        self._text, self._at = self._text[self._at :] + "".join(taken), 0
+        return bool(taken)
+
+    def _broken(self, why: str) -> LooplineError:
+        return LooplineError(
+            f"{self._name}: the JSON list breaks off at item {self._number} ({why:.100}): correct it, or write JSON Lines"
+        )
