@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from loopline.errors import LooplineError
-from loopline.offline.sources import Item, Source, guarded, opened, plain, told
+from loopline.offline.sources import Item, Source, guarded, opened, told
 from loopline.serving.model import MOST_TEXT
 from loopline.tables import reader
 from loopline.tables.columns import TEXT, Unreadable, cell, match
@@ -68,6 +68,4 @@ def _text(row: Row) -> str:
         raise Unreadable("no text")
     if len(text) > MOST_TEXT:
         raise Unreadable(f"{len(text)} characters, at most {MOST_TEXT} are accepted")
-    if not text.isascii() and plain(text) != text:
-        raise Unreadable("text with halves of characters")
     return text

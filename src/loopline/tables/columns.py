@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -45,6 +46,7 @@ LABEL = (
 )
 SPLIT = ("split", "subset", "partition", "set")
 SEVERAL = "several labels: one label a text is wanted"
+_HALVES = re.compile(r"[\ud800-\udfff]")
 
 
 class Unreadable(Exception):
@@ -73,20 +75,21 @@ def cell(value: Any, what: str = "text") -> str | None:
 
     what: the column's meaning, for the message. Raises Unreadable where the type is none that has a text.
     """
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, bytes):
-        return decode(value)
-    if isinstance(value, float | Decimal):
+        value = decode(value)
+    if isinstance(value, bool):
+        value = str(value).lower()
+    elif isinstance(value, float | Decimal):
         if math.isnan(value):
             return None
-        whole = math.isfinite(value) and value == int(value)
-        return str(int(value)) if whole else str(value)
-    if isinstance(value, int):
-        return str(value)
-    raise Unreadable(f"{what} of type {'object' if isinstance(value, dict) else type(value).__name__}")
+        value = str(int(value) if math.isfinite(value) and value == int(value) else value)
+    elif isinstance(value, int):
+        value = str(value)
+    if value is not None and not isinstance(value, str):
+        raise Unreadable(f"{what} of type {'object' if isinstance(value, dict) else type(value).__name__}")
+    if value and not value.isascii() and _HALVES.search(value):
+        raise Unreadable(f"{what} with halves of characters")
+    return value
 
 
 def label_cell(value: Any) -> str | None:

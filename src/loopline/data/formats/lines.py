@@ -79,6 +79,10 @@ def _first(folder: Folder, name: str) -> list[str]:
         return []
 
 
+def _most(part: list[str], first: list[str]) -> bool:
+    return 2 * len(part) > len(first)
+
+
 def _split(name: str) -> str | None:
     """The split that a file's suffix names (`reviews.valid`), or its name, or its folders."""
     return split_of_folder(suffix(name)[1:]) or split_of_file(name)
@@ -112,14 +116,14 @@ def _read_class_files(folder: Folder) -> Iterator[RawSample]:
 
 
 def _tabbed(folder: Folder) -> list[str]:
-    """Files whose first lines all have a tab, and no names of columns."""
+    """Files of whose first lines most have a tab, and the first of which names no known columns."""
     if _pairs(folder):
         return []
     names = []
     for name in folder.suffixed(_TABBED):
         first = _first(folder, name)
-        tabs = bool(first) and all("\t" in line for line in first)
-        if tabs and not _are_fasttext(first) and not has_columns(folder, name):
+        tabs = [line for line in first if "\t" in line]
+        if _most(tabs, first) and not _are_fasttext(first) and not has_columns(folder, name):
             names.append(name)
     return names
 
@@ -190,11 +194,11 @@ def _is_number(label: str) -> bool:
 
 
 def _are_fasttext(first: list[str]) -> bool:
-    return bool(first) and all(_LABEL.search(line) for line in first)
+    return _most([line for line in first if _LABEL.search(line)], first)
 
 
 def _fasttext(folder: Folder) -> list[str]:
-    """Files whose first lines all have a word that begins with `__label__`."""
+    """Files of whose first lines most have a word that begins with `__label__`."""
     names = (name for name in folder.files if suffix(name) not in _NO_CLASS or suffix(name) in _TABBED)
     return [name for name in names if _are_fasttext(_first(folder, name))]
 
