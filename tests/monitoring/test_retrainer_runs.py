@@ -116,7 +116,15 @@ def repository(tmp_path, monkeypatch):
     batch.mkdir(parents=True)
     (batch / "a.txt").write_text("a")
     subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(batch)], check=True)
-    git(tmp_path, "add", "-f", ".dvc/config", "params.yaml", "data/batches/classifier/v2.dvc")
+    git(
+        tmp_path,
+        "add",
+        "-f",
+        ".dvc/config",
+        "params.yaml",
+        "data/batches/classifier/v2.dvc",
+        "data/batches/classifier/.gitignore",
+    )
     git(tmp_path, "commit", "--quiet", "-m", "data")
     return tmp_path
 
@@ -130,6 +138,26 @@ def test_a_worktree_has_the_repository_s_data_and_its_cache(repository):
     worktree.remove(repository, folder)
     assert not folder.exists()
     assert "retrain/classifier-1" in git(repository, "branch")
+
+
+def test_a_worktree_begins_with_what_stands_in_the_repository_and_is_in_no_commit(repository):
+    params, head = repository / "params.yaml", git(repository, "rev-parse", "HEAD")
+    params.write_text(params.read_text(encoding="utf-8") + "# of mine\n", encoding="utf-8")
+    for name in ("data/mine/ingest.json", "models/mine/report.json", "data/photos/large.png", "notes.txt"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("{}")
+    (repository / ".gitignore").write_text(".loopline/\n")
+    (repository / "staged.txt").write_text("mine")
+    git(repository, "add", "staged.txt")
+    before = git(repository, "status", "--porcelain")
+    folder = worktree.make(repository, "classifier-1", "classifier", "scratch")
+    assert (folder / "params.yaml").read_text(encoding="utf-8").endswith("# of mine\n")
+    assert {name for name in ("data/mine/ingest.json", "models/mine/report.json") if (folder / name).exists()}
+    assert not (folder / "data/photos").exists(), "it may be large, and the run finds it where it is"
+    assert not (folder / "notes.txt").exists()
+    assert git(folder, "status", "--porcelain") == ""
+    assert git(folder, "rev-parse", "HEAD~1") == git(repository, "rev-parse", "HEAD") == head
+    assert git(repository, "status", "--porcelain") == before, "nothing is staged or committed there"
 
 
 def test_made_again_it_forgets_the_attempt_that_broke_off_and_nothing_else(repository):

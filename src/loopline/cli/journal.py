@@ -73,8 +73,6 @@ def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], dict[str
 
     And of those left out how many, by reason.
     """
-    import hashlib
-
     from loopline.data import manifest
 
     path = Path("data") / model / "manifest.parquet"
@@ -83,16 +81,12 @@ def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], dict[str
         for row in manifest.table(path, ["id", "label"]).to_pylist():
             truths[row["id"]] = {row["label"]}
 
-    def content(entry: Entry) -> str:
-        given = entry.input or b""
-        return hashlib.sha256(given.strip().encode() if isinstance(given, str) else given).hexdigest()
-
     for entry in entries:
-        truths.setdefault(content(entry), set()).add(str(entry.label))
-    agreed = [entry for entry in entries if len(truths[content(entry)]) == 1]
-    kept = {content(entry): entry for entry in reversed(agreed)}  # the oldest of each
+        truths.setdefault(entry.content, set()).add(str(entry.label))
+    agreed = [entry for entry in entries if len(truths[entry.content]) == 1]
+    kept = {entry.content: entry for entry in reversed(agreed)}  # the oldest of each
     left_out = {"another label elsewhere": len(entries) - len(agreed), "the same as another": len(agreed) - len(kept)}
-    return [entry for entry in agreed if kept[content(entry)] is entry], left_out
+    return [entry for entry in agreed if kept[entry.content] is entry], left_out
 
 
 def _batch(options: argparse.Namespace) -> int:

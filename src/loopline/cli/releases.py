@@ -17,7 +17,7 @@ def _release(options: argparse.Namespace) -> int:
         if options.verb == "register":
             print(registry.register(Path("models") / name / "bundle"))
         elif options.verb == "promote":
-            decision = registry.promote(name, again=options.again, dry_run=options.dry_run)
+            decision = registry.promote(name, again=options.again, dry_run=options.dry_run, journal=options.journal)
             print(f"{name}: {decision}")
             code = max(code, 0 if decision.promote else 2)
         else:
@@ -48,6 +48,12 @@ def add(rooms: Verbs) -> None:
         if name == "promote":
             made.add_argument("--again", action="store_true", help="even if it was rolled back before")
             made.add_argument("--dry-run", action="store_true", help="say what would be decided, and change nothing")
+            made.add_argument(
+                "--journal",
+                type=Path,
+                metavar="FOLDER",
+                help="of a challenger that follows an alert: judge it by the newest labelled batch and this journal's traffic",
+            )
         if name == "rollback":
             made.add_argument("--reason", default="asked for", help="for the decision log")
     history = verb(release, "history", _history, "every decision, or who was champion at a time, and why")

@@ -99,17 +99,22 @@ def _resume(_: argparse.Namespace) -> int:
 
 
 def _worktree(options: argparse.Namespace) -> int:
+    from loopline.data import repository
     from loopline.monitoring.retrainer import policy, worktree
 
     run, root = _store().run(options.run_id), _root()
-    print(worktree.make(root, run.id, run.model, policy.load(options.policy).start_from))
+    folder = worktree.make(root, run.id, run.model, policy.load(options.policy).start_from)
+    if uncommitted := repository.git("-C", str(root), "diff", "--name-only", "HEAD", f"retrain/{run.id}").splitlines():
+        print(f"the branch begins with what is not committed here: {repository.few(uncommitted)}")
+    print(folder)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
     from loopline.monitoring.retrainer import report
 
-    path, decision = report.make(_store().run(options.run_id), _root())
+    root = _root()
+    path, decision = report.make(_store().run(options.run_id), root, root / options.journal)
     print(f"{path}: {decision}")
     return 0 if decision.promote else 2
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,13 +18,16 @@ import yaml
 from loopline.errors import LooplineError
 
 INCOMING = Path(".loopline/incoming")
+# New files that belong to the pipeline. Others, a data set in a folder of the repository for one, may be large or secret.
+PIPELINE = ("models", "src", *(f":(glob)data/{name}" for name in ("*/*.json", "*/*.csv", "**/*.dvc", "**/.gitignore")))
+IDENTITY = ("-c", "user.name=Loopline", "-c", "user.email=loopline@localhost")
 # Never data; and some of them would make git or DVC look away from a part of the batch.
 _HIDDEN = shutil.ignore_patterns(".*", "*.dvc", "__MACOSX")
 
 
-def git(*arguments: str) -> str:
-    """Run git and return what it prints. Raises LooplineError with git's own words."""
-    return _run(f"git {arguments[0]}", "git", *arguments)
+def git(*arguments: str, **environment: str) -> str:
+    """Run git with these variables set, and return what it prints. Raises LooplineError with git's own words."""
+    return _run(f"git {arguments[0]}", "git", *arguments, **environment)
 
 
 def dvc(*arguments: str) -> str:
@@ -31,8 +35,29 @@ def dvc(*arguments: str) -> str:
     return _run(f"dvc {arguments[0]}", sys.executable, "-m", "dvc", *arguments)
 
 
-def _run(name: str, *command: str) -> str:
-    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+def as_it_stands(root: Path) -> tuple[str, list[str]]:
+    """Make a commit of the working tree at `root`; return its hash, and the files in it that HEAD does not have so.
+
+    The commit follows HEAD and holds changed tracked files and new files of the pipeline. No branch moves and nothing is
+    staged. Without such files it is HEAD itself.
+    """
+    at = ("-C", str(root))
+    head = git(*at, "rev-parse", "HEAD")
+    with tempfile.TemporaryDirectory() as aside:
+        index = shutil.copy(root / git(*at, "rev-parse", "--git-path", "index"), aside)
+        git(*at, "add", "--update", GIT_INDEX_FILE=index)
+        new = git(*at, "ls-files", "-z", "--others", "--exclude-standard", "--", *PIPELINE).split("\0")
+        git(*at, "add", "--", *filter(None, new), GIT_INDEX_FILE=index)
+        changed = git(*at, "diff", "--cached", "--name-only", head, GIT_INDEX_FILE=index).splitlines()
+        if not changed:
+            return head, []
+        tree = git(*at, "write-tree", GIT_INDEX_FILE=index)
+    message = f"Work in progress: {few(changed)}"
+    return git(*at, *IDENTITY, "commit-tree", tree, "-p", head, "-m", message), changed
+
+
+def _run(name: str, *command: str, **variables: str) -> str:
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"} | variables
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     except FileNotFoundError as error:
@@ -52,11 +77,11 @@ def check_ready(folder: Path) -> None:
         )
     staged = git("diff", "--cached", "--name-only").splitlines()
     if staged:
-        raise LooplineError(f"there are staged changes ({_few(staged)}): commit them or `git restore --staged .` first")
+        raise LooplineError(f"there are staged changes ({few(staged)}): commit them or `git restore --staged .` first")
     changed = git("status", "--porcelain", "--untracked-files=all", "--", str(folder)).splitlines()
     if changed:
         raise LooplineError(
-            f"{folder} has changes that no commit has ({_few([line[3:] for line in changed])}): commit or remove them"
+            f"{folder} has changes that no commit has ({few([line[3:] for line in changed])}): commit or remove them"
         )
 
 
@@ -121,5 +146,6 @@ def _restore(target: Path, pointer: Path, ignored: Path, content: bytes | None) 
         ignored.write_bytes(content)
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,4 +1,7 @@
-"""A clone of the repository that the drill works in, so that its data versions, registry and decisions are nobody else's."""
+"""A clone of the repository that the drill works in, so that its data versions, registry and decisions are nobody else's.
+
+It begins with what stands in the working tree: what nobody has committed yet is a commit of the clone.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from loopline.data import repository
 from loopline.errors import LooplineError
 
 CACHE = "[cache]\n    dir = {}\n"
@@ -17,7 +21,10 @@ class Scratch:
     """The clone at `folder`, with the data and models of the repository at `root` from its DVC cache."""
 
     def __init__(self, root: Path, folder: Path, model: str) -> None:
-        """Make it anew, with this model. Raises LooplineError where the repository has none yet."""
+        """Make it anew, with this model. Raises LooplineError where the repository has none yet.
+
+        uncommitted: the files of the working tree that the clone alone has a commit of.
+        """
         self.root, self.folder = root.resolve(), folder.resolve()
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -32,20 +39,16 @@ class Scratch:
         for who in ("AUTHOR", "COMMITTER"):
             self.environment |= {f"GIT_{who}_NAME": "Loopline drill", f"GIT_{who}_EMAIL": "drill@localhost"}
         self.run("git", "clone", "--quiet", "--shared", str(self.root), str(self.folder), at=self.root)
+        commit, self.uncommitted = repository.as_it_stands(self.root)
+        self.run("git", "reset", "--quiet", "--hard", commit)
         # Its cache begins with the repository's files, as hard links: nothing is copied, and nothing of ours gets into that one.
         shutil.copytree(self._cache(), self.folder / ".dvc/cache", copy_function=os.link)
         (self.folder / ".dvc/config.local").write_text(CACHE.format(self.folder / ".dvc/cache"), encoding="utf-8")
         try:
-            self.run(
-                sys.executable,
-                "-m",
-                "dvc",
-                "checkout",
-                "--quiet",
-                *(f"{stage}@{model}" for stage in ("package", "ingest", "train")),
-            )
+            stages = (f"{stage}@{model}" for stage in ("package", "ingest", "train"))
+            self.run(sys.executable, "-m", "dvc", "checkout", *stages)  # with --quiet it would not say why it fails
         except LooplineError as error:
-            raise LooplineError(f"the drill needs the models of `make repro`: {error}") from error
+            raise LooplineError(f"the drill needs the models of `make repro`, run that first: {error}") from error
 
     def _cache(self) -> Path:
         found = self.run(sys.executable, "-m", "dvc", "cache", "dir", at=self.root).strip()
@@ -57,8 +60,10 @@ class Scratch:
             command, cwd=at or self.folder, env=self.environment, capture_output=True, text=True, check=False
         )
         if done.returncode not in codes:
-            said = (done.stderr or done.stdout).strip()[-1500:]
-            raise LooplineError(f"`{' '.join(command[:6])}` ended with {done.returncode}:\n{said}")
+            said = f"{done.stdout.strip()}\n{done.stderr.strip()}".strip()[-1500:]
+            raise LooplineError(
+                f"`{' '.join(command[:6])}` ended with {done.returncode}:\n{said or 'it printed nothing'}"
+            )
         return done.stdout
 
     def loopline(self, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from loopline import processes
+from loopline.data import repository
 from loopline.drill import faults
 from loopline.drill.observer import Observer
 from loopline.drill.record import Record
@@ -52,6 +53,9 @@ class Drill:
         self.pace, self.out, self.model, self.record = pace, out, model, Record()
         self.record.say("act", "A clone of the repository, with its data and its champion")
         self.scratch = Scratch(root, root / ".loopline/drill/repository", model)
+        if self.scratch.uncommitted:
+            changed = repository.few(self.scratch.uncommitted)
+            self.record.say("note", f"it begins with what is not committed here: {changed}")
         self.folder = self.scratch.folder
         self.champion = bundle.read(self.folder / "models" / self.model / "bundle")
         self.observed = Observer(self.folder, self.model, self.record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import sqlite3
 from dataclasses import dataclass
@@ -36,6 +37,12 @@ class Entry:
     label: Any
     source: str | None
 
+    @property
+    def content(self) -> str:
+        """Its id in a manifest: sha256 of the encoded image, or of the text without white space around it."""
+        given = self.input or b""
+        return hashlib.sha256(given.strip().encode() if isinstance(given, str) else given).hexdigest()
+
 
 class Store:
     """Reads a journal's folder while others write it."""
@@ -65,6 +72,15 @@ class Store:
             for name in [label] if isinstance(label, str) else [box["label"] for box in label]:
                 counts[name] = counts.get(name, 0) + 1
         return counts
+
+    def share_since(self, model: str, time: float, count: int) -> tuple[float, int]:
+        """Of the latest `count` answered requests that were kept by chance: the share since `time`, and how many there are.
+
+        Without any the share is 1: what was labelled is then all that is known of the traffic.
+        """
+        latest = "SELECT time FROM entry WHERE model=? AND status=200 AND fair ORDER BY time DESC LIMIT ?"
+        times = [row["time"] for row in self.index.execute(latest, (model, count))]
+        return (sum(at >= time for at in times) / len(times) if times else 1.0), len(times)
 
     def conflicts(self, model: str) -> dict[str, dict[str, Any]]:
         """Samples on whose label sources do not agree: id -> source -> label."""

@@ -26,8 +26,8 @@ DEFAULT = Path("decisions/log.jsonl")
 class Record:
     """One decision.
 
-    action: `promote`, `refuse`, `rollback`, or `fail` where the registry could not be changed; of a rollout also `shadow` and
-    `canary`, for what passed them. bundle: the version that
+    action: `promote`, `refuse`, `rollback`, or `fail` where the registry could not be changed; of a retraining also `accept`, before
+    its rollout begins; of a rollout also `shadow` and `canary`, for what passed them. bundle: the version that
     it is about. champion: the version that is champion from now on, or None. evidence: hashes and figures it rests on.
     time: UTC, ISO 8601 with microseconds, ending in Z.
     """

@@ -2,19 +2,28 @@
 
 Nothing is decided on a point estimate: a gain counts by the lower bound of its 95 % paired bootstrap interval, a floor
 by the lower bound of the challenger's own, and a slice is lost where the whole interval of its change lies below zero.
+
+A challenger that follows an alert is judged on what is asked now. Its gain must be proven on the newest labelled batch, the
+lower bound of its change on all older samples must not be under -max_slice_loss, and a floor binds where the champion holds it
+too. Floors are measured on both parts, weighed as they are in the traffic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import isnan
+from dataclasses import dataclass, replace
+from math import ceil, isnan
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from loopline.tasks import bootstrap
 from loopline.tasks.bootstrap import Interval, Scorer
+from loopline.tasks.slices import restrict
 
 PART_RESAMPLES = 200  # enough for a slice's interval, and there are many slices
+LEAST_NEW = 30  # test samples of the newest batch: an interval of fewer says little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +43,26 @@ class Evidence:
     parts: Mapping[str, tuple[Scorer, str]]
     bytes: int
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """What is asked now.
+
+    new: bool (n,), the test samples of the newest labelled batch. batch: samples of that batch in all splits. share: of the latest
+    requests, the part that came since the batch's first sample was served, 0 to 1. requests: how many requests tell it.
+    """
+
+    new: NDArray[np.bool_]
+    batch: int
+    share: float
+    requests: int
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Of each test sample, so that each part weighs what it does in the traffic; a part without samples weighs nothing."""
+        parts = ((self.new, self.share), (~self.new, 1 - self.share))
+        return np.asarray(sum(mask * share / max(mask.sum(), 1) for mask, share in parts), np.float64) * len(self.new)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,50 +96,118 @@ class Decision:
         return "\n  ".join(["promoted" if self.promote else "refused", *self.reasons])
 
 
-def decide(challenger: Evidence, champion: Evidence | None, policy: Policy) -> Decision:
-    """Compare the two. Without a champion the challenger needs to hold the floors only."""
-    objections, figures = _floors(challenger, policy)
+def decide(challenger: Evidence, champion: Evidence | None, policy: Policy, present: Present | None = None) -> Decision:
+    """Compare the two. Without a champion the challenger needs to hold the floors only.
+
+    present: what is asked now, where the challenger follows an alert.
+    """
     if champion is None:
-        return _decision(objections, ["the first champion: it holds every floor"], figures)
+        broken, figures = _floors(challenger, policy)
+        return _decision(list(broken.values()), ["the first champion: it holds every floor"], figures)
     if challenger.test_set != champion.test_set:
-        return _decision(["the two were not measured on the same test set"], [], figures)
+        return _decision(["the two were not measured on the same test set"], [], {})
+    objections, context, figures = (
+        _now(challenger, champion, policy, present) if present else _whole(challenger, champion, policy)
+    )
     if missing := [label for label in champion.labels if label not in challenger.labels]:
         objections.append(f"the champion knows labels that the challenger does not: {', '.join(missing)}")
-    gain = bootstrap.paired(
-        challenger.scorer,
-        champion.scorer,
-        challenger.n,
-        metric=policy.metric,
-        resamples=policy.resamples,
-        seed=policy.seed,
-    )
-    figures["gain"] = _plain(gain)
-    if not gain.low >= policy.min_gain:
-        objections.append(
-            f"no proof of a gain in {policy.metric}: {_text(gain)} against the champion, "
-            f"the lower bound must be at least {policy.min_gain:+.4f}"
-        )
     lost, figures["parts"] = _parts(challenger, champion, policy)
     spent, figures["budgets"] = _budgets(challenger, champion, policy)
-    return _decision(objections + lost + spent, [f"{policy.metric} {_text(gain)} against the champion"], figures)
+    decision = _decision(objections + lost + spent, context, figures)
+    if present and objections:  # the weights are part of the decision, whatever it is
+        return replace(decision, reasons=(*decision.reasons, *context))
+    return decision
 
 
 def _decision(objections: list[str], praise: list[str], figures: dict[str, Any]) -> Decision:
     return Decision(promote=not objections, reasons=tuple(objections or praise), figures=figures)
 
 
-def _floors(challenger: Evidence, policy: Policy) -> tuple[list[str], dict[str, Any]]:
-    """The first thing to hold, champion or not. A metric that is not measured holds no floor."""
-    found = bootstrap.intervals(challenger.scorer, challenger.n, resamples=policy.resamples, seed=policy.seed)
-    objections = []
-    for metric, floor in policy.floors.items():
-        if metric not in found:
-            objections.append(f"a floor is set for {metric!r}, which is not measured: there are {', '.join(found)}")
-        elif not found[metric].low >= floor:
+Judged = tuple[list[str], list[str], dict[str, Any]]  # objections, what is said beside them, figures
+
+
+def _whole(challenger: Evidence, champion: Evidence, policy: Policy) -> Judged:
+    """The floors, and a gain on all test samples alike."""
+    broken, figures = _floors(challenger, policy)
+    objections = list(broken.values())
+    gain = _gain(challenger.scorer, champion.scorer, challenger.n, policy)
+    figures["gain"] = _plain(gain)
+    if not gain.low >= policy.min_gain:
+        objections.append(
+            f"no proof of a gain in {policy.metric}: {_text(gain)} against the champion, "
+            f"the lower bound must be at least {policy.min_gain:+.4f}"
+        )
+    return objections, [f"{policy.metric} {_text(gain)} against the champion"], figures
+
+
+def _now(challenger: Evidence, champion: Evidence, policy: Policy, present: Present) -> Judged:
+    """A gain on the new part, no loss on the old one, and the floors that the champion holds in the present traffic."""
+    count = int(present.new.sum())
+    ours, theirs = (replace(model, scorer=restrict(model.scorer, present.weights)) for model in (challenger, champion))
+    failed, figures = _floors(theirs, policy)
+    waived = {metric for metric in policy.floors if metric in figures["metrics"] and failed.get(metric)}
+    held = replace(policy, floors={metric: floor for metric, floor in policy.floors.items() if metric not in waived})
+    broken, figures = _floors(ours, held)
+    objections = list(broken.values())
+    context = [f"the champion does not hold the floor either: {failed[metric]}" for metric in sorted(waived)]
+    figures["gain"] = _plain(_gain(ours.scorer, theirs.scorer, ours.n, policy))
+    figures["present"] = {"requests": present.requests, "new": {"share": round(present.share, 4), "n": count}}
+    figures["present"]["old"] = {"share": round(1 - present.share, 4), "n": len(present.new) - count}
+    for name, mask in (("new", present.new), ("old", ~present.new)):
+        if not mask.any():
+            continue
+        change = _gain(restrict(challenger.scorer, mask), restrict(champion.scorer, mask), challenger.n, policy)
+        part = figures["present"][name]
+        part["gain"] = _plain(change)
+        context.append(
+            f"{name} part, {part['share']:.0%} of the latest {present.requests:,} requests: "
+            f"{policy.metric} {_text(change)} on {part['n']:,} test samples"
+        )
+        if name == "old" and not change.low >= -policy.max_slice_loss:
             objections.append(
-                f"{metric} {found[metric].value:.4f} may be as low as {found[metric].low:.4f}, the floor is {floor}"
+                f"the old part may lose more than {policy.max_slice_loss}: {policy.metric} {_text(change)}"
             )
-    return objections, {"metrics": {metric: _plain(interval) for metric, interval in found.items()}}
+        if name == "new" and count >= LEAST_NEW:
+            objections += _unproven(change, count, policy)
+    if count < LEAST_NEW:
+        more = ceil(present.batch * LEAST_NEW / max(count, 1)) - present.batch
+        objections.append(
+            f"the newest labelled batch has {count} samples in the test split, {LEAST_NEW} are needed: "
+            f"label about {more:,} more"
+        )
+    return objections, context, figures
+
+
+def _unproven(gain: Interval, n: int, policy: Policy) -> list[str]:
+    """What is wrong with the gain on the n samples of the new part. Here no change at all is no proof either."""
+    if gain.low > 0 and gain.low >= policy.min_gain:
+        return []
+    reason = (
+        f"no proof of a gain in {policy.metric} on the new part: {_text(gain)}, "
+        f"the lower bound must be over 0 and at least {policy.min_gain:+.4f}"
+    )
+    if gain.value > max(policy.min_gain, 0) and not isnan(gain.low):
+        needed = ceil(n * ((gain.value - gain.low) / (gain.value - max(policy.min_gain, 0))) ** 2)
+        reason += f"; if it is real, about {needed:,} test samples would prove it, there are {n:,}"
+    return [reason]
+
+
+def _gain(ours: Scorer, theirs: Scorer, n: int, policy: Policy) -> Interval:
+    return bootstrap.paired(ours, theirs, n, metric=policy.metric, resamples=policy.resamples, seed=policy.seed)
+
+
+def _floors(model: Evidence, policy: Policy) -> tuple[dict[str, str], dict[str, Any]]:
+    """Metric -> why its floor is not held, and all figures. A metric that is not measured holds no floor."""
+    measured = bootstrap.intervals(model.scorer, model.n, resamples=policy.resamples, seed=policy.seed)
+    objections = {}
+    for metric, floor in policy.floors.items():
+        if metric not in measured:
+            there = ", ".join(measured)
+            objections[metric] = f"a floor is set for {metric!r}, which is not measured: there are {there}"
+        elif not measured[metric].low >= floor:
+            value, low = measured[metric].value, measured[metric].low
+            objections[metric] = f"{metric} {value:.4f} may be as low as {low:.4f}, the floor is {floor}"
+    return objections, {"metrics": {metric: _plain(interval) for metric, interval in measured.items()}}
 
 
 def _parts(challenger: Evidence, champion: Evidence, policy: Policy) -> tuple[list[str], dict[str, Any]]:

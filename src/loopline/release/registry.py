@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopline import settings
 from loopline.errors import LooplineError
-from loopline.release import bundle, decisions, evidence, promotion, signature
+from loopline.release import bundle, decisions, evidence, present, promotion, signature
 from loopline.release.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
@@ -70,20 +70,22 @@ def register(folder: Path) -> Registered:
     return Registered(name=name, version=found.version, number=str(version.version), alias=alias)
 
 
-def promote(name: str, *, again: bool = False, dry_run: bool = False) -> promotion.Decision:
+def promote(
+    name: str, *, again: bool = False, dry_run: bool = False, journal: Path | None = None
+) -> promotion.Decision:
     """Make the challenger of `name` champion if the evidence on the test split says so; a line in the log either way.
 
-    dry_run: decide, and change nothing. A challenger whose bundle was tampered with is refused, and one that was rolled back
-    too, but for `again`. Raises LooplineError where there is no challenger, or where the champion cannot be fetched to
-    compare with.
+    journal: of a challenger that follows an alert, which is judged on what is asked now. dry_run: decide, and change nothing.
+    A challenger whose bundle was tampered with is refused, and one that was rolled back too, but for `again`. Raises
+    LooplineError where there is no challenger, or where the champion cannot be fetched to compare with.
     """
     everything, model = settings.model(name)
     with _registry() as store:
-        return _promote(store, name, policy(everything, model), again, dry_run)
+        return _promote(store, name, policy(everything, model), again, dry_run, journal)
 
 
 def _promote(
-    store: MlflowClient, name: str, demands: promotion.Policy, again: bool, dry_run: bool
+    store: MlflowClient, name: str, demands: promotion.Policy, again: bool, dry_run: bool, journal: Path | None
 ) -> promotion.Decision:
     challenger, champion = _aliased(store, name, CHALLENGER), _aliased(store, name, CHAMPION)
     if challenger is None:
@@ -97,8 +99,10 @@ def _promote(
         except BundleError as error:
             decision = promotion.Decision(promote=False, reasons=(f"the bundle is damaged: {error}",), figures={})
         else:
-            a, b = evidence.gather(ours, theirs, Path("data") / name / "manifest.parquet")
-            decision = promotion.decide(a, b, demands)
+            path = Path("data") / name / "manifest.parquet"
+            a, b = evidence.gather(ours, theirs, path)
+            now = present.gather(name, path, journal) if journal and theirs else None
+            decision = promotion.decide(a, b, demands, now)
             proof |= {"test_set": a.test_set, "samples": a.n, **_sealed(decision.figures)}
     version = challenger.tags[HASH]
     if not again and (withdrawn := decisions.withdrawn(decisions.read().records, name, version)):
@@ -121,14 +125,14 @@ def rollback(name: str, reason: str = "asked for") -> decisions.Record:
     log = decisions.read()
     target = decisions.previous(log.records, name)
     with _registry() as store, tempfile.TemporaryDirectory() as folder:
-        present = _aliased(store, name, CHAMPION)
-        if present is None or target is None:
+        champion = _aliased(store, name, CHAMPION)
+        if champion is None or target is None:
             raise LooplineError(f"{name} has no earlier champion to go back to, says {decisions.path()}")
         version = _version(store, name, target)
         if version is None:
             raise LooplineError(f"{name}: the earlier champion, bundle {target:.12}, is not in this registry")
         _fetch(store, version, Path(folder) / "bundle")
-        held = present.tags[HASH]
+        held = champion.tags[HASH]
         return _make_champion(store, version, "rollback", held=held, reasons=(reason,), proof={"withdrawn": held})
 
 

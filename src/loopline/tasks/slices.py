@@ -37,8 +37,8 @@ def thirds(values: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
     return found if len(found) > 1 else {}
 
 
-def restrict(scorer: Scorer, mask: NDArray[np.bool_]) -> Scorer:
-    """The scorer over the samples of `mask` alone."""
+def restrict(scorer: Scorer, mask: NDArray[np.bool_] | Weights) -> Scorer:
+    """The scorer over the samples of `mask` alone, or over all samples with these weights."""
     inside = mask.astype(np.float64)
 
     def score(weights: Weights | None = None) -> dict[str, float]:

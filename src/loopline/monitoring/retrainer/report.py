@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline import settings
-from loopline.data import manifest, sources
 from loopline.errors import LooplineError
 from loopline.monitoring.retrainer import facts
 from loopline.monitoring.retrainer.state import Run
-from loopline.release import bundle, evidence, promotion, registry
+from loopline.release import bundle, decisions, evidence, present, promotion, registry
 from loopline.release.bundle import Bundle
 from loopline.release.markdown import figure, plain, table, word
 from loopline.release.promotion import Decision, Evidence, Policy
@@ -38,8 +37,11 @@ class Part:
     gain: Interval
 
 
-def make(run: Run, repository: Path) -> tuple[Path, Decision]:
-    """Weigh the worktree's bundle against the served one by params.yaml's policy. Raises LooplineError where one is not here."""
+def make(run: Run, repository: Path, journal: Path) -> tuple[Path, Decision]:
+    """Weigh the worktree's bundle against the served one by params.yaml's policy, and log the decision once.
+
+    journal: its traffic tells how much each part of the test split counts. Raises LooplineError where a bundle is not here.
+    """
     everything, model = settings.model(run.model)
     demands = registry.policy(everything, model)
     challenger = bundle.read(Path("models") / run.model / "bundle")
@@ -48,8 +50,10 @@ def make(run: Run, repository: Path) -> tuple[Path, Decision]:
     ours, theirs = evidence.gather(challenger, champion, path)
     if theirs is None:
         raise LooplineError(f"{run.model}: no champion to compare with")
-    decision = promotion.decide(ours, theirs, demands)
-    parts = {name: _part(ours, theirs, mask, demands) for name, mask in _masks(path, run.model).items() if mask.any()}
+    now = present.gather(run.model, path, journal)
+    decision = promotion.decide(ours, theirs, demands, now)
+    masks = {ALL: np.ones(len(now.new), bool), OLD: ~now.new, NEW: now.new}
+    parts = {name: _part(ours, theirs, mask, demands) for name, mask in masks.items() if mask.any()}
     folder = repository / "reports/retraining" / run.id
     folder.mkdir(parents=True, exist_ok=True)
     _draw_parts(folder / "parts.png", parts, demands.metric)
@@ -57,15 +61,24 @@ def make(run: Run, repository: Path) -> tuple[Path, Decision]:
     partial = folder / "report.md.partial"
     partial.write_text(_text(run, challenger, champion, decision, parts, demands.metric), encoding="utf-8")
     partial.replace(folder / "report.md")
+    _log(run, challenger.version, decision)
     return folder / "report.md", decision
 
 
-def _masks(path: Path, model: str) -> dict[str, NDArray[np.bool_]]:
-    """The test split's samples by whether they came with the newest batch."""
-    found = manifest.table(path, ["source", "split"]).to_pydict()
-    source = np.array(found["source"])[np.array(found["split"]) == "test"]
-    newest = f"v{max(sources.batch_numbers(sources.BATCHES / model), default=0)}"
-    return {ALL: np.ones(len(source), bool), OLD: source != newest, NEW: source == newest}
+def _log(run: Run, challenger: str, decision: Decision) -> None:
+    """A line in the decision log; once, should this step be done again."""
+    known, name = decisions.read().records, f"{run.id}/evidence"
+    if any((line.evidence.get("retrainer"), line.bundle) == (name, challenger) for line in known):
+        return
+    champion = decisions.champions(known).get(run.model)
+    decisions.append(
+        run.model,
+        "accept" if decision.promote else "refuse",
+        bundle=challenger,
+        champion=champion.champion if champion else None,
+        reasons=decision.reasons,
+        evidence={"retrainer": name, "figures": decision.figures},
+    )
 
 
 def _part(ours: Evidence, theirs: Evidence, mask: NDArray[np.bool_], demands: Policy) -> Part:

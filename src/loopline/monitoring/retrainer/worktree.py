@@ -1,6 +1,7 @@
 """A run's git worktree: a branch of its own, the repository's DVC cache, and the champion's weights if a run starts from them.
 
-`loopline retrainer worktree RUN` makes it anew, whatever a run that broke off left there.
+`loopline retrainer worktree RUN` makes it anew, whatever a run that broke off left there. The branch begins with what stands
+in the repository's working tree: a commit of its own holds what nobody has committed yet.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def folder_of(root: Path, run: str) -> Path:
 
 
 def make(root: Path, run: str, model: str, start_from: str) -> Path:
-    """Make the run's worktree, on the branch retrain/<run> from what is checked out at `root`."""
+    """Make the run's worktree, on the branch retrain/<run> from what stands in the working tree of `root`."""
     folder = folder_of(root, run)
     remove(root, folder)
     branch = f"retrain/{run}"
@@ -38,7 +39,7 @@ def make(root: Path, run: str, model: str, start_from: str) -> Path:
             repository.git("-C", str(root), "tag", "--delete", tag)
         repository.git("-C", str(root), "branch", "--quiet", "-D", branch)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    head = repository.git("-C", str(root), "rev-parse", "HEAD")
+    head, _ = repository.as_it_stands(root)
     repository.git("-C", str(root), "config", began, head)
     repository.git("-C", str(root), "worktree", "add", "--quiet", "-b", branch, str(folder), head)
     _share_cache(root, folder)
