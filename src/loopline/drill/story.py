@@ -22,7 +22,8 @@ from loopline.drill.world import World
 from loopline.errors import LooplineError
 from loopline.release import bundle
 
-PATIENCE = 240.0  # seconds that anything may take; a retraining and a rollout three times as long
+PATIENCE = 600.0  # seconds that anything may take, on a machine that does other things too
+LONG = 3 * 3600.0  # of a retraining and a rollout: they end by themselves, and then the reason is known
 T = TypeVar("T")
 
 
@@ -155,14 +156,14 @@ class Drill:
         self._until("the decision to retrain", lambda: self.observed.decided("retrain"))
         self.world.labelling = False
         self.record.say("good", f"{len(self.world.labelled)} labels were enough", "retraining")
-        self._until("a challenger that beats the champion", self._challenger, patience=3 * PATIENCE)
+        self._until("a challenger that beats the champion", self._challenger, patience=LONG)
 
     def the_challenger_is_promoted(self) -> None:
         """Shadow, canary, promotion."""
         self.record.say("act", "The challenger: shadow, canary, promotion")
         assert self.world is not None
         began = self.record.now()
-        done = self._until("the rollout's end", self.observed.ended, patience=3 * PATIENCE)
+        done = self._until("the rollout's end", self.observed.ended, patience=LONG)
         self._check(done.stage == "promoted", f"{done.challenger:.12} is champion: {done.stage}")
         self.challenger = done
         (run,) = self._until("the run's end", lambda: [run for run in self.observed.runs() if run.result])
