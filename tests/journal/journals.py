@@ -7,7 +7,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from loopline.journal import segments
+from loopline.journal import index, segments
 
 
 def png(value=130, side=8):
@@ -45,6 +45,15 @@ def label(identity, said, *, source="anna", model="classifier", when=None, chose
         "label": said,
         "source": source,
     }
+
+
+def kept(folder, *lines):
+    """A journal whose keeper has taken these lines in; its folder."""
+    folder.mkdir(parents=True)
+    opened = index.connect(folder, write=True)
+    index.take(opened, "segment", lines)
+    opened.close()
+    return folder
 
 
 def write(folder, *lines):

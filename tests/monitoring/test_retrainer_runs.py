@@ -1,6 +1,7 @@
 """What a run is made of: the policy's steps, the worktree, the evidence, GitHub, and the end of what was left over."""
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import brightness
+import journals
 import prometheus
 import psutil
 import pytest
@@ -24,7 +26,7 @@ from loopline.monitoring import guard
 from loopline.monitoring.retrainer import github, policy, report, runs, worktree
 from loopline.monitoring.retrainer.runs import Place
 from loopline.monitoring.retrainer.state import Run
-from loopline.release import bundle
+from loopline.release import bundle, decisions
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "monitoring/retraining.yaml"
@@ -370,19 +372,29 @@ def test_without_a_repository_runs_are_started_on_github_and_nowhere_else(tmp_pa
 
 @pytest.fixture
 def weighed(tmp_path, monkeypatch):
-    """weighed(threshold of the challenger) -> (report's text, decision, its folder). The champion's is 160, the truth 127.5."""
+    """weighed(threshold of the challenger) -> (report's text, decision, its folder). The champion's is 160, the truth 127.5.
+
+    Of the journal's requests 60 came before those that were labelled, 90 with them and after.
+    """
     served, tree = tmp_path / "repository", tmp_path / "tree"
     (tree / "data/batches/classifier").mkdir(parents=True)
     (tree / "data/batches/classifier/v2.dvc").touch()
     (tree / "params.yaml").write_text(brightness.params())
+    images = [brightness.png(v) for v in range(256)]
+    labelled = [journals.entry(str(v), image=images[v], time=1000.0 + v) for v in range(0, 256, 4)]
+    before, after = (
+        [journals.entry(f"{at}-{n}", time=at + n) for n in range(count)] for at, count in ((0.0, 60), (2000.0, 26))
+    )
+    told = [journals.label(line["id"], "bright") for line in labelled]
+    journal = journals.kept(tmp_path / "journal", *before, *labelled, *after, *told)
     samples = [
         manifest.Sample(
-            id=f"{v:064x}",
+            id=hashlib.sha256(images[v]).hexdigest(),
             source="v2" if v % 4 == 0 else "dataset",
             path=f"{v}.png",
             split="test",
             label="bright" if v > 127 else "dark",
-            image=brightness.png(v),
+            image=images[v],
             width=8,
             height=8,
         )
@@ -404,7 +416,7 @@ def weighed(tmp_path, monkeypatch):
                 made, brightness.described(), model=model, drift=parts / "drift.json", card="# c\n", pictures=[]
             )
         version = bundle.read(served / "models/classifier/bundle").version[:12]
-        path, decision = report.make(run(version=version), served)
+        path, decision = report.make(run(version=version), served, journal)
         return path.read_text(encoding="utf-8"), decision, path.parent
 
     return make
@@ -417,6 +429,7 @@ def test_the_evidence_of_a_better_challenger_is_a_page_with_both_parts_of_the_te
     assert re.search(r"\| the whole test split \| 256 \| 1\.0000.* \| 0\.87", text)
     assert re.search(r"\| old part \| 192 \|", text)
     assert re.search(r"\| new data's part \| 64 \|", text)
+    assert "new part, 60% of the latest 150 requests: accuracy +0.1" in text
     for picture in re.findall(r"\]\((\w+\.png)\)", text):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in folder.iterdir()} == {"report.md", "parts.png", "changes.png"}
@@ -426,10 +439,28 @@ def test_a_challenger_that_learned_flipped_labels_is_refused_on_its_evidence(wei
     text, decision, _ = weighed(250)
     assert not decision.promote
     assert "**refused**" in text
-    assert "no proof of a gain" in text
+    assert "no proof of a gain in accuracy on the new part" in text
+
+
+def test_the_decision_on_the_evidence_is_in_the_log_once_with_its_weights(weighed):
+    _, decision, _ = weighed(128)
+    served = bundle.read(Path("../repository/models/classifier/bundle"))
+    report.make(run(version=served.version[:12]), Path("../repository"), Path("../journal"))  # the step is done again
+    (line,) = decisions.read().records
+    assert (line.action, line.bundle) == ("accept", bundle.read(Path("models/classifier/bundle")).version)
+    assert line.reasons == decision.reasons
+    assert line.evidence["figures"]["present"]["old"]["share"] == 0.4
+
+
+def test_a_journal_without_the_batch_s_samples_is_refused(weighed, tmp_path):
+    weighed(128)
+    version = bundle.read(tmp_path / "repository/models/classifier/bundle").version[:12]
+    other = journals.kept(tmp_path / "other", journals.entry("a"), journals.label("a", "bright"))
+    with pytest.raises(LooplineError, match="has no sample of batch v2 of classifier"):
+        report.make(run(version=version), tmp_path / "repository", other)
 
 
 def test_a_champion_that_is_not_here_is_said(weighed, tmp_path):
     weighed(128)
     with pytest.raises(LooplineError, match="in version fff is not here"):
-        report.make(run(version="fff"), tmp_path / "repository")
+        report.make(run(version="fff"), tmp_path / "repository", tmp_path / "journal")

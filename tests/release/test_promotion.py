@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.release.promotion import Evidence, Policy, decide
+from loopline.release.promotion import LEAST_NEW, Evidence, Policy, Present, decide
 from loopline.tasks.slices import restrict
 
 N = 1000
@@ -127,3 +127,110 @@ def test_a_metric_that_cannot_be_computed_is_refused():
     decision = decide(broken, model(range(100)), POLICY)
     assert not decision.promote
     assert decision.figures["gain"] == {"value": None, "low": None, "high": None}
+
+
+# After an alert: on what is asked now
+
+
+OLD = 900  # samples of the old part; the last 100 came with the newest labelled batch
+
+
+def now(*, share=1.0, new=range(OLD, N)):
+    return Present(new=np.isin(np.arange(N), list(new)), batch=10 * len(new), share=share, requests=1000)
+
+
+def errors(old, new):
+    """The numbers of the samples that a model errs on, so many of each part, the first ones."""
+    return [*range(old), *range(OLD, OLD + new)]
+
+
+def after_an_alert(ours, theirs, policy=POLICY, **present):
+    return decide(model(errors(*ours)), model(errors(*theirs)), policy, now(**present))
+
+
+def test_a_gain_on_what_is_asked_now_is_enough_where_the_old_part_holds():
+    ours, theirs = (109, 26), (100, 38)  # one point of the old part for twelve of the new one
+    assert not decide(model(errors(*ours)), model(errors(*theirs)), POLICY).promote, "on all samples it is no gain"
+    decision = after_an_alert(ours, theirs)
+    assert decision.promote
+    assert decision.reasons[0].startswith("new part, 100% of the latest 1,000 requests: accuracy +0.1200 [+0.0")
+    assert decision.reasons[1].startswith("old part, 0% of the latest 1,000 requests: accuracy -0.0100 [-0.0")
+    assert decision.figures["present"]["new"]["n"] == 100
+
+
+def test_a_loss_on_the_old_part_is_refused_whatever_the_new_part_gains():
+    decision = after_an_alert((145, 0), (100, 60))
+    assert decision.figures["present"]["new"]["gain"]["low"] > 0.4
+    assert not decision.promote
+    assert decision.reasons[0].startswith("the old part may lose more than 0.03: accuracy -0.0500")
+
+
+def test_a_loss_on_the_old_part_that_may_be_too_large_is_refused():
+    decision = after_an_alert((125, 0), (100, 60))  # .028 lost, but it could be .04
+    assert [reason for reason in decision.reasons if "may lose more" in reason]
+
+
+def test_a_gain_on_the_new_part_that_may_be_luck_is_refused_with_the_number_that_would_prove_it():
+    decision = decide(model([*range(OLD, OLD + 30)]), model([*range(OLD + 5, OLD + 38)]), POLICY, now())
+    assert not decision.promote
+    assert "no proof of a gain in accuracy on the new part: +0.0300 [-0.0" in decision.reasons[0]
+    needed = int(decision.reasons[0].split("about ")[1].split(" test samples")[0])
+    assert 100 < needed < 1000
+
+
+def test_no_change_on_the_new_part_is_no_gain_however_much_the_old_part_gains():
+    decision = after_an_alert((0, 30), (200, 30))
+    assert decision.figures["gain"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert [reason for reason in decision.reasons if "no proof of a gain in accuracy on the new part" in reason]
+
+
+def test_a_challenger_that_learned_flipped_labels_of_the_new_part_is_refused():
+    decision = after_an_alert((100, 62), (100, 38))
+    assert not decision.promote
+    assert "no proof of a gain in accuracy on the new part: -0.2400" in " ".join(decision.reasons)
+
+
+def test_too_few_new_test_samples_are_refused_with_the_number_that_is_needed():
+    few = range(N - LEAST_NEW + 10, N)
+    decision = decide(model([]), model(few), POLICY, now(new=few))
+    assert not decision.promote
+    assert decision.reasons[0] == (
+        "the newest labelled batch has 20 samples in the test split, 30 are needed: label about 100 more"
+    )
+    assert decide(model([]), model(range(N - LEAST_NEW, N)), POLICY, now(new=range(N - LEAST_NEW, N))).promote
+
+
+def test_a_floor_binds_where_the_champion_holds_it_in_the_present_traffic():
+    policy = replace(POLICY, floors={"accuracy": 0.75})
+    ours, theirs = (100, 26), (100, 38)
+    lifted = after_an_alert(ours, theirs, policy)  # now .74 against .62, and it was .89
+    assert lifted.promote
+    assert "the champion does not hold the floor either: accuracy 0.6200 may be as low as" in lifted.reasons[0]
+    held = after_an_alert((200, 41), (100, 60), policy, share=0.1)
+    assert [reason for reason in held.reasons if reason.startswith("accuracy 0.7590 may be as low as")]
+    assert after_an_alert(ours, theirs, policy, share=0.1).promote
+
+
+def test_the_weights_of_the_parts_are_those_of_the_traffic_and_are_said_either_way():
+    for share in (0.0, 0.25, 1.0):
+        decision = after_an_alert((90, 20), (90, 60), share=share)
+        assert decision.figures["gain"]["value"] == round(0.4 * share, 4)
+        assert f"new part, {share:.0%} of the latest 1,000 requests" in " ".join(decision.reasons)
+    refused = after_an_alert((90, 60), (90, 60), share=0.25)
+    assert not refused.promote
+    assert [reason for reason in refused.reasons if reason.startswith("old part, 75% of the latest 1,000 requests")]
+
+
+def test_without_an_alert_it_is_judged_as_before():
+    ours, theirs = model(errors(50, 10)), model(errors(100, 0))
+    assert decide(ours, theirs, POLICY) == decide(ours, theirs, POLICY, None)
+    assert "present" not in decide(ours, theirs, POLICY).figures
+
+
+def test_an_alert_waives_neither_labels_nor_slices_nor_budgets():
+    champion = model(errors(100, 60), parts={"dark": range(100)})
+    ours = model(errors(0, 0), labels=("a",), bytes=200)
+    reasons = " ".join(decide(ours, champion, POLICY, now()).reasons)
+    assert "the champion knows labels that the challenger does not: b" in reasons
+    assert "dark was not measured for the challenger" in reasons
+    assert "2.00 times the champion's size" in reasons
