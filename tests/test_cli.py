@@ -4,11 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from loopline import cli
+from loopline.errors import LooplineError
+from loopline.monitoring import sentinel
 
 
 def run(*arguments):
@@ -62,13 +65,31 @@ def test_a_server_without_a_bundle_says_where_bundles_come_from():
     assert "`make repro` makes models/*/bundle" in done.stderr
 
 
-def test_a_server_beside_another_one_on_the_same_port_is_said():
-    with socket.create_server(("127.0.0.1", 0)) as there:
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    ("sharing", "options"),
+    [(False, ()), (True, ()), (False, ("--share-port",)), (True, ("--metrics-port", "0"))],
+)
+def test_a_server_refuses_a_port_that_another_program_holds(sharing, host, options):
+    """Also where the other one would share it: half of its clients would get our answers."""
+    with socket.create_server((host, 0), reuse_port=sharing) as there:
         port = str(there.getsockname()[1])
-        done = run("serve", str(Path(__file__).parent), "--port", port)
-        shared = run("serve", str(Path(__file__).parent), "--port", port, "--metrics-port", "1")
-    assert f"somebody listens on 127.0.0.1:{port} already" in done.stderr
-    assert "somebody listens" not in shared.stderr, "replicas share a port on purpose"
+        done = run("serve", str(Path(__file__).parent), "--port", port, *options)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"loopline: 127.0.0.1:{port} is taken: another program listens there. Choose another port"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_metrics_on_a_port_that_another_program_holds_are_one_message(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        port = there.getsockname()[1]
+        done = run("journal", str(tmp_path), "--port", str(port))
+        with pytest.raises(LooplineError, match=f"cannot listen on 127.0.0.1:{port}"):
+            sentinel.Sentinel("http://127.0.0.1:1", [], None).run(1.0, port, threading.Event())
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
 def test_a_new_models_folder_of_batches_is_made_and_git_would_keep_it(tmp_path, monkeypatch):

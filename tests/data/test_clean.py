@@ -246,9 +246,10 @@ def test_an_image_is_set_aside_with_its_reason(image, reason):
         (picture(mode="L"), (10, 8)),
         (picture(mode="I;16"), (10, 8)),
         (picture(mode="CMYK", form="JPEG"), (10, 8)),
+        (picture(form="MPO", save_all=True, append_images=[Image.new("RGB", (5, 5))]), (10, 8)),
         (picture(form="JPEG", exif=(turned := Image.Exif()).__setitem__(0x0112, 6) or turned), (8, 10)),
     ],
-    ids=["PNG bytes in a .jpg", "grey", "16 bit", "CMYK", "turned"],
+    ids=["PNG bytes in a .jpg", "grey", "16 bit", "CMYK", "a phone's MPO", "turned"],
 )
 def test_unusual_images_are_kept_as_they_came_with_their_upright_size(image, size):
     (sample,) = images(show(image, path="a.jpg")).samples

@@ -251,6 +251,21 @@ def test_without_a_token_it_does_not_start(tmp_path, monkeypatch):
     monkeypatch.delenv("LOOPLINE_RETRAINER_TOKEN")
     monkeypatch.setenv("LOOPLINE_RETRAINER_TOKEN_FILE", str(tmp_path / "none"))
     assert "cannot be read" in loopline(one, "--policy", "policy.yaml").stderr
+    monkeypatch.delenv("LOOPLINE_RETRAINER_TOKEN_FILE")
+    monkeypatch.setenv("LOOPLINE_RETRAINER_TOKEN", " \n")
+    assert "LOOPLINE_RETRAINER_TOKEN is blank" in loopline(one, "--policy", "policy.yaml").stderr
+
+
+def test_secrets_are_read_without_white_space_and_the_scheme_in_any_case(monkeypatch):
+    monkeypatch.setenv("LOOPLINE_RETRAINER_TOKEN", "0123456789abcdef\n")
+    monkeypatch.setenv("LOOPLINE_RETRAINER_HMAC_SECRET", " fedcba9876543210\r\n")
+    known = alerts.secrets()
+    assert known == alerts.Secrets("0123456789abcdef", "fedcba9876543210")
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        assert alerts.bearer(f"{scheme} 0123456789abcdef", known.token)
+    for header in (None, "", "0123456789abcdef", "Bearer 0123456789abcde", "Basic 0123456789abcdef"):
+        assert not alerts.bearer(header, known.token)
+    assert not alerts.bearer("Bearer ", None)
 
 
 def test_a_second_retrainer_on_the_same_state_is_refused(retrain):

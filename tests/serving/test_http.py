@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import socket
 import time
 import zlib
@@ -35,9 +36,8 @@ def request(path=INFER, body=BODY, *, method="POST", headers=()):
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def read(one):
-    """Status, headers and body of the next answer."""
-    content = b""
+def read(one, content=b""):
+    """Status, headers and body of the next answer, of which `content` was read already."""
     while b"\r\n\r\n" not in content:
         piece = one.recv(65536)
         if not piece:
@@ -108,11 +108,151 @@ def test_a_client_that_asks_first_is_told_to_go_on(connect):
     assert ask(one, BODY)[0] == 200
 
 
-def test_an_offer_of_another_protocol_is_ignored(connect):
+def chunked(body, size, trailers=""):
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    content = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    return content + b"0\r\n" + trailers.encode() + b"\r\n"
+
+
+OFFER = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAA")
+IN_CHUNKS = f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n".encode()
+
+
+@pytest.mark.parametrize("offer", [OFFER, ("Upgrade: websocket", "Connection: upgrade")])
+@pytest.mark.parametrize("cut", [1, 40, 100_000])
+def test_an_offer_of_another_protocol_is_declined_and_the_request_answered(connect, offer, cut):
+    """With a body of either framing, without one, in a pipeline; however the bytes are cut."""
+    lines = "".join(f"{line}\r\n" for line in offer).encode()
+    whole = request(headers=offer)
+    whole += request("/v2", b"", method="GET", headers=offer)
+    whole += IN_CHUNKS + lines + b"\r\n" + chunked(BODY, 99, "X-Sum: 1\r\n")
+    whole += request("/nothing", headers=offer)
     one = connect()
-    offer = b"GET /v2 HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
-    assert ask(one, offer)[0] == 200
+    statuses, rest = [], b""
+    for start in range(0, len(whole), cut):
+        one.sendall(whole[start : start + cut])
+    while len(statuses) < 4:
+        status, headers, _ = read(one, rest)
+        statuses.append(status)
+        assert "upgrade" not in headers
+        rest = read.rest
+    assert statuses == [200, 200, 200, 404]
     works(one)
+
+
+def test_an_offer_may_wait_for_a_go_ahead(connect):
+    one = connect()
+    headers = [*OFFER, "Expect: 100-continue"]
+    one.sendall(request(body=b"", headers=headers).replace(b"Length: 0", b"Length: %d" % len(BODY)))
+    assert one.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert ask(one, BODY)[0] == 200
+
+
+def test_a_pipeline_of_offers_is_answered_and_not_a_matter_of_depth(connect):
+    one = connect()
+    count = 1500
+    one.sendall(b"GET /v2 HTTP/1.1\r\nUpgrade:a\r\nConnection:upgrade\r\n\r\n" * count)
+    content = b""
+    while content.count(b"HTTP/1.1 200 OK") < count:
+        piece = one.recv(1 << 16)
+        assert piece, content[-200:]
+        content += piece
+    works(one)
+
+
+@pytest.mark.parametrize("cut", [1, 100_000])
+def test_trailers_are_passed_over(connect, cut):
+    """They come behind a body that is larger than a head may be, and change nothing that the head says."""
+    rows = {"inputs": [{"name": "image", "shape": [400, 8, 8, 1], "datatype": "UINT8", "data": [7] * 25_600}]}
+    body = json.dumps(rows).encode()
+    assert len(body) > http.HEAD_BYTES
+    one = connect()
+    trailers = "X-Sum: abc\r\nContent-Encoding: br\r\nX-Request-Id: trailer\r\n"
+    one.sendall(IN_CHUNKS + b"X-Request-Id: head\r\n\r\n")
+    content = chunked(body, 5000, trailers)
+    one.sendall(content[:-200])
+    for start in range(len(content) - 200, len(content), cut):
+        one.sendall(content[start : start + cut])
+    status, headers, _ = read(one)
+    assert (status, headers["x-request-id"]) == (200, "head")
+    works(one)
+
+
+class Transport:
+    """What a connection writes to; `closed` holds the clock's time of each close."""
+
+    def __init__(self, clock):
+        self.clock, self.written, self.closed = clock, [], []
+
+    def write(self, data):
+        self.written.append(data)
+
+    def close(self):
+        self.closed.append(self.clock[0])
+
+    def is_closing(self):
+        return bool(self.closed)
+
+
+class Application:
+    """It takes bodies of 100 bytes."""
+
+    def turn(self):
+        pass
+
+    def admit(self, *_):
+        return 100
+
+    def refusal(self, refusal):
+        return messages.Response(refusal.status)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """alone(clock) -> a connection without a socket, and its transport."""
+
+    def make(clock):
+        server = http.Server(Application())
+        server.now = lambda: clock[0]
+        monkeypatch.setattr(server, "opened", lambda _: None)
+        connection, transport = server.protocol(), Transport(clock)
+        connection.connection_made(transport)
+        return connection, transport
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "trailers", [b"".join(b"X-%d: 1\r\n" % n for n in range(200)), b"X: " + b"a" * 40_000, b"X" * 40_000]
+)
+@pytest.mark.parametrize("cut", [1000, 100_000])
+def test_trailers_have_bounds(alone, trailers, cut):
+    connection, transport = alone([0.0])
+    connection.data_received(IN_CHUNKS + b"\r\n3\r\nabc\r\n0\r\n")
+    for start in range(0, len(trailers), cut):
+        connection.data_received(trailers[start : start + cut])
+    assert [data[:12] for data in transport.written] == [b"HTTP/1.1 431"]
+    assert transport.closed
+
+
+@pytest.mark.parametrize("path", ["/v2/health/ready", "/nothing"])
+def test_a_client_of_http_1_0_is_told_whether_the_connection_stays(connect, path):
+    """It waits for the connection's end otherwise: `ab -k` did until it gave up."""
+    kept = f"GET {path} HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n".encode()
+    one = connect()
+    for _ in range(2):
+        assert ask(one, kept)[1]["connection"] == "keep-alive"
+    assert ask(one, kept.replace(b"Keep-Alive", b"close"))[1]["connection"] == "close"
+    assert one.recv(1) == b""
+    one = connect()
+    assert ask(one, f"GET {path} HTTP/1.0\r\n\r\n".encode())[1]["connection"] == "close"
+    assert one.recv(1) == b""
+
+
+def test_a_client_of_http_1_0_gets_no_interim_answer(connect):
+    one = connect()
+    asked = request(headers=["Expect: 100-continue", "Connection: keep-alive"]).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+    assert ask(one, asked)[0] == 200
 
 
 def test_a_head_request_has_no_body(connect):
@@ -135,11 +275,12 @@ def test_a_head_request_has_no_body(connect):
         (request(headers=["X: " + "a" * 40_000]), 431),
         (request("/" + "a" * 40_000), 414),
         (b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 20_000, 431),
-        (request(headers=["Upgrade: websocket", "Connection: Upgrade"]), 400),
+        (b"CONNECT x:1 HTTP/1.1\r\n\r\n", 405),
         (b"POST " + INFER.encode() + b" HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", 413),
         (b"POST " + INFER.encode() + b" HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
         (b"POST " + INFER.encode() + b" HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
         (b"GET /v2 HTTP/9.9\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     ],
 )
 def test_nonsense_is_refused_and_the_connection_closed(connect, data, status):
@@ -160,9 +301,9 @@ def test_nonsense_is_refused_and_the_connection_closed(connect, data, status):
         (request(headers=["X-Request-Timeout-Ms: 0"]), 400),
         (request(headers=["X-Request-Timeout-Ms: " + "0" * 8 + "1" * 5000]), 400),
         (request(headers=["Inference-Header-Content-Length: " + "0" * 5000]), 400),
-        (request(headers=["X-Request-Id: " + "a" * 200]), 400),
         (request(headers=["Content-Encoding: br"]), 415),
         (request(headers=["Content-Encoding: gzip"]), 400),
+        (request(headers=["Content-Encoding: gzip, gzip, gzip"]), 415),
         (request(headers=["Inference-Header-Content-Length: 99999"]), 400),
         (request("/v2/repository/index", b"[]"), 400),
     ],
@@ -194,6 +335,83 @@ def test_compressed_bodies_and_answers(connect, pack):
     assert json.loads(zlib.decompress(body, wbits=47))["outputs"]
 
 
+HALVES = BODY[:100], BODY[100:]
+RAW = zlib.compress(BODY, wbits=-15)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status"),
+    [
+        (gzip.compress(HALVES[0]) + gzip.compress(HALVES[1]), "gzip", 200),
+        (gzip.compress(HALVES[0]) + gzip.compress(b"") + gzip.compress(HALVES[1]), "X-GZip", 200),
+        (gzip.compress(b"") * 1000 + gzip.compress(BODY), "gzip", 200),
+        (gzip.compress(BODY) + bytes(512), "gzip", 200),
+        (RAW, "deflate", 200),
+        (gzip.compress(zlib.compress(BODY)), "deflate, gzip", 200),
+        (gzip.compress(BODY), "identity, gzip", 200),
+        (BODY, "", 200),
+        (BODY, "Identity", 200),
+        (gzip.compress(BODY) + b"more", "gzip", 400),
+        (gzip.compress(BODY) + gzip.compress(b"more")[:-3], "gzip", 400),
+        (gzip.compress(BODY)[:-1], "gzip", 400),
+        (zlib.compress(BODY) + b"more", "deflate", 400),
+        (RAW[:-1], "deflate", 400),
+        (b"", "gzip", 400),
+        (gzip.compress(b"") * 2000 + gzip.compress(BODY), "gzip", 400),
+        (gzip.compress(bytes(9 << 20)) * 2, "gzip", 413),
+        (gzip.compress(gzip.compress(bytes(17 << 20))), "gzip, gzip", 413),
+    ],
+)
+def test_a_body_may_be_packed_in_every_way_that_the_standards_name(connect, body, encoding, status):
+    assert ask(connect(), request(body=body, headers=[f"Content-Encoding: {encoding}"]))[0] == status
+
+
+@pytest.mark.parametrize(
+    ("accepted", "chosen"),
+    [
+        ("gzip", "gzip"),
+        ("GZip, Deflate, br, zstd", "gzip"),
+        ("deflate", "deflate"),
+        ("x-gzip", "gzip"),
+        ("identity;q=1, gzip;q=0", None),
+        ("gzip;q=0.000, deflate;q=0", None),
+        ("gzip;q=0, deflate", "deflate"),
+        ("gzip ; Q=0.5 , deflate;q=0.8", "deflate"),
+        ("gzip;q=0.5", "gzip"),
+        ("gzip;q=0.5, identity", None),
+        ("gzip;q=0.5, *;q=0", "gzip"),
+        ("*", "gzip"),
+        ("*;q=0", None),
+        ("gzip;q=0, *", "deflate"),
+        ("br, zstd", None),
+        ("gzipped", None),
+        ("gzip;q=nonsense", None),
+        ("gzip;q=", None),
+        (",;=,", None),
+        ("", None),
+    ],
+)
+def test_an_answer_is_packed_as_the_client_weighs_it(connect, accepted, chosen):
+    status, headers, body = ask(
+        connect(), request("/metrics", b"", method="GET", headers=[f"Accept-Encoding: {accepted}"])
+    )
+    assert (status, headers.get("content-encoding")) == (200, chosen)
+    assert b"loopline_" in (zlib.decompress(body, wbits=47) if chosen else body)
+
+
+@pytest.mark.parametrize("given", ["", "a b", "a" * 129, "\xe4"])
+def test_a_request_with_an_empty_or_odd_id_gets_one_of_ours(connect, given):
+    """Proxies write such headers. What is answered is an id that feedback takes."""
+    for path, body in ((INFER, BODY), ("/predict/text", b'"good"')):
+        asked = request(path, body, headers=["X-Request-Id: GIVEN", "X-Request-Timeout-Ms:"])
+        status, headers, content = ask(connect(), asked.replace(b"GIVEN", given.encode("latin-1")))
+        assert status == 200
+        assert re.fullmatch("[0-9a-f]{8,}", headers["x-request-id"])
+        assert json.loads(content).get("id", headers["x-request-id"]) == headers["x-request-id"]
+    kept = "~" + "a" * 127
+    assert ask(connect(), request(headers=[f"X-Request-Id: {kept}"]))[1]["x-request-id"] == kept
+
+
 def test_a_client_that_leaves_in_the_middle_harms_nobody(connect):
     for cut in (10, 100, len(request()) - 1, len(request())):
         one = connect()
@@ -202,51 +420,25 @@ def test_a_client_that_leaves_in_the_middle_harms_nobody(connect):
     works(connect())
 
 
-def test_a_slow_head_a_slow_body_and_idleness_are_cut_off(monkeypatch):
-    clock = [100.0]
-    closed, written = [], []
-
-    class Transport:
-        def write(self, data):
-            written.append(data)
-
-        def close(self):
-            closed.append(clock[0])
-
-        def is_closing(self):
-            return bool(closed)
-
-    class Application:
-        def turn(self):
-            pass
-
-        def admit(self, *_):
-            return 100
-
-        def refusal(self, refusal):
-            return messages.Response(refusal.status)
-
-    for sent, limit, answer in (
+@pytest.mark.parametrize(
+    ("sent", "limit", "answer"),
+    [
         (b"", http.IDLE_SECONDS, []),
         (b"GET / HT", http.HEAD_SECONDS, [b"HTTP/1.1 408"]),
         (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", http.BODY_SECONDS, [b"HTTP/1.1 408"]),
-    ):
-        closed.clear()
-        written.clear()
-        server = http.Server(Application())
-        server.now = lambda: clock[0]
-        monkeypatch.setattr(server, "opened", lambda _: None)
-        connection = server.protocol()
-        connection.connection_made(Transport())
-        connection.data_received(sent)
-        start = clock[0]
-        clock[0] += limit - 1
-        connection.sweep(clock[0])
-        assert not closed
-        clock[0] += 2
-        connection.sweep(clock[0])
-        assert closed == [start + limit + 1]
-        assert [data[:12] for data in written] == answer
+    ],
+)
+def test_a_slow_head_a_slow_body_and_idleness_are_cut_off(alone, sent, limit, answer):
+    clock = [100.0]
+    connection, transport = alone(clock)
+    connection.data_received(sent)
+    clock[0] += limit - 1
+    connection.sweep(clock[0])
+    assert not transport.closed
+    clock[0] += 2
+    connection.sweep(clock[0])
+    assert transport.closed == [100.0 + limit + 1]
+    assert [data[:12] for data in transport.written] == answer
 
 
 def test_a_client_that_does_not_read_is_not_read_from(connect, server):

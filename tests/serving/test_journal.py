@@ -116,8 +116,11 @@ def test_labels_come_back_and_are_on_the_disk_when_they_are_acknowledged(serve, 
     url = server.url + "/v2/models/classifier/feedback"
     answer = requests.post(url, json={"id": "one", "label": "bright", "source": "anna"}, timeout=5)
     assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
+    answer = requests.post(url, json={"id": "two", "label": "bright", "source": None}, timeout=5)
+    assert answer.status_code == 202, "null is a field that was not given"
     server.process.send_signal(signal.SIGKILL)
-    (line,) = lines(kept, "label")
+    line, other = lines(kept, "label")
+    assert other["source"] == "feedback"
     assert (line["id"], line["label"], line["source"], line["model"]) == ("one", "bright", "anna", "classifier")
 
 
@@ -125,7 +128,10 @@ def test_labels_come_back_and_are_on_the_disk_when_they_are_acknowledged(serve, 
     ("said", "what"),
     [
         ({"id": "one", "label": "purple"}, "'purple' is no class of classifier"),
-        ({"id": "one"}, "'None' is no class"),
+        ({"id": "one"}, "the label is missing"),
+        ({"id": "one", "label": 7}, 'the label is 7, and no text: send a class\'s name in quotes, as "bright"'),
+        ({"id": "one", "label": True}, "the label is true, and no text"),
+        ({"id": "one", "label": ["bright"]}, 'the label is ["bright"], and no text'),
         ({"label": "bright"}, "id must be a text"),
         ({"id": "one", "label": "bright", "source": 3}, "source must be a text"),
         ({"id": "x" * 200, "label": "bright"}, "id must be a text"),
@@ -156,6 +162,7 @@ def test_a_detectors_labels_are_boxes(serve, folders, kept):
         [box | {"x1": 3}],
         [box | {"y1": None}],
         [box | {"label": "moon"}],
+        [box | {"label": 7}],
     ):
         assert requests.post(url, json={"id": "a", "label": bad}, timeout=5).status_code == 400, bad
     assert [line["label"] for line in lines(kept, "label")] == [[box], []]

@@ -17,6 +17,9 @@ import psutil
 import pytest
 import requests
 
+from loopline.errors import LooplineError
+from loopline.serving import server
+
 CALL = "/v2/models/classifier/infer"
 BODY = json.dumps({"inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype": "UINT8", "data": [200] * 64}]})
 
@@ -77,10 +80,10 @@ def test_sigterm_under_load_loses_nothing(serve, folders):
 
 
 def test_a_new_version_takes_over_on_the_same_port_and_nothing_is_lost(serve, folders, tmp_path):
-    old = serve(folders["classifier"])
+    old = serve(folders["classifier"], "--share-port")
     load = Load(old.host, old.port)
     time.sleep(0.3)
-    new = serve(bundles.classifier(tmp_path / "new", threshold=120).folder, "--port", old.port)
+    new = serve(bundles.classifier(tmp_path / "new", threshold=120).folder, "--share-port", "--port", old.port)
     time.sleep(0.3)
     assert old.stop() == 0
     time.sleep(0.3)
@@ -98,8 +101,8 @@ def test_two_processes_share_a_port_and_their_counts_add_up(serve, folders):
             return one.getsockname()[1]
 
     ports = [free(), free()]
-    first = serve(folders["classifier"], "--metrics-port", ports[0])
-    second = serve(folders["classifier"], "--port", first.port, "--metrics-port", ports[1])
+    first = serve(folders["classifier"], "--share-port", "--metrics-port", ports[0])
+    second = serve(folders["classifier"], "--share-port", "--port", first.port, "--metrics-port", ports[1])
     for _ in range(40):
         assert requests.post(f"{first.url}/predict/classifier", data=brightness.png(9), timeout=5).status_code == 200
     counts = []
@@ -110,6 +113,15 @@ def test_two_processes_share_a_port_and_their_counts_add_up(serve, folders):
     assert sum(counts) == 40
     assert min(counts) > 0, "both of them answer"
     assert first.stop() == second.stop() == 0
+
+
+def test_of_two_that_start_at_the_same_time_one_is_refused(monkeypatch):
+    """Both are bound before either listens, which the system allows; the second to listen must not begin to answer."""
+    first = server.bound("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    monkeypatch.setattr(server, "load", lambda *_: first.listen() or [])
+    with first, pytest.raises(LooplineError, match=f"127.0.0.1:{port} is taken"):
+        server.run([], server.Options(port=port))
 
 
 def test_it_says_not_ready_before_it_stops_answering(serve, folders):
@@ -199,6 +211,28 @@ def test_a_token_is_wanted_where_one_is_set(serve, folders):
     assert requests.get(server.url + "/v2/health/ready", timeout=5).status_code == 200
     assert requests.get(server.url + "/metrics", timeout=5).status_code == 401
     assert "secret" not in json.dumps(server.log)
+    for given in ("bearer secret", "BEARER  secret "):  # the scheme's case does not matter (RFC 9110, 11.1)
+        assert requests.post(url, headers={"Authorization": given}, **ask).status_code == 200
+    for given in ("", "secret", "Bearer", "Bearer ", "Basic secret", "Bearersecret", "Bearer secret x"):
+        assert requests.post(url, headers={"Authorization": given}, **ask).status_code == 401, given
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["variable", "file"])
+def test_the_white_space_around_a_token_is_none_of_it(serve, folders, tmp_path, named):
+    """`echo secret` ends in a newline, and no header can carry one."""
+    (tmp_path / "token").write_text(" secret\r\n")
+    env = {"LOOPLINE_TOKEN_FILE": str(tmp_path / "token")} if named else {"LOOPLINE_TOKEN": "secret\n"}
+    url = serve(folders["classifier"], env=env).url + "/metrics"
+    assert requests.get(url, headers={"Authorization": "Bearer secret"}, timeout=5).status_code == 200
+    assert requests.get(url, headers={"Authorization": "Bearer other"}, timeout=5).status_code == 401
+
+
+@pytest.mark.parametrize(("token", "said"), [(" \n", "is blank"), ("a\nb", "holds control characters")])
+def test_a_token_that_nobody_can_send_stops_the_start(folders, monkeypatch, token, said):
+    monkeypatch.setenv("LOOPLINE_TOKEN", token)
+    code, printed = fails(folders["classifier"])
+    assert code == 1
+    assert f"LOOPLINE_TOKEN {said}" in printed
 
 
 def test_the_slots_follow_the_cores_that_the_process_may_use(folders):

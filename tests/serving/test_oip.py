@@ -131,10 +131,6 @@ def test_a_mistake_is_named(body, said):
 def test_values_that_are_no_numbers_are_refused():
     tensor = Tensor(name="x", datatype="FP32", shape=(-1,))
     content = np.array([1, np.nan], np.float32).tobytes()
-    body, headers = binary(
-        [row(datatype="FP32", shape=[2], parameters={"binary_data_size": 8}) | {"data": None}], content
-    )
-    assert "both" in refused(body, headers, tensor)
     given_row = {"name": "x", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": 8}}
     body, headers = binary([given_row], content)
     assert "finite" in refused(body, headers, tensor)
@@ -198,6 +194,27 @@ def test_any_json_with_the_right_words_is_parsed_or_refused(request, tail):
         assert error.status == 400
     else:
         assert all(tensor.shape == (1, 2) for tensor in call.tensors.values())
+
+
+def test_null_is_a_field_that_was_not_given():
+    """Clients that write every field of their classes write it for the optional ones."""
+    everywhere = {"id": None, "parameters": None, "outputs": None, "inputs": [row(parameters=None)]}
+    sizes = {"id": None, "parameters": {"binary_data_output": None}, "outputs": [{"name": "y", "parameters": None}]}
+    for request in (everywhere, sizes | {"inputs": [row(parameters={"binary_data_size": None})]}):
+        call = parse(json.dumps(request).encode(), {}, IMAGE)
+        assert (call.id, call.outputs, call.tensors["x"].tolist()) == ("", {"y": False}, [[1, 2]])
+    behind = row(data=None, parameters={"binary_data_size": 2})
+    head = json.dumps(
+        {"inputs": [behind], "outputs": [{"name": "y", "parameters": {"binary_data": None}}]}
+        | {"parameters": {"binary_data_output": True}}
+    )
+    call = parse(head.encode() + b"\x01\x02", {oip.LENGTH: b"%d" % len(head)}, IMAGE)
+    assert (call.outputs, call.tensors["x"].tolist()) == ({"y": True}, [[1, 2]]), "and takes what holds without it"
+
+
+@pytest.mark.parametrize("key", ["name", "datatype", "shape", "data"])
+def test_null_in_a_field_that_is_needed_is_refused(key):
+    assert repr(key) in refused({"inputs": [row(**{key: None})]})
 
 
 @pytest.mark.parametrize("as_binary", [True, False])

@@ -165,4 +165,4 @@ def test_what_is_large_is_sent_as_it_is():
     """Packing 4 MB takes 80 ms, in which nobody else is answered."""
     for size, packed in ((10_000, b"content-encoding: gzip"), (2_000_000, b"content-length: 2000000")):
         response = messages.Response(body=(b"x" * size,))
-        assert packed in messages.encode(response, last=False, compression=b"gzip", head_only=True)
+        assert packed in messages.encode(response, None, compression=b"gzip", head_only=True)

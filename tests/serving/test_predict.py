@@ -71,6 +71,8 @@ def test_a_large_image_takes_the_line_for_decoding(server):
         ('{"texts": ["bad", "fine"]}', "application/json", ["bad", "good"]),
         ('["awful"]', "application/json", ["bad"]),
         ('"great"', "application/json", ["good"]),
+        ('{"text": "good", "texts": null}', "application/json", ["good"]),
+        ('{"text": null, "texts": ["bad"]}', "application/json", ["bad"]),
         ("poor poor", "text/plain; charset=utf-8", ["bad"]),
         ('{"text": "good \\ud800"}', "application/json", ["good"]),
     ],
@@ -113,6 +115,7 @@ def test_the_request_id_and_the_trace_pass_through(server):
         ("/predict/text", b"{", "application/json", 400, "not JSON"),
         ("/predict/text", b"{}", "application/json", 400, "send"),
         ("/predict/text", b'{"text": 1}', "application/json", 400, "send"),
+        ("/predict/text", b'{"text": null, "texts": null}', "application/json", 400, "send"),
         ("/predict/text", b'{"texts": []}', "application/json", 400, "no text"),
         ("/predict/text", b"\xff\xfe", "text/plain", 400, "not UTF-8"),
         ("/predict/text", b"[" * 100_000, "application/json", 400, "not JSON"),
@@ -138,6 +141,54 @@ def test_an_animation_is_refused(server):
     frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
     data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:])
     assert "animated" in post(server, CALLS, data).json()["error"]
+
+
+@pytest.mark.parametrize("pictures", [2, 3])
+def test_a_phones_photo_with_pictures_behind_it_is_answered_by_the_first(server, pictures):
+    """A JPEG with an index of others (MPF): depth maps, previews, the second eye."""
+    frames = [Image.new("RGB", (40, 20), shade) for shade in ("white", "black", "black")[:pictures]]
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:], exif=sideways)
+    assert Image.open(io.BytesIO(data)).n_frames == pictures
+    assert post(server, CALLS, data).json()["predictions"][0]["label"] == "bright"
+    (box,) = post(server, "/predict/detector", data).json()["predictions"][0]["boxes"]
+    assert (box["x2"], box["y2"]) == (20, 25), "in pixels of the upright first picture"
+    whole = next(iter(post(server, CALLS, data[: len(data) - 300]).json()["predictions"]))
+    assert whole["label"] == "bright", "what lies behind it may be cut off"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_animation_in_any_format_is_refused(server, kind):
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    answer = post(server, CALLS, encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+    assert (answer.status_code, "animated" in answer.json()["error"]) == (415, True)
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        "form-data; name=file; filename*=UTF-8''f%C3%BCr.png",
+        "form-data; name=\"file\"; FileName*=utf-8'de'f%C3%BCr.png",
+        "form-data; name=file; filename*0*=UTF-8''f%C3%BC; filename*1=r.png",
+        "form-data; name=file; filename*0=a; filename*1=b",
+        "form-data; name=file; filename=\"f\u00fcr.png\"; filename*=UTF-8''x",
+        'form-data; name="file"; filename=""',
+        "form-data; name=file\r\nContent-Type: image/png",
+    ],
+)
+def test_a_file_of_a_form_may_be_named_in_every_way_that_clients_know(server, disposition):
+    head = f"--x\r\nContent-Disposition: {disposition}\r\n\r\n".encode()
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = post(server, CALLS, head + brightness.png(230) + b"\r\n--x--\r\n", headers=headers)
+    assert answer.json()["predictions"][0]["label"] == "bright"
+
+
+@pytest.mark.parametrize("field", ["filename", "a; filename*=b", "filename*"])
+def test_a_field_that_is_only_called_like_a_file_is_none(server, field):
+    body = f'--x\r\nContent-Disposition: form-data; name="{field}"\r\n\r\nhello\r\n--x--\r\n'.encode()
+    answer = post(server, CALLS, body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert (answer.status_code, "no file in the form" in answer.json()["error"]) == (400, True)
 
 
 def test_odd_but_sound_images_are_answered(server):

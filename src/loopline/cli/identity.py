@@ -12,6 +12,7 @@ from loopline.cli.verbs import Verbs, verb
 
 
 def _whoami(options: argparse.Namespace) -> int:
+    from loopline import credentials
     from loopline.release import identity
 
     url = options.url.rstrip("/")
@@ -20,7 +21,7 @@ def _whoami(options: argparse.Namespace) -> int:
         metrics=options.metrics.rstrip("/"),
         image=options.image,
         bundle=options.bundle,
-        token=os.environ.get("LOOPLINE_TOKEN"),
+        token=credentials.secret(credentials.SERVER),
         made_from=_made_from,
     )
     links = []

@@ -96,12 +96,11 @@ def _supervise(options: argparse.Namespace) -> int:
 
 
 def _sentinel(options: argparse.Namespace) -> int:
-    import os
-
+    from loopline import credentials
     from loopline.monitoring import sentinel
 
     stop = _until_ended()
-    token = os.environ.get("LOOPLINE_TOKEN")
+    token = credentials.secret(credentials.SERVER)
     watching = sentinel.Sentinel(options.url, sentinel.load(options.bundle), token)
     watching.run(options.every, options.port, stop, options.host)
     return 0
@@ -138,8 +137,7 @@ def _rules(options: argparse.Namespace) -> int:
 
 
 def _grafana(options: argparse.Namespace) -> int:
-    import os
-
+    from loopline import credentials
     from loopline.monitoring import grafana
 
     if options.verb == "write":
@@ -147,7 +145,7 @@ def _grafana(options: argparse.Namespace) -> int:
         return 0
     from loopline.monitoring.grafana import push
 
-    if not (token := os.environ.get("GRAFANA_TOKEN")):
+    if not (token := credentials.secret("GRAFANA_TOKEN")):
         raise LooplineError("GRAFANA_TOKEN is not set: make a token of a service account in Grafana")
     if options.verb == "push":
         done = push.push(options.url, token, window=_window(options), runbooks=options.runbooks, source=options.source)
@@ -168,8 +166,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _drift_report(options: argparse.Namespace) -> int:
-    import os
-
+    from loopline import credentials
     from loopline.monitoring import report
     from loopline.release import decisions
 
@@ -180,7 +177,7 @@ def _drift_report(options: argparse.Namespace) -> int:
         window=_window(options),
         at=decisions.moment(options.at) if options.at else None,
         url=options.url,
-        token=os.environ.get("LOOPLINE_TOKEN"),
+        token=credentials.secret(credentials.SERVER),
         journal=options.journal,
     )
     print(f"{options.out}: {said}")

@@ -35,6 +35,7 @@ def _root() -> Path:
 def _listen(options: argparse.Namespace) -> int:
     import logging
 
+    from loopline import credentials
     from loopline.monitoring import rules
     from loopline.monitoring.retrainer import alerts, policy, service
     from loopline.monitoring.retrainer.facts import Sources
@@ -49,7 +50,7 @@ def _listen(options: argparse.Namespace) -> int:
             f"where: here trains in a clone of the repository, and {root} is none, as in a container: run `make retrainer` in a "
             f"clone, or set where: github in {options.policy} (docs/retraining.md)"
         )
-    if found.where == "github" and not os.environ.get("LOOPLINE_GITHUB_TOKEN"):
+    if found.where == "github" and not credentials.secret("LOOPLINE_GITHUB_TOKEN"):
         raise LooplineError("where: github needs LOOPLINE_GITHUB_TOKEN")
     window = options.window or found.window
     try:

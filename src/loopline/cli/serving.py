@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
-import sys
 from pathlib import Path
 
 from loopline.cli.verbs import Verbs, verb
@@ -19,12 +17,6 @@ def _serve(options: argparse.Namespace) -> int:
 
     if missing := [str(path) for path in options.bundle if not path.exists()]:
         raise LooplineError(f"{missing[0]} is not a bundle, there is nothing: `make repro` makes models/*/bundle")
-    if options.port and not options.metrics_port and _answers(options.host, options.port):
-        print(
-            f"loopline: somebody listens on {options.host}:{options.port} already; if that is a server of ours, "
-            "both get requests now",
-            file=sys.stderr,
-        )
     kept = None
     if options.journal:
         if not options.signals:
@@ -49,6 +41,7 @@ def _serve(options: argparse.Namespace) -> int:
         server.Options(
             host=options.host,
             port=options.port,
+            share_port=options.share_port,
             metrics_port=options.metrics_port,
             slots=options.slots,
             grace=options.grace,
@@ -60,14 +53,6 @@ def _serve(options: argparse.Namespace) -> int:
             verify_key=Path(key) if (key := options.verify_key or os.environ.get(signature.VERIFY_KEY)) else None,
         ),
     )
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -89,6 +74,11 @@ def add(rooms: Verbs) -> None:
     serve.add_argument("bundle", nargs="+", type=Path, help="a bundle, e.g. models/text/bundle, or a folder of them")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8080, help="0: any free one")
+    serve.add_argument(
+        "--share-port",
+        action="store_true",
+        help="let other servers with this option listen on --port too: each gets a part of the connections",
+    )
     serve.add_argument(
         "--metrics-port", type=int, help="answers as well; of this process alone where several share --port"
     )

@@ -20,7 +20,7 @@ from math import ceil
 from pathlib import Path
 from types import MappingProxyType
 
-from loopline import processes
+from loopline import credentials, processes
 from loopline.delivery import fleet, gateway, soak, verify
 from loopline.delivery.gateway import CHALLENGER, CHAMPION, COLOURS
 from loopline.delivery.state import Plan
@@ -233,7 +233,7 @@ class Compose:
             self._compose("kill", "--signal", "HUP", service)
         if anew := [one for one in (SENTINEL, RETRAINER) if one in self.services]:
             token = self.folder / "alertmanager/token"
-            processes.write(token, os.environ[TOKEN])
+            processes.write(token, credentials.secret(TOKEN) or "")
             token.chmod(0o644)  # Alertmanager's user reads it; of this machine's users only ours gets into the folder
             self._compose("up", "--detach", "--no-deps", "--force-recreate", *anew)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from loopline import credentials
 from loopline.delivery import judge
 from loopline.delivery.gateway import BASELINE, CHALLENGER
 from loopline.errors import LooplineError
@@ -114,7 +115,7 @@ def series(address: str, token: str | None = None) -> Series:
     """
     from prometheus_client.parser import text_string_to_metric_families
 
-    request = urllib.request.Request(f"{address}/metrics", headers=_bearer(token))  # noqa: S310 - our own server
+    request = urllib.request.Request(f"{address}/metrics", headers=credentials.authorization(token))  # noqa: S310 - our own server
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
             text = answer.read().decode()
@@ -202,7 +203,7 @@ def _ask(address: str, model: str, given: Given, token: str | None) -> tuple[Any
     text = isinstance(given, str)
     body = json.dumps({"text": given}).encode() if isinstance(given, str) else given
     headers = {"Content-Type": "application/json" if text else "application/octet-stream", "X-Loopline-Probe": "1"}
-    request = urllib.request.Request(f"{address}/predict/{model}", body, headers | _bearer(token))  # noqa: S310 - our own server
+    request = urllib.request.Request(f"{address}/predict/{model}", body, headers | credentials.authorization(token))  # noqa: S310 - our own server
     start = time.perf_counter()
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
@@ -211,10 +212,6 @@ def _ask(address: str, model: str, given: Given, token: str | None) -> tuple[Any
         return json.loads(content)["predictions"][0], seconds
     except (OSError, ValueError, KeyError, IndexError, TypeError, http.client.HTTPException):
         return None, 0.0
-
-
-def _bearer(token: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _classes(prediction: Any) -> list[str]:

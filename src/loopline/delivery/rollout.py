@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from loopline import processes
+from loopline import credentials, processes
 from loopline.delivery import evidence, fleet, judge
 from loopline.delivery.evidence import Given
 from loopline.delivery.fleet import Lane
@@ -381,4 +381,4 @@ def mend(up: Path = fleet.FOLDER, folder: Path = FOLDER) -> bool:
 
 def _token() -> str | None:
     """What our servers want as bearer token."""
-    return os.environ.get("LOOPLINE_TOKEN")
+    return credentials.secret(credentials.SERVER)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loopline import credentials
 from loopline.errors import LooplineError
 from loopline.monitoring import sentinel
 from loopline.release import bundle
@@ -23,7 +23,7 @@ def differences(url: str, folders: Sequence[Path]) -> list[str]:
     A bearer token is LOOPLINE_TOKEN of the environment. Raises LooplineError where a bundle is damaged, has no golden inputs or is
     none, so that nothing passes unseen.
     """
-    watched, token = sentinel.load(folders), os.environ.get("LOOPLINE_TOKEN")
+    watched, token = sentinel.load(folders), credentials.secret(credentials.SERVER)
     if not watched:
         raise LooplineError("no bundle to verify: run `make repro` first, or name some with --bundle")
     try:
@@ -53,7 +53,7 @@ def _get(url: str, token: str | None) -> Any:
     """What is answered, as JSON where there is any. Raises OSError where the status is no success."""
     if not url.startswith(("http://", "https://")):
         raise LooplineError(f"{url} is no address of a server: http://127.0.0.1:8080")
-    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})  # noqa: S310 - see above
+    asked = urllib.request.Request(url, headers=credentials.authorization(token))  # noqa: S310 - see above
     with urllib.request.urlopen(asked, timeout=SECONDS) as answer:  # noqa: S310
         content = answer.read()
     return json.loads(content) if content else None

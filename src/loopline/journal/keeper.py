@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from loopline.errors import LooplineError
+from loopline.exporter import exported
 from loopline.journal import index, segments
 from loopline.journal.parts import FOLDER, Parts
 
@@ -153,14 +154,11 @@ class Keeper:
 
     def run(self, every: float, port: int, stop: threading.Event, host: str = "127.0.0.1") -> None:
         """Rounds every so many seconds until `stop`, metrics on `port` of the address `host`."""
-        from prometheus_client import CollectorRegistry, start_http_server
+        from prometheus_client import CollectorRegistry
 
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
-        server, thread = start_http_server(port, host, registry)
-        while not stop.wait(every):
+        with exported(registry, host, port):
+            while not stop.wait(every):
+                self._try()
             self._try()
-        self._try()
-        server.shutdown()
-        server.server_close()
-        thread.join()

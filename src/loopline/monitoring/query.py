@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from loopline import credentials
 from loopline.errors import LooplineError
 from loopline.monitoring.drift.reference import Reference
 from loopline.monitoring.drift.statistic import WindowCounts
@@ -126,7 +127,7 @@ def _get(address: str, url: str, body: bytes | None = None, token: str | None = 
     """Raises LooplineError; its words name `url`, which the user gave."""
     if not url.startswith(("http://", "https://")):
         raise LooplineError(f"{url} is no address: write http://127.0.0.1:9090")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = credentials.authorization(token)
     try:
         request = urllib.request.Request(address, body, headers)  # noqa: S310 - see above
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310

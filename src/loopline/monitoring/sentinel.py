@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from loopline import credentials
 from loopline.errors import LooplineError
+from loopline.exporter import exported
 from loopline.monitoring.drift import golden
 from loopline.release import bundle
 
@@ -57,8 +59,7 @@ def check(url: str, watched: Watched, sample: golden.Sample, token: str | None =
     text = isinstance(sample.given, str)
     body = json.dumps({"text": sample.given}).encode() if isinstance(sample.given, str) else sample.given
     headers = {"Content-Type": "application/json" if text else "application/octet-stream", "X-Loopline-Probe": "1"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
+    headers |= credentials.authorization(token)
     request = urllib.request.Request(f"{url}/predict/{watched.name}", body, headers)  # noqa: S310 - http or https, see `run`
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
@@ -103,13 +104,8 @@ class Sentinel:
 
     def run(self, every: float, port: int, stop: threading.Event, host: str = "127.0.0.1") -> None:
         """Rounds every so many seconds until `stop`, metrics on `port` of the address `host`."""
-        from prometheus_client import start_http_server
-
-        server, thread = start_http_server(port, host, self.registry)
-        while not stop.is_set():
-            start = time.monotonic()
-            self.round()
-            stop.wait(max(0.0, every - (time.monotonic() - start)))
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        with exported(self.registry, host, port):
+            while not stop.is_set():
+                start = time.monotonic()
+                self.round()
+                stop.wait(max(0.0, every - (time.monotonic() - start)))

@@ -131,7 +131,8 @@ def _parts(options: Options, folder: Path, prometheus: str, alertmanager: str) -
         found.append(Part("journal", [*command, *every], address, f"{address}/metrics"))
     for number in range(0 if options.gateway else options.replicas):
         metrics = options.port + 1 + number
-        command = [*loopline, "serve", *bundles, "--port", str(options.port), "--metrics-port", str(metrics)]
+        command = [*loopline, "serve", *bundles, "--port", str(options.port), "--share-port"]
+        command += ["--metrics-port", str(metrics)]
         ready = f"http://127.0.0.1:{metrics}/v2/health/ready"
         found.append(Part(f"server-{number + 1}", [*command, *_serving(options)], url, ready))
     if not options.gateway:

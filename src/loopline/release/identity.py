@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from loopline import credentials
 from loopline.errors import LooplineError
 from loopline.release import bundle
 from loopline.release.bundle import Bundle
@@ -259,7 +260,7 @@ def _short(version: Any) -> str:
 def _get(question: Question, url: str, *, post: bool = False) -> bytes:
     if not url.startswith(("http://", "https://")):
         raise LooplineError(f"{url}: an address starts with http:// or https://")
-    headers = {"Authorization": f"Bearer {question.token}"} if question.token else {}
+    headers = credentials.authorization(question.token)
     request = urllib.request.Request(url, data=b"" if post else None, headers=headers)  # noqa: S310 - see above
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310 - see above

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loopline import credentials
 from loopline.errors import LooplineError
 from loopline.release import bundle
 from loopline.release.bundle import SUMS, Bundle
@@ -66,7 +67,7 @@ def sign(folder: Path, key: Path | None) -> Path:
         if key is None:
             config.use_sigstore_signer(use_ambient_credentials=True)
         else:
-            password: Any = os.environ.get(PASSWORD, "").encode() or None
+            password: Any = (credentials.secret(PASSWORD) or "").encode() or None
             config.use_elliptic_key_signer(private_key=key, password=password)
         config.sign(folder, partial)
     except Exception as error:  # of half a dozen libraries, without a common base

@@ -6,13 +6,12 @@ body is read.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
-from loopline import __version__
+from loopline import __version__, credentials
 from loopline.serving import feedback, openapi, pages
 from loopline.serving import journal as journals
 from loopline.serving.inference import Handler, Inference, Limits, broken
@@ -140,10 +139,8 @@ class App:
         """See `http.Application`."""
         route = self._route(method, path)
         with _about(route):
-            if self.token and not route.open:
-                given = headers.get(b"authorization", b"")
-                if not hmac.compare_digest(given, b"Bearer " + self.token):
-                    raise Refusal(401, "a bearer token is wanted", headers={b"www-authenticate": b"Bearer"})
+            if self.token and not route.open and not credentials.bearer(headers.get(b"authorization", b""), self.token):
+                raise Refusal(401, "a bearer token is wanted", headers={b"www-authenticate": b"Bearer"})
             if route.model is not None:
                 self.inference.admit(route.model, headers)
         return route.limit
@@ -158,8 +155,8 @@ class App:
         """See `http.Application`."""
         route = self._route(request.method, request.path)
         with _about(route):
-            if (encoding := request.headers.get(b"content-encoding")) and encoding.lower() != b"identity":
-                request.body = decompress(request.body, encoding.lower(), route.limit)
+            if encodings := request.headers.get(b"content-encoding"):
+                request.body = decompress(request.body, encodings, route.limit)
             return route.handle(request, respond)
 
     def refusal(self, refusal: Refusal) -> Response:
@@ -185,11 +182,11 @@ class App:
             options = orjson.loads(request.body or b"{}")
         except orjson.JSONDecodeError as error:
             raise Refusal(400, f"the request is not JSON: {error}") from None
-        if not isinstance(options, dict):
+        if not isinstance(options, dict | None):
             raise Refusal(400, "the request must be an object")
         state = "READY" if self.ready else "UNAVAILABLE"
         rows = [{"name": m.name, "version": m.version, "state": state, "reason": ""} for m in self.models.values()]
-        wanted = [] if options.get("ready") is True and not self.ready else rows
+        wanted = [] if options and options.get("ready") is True and not self.ready else rows
         respond(Response(body=(orjson.dumps(wanted),)))
 
     def _metadata(self, model: Model) -> Handler:

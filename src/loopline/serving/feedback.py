@@ -64,7 +64,8 @@ def read(body: bytes, model: Model) -> list[tuple[str, Any, str]]:
     for place, row in enumerate(rows):
         if not isinstance(row, dict):
             raise Refusal(400, f'feedback {place}: send {{"id": ..., "label": ..., "source": ...}}')
-        source = _word("source", row.get("source", "feedback"), place)
+        given = row.get("source")
+        source = _word("source", "feedback" if given is None else given, place)
         found.append((_word("id", row.get("id"), place), label(row.get("label"), model, place), source))
     return found
 
@@ -94,6 +95,10 @@ def label(given: Any, model: Model, place: int) -> Any:
 
 
 def _known(name: Any, model: Model, place: int) -> Any:
+    if not isinstance(name, str):
+        kind = "missing" if name is None else f"{orjson.dumps(name).decode()[:40]}, and no text"
+        example = orjson.dumps(model.spec.labels[0]).decode()
+        raise Refusal(400, f"feedback {place}: the label is {kind}: send a class's name in quotes, as {example}")
     if name not in model.spec.labels:
         raise Refusal(400, f"feedback {place}: {str(name)[:40]!r} is no class of {model.name}")
     return name

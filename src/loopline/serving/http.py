@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import httptools
 
-from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response, encode
+from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response, acceptable, encode
 
-HEAD_BYTES = 32 * 1024  # of a request's first line and headers
+HEAD_BYTES = 32 * 1024  # of a request's first line and headers, and again of its trailers
 HEADERS = 100
 PIPELINED = 16  # requests of one connection that are answered at a time, and in one turn of the loop
 HEAD_SECONDS = 10.0  # to send the head
@@ -47,12 +47,13 @@ class Application(Protocol):
 class _Slot:
     """A request on its way; the answers of a connection leave in the order of its slots."""
 
-    __slots__ = ("cancel", "compress", "head_only", "keep_alive", "response")
+    __slots__ = ("cancel", "compress", "head_only", "keep_alive", "response", "say_kept")
 
     def __init__(self) -> None:
         self.response: Response | None = None
         self.cancel: Cancel | None = None
         self.keep_alive = True
+        self.say_kept = False  # HTTP/1.0: without a word the client waits for the connection's end
         self.head_only = False
         self.compress: bytes | None = None
 
@@ -79,11 +80,13 @@ class Connection(asyncio.Protocol):
 
     def _fresh(self) -> None:
         self.url = b""
-        self.headers: Headers = {}
+        self.headers: Headers = {}  # that are read now: of the head, then the trailers, which nobody looks at
+        self.asked: Headers = {}  # of the head, once it is whole
         self.body: list[bytes] = []
-        self.head, self.size, self.limit = 0, 0, 0
+        self.head, self.fields, self.size, self.limit = 0, 0, 0, 0
         self.phase = "idle"
         self.refused: Refusal | None = None
+        self.plain = b""  # the head of a request that offers another protocol, without the offer
         self.slot = _Slot()
 
     # The transport's side
@@ -108,15 +111,9 @@ class Connection(asyncio.Protocol):
         if self.closing:
             return
         self.application.turn()
-        if self.phase in ("idle", "head"):
-            self.head += len(data)
         self.begun = 0
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as error:  # an offer that may be ignored: HTTP/1.1 goes on
-            self.parser = httptools.HttpRequestParser(self)
-            if rest := data[error.args[0] :]:
-                self.data_received(rest)
+            self._feed(data)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, Refusal):
@@ -125,8 +122,34 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._fail(Refusal(400, "this is not HTTP/1.1"))
         else:
-            if self.phase == "head" and self.head > HEAD_BYTES:
-                self._fail(Refusal(431, f"the head is over {HEAD_BYTES} bytes"))
+            if self.head > HEAD_BYTES and self.phase != "idle":
+                self._fail(Refusal(431, f"a head or trailers over {HEAD_BYTES} bytes"))
+
+    def _feed(self, data: bytes) -> None:
+        """Hand the parser what came.
+
+        It stops behind a head that offers another protocol. The offer is declined: the same head goes in again without it.
+        """
+        left: bytes | memoryview = data
+        while left and not self.closing:
+            self.head += len(left)
+            try:
+                self.parser.feed_data(left)
+                break
+            except httptools.HttpParserUpgrade as offer:
+                left, plain = memoryview(left)[offer.args[0] :], self.plain
+                self.parser = httptools.HttpRequestParser(self)
+                self._fresh()
+                self.parser.feed_data(plain)
+
+    def _without_offer(self) -> bytes:
+        """The head that was read, as plain HTTP/1.1. Raises Refusal for a tunnel."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise Refusal(405, "no tunnels: this is no proxy", close=True)
+        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode("ascii"))]
+        lines += [b"%b: %b" % header for header in self.headers.items() if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def eof_received(self) -> bool:
         """See asyncio.Protocol. A client that has closed its side may still wait for its answers."""
@@ -164,22 +187,27 @@ class Connection(asyncio.Protocol):
             raise Refusal(414, f"the address is over {HEAD_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header, or a trailer behind a chunked body."""
         self.headers[name.lower()] = value
-        self.size += len(name) + len(value)
-        if len(self.headers) > HEADERS or self.size > HEAD_BYTES:
-            raise Refusal(431, f"the head is over {HEADERS} headers or {HEAD_BYTES} bytes")
+        self.fields += len(name) + len(value)
+        if len(self.headers) > HEADERS or self.fields > HEAD_BYTES:
+            raise Refusal(431, f"a head or trailers over {HEADERS} lines or {HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
         """Is this request welcome, and how long may it be?"""
-        self.head = self.size = 0
+        if self.parser.should_upgrade():
+            self.plain = self._without_offer()
+            return
+        self.head = self.fields = 0
         self.phase = "body"
         slot, headers = self.slot, self.headers
+        self.asked, self.headers = headers, {}
         slot.keep_alive = self.parser.should_keep_alive()
+        slot.say_kept = b"connection" in headers and self.parser.get_http_version() == "1.0"
         self.method = self.parser.get_method().decode("ascii")
         slot.head_only = self.method == "HEAD"
         if accepted := headers.get(b"accept-encoding"):
-            slot.compress = b"gzip" if b"gzip" in accepted else b"deflate" if b"deflate" in accepted else None
+            slot.compress = acceptable(accepted)
         try:
             self.parsed = httptools.parse_url(self.url)
             self.path = self.parsed.path.decode("ascii") if self.parsed.path else "/"
@@ -196,15 +224,14 @@ class Connection(asyncio.Protocol):
                 raise
             # Kept without its frames, which lead back to it: the collector would have to find that circle.
             self.refused, self.limit = refusal.with_traceback(None), max(self.limit, self.server.discard)
-        if self.parser.should_upgrade() and (b"content-length" in headers or b"transfer-encoding" in headers):
-            raise Refusal(400, "a request that asks for another protocol cannot have a body")
-        if headers.get(b"expect", b"").lower() == b"100-continue":
+        if headers.get(b"expect", b"").lower() == b"100-continue" and self.parser.get_http_version() != "1.0":
             if self.refused:
                 raise self.refused
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
+        self.head = 0  # bytes since the last piece: chunks' sizes, then trailers
         self.size += len(body)
         if self.size > self.limit:
             large = Refusal(413, f"a body of more than {self.limit} bytes")
@@ -214,13 +241,15 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self.plain:
+            return
         slot, body = self.slot, self.body
         asked: Request | Refusal
         if self.refused:
             asked = self.refused
         else:
             whole = body[0] if len(body) == 1 else b"".join(body)
-            asked = Request(self.method, self.path, self.parsed.query or b"", self.headers, whole, self.since)
+            asked = Request(self.method, self.path, self.parsed.query or b"", self.asked, whole, self.since)
         self._fresh()
         self.since = self.server.now()
         if self._full():
@@ -284,7 +313,8 @@ class Connection(asyncio.Protocol):
             slot = slots.popleft()
             last = not slot.keep_alive or response.close or self.server.draining
             if not transport.is_closing():
-                transport.write(encode(response, last=last, compression=slot.compress, head_only=slot.head_only))
+                connection = b"close" if last else b"keep-alive" if slot.say_kept else None
+                transport.write(encode(response, connection, compression=slot.compress, head_only=slot.head_only))
             if last:
                 self.closing = True
                 for behind in slots:

@@ -25,6 +25,7 @@ from loopline.serving.watching import ROWS_A_SECOND, Watcher
 
 LARGE = 32 * 1024  # bytes of encoded images; more are decoded in a line of their own
 MOST_TIMEOUT_MS = 600_000
+MOST_ID = 128  # characters of a request's id
 GONE = 499  # in the metrics: the client left before its answer
 PROBE = b"x-loopline-probe"  # the sentinel's header: its golden inputs are no traffic
 ROUTES = ("infer", "predict", "probe")  # in the metrics
@@ -145,19 +146,18 @@ class Inference:
 
     def _deadline(self, headers: Headers, now: float) -> float:
         given = headers.get(b"x-request-timeout-ms")
-        if given is None:
+        if not given:
             return now + self.limits.timeout_ms / 1000
         if not (milliseconds := number(given, MOST_TIMEOUT_MS)):
             raise Refusal(400, f"X-Request-Timeout-Ms must be a whole number from 1 to {MOST_TIMEOUT_MS}")
         return now + milliseconds / 1000
 
     def _id(self, headers: Headers) -> bytes:
+        """The client's, or one of our own where a proxy writes an empty or an odd header: that is no reason to refuse."""
         given = headers.get(b"x-request-id")
-        if given is None:
-            return b"%x" % next(self._ids)
-        if len(given) > 128 or not PRINTABLE.issuperset(given):
-            raise Refusal(400, "X-Request-Id must be at most 128 printable characters without spaces")
-        return given
+        if given and len(given) <= MOST_ID and PRINTABLE.issuperset(given):
+            return given
+        return b"%x" % next(self._ids)
 
     def infer(self, model: Model) -> Handler:
         """The handler of the Open Inference Protocol."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from loopline.serving.model import MOST_TEXT, Encoded
 
 MOST_ITEMS = 64
 MOST_PARTS = 128  # of a form
+EXTENDED = re.compile(rb"filename\*(\d+\*?)?=", re.IGNORECASE)  # RFC 5987 and 2231: names that are long or not ASCII
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of what is the client's mistake
 
 
@@ -42,7 +44,9 @@ def texts(body: bytes, headers: Headers) -> Encoded:
                 400, f'the body is not JSON: {error}. Send {{"text": "..."}}, or Content-Type: text/plain'
             ) from None
         if isinstance(request, dict):
-            found = request.get("texts", [request["text"]] if "text" in request else None)
+            found = request.get("texts")
+            if found is None and request.get("text") is not None:  # clients that write every field write null
+                found = [request["text"]]
         else:
             found = [request] if isinstance(request, str) else request
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
@@ -92,8 +96,11 @@ def _form(body: bytes, headers: Headers) -> list[tuple[bytes, bytes, bool]]:
         state.update(field=b"", value=b"")
 
     def end() -> None:
-        options = parse_options_header(state["headers"].get(b"content-disposition", b""))[1]
-        parts.append((options.get(b"name", b""), b"".join(state["data"]), b"filename" in options))
+        disposition = EXTENDED.sub(b"filename=", state["headers"].get(b"content-disposition", b""))
+        options = parse_options_header(disposition)[1]
+        kind = _kind(state["headers"])  # makes a file of a part without a name
+        is_file = b"filename" in options or (kind != b"" and not kind.startswith(b"text/"))
+        parts.append((options.get(b"name", b""), b"".join(state["data"]), is_file))
 
     def piece(key: str) -> Any:
         def add(data: bytes, start: int, stop: int) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
 COMPRESS_FROM = 1024  # bytes; less is not worth it
 COMPRESS_TO = 1 << 20  # more would hold up everybody: a bundle's 4 MB take 80 ms
+GZIP, ZLIB, RAW = 31, 15, -15  # zlib's names of the formats
+WINDOWS = {b"gzip": (GZIP,), b"x-gzip": (GZIP,), b"deflate": (ZLIB, RAW)}
+MOST_ENCODINGS = 2  # of one body
+MOST_MEMBERS = 1024  # of a gzip: with 64 KB in each, 64 MB
+PIECE = 16 * 1024  # bytes that are unpacked at a time
 JSON, TEXT, BINARY = b"application/json", b"text/plain; charset=utf-8", b"application/octet-stream"
 Headers = dict[bytes, bytes]
 
@@ -58,8 +64,25 @@ def number(given: bytes, most: int) -> int | None:
     return found if found is not None and found <= most else None
 
 
-def encode(response: Response, *, last: bool, compression: bytes | None, head_only: bool) -> bytes:
-    """The answer on the wire. last: the connection is closed after it. compression: what the client understands."""
+@lru_cache(64)
+def acceptable(accepted: bytes) -> bytes | None:
+    """Choose gzip, deflate or None (as it is) by the weights of an Accept-Encoding header (RFC 9110, 12.5.3)."""
+    weights: dict[bytes, float] = {}
+    for member in accepted.lower().split(b","):
+        name, _, parameter = (part.strip() for part in member.partition(b";"))
+        key, _, value = (part.strip() for part in parameter.partition(b"="))
+        try:
+            weights[name.removeprefix(b"x-")] = float(value) if key == b"q" else 1.0
+        except ValueError:  # no weight at all: such a member is not relied on
+            weights[name.removeprefix(b"x-")] = 0.0
+    others = weights.get(b"*", 0.0)
+    best = max((b"gzip", b"deflate"), key=lambda name: weights.get(name, others))
+    weight = weights.get(best, others)
+    return best if weight > 0 and weight >= weights.get(b"identity", 0.0) else None
+
+
+def encode(response: Response, connection: bytes | None, *, compression: bytes | None, head_only: bool) -> bytes:
+    """The answer on the wire. connection: the header's value, if any. compression: what the client understands."""
     body = response.body[0] if len(response.body) == 1 else b"".join(response.body)
     lines = [_STATUS[response.status], b"content-type: ", response.content_type]
     if compression and COMPRESS_FROM <= len(body) <= COMPRESS_TO and b"content-encoding" not in response.headers:
@@ -68,7 +91,9 @@ def encode(response: Response, *, last: bool, compression: bytes | None, head_on
     lines.append(b"\r\ncontent-length: %d" % len(body))
     for name, value in response.headers.items():
         lines += [b"\r\n", name, b": ", value]
-    lines.append(b"\r\nconnection: close\r\n\r\n" if last else b"\r\n\r\n")
+    if connection:
+        lines += [b"\r\nconnection: ", connection]
+    lines.append(b"\r\n\r\n")
     if not head_only:
         lines.append(body)
     return b"".join(lines)
@@ -76,23 +101,44 @@ def encode(response: Response, *, last: bool, compression: bytes | None, head_on
 
 def compress(body: bytes, encoding: bytes) -> bytes:
     """`body` as gzip or deflate (RFC 9110: the zlib format)."""
-    packer = zlib.compressobj(1, wbits=31 if encoding == b"gzip" else 15)
+    packer = zlib.compressobj(1, wbits=GZIP if encoding == b"gzip" else ZLIB)
     return packer.compress(body) + packer.flush()
 
 
-def decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
-    """The reverse of `compress`; raw deflate is understood too. Raises Refusal past `limit` bytes, and on broken data."""
-    kinds = {b"gzip": (31,), b"x-gzip": (31,), b"deflate": (15, -15)}
-    if encoding not in kinds:
+def decompress(body: bytes, encodings: bytes, limit: int) -> bytes:
+    """The reverse of `compress`, for each name in a Content-Encoding header, the last one first.
+
+    gzip may have several members, and zeros behind them; deflate may be raw. Raises Refusal past `limit` bytes and on broken data.
+    """
+    names = [name for part in encodings.lower().split(b",") if (name := part.strip()) not in (b"", b"identity")]
+    if len(names) > MOST_ENCODINGS or not set(names) <= WINDOWS.keys():
         raise Refusal(415, "Content-Encoding: gzip and deflate are understood")
-    for wbits in kinds[encoding]:
-        unpacker = zlib.decompressobj(wbits=wbits)
-        try:
-            plain = unpacker.decompress(body, limit + 1)
-        except zlib.error:
-            continue
-        if len(plain) > limit:
-            raise Refusal(413, f"a body of more than {limit} bytes once unpacked")
-        if unpacker.eof and not unpacker.unused_data:
-            return plain
-    raise Refusal(400, f"the body is not what Content-Encoding says: {encoding.decode('ascii')}")
+    for name in reversed(names):
+        for window in WINDOWS[name]:
+            try:
+                body = _unpacked(body, window, limit)
+                break
+            except zlib.error:
+                continue
+        else:
+            raise Refusal(400, f"the body is not what Content-Encoding says: {name.decode('ascii')}")
+    return body
+
+
+def _unpacked(body: bytes, window: int, limit: int) -> bytes:
+    """One stream, or a gzip's members. Raises zlib.error."""
+    plain = bytearray()
+    view, place = memoryview(body), 0
+    for _ in range(MOST_MEMBERS if window == GZIP else 1):
+        unpacker = zlib.decompressobj(window)
+        while not unpacker.eof:
+            piece = view[place : place + PIECE]  # what is left of a piece is copied: of the whole body, at each member
+            if not piece:
+                raise zlib.error("the stream is cut off")
+            plain += unpacker.decompress(piece, limit + 1 - len(plain))
+            if len(plain) > limit:
+                raise Refusal(413, f"a body of more than {limit} bytes once unpacked")
+            place += len(piece) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)
+        if not any(view[place:]):
+            return bytes(plain)
+    raise zlib.error("more follows the stream")

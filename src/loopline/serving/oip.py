@@ -104,7 +104,7 @@ class Reader:
         except orjson.JSONDecodeError as error:
             raise Refusal(400, f"the request is not JSON: {error}") from None
         given = _get(request, "inputs", list, "the request")
-        identity = request.get("id", "")
+        identity = _optional(request, "id", "")
         if not isinstance(identity, str):
             raise Refusal(400, "id must be a string")
         parts: dict[str, _Part] = {}
@@ -122,7 +122,7 @@ class Reader:
 
 def _parts(body: bytes, headers: Headers) -> tuple[bytes, bytes]:
     given = headers.get(LENGTH)
-    if given is None:
+    if not given:
         return body, b""
     if (length := number(given, len(body))) is None:
         raise Refusal(400, "Inference-Header-Content-Length must be the bytes of the JSON at the body's start")
@@ -136,8 +136,14 @@ def _get(row: Any, key: str, kind: type, what: str) -> Any:
     return value
 
 
-def _parameters(row: Any, what: str) -> dict[str, Any]:
-    found = row.get("parameters", {})
+def _optional(row: dict[str, Any], key: str, default: Any) -> Any:
+    """The field, or the default where it is left out: clients that write every field write null."""
+    value = row.get(key)
+    return default if value is None else value
+
+
+def _parameters(row: dict[str, Any], what: str) -> dict[str, Any]:
+    found = _optional(row, "parameters", {})
     if not isinstance(found, dict):
         raise Refusal(400, f"the parameters of {what} must be an object")
     return found
@@ -152,7 +158,7 @@ def _part(row: Any, tensor: Tensor) -> _Part:
     size = _parameters(row, what).get("binary_data_size")
     if size is None:
         return _Part(tensor, shape, None, row)
-    if "data" in row:
+    if row.get("data") is not None:
         raise Refusal(400, f"{what} has both data and binary_data_size")
     if type(size) is not int or size < 0:
         raise Refusal(400, f"{what}: binary_data_size is {size!r}")
@@ -239,9 +245,9 @@ def _sound(array: NDArray[Any], what: str) -> NDArray[Any]:
 
 
 def _wanted(request: dict[str, Any], outputs: dict[str, Tensor]) -> dict[str, bool]:
-    binary = _parameters(request, "the request").get("binary_data_output", False) is True
-    given = request.get("outputs")
-    if given is None or given == []:
+    binary = _optional(_parameters(request, "the request"), "binary_data_output", default=False) is True
+    given = _optional(request, "outputs", [])
+    if given == []:
         return dict.fromkeys(outputs, binary)
     if not isinstance(given, list):
         raise Refusal(400, "outputs must be a list")
@@ -250,7 +256,7 @@ def _wanted(request: dict[str, Any], outputs: dict[str, Tensor]) -> dict[str, bo
         name = _get(row, "name", str, "an output")
         if name not in outputs:
             raise Refusal(400, f"there is no output {name!r}: {', '.join(outputs)} are there")
-        found[name] = _parameters(row, f"output {name!r}").get("binary_data", binary) is True
+        found[name] = _optional(_parameters(row, f"output {name!r}"), "binary_data", binary) is True
     return found
 
 

@@ -2,14 +2,15 @@
 
 Three different answers: the process answers /v2/health/live as soon as it listens, /v2/health/ready once the models are warm and
 until it is told to stop. SIGTERM: not ready at once, but still answering for `grace` seconds, so that whoever balances the load
-sees it; then no new connections, what is in flight is finished, exit 0. A second process may listen on the same port meanwhile.
+sees it; then no new connections, what is in flight is finished, exit 0. With --share-port
+a second process may listen on the same port.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
-import os
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loopline import credentials
 from loopline.errors import LooplineError
 from loopline.serving import http, journal, tracing
 from loopline.serving.app import App
@@ -27,19 +29,20 @@ from loopline.serving.model import Model, cpu_limit
 
 SWITCH_SECONDS = 0.0005  # a slot's thread that wants the interpreter waits no longer: Python's 5 ms are many answers
 BACKLOG = 1024
-TOKEN = "LOOPLINE_TOKEN"  # noqa: S105 - the variable's name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """See `loopline serve --help`.
 
-    metrics_port: a second one, for processes that share `port`. grace: seconds of answering after SIGTERM. drain: seconds to
-    finish what is in flight. verify_key: a public key; a bundle that its owner did not sign is not loaded.
+    share_port: other processes may listen on `port` too. metrics_port: a second one, of this process alone. grace: seconds of
+    answering after SIGTERM. drain: seconds to finish what is in flight. verify_key: a public key; a bundle that its owner did not
+    sign is not loaded.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
+    share_port: bool = False
     metrics_port: int | None = None
     slots: int | None = None
     grace: float = 1.0
@@ -90,7 +93,7 @@ def run(folders: Sequence[Path], options: Options) -> int:
     import uvloop
 
     sys.setswitchinterval(SWITCH_SECONDS)
-    listener = listen(options.host, options.port)
+    listener = bound(options.host, options.port, shared=options.share_port)
     models = load(folders, options.verify_key)
     gc.collect()
     gc.freeze()  # models and modules stay: the collector need not look at them again
@@ -99,8 +102,8 @@ def run(folders: Sequence[Path], options: Options) -> int:
         return runner.run(_serve(models, listener, options))
 
 
-def listen(host: str, port: int, *, shared: bool = True) -> socket.socket:
-    """A socket bound to `port`. shared: with other processes of ours. Raises LooplineError where it cannot be had."""
+def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket on `port`. shared: with others that share it. Raises LooplineError where it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -109,13 +112,22 @@ def listen(host: str, port: int, *, shared: bool = True) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise LooplineError(f"cannot listen on {host}:{port}: {error}") from error
+        raise _cannot_listen(host, port, error) from error
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> LooplineError:
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return LooplineError(
+            f"{host}:{port} is taken: another program listens there. Choose another port, or start every server of this one "
+            "with --share-port"
+        )
+    return LooplineError(f"cannot listen on {host}:{port}: {error}")
 
 
 async def _serve(models: list[Model], listener: socket.socket, options: Options) -> int:
     loop = asyncio.get_running_loop()
-    slots, token = options.slots or cpu_limit(), os.environ.get(TOKEN)
+    slots, token = options.slots or cpu_limit(), credentials.secret(credentials.SERVER)
     spans = tracing.recorder()
     app = App(
         models,
@@ -132,9 +144,13 @@ async def _serve(models: list[Model], listener: socket.socket, options: Options)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    acceptor = await loop.create_server(server.protocol, sock=listener, backlog=BACKLOG)
+    try:
+        acceptor = await loop.create_server(server.protocol, sock=listener, backlog=BACKLOG)
+    except OSError as error:  # another one was bound to the port at the same time, and was the first to listen
+        app.inference.close()
+        raise _cannot_listen(options.host, options.port, error) from error
     if options.metrics_port is not None:
-        own = listen(options.host, options.metrics_port, shared=False)
+        own = bound(options.host, options.metrics_port)
         await loop.create_server(server.protocol, sock=own)
     app.ready = True
     host, port = listener.getsockname()[:2]

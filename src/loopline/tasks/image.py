@@ -47,7 +47,9 @@ def decode(
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 if image.width * image.height > max_pixels:
                     raise TooLarge(f"{image.width}x{image.height} pixels, at most {max_pixels} are accepted")
-                if max_frames is not None and getattr(image, "n_frames", 1) > max_frames:
+                # An MPO is a JPEG with further pictures behind it, as phones write: the first one is the photo.
+                frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+                if max_frames is not None and frames > max_frames:
                     raise TooManyFrames("an animated image: send one frame")
                 upright = ImageOps.exif_transpose(image)
                 return _to_uint8(upright, channels)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from loopline import credentials
 from loopline.errors import LooplineError
 from loopline.monitoring import rules
 from loopline.monitoring.grafana import SOURCE, TAG, alerting
@@ -175,7 +176,7 @@ def _api_group(group: dict[str, Any]) -> dict[str, Any]:
 def _retrainer() -> dict[str, Any] | None:
     if not (url := os.environ.get("RETRAINER_URL")):
         return None
-    if not (secret := os.environ.get("RETRAINER_SECRET")):
+    if not (secret := credentials.secret("RETRAINER_SECRET")):
         raise LooplineError("RETRAINER_SECRET is not set: an alert that starts a training must be signed")
     return alerting.retrainer(url, secret)
 

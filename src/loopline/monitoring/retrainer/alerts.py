@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 from dataclasses import dataclass
 from datetime import UTC
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, ValidationError
 
+from loopline import credentials
 from loopline.errors import LooplineError
 from loopline.monitoring.guard import Alert
 from loopline.monitoring.retrainer.state import key
@@ -66,20 +65,15 @@ def secrets() -> Secrets:
 
 
 def _secret(name: str) -> str | None:
-    found = os.environ.get(name)
-    if not found and (path := os.environ.get(f"{name}_FILE")):
-        try:
-            found = Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise LooplineError(f"{name}_FILE: {path} cannot be read: {error.strerror}") from error
+    found = credentials.secret(name)
     if found and len(found) < SHORTEST:
         raise LooplineError(f"{name} has {len(found)} characters, at least {SHORTEST} are needed")
-    return found or None
+    return found
 
 
 def bearer(header: str | None, token: str | None) -> bool:
-    """Does the header Authorization carry the token? In constant time."""
-    return token is not None and hmac.compare_digest((header or "").encode(), f"Bearer {token}".encode())
+    """Tell whether the header Authorization carries the token, in constant time."""
+    return token is not None and credentials.bearer((header or "").encode(), token.encode())
 
 
 def signed(body: bytes, stamp: str | None, signature: str | None, secret: str | None, now: float) -> bool:

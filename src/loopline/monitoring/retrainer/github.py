@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import urllib.error
 import urllib.parse
 import urllib.request
 from typing import Any
 
+from loopline import credentials
 from loopline.errors import LooplineError
 from loopline.monitoring.retrainer.policy import GitHub
 
@@ -23,7 +23,7 @@ def dispatch(to: GitHub, *, model: str, run: str) -> str:
 
     The alert's id is the run's. The workflow says `run-name: retrain ${{ inputs.run }}`, which is how it is found again.
     """
-    if not (token := os.environ.get(TOKEN)):
+    if not (token := credentials.secret(TOKEN)):
         raise LooplineError(
             f"{TOKEN} is not set: a fine-grained token with write access to Actions of {to.repository}, no more"
         )
@@ -38,7 +38,7 @@ def dispatch(to: GitHub, *, model: str, run: str) -> str:
 
 def _ask(address: str, token: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     headers = {
-        "Authorization": f"Bearer {token}",
+        **credentials.authorization(token),
         "Accept": "application/vnd.github+json",
         "X-GitHub-Api-Version": "2022-11-28",
         "Content-Type": "application/json",
