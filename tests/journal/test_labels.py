@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import journals
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loopline.data import formats, manifest
+from loopline.data import clean, formats, manifest
 from loopline.errors import LooplineError
-from loopline.journal import exchange, quality, segments
+from loopline.journal import annotations, exchange, quality, segments
 from loopline.journal.keeper import Bounds, Keeper
 from loopline.journal.labels import Trust, checked, worth
 from loopline.journal.store import Entry, Store
+from loopline.settings import Split
 
 
 def entry(identity="a", *, predicted="bright", probability=0.9, said=None, source="anna", reason="sampled", **more):
@@ -162,36 +164,181 @@ def test_exported_images_are_there_with_a_table_and_tasks_for_label_studio(tmp_p
 
 
 def test_a_table_that_was_filled_in_comes_back_without_what_is_empty(tmp_path):
-    (tmp_path / "l.csv").write_text("\ufeffid,sample,label\na,x,bright\nb,y,\n")
-    assert exchange.read(tmp_path / "l.csv") == [("a", "bright")]
+    for delimiter in ",;\t":
+        (tmp_path / "l.csv").write_text("\ufeffid,sample,label\na,x,bright\nb,y,\n".replace(",", delimiter))
+        found = annotations.read(tmp_path / "l.csv")
+        assert (found.labels, found.passed_over) == ({"a": ["bright"]}, {"without a label": 1})
     for text, why in {
         "name,label\na,b\n": "must name the columns",
         "id,label\n,b\n": "line 2: no id",
+        'id,label\na,"b\n': "line 2: unexpected end of data",
         "": "must name",
     }.items():
         (tmp_path / "l.csv").write_text(text)
         with pytest.raises(LooplineError, match=why):
-            exchange.read(tmp_path / "l.csv")
+            annotations.read(tmp_path / "l.csv")
     with pytest.raises(LooplineError, match="cannot be read"):
-        exchange.read(tmp_path / "none.csv")
+        annotations.read(tmp_path / "none.csv")
+
+
+CHOICE = {"type": "choices", "value": {"choices": ["dark"]}}
+RECTANGLE = {"x": 10, "y": 20, "width": 50, "height": 25, "rotation": 0, "rectanglelabels": ["spot"]}
+REGION = {"type": "rectanglelabels", "original_width": 200, "original_height": 80, "value": RECTANGLE}
+RELATION = {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"}
+
+
+def picture(size=(200, 80), **options):
+    out = io.BytesIO()
+    Image.new("RGB", size).save(out, options.pop("form", "PNG"), **options)
+    return out.getvalue()
+
+
+def detected(identity="a", image=None):
+    """A sample of a detector that found nothing."""
+    return {identity: entry(identity, prediction={"boxes": []}, input=image or picture())}
+
+
+def labelled(*results, identity="a", **more):
+    """A task of Label Studio's JSON export with one annotation of these results."""
+    return {"id": 1, "data": {"id": identity}, "annotations": [{"id": 1, "result": list(results)} | more]}
+
+
+def imported(folder, tasks, entries):
+    """What is taken, and what is passed over."""
+    (folder / "export.json").write_text(json.dumps(tasks))
+    taken = annotations.take(annotations.read(folder / "export.json"), entries)
+    return taken.labels, dict(taken.passed_over)
 
 
 def test_label_studios_export_comes_back_its_boxes_in_pixels(tmp_path):
     """The form of https://labelstud.io/guide/export: percent of the image, cancelled annotations left out."""
-    value = {"x": 10, "y": 20, "width": 50, "height": 25, "rectanglelabels": ["spot"]}
-    size = {"original_width": 200, "original_height": 80}
     tasks = [
-        {"data": {"id": "a"}, "annotations": [{"result": [{"value": {"choices": ["dark"]}}]}]},
-        {"data": {"id": "b"}, "annotations": [{"result": [{"value": value, **size}]}]},
-        {"data": {"id": "c"}, "annotations": [{"was_cancelled": True, "result": []}]},
+        labelled(CHOICE, identity="a"),
+        labelled(REGION, identity="b"),
+        labelled(identity="c", was_cancelled=True),
         {"data": {"id": "d"}, "annotations": []},
     ]
-    (tmp_path / "export.json").write_text(json.dumps(tasks))
     box = {"label": "spot", "x1": 20, "y1": 16, "x2": 120, "y2": 36}
-    assert exchange.read(tmp_path / "export.json") == [("a", "dark"), ("b", [box])]
-    (tmp_path / "export.json").write_text('[{"data": {}, "annotations": [{}]}]')
-    with pytest.raises(LooplineError, match="is not Label Studio's JSON export"):
-        exchange.read(tmp_path / "export.json")
+    found, passed_over = imported(tmp_path, tasks, {"a": entry("a")} | detected("b"))
+    assert (found, passed_over) == ({"a": "dark", "b": [box]}, {"without a label": 2})
+
+
+def test_a_turned_box_is_the_box_around_it(tmp_path):
+    turned = REGION | {"value": RECTANGLE | {"rotation": 90}}
+    found, passed_over = imported(tmp_path, [labelled(turned)], detected())
+    assert passed_over == {}
+    assert found["a"] == [{"label": "spot", "x1": 0, "y1": 16, "x2": pytest.approx(20), "y2": pytest.approx(116)}]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (
+            [{"id": 1, "image": "x", "label": "7", "annotator": 1}],
+            "task 0: it has no `data`: export as JSON, not as JSON-MIN",
+        ),
+        ([{"data": {"id": "a"}, "predictions": []}], "its `annotations` are not a list"),
+        ([{"data": {"id": "a"}, "annotations": [7]}], "not a list of objects"),
+        ([{"data": {"id": "a"}, "annotations": [{"result": {"value": {}}}]}], "a `result` is not a list"),
+        ({"images": [], "annotations": [], "categories": []}, "it is an object, not a list of tasks"),
+        ([7], "task 0"),
+        ('[{"data": ', "not Label Studio's JSON export"),
+        ("[" * 100_000, "not Label Studio's JSON export"),
+    ],
+)
+def test_what_is_no_json_export_is_refused_with_the_reason(tmp_path, content, why):
+    (tmp_path / "x.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(LooplineError, match=why):
+        annotations.read(tmp_path / "x.json")
+
+
+def test_label_studios_own_table_is_refused_because_its_ids_are_not_ours(tmp_path):
+    (tmp_path / "l.csv").write_text("annotation_id,annotator,id,image,label,lead_time\n11,1,1,x,7,3.2\n")
+    with pytest.raises(LooplineError, match="ids are those of its tasks: export as JSON"):
+        annotations.read(tmp_path / "l.csv")
+
+
+SEVERAL = {"type": "choices", "value": {"choices": ["dark", "bright"]}}
+UNPLACED = REGION | {"value": {"format": "rle", "rle": [1], "brushlabels": ["spot"]}, "type": "brushlabels"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "entries", "reasons"),
+    [
+        ([labelled(CHOICE, identity="other")], {}, {"of a sample that the journal does not have": 1}),
+        (
+            [labelled(CHOICE, identity=7)],
+            {},
+            {"task without the id of a sample: label the tasks of `loopline label export`": 1},
+        ),
+        ([labelled(CHOICE | {"value": {"choices": []}})], None, {"without a choice": 1}),
+        ([labelled()], None, {"without a choice": 1}),
+        ([labelled(SEVERAL)], None, {"several classes for one sample": 1}),
+        (
+            [labelled(CHOICE), labelled(CHOICE | {"value": {"choices": ["bright"]}})],
+            None,
+            {"several labels that do not agree": 1},
+        ),
+        ([labelled(REGION)], None, {"result of another kind: rectanglelabels": 1, "without a choice": 1}),
+        ([labelled(REGION, UNPLACED)], detected(), {"region that is not a box, a polygon or an ellipse": 1}),
+        (
+            [labelled(REGION | {"value": RECTANGLE | {"rectanglelabels": []}})],
+            detected(),
+            {"region without a class": 1},
+        ),
+        ([labelled(REGION)], detected(image=picture((80, 200))), {"boxes drawn for another size of the image": 1}),
+    ],
+)
+def test_what_cannot_be_taken_is_counted_with_its_reason(tmp_path, tasks, entries, reasons):
+    assert imported(tmp_path, tasks, {"a": entry("a")} if entries is None else entries) == ({}, reasons)
+
+
+def test_results_of_other_kinds_are_passed_over_and_the_labels_taken(tmp_path):
+    note = {"type": "textarea", "value": {"text": ["odd"]}}
+    found, passed_over = imported(tmp_path, [labelled(REGION, RELATION, note)], detected())
+    assert [box["label"] for box in found["a"]] == ["spot"]
+    assert passed_over == {"result of another kind: relation": 1, "result of another kind: textarea": 1}
+    assert imported(tmp_path, [labelled(CHOICE, note)], {"a": entry("a")})[0] == {"a": "dark"}
+
+
+def test_an_image_without_an_object_has_a_label_of_no_boxes(tmp_path):
+    assert imported(tmp_path, [labelled()], detected()) == ({"a": []}, {})
+
+
+def test_a_table_of_classes_does_not_label_a_detectors_samples(tmp_path):
+    (tmp_path / "l.csv").write_text("id,label\na,spot\nb,bright\n")
+    taken = annotations.take(annotations.read(tmp_path / "l.csv"), detected() | {"b": entry("b")})
+    assert (taken.labels, taken.passed_over) == ({"b": "bright"}, {"a label of another kind": 1})
+
+
+def turned(size, orientation=6):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return picture(size, form="JPEG", exif=exif)
+
+
+def test_a_photo_that_viewers_turn_goes_out_and_comes_back_as_they_show_it(tmp_path):
+    """Boxes are in pixels of the upright image; the file's own width and height are the other way round."""
+    said = {"boxes": [journals.box("spot", 0.9, 8, 48, 40, 96)]}
+    photos = {"upright": picture((128, 192), form="JPEG"), "turned": turned((192, 128))}
+    entries = {name: entry(name, prediction=said, input=content) for name, content in photos.items()}
+    exchange.export(list(entries.values()), tmp_path / "out", ("spot",))
+    tasks = json.loads((tmp_path / "out/tasks.json").read_text())
+    upright, sideways = (task["predictions"][0]["result"][0] for task in tasks)
+    assert (upright["original_width"], upright["original_height"]) == (128, 192)
+    assert sideways == upright
+    for task in tasks:
+        task["annotations"] = task.pop("predictions")
+    found, passed_over = imported(tmp_path, tasks, entries)
+    assert passed_over == {}
+    box = {"label": "spot", "x1": 8, "y1": pytest.approx(48), "x2": 40, "y2": 96}
+    assert found == {"upright": [box], "turned": [box]}
+    exchange.batch([replace(entries[name], label=label) for name, label in found.items()], tmp_path / "batch")
+    content = json.loads((tmp_path / "batch/instances.json").read_text())
+    assert [(row["width"], row["height"]) for row in content["images"]] == [(128, 192)] * 2
+    samples = formats.read(tmp_path / "batch", "detection")
+    cleaned = clean.clean([("batch", samples)], task="detection", split=Split(seed=0, val=0.2, test=0.2))
+    assert len(cleaned.samples) == 2, "boxes drawn for another size would be set aside"
 
 
 def test_what_is_exported_comes_back_as_it_was_suggested(tmp_path):
@@ -199,10 +346,8 @@ def test_what_is_exported_comes_back_as_it_was_suggested(tmp_path):
     exchange.export([entry("a", prediction=said)], tmp_path / "out", ("spot",))
     tasks = json.loads((tmp_path / "out/tasks.json").read_text())
     tasks[0]["annotations"] = tasks[0].pop("predictions")
-    (tmp_path / "back.json").write_text(json.dumps(tasks))
-    ((identity, boxes),) = exchange.read(tmp_path / "back.json")
-    assert identity == "a"
-    assert boxes == [{"label": "spot", "x1": 1, "y1": 2, "x2": 5, "y2": 6}]
+    found, _ = imported(tmp_path, tasks, {"a": entry("a", prediction=said)})
+    assert found == {"a": [{"label": "spot", "x1": 1, "y1": 2, "x2": 5, "y2": 6}]}
     assert "<RectangleLabels" in (tmp_path / "out/label-config.xml").read_text()
 
 
@@ -316,7 +461,18 @@ def test_a_label_that_does_not_fit_the_answer_is_left_out():
     assert found.refused == {"a label of another kind": 1}
 
 
-def test_an_imported_class_that_the_model_does_not_know_is_refused(tmp_path):
+@pytest.fixture
+def kept(tmp_path):
+    """A journal with the samples `a` and `b` of a classifier, and one that was refused."""
+    rows = [journals.entry("a"), journals.entry("b"), journals.entry("refused") | {"status": 400, "reason": "error"}]
+    segments.write(tmp_path / "journal", rows)
+    keeper = Keeper(tmp_path / "journal")
+    keeper.round()
+    yield keeper
+    keeper.close()
+
+
+def test_an_imported_class_that_the_model_does_not_know_is_refused(tmp_path, kept):
     import bundles
 
     (tmp_path / "models/classifier").mkdir(parents=True)
@@ -326,8 +482,26 @@ def test_an_imported_class_that_the_model_does_not_know_is_refused(tmp_path):
     done = loopline(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "a is 'purple', which classifier does not know" in done.stderr
-    assert not (tmp_path / "journal").exists()
+    assert kept.round() == 0
     assert loopline(*arguments, "--new-classes", cwd=tmp_path).returncode == 0
+    assert kept.round() == 1
+
+
+def test_only_labels_of_samples_that_the_journal_has_are_counted_as_taken(tmp_path, kept):
+    arguments = ("label", "import", "classifier", "l.csv", "--source", "anna", "--journal", tmp_path / "journal")
+    (tmp_path / "l.csv").write_text("id,label\na,dark\n1,dark\nrefused,dark\nb,\n")
+    done = loopline(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 labels of anna go to the journal" in done.stdout
+    assert "passed over: 2 x of a sample that the journal does not have" in done.stdout
+    assert "passed over: 1 x without a label" in done.stdout
+    assert kept.round() == 1
+    assert kept.waiting == 0, "no label waits for a sample that never comes"
+    (tmp_path / "l.csv").write_text("id,label\n1,dark\n2,bright\n")
+    done = loopline(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "no label can be taken: 2 x of a sample that the journal does not have" in done.stderr
+    assert kept.round() == 0
 
 
 def test_an_image_is_saved_by_what_it_is(tmp_path):

@@ -52,19 +52,29 @@ def _import(options: argparse.Namespace) -> int:
     import time
 
     from loopline.errors import LooplineError
-    from loopline.journal import exchange, segments
+    from loopline.journal import annotations, segments
+    from loopline.journal.store import Store
 
-    rows, classes = exchange.read(options.file), _classes(options.model)
-    for identity, label in rows:
+    returned, classes = annotations.read(options.file), _classes(options.model)
+    entries = Store(options.journal, options.parts).answered(options.model, returned.labels)
+    taken = annotations.take(returned, entries)
+    for identity, label in taken.labels.items():
         for name in [label] if isinstance(label, str) else [box["label"] for box in label]:
             if classes and name not in classes and not options.new_classes:
                 raise LooplineError(
                     f"{options.file}: {identity} is {name!r}, which {options.model} does not know: correct it, or import "
                     "with --new-classes"
                 )
+    reasons = [f"{count} x {reason}" for reason, count in taken.passed_over.items()]
+    if not taken.labels:
+        raise LooplineError(f"{options.file}: no label can be taken: {'; '.join(reasons) or 'it is empty'}")
     common = {"kind": "label", "model": options.model, "source": options.source, "time": time.time(), "chosen": True}
-    segments.write(options.journal, [common | {"id": identity, "label": label} for identity, label in rows])
-    print(f"{len(rows)} labels of {options.source} go to the journal; `loopline label batch` makes a data set of them")
+    segments.write(options.journal, [common | {"id": key, "label": label} for key, label in taken.labels.items()])
+    for reason in reasons:
+        print(f"  passed over: {reason}")
+    print(
+        f"{len(taken.labels)} labels of {options.source} go to the journal; `loopline label batch` makes a data set of them"
+    )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Samples to people who label them, and labels back: plain CSV, or Label Studio's JSON.
+"""Samples to people who label them, and labelled samples as a data set; `annotations` reads what they return.
 
 Exported: `images/` or nothing, `labels.csv` with an empty column, and for Label Studio `tasks.json` and `label-config.xml`
 (formats: https://labelstud.io/guide/tasks and https://labelstud.io/guide/export). A sample is found again by its request's id.
@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from loopline.errors import LooplineError
+from loopline.journal.annotations import upright
 from loopline.journal.store import Entry
 
 SIGNATURES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"RIFF": ".webp"}
-CORNERS = ("x1", "y1", "x2", "y2")
 
 
 def export(entries: Sequence[Entry], folder: Path, classes: Sequence[str]) -> None:
@@ -42,29 +41,6 @@ def export(entries: Sequence[Entry], folder: Path, classes: Sequence[str]) -> No
     if not boxes:
         with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([["id", "sample", "predicted", "label"], *rows])
-
-
-def read(path: Path) -> list[tuple[str, Any]]:
-    """Request id and label of every sample that has one, of a CSV with `id` and `label` or Label Studio's JSON export.
-
-    Raises LooplineError with the line or the task that cannot be read.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LooplineError(f"{path} cannot be read: {error}") from error
-    if text.lstrip().startswith(("[", "{")):
-        return _tasks(path, text)
-    reader = csv.DictReader(io.StringIO(text))
-    if not {"id", "label"} <= set(reader.fieldnames or ()):
-        raise LooplineError(f"{path}: its first line must name the columns id and label; it has {reader.fieldnames}")
-    found = []
-    for number, row in enumerate(reader, start=2):
-        if not row["id"]:
-            raise LooplineError(f"{path}, line {number}: no id")
-        if row["label"]:
-            found.append((row["id"], row["label"]))
-    return found
 
 
 def batch(entries: Sequence[Entry], folder: Path) -> None:
@@ -103,20 +79,14 @@ def _save(entry: Entry, folder: Path) -> str:
     return name
 
 
-def _size(content: Any) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as opened:
-        return opened.size
-
-
 def _suggested(entry: Entry) -> dict[str, Any]:
     """The model's answer, for the labeller to confirm or correct."""
     if "boxes" not in entry.prediction:
         value = {"choices": [entry.prediction.get("label", "")]}
         result = [{"from_name": "label", "to_name": "sample", "type": "choices", "value": value}]
         return {"model_version": entry.version, "score": entry.prediction.get("probability"), "result": result}
-    width, height = _size(entry.input)
+    assert isinstance(entry.input, bytes), "boxes are of images"
+    width, height = upright(entry.input)
     result = []
     for box in entry.prediction["boxes"]:
         value = {
@@ -141,39 +111,13 @@ def _config(classes: Sequence[str], *, image: bool, boxes: bool) -> str:
     )
 
 
-def _tasks(path: Path, text: str) -> list[tuple[str, Any]]:
-    try:
-        tasks = json.loads(text)
-        found = []
-        for task in tasks:
-            annotations = [a for a in task.get("annotations") or [] if not a.get("was_cancelled")]
-            if annotations:
-                found.append((str(task["data"]["id"]), _label(annotations[-1]["result"])))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise LooplineError(f"{path} is not Label Studio's JSON export: {error!r}") from error
-    return found
-
-
-def _label(results: Iterable[dict[str, Any]]) -> Any:
-    """A class, or boxes in pixels: Label Studio has them in percent."""
-    boxes = []
-    for result in results:
-        value = result["value"]
-        if "choices" in value:
-            return value["choices"][0]
-        across, down = result["original_width"] / 100, result["original_height"] / 100
-        x, y = value["x"] * across, value["y"] * down
-        corners = (x, y, x + value["width"] * across, y + value["height"] * down)
-        boxes.append({"label": value["rectanglelabels"][0], **dict(zip(CORNERS, corners, strict=True))})
-    return boxes
-
-
 def _coco(entries: Sequence[Entry], folder: Path) -> dict[str, Any]:
     names = sorted({box["label"] for entry in entries for box in entry.label})
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, entry in enumerate(entries):
-        width, height = _size(entry.input)
+        assert isinstance(entry.input, bytes), "boxes are of images"
+        width, height = upright(entry.input)
         images.append({"id": number, "file_name": _save(entry, folder), "width": width, "height": height})
         for box in entry.label:
             place = [box["x1"], box["y1"], box["x2"] - box["x1"], box["y2"] - box["y1"]]

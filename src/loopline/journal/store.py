@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import sqlite3
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from loopline.journal import index
 from loopline.journal.parts import FOLDER, Parts
 
+MOST_IDS = 500  # in one query
 # Samples of model ?1 on whose label sources do not agree.
 DISPUTED = "SELECT id FROM label WHERE model=?1 GROUP BY id HAVING count(DISTINCT label) > 1"
 
@@ -62,6 +64,16 @@ class Store:
     def labelled(self, model: str, *, since: float = 0.0) -> list[Entry]:
         """Those whose label came after a time, in the order of the labels."""
         return self._entries("labelled>? ORDER BY labelled, id", (model, since))
+
+    def answered(self, model: str, ids: Collection[str]) -> dict[str, Entry]:
+        """Those of the samples that the journal has and that were answered, by id."""
+        entries: dict[str, Entry] = {}
+        wanted = sorted(ids)
+        for start in range(0, len(wanted), MOST_IDS):
+            some = wanted[start : start + MOST_IDS]
+            where = f"status=200 AND id IN ({','.join('?' * len(some))})"
+            entries |= {entry.id: entry for entry in self._entries(where, (model, *some))}
+        return entries
 
     def label_counts(self, model: str, *, since: float = 0.0) -> dict[str, int]:
         """Labels by class that came after a time, without those that sources dispute; of a detector its objects."""

@@ -67,9 +67,15 @@ def regions(results: Iterable[Result]) -> list[Region]:
     shapes: dict[object, list[Result]] = {}  # a rectangle and its labels may be two results with one id
     for number, result in enumerate(results):
         kind = _kind(result)
-        if kind == "labels" or kind.removesuffix("labels") in SHAPES:
+        if _is_shape(kind):
             shapes.setdefault(str(result.get("id") or number), []).append(result)
     return [_region(group) for group in shapes.values()]
+
+
+def other_kinds(results: Iterable[Result], *, regions: bool) -> list[str]:
+    """Return the kind of each result that `regions`, or else `choices`, passes over."""
+    kinds = [_kind(result) for result in results]
+    return [kind or "unknown" for kind in kinds if not (_is_shape(kind) if regions else kind == "choices")]
 
 
 def size(results: Iterable[Result]) -> tuple[int, int] | None:
@@ -79,6 +85,10 @@ def size(results: Iterable[Result]) -> tuple[int, int] | None:
         if width and height and width > 0 and height > 0:
             return round(width), round(height)
     return None
+
+
+def _is_shape(kind: str) -> bool:
+    return kind == "labels" or kind.removesuffix("labels") in SHAPES
 
 
 def _kind(result: Result) -> str:

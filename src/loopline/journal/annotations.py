@@ -1,0 +1,162 @@
+"""Labels that come back in a file: a CSV with `id` and `label`, or Label Studio's JSON export.
+
+Nothing is counted as taken that cannot be joined to a sample: what is passed over has a reason and a count.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loopline.errors import LooplineError
+from loopline.journal.store import Entry
+from loopline.tasks import image, labelstudio
+
+CORNERS = ("x1", "y1", "x2", "y2")
+ROUNDING = 2  # pixels that a region's original size may differ from the image's
+FOREIGN = {"annotation_id", "lead_time"}  # columns of Label Studio's own CSV, whose `id` is the task's
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a file says: id -> its labels, each a class or the results of an annotation. passed_over: reason -> how many.
+
+    annotated: the labels are Label Studio's results.
+    """
+
+    labels: dict[str, list[Any]]
+    passed_over: Counter[str]
+    annotated: bool = False
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Labels that fit a sample of the journal: id -> a class, or a detector's boxes. passed_over: reason -> how many."""
+
+    labels: dict[str, Any] = field(default_factory=dict)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+class _PassedOver(ValueError):
+    """This label is not taken; the message is the reason."""
+
+
+def read(path: Path) -> Returned:
+    """Read a file of labels. Raises LooplineError where it is none of the known ones."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LooplineError(f"{path} cannot be read: {error}") from error
+    return _tasks(path, text) if text.lstrip().startswith(("[", "{")) else _table(path, text)
+
+
+def _table(path: Path, text: str) -> Returned:
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
+    labels: dict[str, list[Any]] = {}
+    passed_over: Counter[str] = Counter()
+    try:
+        names = set(rows.fieldnames or ())
+        if names & FOREIGN:
+            raise LooplineError(f"{path} is Label Studio's CSV, whose ids are those of its tasks: export as JSON")
+        if not {"id", "label"} <= names:
+            raise LooplineError(f"{path}: its first line must name the columns id and label; it has {rows.fieldnames}")
+        for row in rows:
+            identity, label = (row["id"] or "").strip(), (row["label"] or "").strip()
+            if not identity:
+                raise LooplineError(f"{path}, line {rows.line_num}: no id")
+            if label:
+                labels.setdefault(identity, []).append(label)
+            else:
+                passed_over["without a label"] += 1
+    except csv.Error as error:
+        raise LooplineError(f"{path}, line {rows.reader.line_num}: {error}") from error
+    return Returned(labels, passed_over)
+
+
+def _tasks(path: Path, text: str) -> Returned:
+    wrong = f"{path} is not Label Studio's JSON export"
+    try:
+        tasks = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LooplineError(f"{wrong}: {error}") from error
+    if not isinstance(tasks, list):
+        raise LooplineError(f"{wrong}: it is an object, not a list of tasks")
+    labels: dict[str, list[Any]] = {}
+    passed_over: Counter[str] = Counter()
+    for number, task in enumerate(tasks):
+        try:
+            annotations = labelstudio.submitted(task)
+        except labelstudio.UnusableResult as error:
+            raise LooplineError(f"{wrong}: task {number}: {error}") from error
+        identity = task["data"].get("id")
+        if not isinstance(identity, str) or not identity:
+            passed_over["task without the id of a sample: label the tasks of `loopline label export`"] += 1
+        elif not annotations:
+            passed_over["without a label"] += 1
+        else:
+            labels.setdefault(identity, []).extend(annotations)
+    return Returned(labels, passed_over, annotated=True)
+
+
+def take(returned: Returned, entries: Mapping[str, Entry]) -> Taken:
+    """Choose the labels that fit the journal's samples. entries: those that were answered, by id."""
+    taken = Taken(passed_over=Counter(returned.passed_over))
+    for identity, given in returned.labels.items():
+        entry = entries.get(identity)
+        if entry is None:
+            taken.passed_over["of a sample that the journal does not have"] += 1
+            continue
+        try:
+            found = [_understood(one, entry, taken) if returned.annotated else one for one in given]
+            if any(label != found[0] for label in found):
+                raise _PassedOver("several labels that do not agree")
+            if isinstance(found[0], str) == ("boxes" in entry.prediction):
+                raise _PassedOver("a label of another kind")
+        except (_PassedOver, labelstudio.UnusableResult) as error:
+            taken.passed_over[str(error)] += 1
+        else:
+            taken.labels[identity] = found[0]
+    return taken
+
+
+def _understood(results: list[labelstudio.Result], entry: Entry, taken: Taken) -> Any:
+    """The class, or the boxes in pixels of the upright image, that an annotation means for this sample."""
+    boxes = "boxes" in entry.prediction
+    for kind in labelstudio.other_kinds(results, regions=boxes):
+        taken.passed_over[f"result of another kind: {kind}"] += 1
+    return _boxes(results, entry) if boxes else _choice(results)
+
+
+def _choice(results: list[labelstudio.Result]) -> str:
+    chosen = labelstudio.choices(results)
+    if len(chosen) != 1:
+        raise _PassedOver("several classes for one sample" if chosen else "without a choice")
+    return chosen[0]
+
+
+def _boxes(results: list[labelstudio.Result], entry: Entry) -> list[dict[str, Any]]:
+    """All of them, or none: without the one that cannot be placed they would say that there is nothing."""
+    regions = labelstudio.regions(results)
+    for region in regions:
+        if region.problem or not region.label:
+            raise _PassedOver(region.problem or "region without a class")
+    drawn = labelstudio.size(results)
+    if drawn and isinstance(entry.input, bytes):
+        size = upright(entry.input)
+        if any(abs(side - real) > ROUNDING for side, real in zip(drawn, size, strict=True)):
+            raise _PassedOver("boxes drawn for another size of the image")
+    return [{"label": region.label, **dict(zip(CORNERS, region.corners, strict=True))} for region in regions]
+
+
+def upright(content: bytes) -> tuple[int, int]:
+    """Return width and height of an image as viewers show it, turned by its EXIF orientation. Raises UnreadableImage."""
+    height, width, _ = image.decode(content, 1).shape
+    return width, height
