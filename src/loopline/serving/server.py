@@ -95,6 +95,11 @@ def run(folders: Sequence[Path], options: Options) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     listener = bound(options.host, options.port, shared=options.share_port)
     models = load(folders, options.verify_key)
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:  # another one was bound to the port at the same time, and was the first to listen
+        listener.close()
+        raise _cannot_listen(options.host, options.port, error) from error
     gc.collect()
     gc.freeze()  # models and modules stay: the collector need not look at them again
     gc.set_threshold(20_000, 50, 100)
@@ -144,11 +149,7 @@ async def _serve(models: list[Model], listener: socket.socket, options: Options)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    try:
-        acceptor = await loop.create_server(server.protocol, sock=listener, backlog=BACKLOG)
-    except OSError as error:  # another one was bound to the port at the same time, and was the first to listen
-        app.inference.close()
-        raise _cannot_listen(options.host, options.port, error) from error
+    acceptor = await loop.create_server(server.protocol, sock=listener, backlog=BACKLOG)
     if options.metrics_port is not None:
         own = bound(options.host, options.metrics_port)
         await loop.create_server(server.protocol, sock=own)
