@@ -25,7 +25,10 @@ def classes(samples: list[Sample]) -> dict[str, dict[str, int]]:
 
 
 def summary(cleaned: Cleaned) -> dict[str, Any]:
-    """The content of `ingest.json`. seen == samples + what is set aside; likewise for boxes."""
+    """The content of `ingest.json`. seen == samples + what is set aside; likewise for boxes.
+
+    left_out: files that are not samples, by reason.
+    """
     samples = cleaned.samples
     report: dict[str, Any] = {
         "seen": cleaned.seen,
@@ -34,6 +37,7 @@ def summary(cleaned: Cleaned) -> dict[str, Any]:
         "sources": {},
         "classes": classes(samples),
         "set_aside": _reasons(cleaned.aside),
+        "left_out": _reasons(cleaned.left_out),
     }
     for sample in samples:
         report["sources"][sample.source] = report["sources"].get(sample.source, 0) + 1
@@ -67,9 +71,13 @@ def obstacles(cleaned: Cleaned) -> list[str]:
     return found
 
 
-def reasons(aside: Aside) -> list[str]:
-    """What was set aside, a line a reason, most frequent first, with an example."""
-    return [f"{count:,} x {reason}, e.g. {aside.examples[reason][0]}" for reason, count in _ordered(aside)]
+def reasons(cleaned: Cleaned) -> list[str]:
+    """What was set aside, samples before boxes, a line a reason, most frequent first, with an example."""
+    return [
+        f"{count:,} x {thing}{reason}, e.g. {aside.examples[reason][0]}"
+        for thing, aside in (("", cleaned.aside), ("box: ", cleaned.boxes_aside))
+        for reason, count in _ordered(aside)
+    ]
 
 
 def _reasons(aside: Aside) -> dict[str, Any]:

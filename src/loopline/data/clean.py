@@ -1,7 +1,8 @@
 """The pure half of ingest: raw samples in; clean ones with splits out, and a count and a reason for all that is set aside.
 
 A sample is set aside if it cannot be read, is empty, has no label, or is a copy; if copies disagree on the label, all of
-them are. A box is set aside if it has no area, lies outside of its image or is a copy; one that sticks out is clipped.
+them are. Boxes of copies agree if they overlap (agreement.py). A box is set aside if it has no area, lies outside of its
+image or is a copy; one that sticks out is clipped.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from loopline.data.formats.common import MAX_BYTES
+from loopline.data.agreement import boxes_agree
+from loopline.data.formats.common import MAX_BYTES, nfc
 from loopline.data.manifest import SPLITS, Box, Sample
 from loopline.data.raw import RawBox, RawSample
 from loopline.settings import Split
@@ -41,7 +42,7 @@ class Aside:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES:
-            examples.append(f"{path} ({detail})" if detail else path)
+            examples.append(_encodable(f"{path} ({detail})" if detail else path))
 
     @property
     def total(self) -> int:
@@ -54,7 +55,7 @@ class Cleaned:
     """The samples that are left and the account: seen == len(samples) + aside.total.
 
     Of boxes_seen, boxes_aside were set aside by themselves, the rest are in `samples` or went with a sample set aside.
-    boxes_clipped stuck out of their image.
+    boxes_clipped stuck out of their image. left_out: files that are not samples, which `seen` does not count.
     """
 
     samples: list[Sample]
@@ -63,6 +64,7 @@ class Cleaned:
     boxes_seen: int
     boxes_clipped: int
     boxes_aside: Aside
+    left_out: Aside = field(default_factory=Aside)
 
 
 @dataclass
@@ -72,7 +74,7 @@ class _Group:
     first: Sample
     published: set[str | None]
     paths: list[str] = field(default_factory=list)
-    labels: list[Any] = field(default_factory=list)  # the different ones
+    others: list[Sample] = field(default_factory=list)  # the copies whose labels contradict the first one's
 
 
 def assign(content_id: str, published: str | None, of_source: Iterable[str], split: Split) -> str:
@@ -96,13 +98,16 @@ def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName,
     source holds changes nothing; of copies in one source, test wins over val, val over train.
     """
     boxes = _Boxes()
-    aside = Aside()
+    aside, left_out = Aside(), Aside()
     groups: dict[str, _Group] = {}
     published: dict[str, set[str]] = {}
     seen = 0
     for source, samples in sources:
         of_source = published.setdefault(source, set())
         for raw in samples:
+            if raw.unused:
+                left_out.add(raw.problem or "", raw.path)
+                continue
             seen += 1
             boxes.seen += len(raw.boxes or ())
             if raw.split:
@@ -110,11 +115,11 @@ def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName,
             try:
                 sample = _check(raw, source, task, boxes)
             except SetAside as verdict:
-                aside.add(verdict.args[0], _encodable(raw.path), *verdict.args[1:])
+                aside.add(verdict.args[0], raw.path, *verdict.args[1:])
             else:
                 _join(groups, sample, raw.split)
     kept = list(_settle(groups, published, split, aside))
-    return Cleaned(kept, seen, aside, boxes.seen, boxes.clipped, boxes.aside)
+    return Cleaned(kept, seen, aside, boxes.seen, boxes.clipped, boxes.aside, left_out)
 
 
 def _join(groups: dict[str, _Group], sample: Sample, published: str | None) -> None:
@@ -122,18 +127,25 @@ def _join(groups: dict[str, _Group], sample: Sample, published: str | None) -> N
     group = groups.setdefault(sample.id, _Group(sample, {published}))
     if sample.source == group.first.source:
         group.published.add(published)
-    label = sample.label if sample.boxes is None else sorted(map(astuple, sample.boxes))
-    if label not in group.labels:
-        group.labels.append(label)
+    if not same_truth(sample, group.first):
+        group.others.append(sample)
     group.paths.append(sample.path)
+
+
+def same_truth(first: Sample, second: Sample) -> bool:
+    """Whether two samples have the same class, or boxes that agree."""
+    if first.boxes is None or second.boxes is None:
+        return first.label == second.label
+    return boxes_agree(first.boxes, second.boxes)
 
 
 def _settle(groups: dict[str, _Group], published: dict[str, set[str]], split: Split, aside: Aside) -> Iterator[Sample]:
     """One sample of each group of copies, with its split; none where they disagree on the label."""
     for group in groups.values():
         first, *copies = group.paths
-        if len(group.labels) > 1:
-            labels = "boxes differ" if group.first.boxes is not None else f"labels {', '.join(group.labels)}"
+        if group.others:
+            names = dict.fromkeys(sample.label or "" for sample in (group.first, *group.others))
+            labels = "boxes differ" if group.first.boxes is not None else f"labels {', '.join(names)}"
             for path in group.paths:
                 aside.add("copies with different labels", path, f"{labels}; first copy {first}")
             continue
@@ -147,8 +159,8 @@ def _settle(groups: dict[str, _Group], published: dict[str, set[str]], split: Sp
 def _check(raw: RawSample, source: str, task: TaskName, boxes: _Boxes) -> Sample:
     """A clean sample, its split still open. Raises SetAside."""
     if raw.problem:
-        raise SetAside(raw.problem)
-    label, path = _encodable((raw.label or "").strip()), _encodable(raw.path)
+        raise SetAside(raw.problem, raw.detail)
+    label, path = _name(raw.label or ""), _encodable(raw.path)
     if task != "detection" and not label:
         raise SetAside("no label")
     if task == "text":
@@ -172,13 +184,18 @@ def _check(raw: RawSample, source: str, task: TaskName, boxes: _Boxes) -> Sample
         raise SetAside("boxes drawn for another size", f"for {raw.size}, the upright image has {(width, height)}")
     found = boxes.clean(raw.boxes, width, height, path)
     if raw.boxes and not found:
-        raise SetAside("no usable box left")
+        raise SetAside("no usable box left", boxes.last_reason)
     return replace(image, boxes=found)
 
 
 def _encodable(name: str) -> str:
     """The name with `?` for what is no character: file names may hold any bytes, the manifest only UTF-8."""
     return name if name.isascii() else name.encode(errors="replace").decode()
+
+
+def _name(label: str) -> str:
+    """The class name as it is compared: composed characters, no white space around it."""
+    return _encodable(nfc(label).strip())
 
 
 def _text(text: str) -> tuple[str, str]:
@@ -214,6 +231,7 @@ class _Boxes:
     seen: int = 0
     clipped: int = 0
     aside: Aside = field(default_factory=Aside)
+    last_reason: str = ""  # why the last box was set aside
 
     def clean(self, raw: Iterable[RawBox], width: int, height: int, path: str) -> tuple[Box, ...]:
         """The usable boxes of an image, clipped to it."""
@@ -221,7 +239,7 @@ class _Boxes:
         for box in raw:
             corners = (box.x1, box.y1, box.x2, box.y2)
             x1, y1, x2, y2 = max(box.x1, 0.0), max(box.y1, 0.0), min(box.x2, width), min(box.y2, height)
-            clipped = Box(box.label.strip(), float(x1), float(y1), float(x2), float(y2))
+            clipped = Box(_name(box.label), float(x1), float(y1), float(x2), float(y2))
             reason = box.problem
             if reason is None and not all(map(math.isfinite, corners)):
                 reason = "box with corners that are no numbers"
@@ -234,7 +252,9 @@ class _Boxes:
             elif reason is None and clipped in kept:
                 reason = "copy of another box"
             if reason is not None:
-                self.aside.add(reason, path, f"{box.label} ({', '.join(f'{corner:g}' for corner in corners)})".strip())
+                shown = f"{box.label} ({', '.join(f'{corner:g}' for corner in corners)})".strip()
+                self.aside.add(reason, path, box.detail or shown)
+                self.last_reason = reason
                 continue
             overhang = max(abs(a - b) for a, b in zip(corners, (x1, y1, x2, y2), strict=True))
             self.clipped += overhang > ROUNDING

@@ -8,7 +8,8 @@ class RawBox:
     """One box: its class name and its corners in pixels of the upright image, as the annotation gives them.
 
     The corners are edges, not pixel indices: a box over the whole of a 10 x 8 image is (0, 0, 10, 8).
-    `problem` is the reason why the reader could not use the annotation, or why it asks to be left out.
+    `problem` is the reason why the reader could not use the annotation, or why it asks to be left out; `detail` shows
+    the annotation to a person, with its place.
     """
 
     label: str
@@ -17,6 +18,7 @@ class RawBox:
     x2: float
     y2: float
     problem: str | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class RawSample:
     `split` is the published one, "train", "val" or "test", or None where the dataset publishes none.
     `size` is the (width, height) that the annotation states, if it does.
     `problem` is set where the reader found no whole sample (a broken row, an image without annotation); then the rest
-    may be missing. Cleaning counts it.
+    may be missing. Cleaning counts it. `unused` marks a file that is not a sample: it is named as left out.
     """
 
     path: str
@@ -39,3 +41,5 @@ class RawSample:
     split: str | None
     size: tuple[int, int] | None = None
     problem: str | None = None
+    detail: str = ""
+    unused: bool = False

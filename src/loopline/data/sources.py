@@ -22,17 +22,18 @@ BATCHES = Path("data/batches")
 _VERSION = re.compile(r"v(\d+)")
 
 
-def open_dataset(dataset: str, task: TaskName) -> Iterator[RawSample]:
+def open_dataset(dataset: str, task: TaskName, *, unused: bool = False) -> Iterator[RawSample]:
     """The samples of a dataset of the catalogue, or of a folder or a file in any format that `formats` recognises.
 
-    Downloads what is not here yet. Raises LooplineError if there is no such dataset, or if it is for another task.
+    unused: whether files that are not samples follow too. Downloads what is not here yet. Raises LooplineError if there
+    is no such dataset, or if it is for another task.
     """
     known = catalog.load()
     if dataset in known:
         return _open_known(known[dataset], task, known)
     folder = settings.located(dataset)
     if folder.exists():
-        return formats.read(folder, task)
+        return formats.read(folder, task, unused=unused)
     raise LooplineError(
         f"dataset: {dataset!r} is neither a folder nor a file ({folder.absolute()} is not there) "
         f"nor a dataset of {catalog.CATALOG}{catalog.suggest(dataset, known)}"
@@ -50,14 +51,16 @@ def ambiguity(dataset: str) -> str | None:
     )
 
 
-def open_batches(model: str, task: TaskName, *, root: Path = BATCHES) -> Iterator[tuple[str, Iterator[RawSample]]]:
+def open_batches(
+    model: str, task: TaskName, *, root: Path = BATCHES, unused: bool = False
+) -> Iterator[tuple[str, Iterator[RawSample]]]:
     """The labelled batches of a model in the order of their versions: ("v2", its samples), ("v3", ...).
 
     A batch is there if its `.dvc` file is. Raises LooplineError if its files are not, or if something
     else lies beside it.
     """
     folders = [batch_folder(root / model, number) for number in batch_numbers(root / model)]
-    return ((folder.name, formats.read(folder, task)) for folder in folders)
+    return ((folder.name, formats.read(folder, task, unused=unused)) for folder in folders)
 
 
 def batch_numbers(folder: Path) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from loopline import settings
 from loopline.data import account, distribution, formats, repository, sources
-from loopline.data.clean import Cleaned, clean
+from loopline.data.clean import Cleaned, clean, same_truth
 from loopline.data.lock import exclusive
 from loopline.data.manifest import Sample
 from loopline.data.raw import RawSample
@@ -69,7 +69,7 @@ def _add(model: str, source: Path, home: Path, wanted: settings.Model, remote: s
     already = [f"{copies:,} x already in the dataset, counted once"] if copies else []
     return "\n".join([
         summary,
-        *_indented(already + account.reasons(batch.aside)),
+        *_indented(already + account.reasons(batch)),
         "",
         distribution.table(before, after),
         "",
@@ -100,7 +100,7 @@ def _refuse_bad(batch: Cleaned, source: Path, most: float) -> None:
     left_out = batch.seen - len(batch.samples)
     if batch.samples and left_out <= most * batch.seen:
         return
-    why = "\n".join(_indented(account.reasons(batch.aside) or ["it holds no samples"]))
+    why = "\n".join(_indented(account.reasons(batch) or ["it holds no samples"]))
     raise LooplineError(
         f"{source} is refused: {left_out} of {batch.seen} samples would be set aside, at most {most:.0%} may "
         f"(max_set_aside in params.yaml).\n{why}\nCorrect the files and add the folder again."
@@ -110,7 +110,7 @@ def _refuse_bad(batch: Cleaned, source: Path, most: float) -> None:
 def _refuse_contradictions(batch: list[Sample], there: list[Sample], source: Path) -> list[Sample]:
     """The samples that are not there yet. Raises LooplineError if there are none, or if one is there with another label."""
     known = {sample.id: sample for sample in there}
-    wrong = [sample for sample in batch if sample.id in known and _truth(sample) != _truth(known[sample.id])]
+    wrong = [sample for sample in batch if sample.id in known and not same_truth(sample, known[sample.id])]
     if wrong:
         lines = [f"{s.path} is {_truth(s)}, but {_truth(known[s.id])} as {known[s.id].path}" for s in wrong[:5]]
         examples = "\n".join(_indented(lines))

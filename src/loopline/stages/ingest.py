@@ -26,7 +26,7 @@ def main(name: str) -> None:
         print(note)
     cleaned = clean(_sources(name, model), task=model.task, split=model.split)
     if found := account.obstacles(cleaned):
-        raise LooplineError(_message(model.dataset, found, account.reasons(cleaned.aside)))
+        raise LooplineError(_message(model.dataset, found, account.reasons(cleaned)))
     folder = files.manifest(name).parent
     manifest.write(files.manifest(name), cleaned.samples, task=model.task, labels=account.labels(cleaned.samples))
     files.write_json(folder / "ingest.json", account.summary(cleaned))
@@ -41,8 +41,8 @@ def main(name: str) -> None:
 def _sources(name: str, model: settings.Model) -> Iterator[tuple[str, Iterable[RawSample]]]:
     """The dataset under its name, or its folder's, then the batches."""
     dataset = settings.located(model.dataset).resolve().name
-    yield dataset, _progress(open_dataset(model.dataset, model.task), dataset)
-    for batch, samples in open_batches(name, model.task):
+    yield dataset, _progress(open_dataset(model.dataset, model.task, unused=True), dataset)
+    for batch, samples in open_batches(name, model.task, unused=True):
         yield batch, _progress(samples, batch)
 
 

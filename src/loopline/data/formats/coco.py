@@ -5,97 +5,128 @@ Format: https://cocodataset.org/#format-data
 
 from __future__ import annotations
 
-import json
+import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from loopline.data.formats.common import IMAGES, Folder, Format, broken, file_sample, split_of_file
+from loopline.data.formats.common import Folder, Format, broken, file_sample, load_json, number, split_of_file
+from loopline.data.formats.finder import ImageFinder
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
 
 _KEYS = ("images", "annotations", "categories")
+# COCO's own release says the same again, without boxes of other classes, beside instances_val2017.json.
+_AGAIN = re.compile(r"(?:person_keypoints|stuff|panoptic)(?=[_.])")
 
 
 def _files(folder: Folder) -> list[str]:
     """The JSON files that speak of boxes: the three keys can stand anywhere in them, so they are looked for as text."""
-    found = []
-    for name in folder.suffixed({".json"}):
-        data = folder.read(name)
-        if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and all(f'"{key}"'.encode() in data for key in _KEYS):
-            found.append(name)
-    # COCO's own release says the same again, without boxes of other classes, in person_keypoints_*.json.
-    return [name for name in found if PurePosixPath(name).name.startswith("instances")] or found
+    names = [name for name in folder.suffixed({".json"}) if _has_keys(folder, name)]
+    again = {PurePosixPath(name).with_name(_AGAIN.sub("instances", PurePosixPath(name).name)) for name in names}
+    originals = again & {PurePosixPath(name) for name in names}
+    return [
+        name
+        for name in names
+        if not _AGAIN.match(PurePosixPath(name).name)
+        or PurePosixPath(name).with_name(_AGAIN.sub("instances", PurePosixPath(name).name)) not in originals
+    ]
+
+
+def _has_keys(folder: Folder, name: str) -> bool:
+    if not folder.start(name).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return False
+    data = (folder.root / name).read_bytes()
+    return all(f'"{key}"'.encode() in data for key in _KEYS)
 
 
 def _read(folder: Folder) -> Iterator[RawSample]:
-    index: dict[str, list[str]] = {}
-    for image in folder.suffixed(IMAGES):
-        index.setdefault(PurePosixPath(image).name.casefold(), []).append(image)
-    used = set()
+    finder = ImageFinder(folder)
     for file in _files(folder):
-        content = _load(folder, file)
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        boxes: dict[Any, list[RawBox]] = {image["id"]: [] for image in content["images"]}
-        for number, annotation in enumerate(content["annotations"]):
-            if annotation.get("image_id") in boxes:
-                boxes[annotation["image_id"]].append(_box(annotation, names))
-            else:
-                yield broken(f"{file}:annotations[{number}]", "annotation without an image")
-        split = split_of_file(file)
-        for image in content["images"]:
-            name = str(image["file_name"])
-            found = _find(name, file, split, index)
-            if found is None:
-                yield broken(f"{file}:{name}", "image file not found", split=split)
-                continue
-            used.add(found)
-            size = (int(image.get("width") or 0), int(image.get("height") or 0))
-            stated = size if all(size) else None
-            yield file_sample(folder, found, boxes=tuple(boxes[image["id"]]), split=split, size=stated)
-    for image in folder.suffixed(IMAGES):
-        if image not in used:
-            yield broken(image, "image without annotation")
+        yield from _read_file(folder, file, finder)
+    for image in finder.unused():
+        yield broken(image, "image without annotation")
 
 
-def _load(folder: Folder, file: str) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(folder.read(file).decode("utf-8-sig"))
-        for key, wanted in zip(_KEYS, (("id", "file_name"), (), ("id", "name")), strict=True):
-            if any(field not in entry for entry in content[key] for field in wanted):
-                raise LooplineError(f"{folder.root / file}: each of `{key}` needs {' and '.join(wanted)}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise LooplineError(f"{folder.root / file} is not COCO JSON: {error!r}") from error
+def _read_file(folder: Folder, file: str, finder: ImageFinder) -> Iterator[RawSample]:
+    content = _load(folder, file)
+    names = _categories(folder, file, content["categories"])
+    split = split_of_file(file)
+    images: list[dict[str, Any]] = []
+    for place, entry in enumerate(content["images"]):
+        if isinstance(entry, dict) and _is_id(entry.get("id")) and isinstance(entry.get("file_name"), str):
+            images.append(entry)
+        else:
+            yield broken(f"{file}:images[{place}]", "image entry without id and file_name", split=split)
+    ids = Counter(image["id"] for image in images)
+    boxes: dict[Any, list[RawBox]] = {image: [] for image in ids}
+    for place, annotation in enumerate(content["annotations"]):
+        where = f"{file}:annotations[{place}]"
+        if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
+            yield broken(where, "annotation without image_id", split=split)
+        elif annotation["image_id"] not in boxes:
+            yield broken(where, "annotation without an image", split=split)
+        else:
+            boxes[annotation["image_id"]].append(_box(annotation, names, where))
+    for image in images:
+        name = image["file_name"]
+        if ids[image["id"]] > 1:
+            yield broken(f"{file}:{name}", "image whose id another image has too", split=split)
+        elif (path := finder.find(name, file, split=split)) is None:
+            yield broken(f"{file}:{name}", finder.missing, split=split)
+        else:
+            sample = file_sample(folder, path, boxes=tuple(boxes[image["id"]]), split=split)
+            yield sample if sample.problem else replace(sample, size=_size(image))
+
+
+def _load(folder: Folder, file: str) -> dict[str, list[Any]]:
+    content = load_json(folder, file)
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _KEYS):
+        raise LooplineError(
+            f"{folder.root / file} is not COCO JSON: images, annotations and categories must be lists of objects"
+        )
     return content
 
 
-def _find(name: str, file: str, split: str | None, index: dict[str, list[str]]) -> str | None:
-    """The image's path in the folder: the one with the most of the end of `file_name`, else the JSON's neighbour, else
-    one whose path names the JSON's split. None where there is none, or where several are left."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    found = index.get(parts[-1].casefold(), []) if parts else []
-    for length in range(len(parts), 1, -1):
-        tail = "/" + "/".join(parts[-length:])
-        if longest := [path for path in found if ("/" + path).endswith(tail)]:
-            found = longest
-            break
-    if len(found) > 1:
-        found = [path for path in found if PurePosixPath(path).parent == PurePosixPath(file).parent] or found
-    if len(found) > 1:
-        found = [path for path in found if split_of_file(PurePosixPath(path).parent.as_posix() + "/") == split]
-    return found[0] if len(found) == 1 else None
+def _categories(folder: Folder, file: str, entries: list[Any]) -> dict[Any, str]:
+    """Category id -> class name. Raises LooplineError for an entry without them, and where one id has two names."""
+    names: dict[Any, str] = {}
+    for place, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(name, str | int | float):
+            raise LooplineError(f"{folder.root / file}: categories[{place}] needs id and name")
+        if names.setdefault(entry["id"], str(name)) != str(name):
+            raise LooplineError(
+                f"{folder.root / file}: category {entry['id']} is both {names[entry['id']]!r} and {name!r}"
+            )
+    return names
 
 
-def _box(annotation: dict[str, Any], names: dict[Any, str]) -> RawBox:
-    label = names.get(annotation.get("category_id"))
-    try:
-        x, y, width, height = map(float, annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
-        return RawBox(label or "", 0, 0, 0, 0, problem="annotation without a box")
-    problem = "class number without a name" if label is None else None
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) or number(value) is not None
+
+
+def _size(image: dict[str, Any]) -> tuple[int, int] | None:
+    """(width, height) where the entry states both as numbers; some tools write 0 or text."""
+    width, height = number(image.get("width")), number(image.get("height"))
+    return (round(width), round(height)) if width and height else None
+
+
+def _box(annotation: dict[str, Any], names: dict[Any, str], where: str) -> RawBox:
+    category, bbox = annotation.get("category_id"), annotation.get("bbox")
+    label = names.get(category) if _is_id(category) else None
+    corners = [number(value) for value in bbox] if isinstance(bbox, list) else []
+    if len(corners) != 4 or None in corners:
+        return RawBox(label or "", 0, 0, 0, 0, problem="annotation without a box", detail=f"{where}: bbox {bbox!r:.60}")
+    x, y, width, height = (corner for corner in corners if corner is not None)
+    problem, detail = None, ""
+    if label is None:
+        problem, detail = "class number without a name", f"{where}: category_id {category!r:.60}"
     if annotation.get("iscrowd"):
         problem = "box around a crowd"
-    return RawBox(label or "", x, y, x + width, y + height, problem=problem)
+    return RawBox(label or "", x, y, x + width, y + height, problem=problem, detail=detail)
 
 
 COCO = Format(

@@ -1,14 +1,20 @@
-"""What the readers share: listing a folder, names of splits, text files, files as samples."""
+"""What the readers share: listing a folder, names of splits, class names, text files, files as samples."""
 
 from __future__ import annotations
 
+import codecs
 import io
+import json
+import math
 import os
 import re
+import stat
+import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
@@ -21,13 +27,24 @@ IMAGES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
 )
 MAX_BYTES = 64 * 2**20  # of one file that is one sample
-BESIDES = re.compile(r"(readme|licen[cs]e|notice|citation|changelog|copying|thumbs\.db|desktop\.ini)", re.IGNORECASE)
+DOCUMENTS = re.compile(
+    r"(readme|licen[cs]e|notice|citation|changelog|copying)(\.(md|txt|rst|html?|pdf|docx?|adoc|cff|bib))?"
+    r"|thumbs\.db|desktop\.ini",
+    re.IGNORECASE,
+)
+CLASS_NAMES = frozenset({"classes.txt", "obj.names", "labels.txt"})  # one class name a line
 SPLITS = {
     "train": ("train", "training", "trainval"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "t10k"),
 }
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+# Words that say nothing of a folder's content: `train_images` and `testset` are splits, `train_station` is a class.
+_PLAIN = (
+    "images?|imgs?|photos?|pictures?|pics?|frames?|texts?|docs?|documents?|files?|samples?|data|dataset|set|split|folder|dir"
+    "|part|crops?|labels?|annotations?|jpe?g|png|txt"
+)
+_SPLIT_WORD = re.compile(f"({'|'.join(_SPLIT_OF)})(?:{_PLAIN})?")
 _SIDEWAYS = range(5, 9)  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
 
@@ -40,25 +57,46 @@ def natural(name: str) -> tuple[list[str | int], str]:
 
 @dataclass(frozen=True)
 class Folder:
-    """A dataset's folder: its files as paths relative to `root`, with `/`, in natural order."""
+    """A dataset's folder: its files as paths relative to `root`, with `/`, in natural order.
+
+    unreadable: folders that could not be listed. left_out: path and reason of what does not count as data.
+    opened: the files that were read so far.
+    """
 
     root: Path
     files: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    opened: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def suffixed(self, suffixes: frozenset[str] | set[str]) -> tuple[str, ...]:
         """The files whose suffix, in lower case and with its dot, is one of `suffixes`."""
         return tuple(name for name in self.files if suffix(name) in suffixes)
 
     def read(self, name: str) -> bytes:
-        """The content of one file."""
-        return (self.root / name).read_bytes()
+        """The content of one file. Raises LooplineError where it cannot be opened."""
+        try:
+            content = (self.root / name).read_bytes()
+        except OSError as error:
+            raise LooplineError(f"{self.root / name} cannot be read: {error.strerror or error}") from error
+        self.opened.add(name)
+        return content
+
+    def start(self, name: str, limit: int = 4096) -> bytes:
+        """The first bytes of one file, to recognise its format; b"" where it cannot be opened."""
+        try:
+            with (self.root / name).open("rb") as file:
+                return file.read(limit)
+        except OSError:
+            return b""
 
 
 @dataclass(frozen=True)
 class Format:
     """A dataset format: what a folder of it looks like (`layout`), how it is told from others, how it is read.
 
-    `detect` looks at names and first lines. `read` yields samples in the folder's order.
+    `detect` looks at names and first lines. `read` yields samples in the folder's order. `advise` says why a folder that
+    looks much like this format is not of it; "" for any other.
     """
 
     name: str
@@ -66,21 +104,64 @@ class Format:
     layout: str
     detect: Callable[[Folder], bool]
     read: Callable[[Folder], Iterator[RawSample]]
+    advise: Callable[[Folder], str] = lambda _: ""
 
 
 def list_folder(root: Path) -> Folder:
-    """All files under `root`. Hidden ones, readmes, licences and DVC's own are not data and are left out."""
-    found, walked = [], set()
-    for where, folders, names in os.walk(root, followlinks=True):
+    """List all files under `root`. Hidden ones, documents such as a readme and DVC's own are named as left out.
+
+    A file is listed alone. Raises LooplineError where `root` is neither.
+    """
+    if root.is_file():
+        return Folder(root.parent, (root.name,))
+    if not root.is_dir():
+        raise LooplineError(f"{root} is no folder: give the folder that holds the dataset")
+    files: list[str] = []
+    left_out: list[tuple[str, str]] = []
+    unreadable: list[str] = []
+    walked: set[str] = set()
+
+    def relative(path: str | Path) -> str:
+        return Path(path).relative_to(root).as_posix()
+
+    for where, folders, names in os.walk(
+        root, followlinks=True, onerror=lambda error: unreadable.append(relative(error.filename))
+    ):
         walked.add(os.path.realpath(where))
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith((".", "__MACOSX")) and os.path.realpath(Path(where) / name) not in walked
-        ]
-        data = (name for name in names if not name.startswith(".") and not name.endswith(".dvc"))
-        found += [(Path(where) / name).relative_to(root).as_posix() for name in data if not BESIDES.match(name)]
-    return Folder(root, tuple(sorted(found, key=natural)))
+        entered = []
+        for name in folders:
+            if reason := _unlisted(name, os.path.realpath(Path(where) / name) in walked):
+                left_out.append((relative(Path(where) / name) + "/", reason))
+            else:
+                entered.append(name)
+        folders[:] = entered
+        for name in names:
+            if reason := _not_data(Path(where) / name):
+                left_out.append((relative(Path(where) / name), reason))
+            else:
+                files.append(relative(Path(where) / name))
+    unreadable = [name for name in unreadable if name != "."] or unreadable
+    return Folder(root, tuple(sorted(files, key=natural)), tuple(sorted(unreadable)), tuple(sorted(left_out)))
+
+
+def _unlisted(folder: str, seen: bool) -> str | None:
+    if folder.startswith((".", "__MACOSX")):
+        return "hidden folder"
+    return "link to a folder that is read already" if seen else None
+
+
+def _not_data(path: Path) -> str | None:
+    """The reason why a file is not data; None where it is."""
+    if path.name.startswith("."):
+        return "hidden file"
+    if path.suffix == ".dvc":
+        return "file of DVC"
+    if DOCUMENTS.fullmatch(path.name):
+        return "document (readme, licence, ...)"
+    try:
+        return None if stat.S_ISREG(path.stat().st_mode) else "not a regular file"
+    except OSError:  # a link to nowhere: the reader counts it
+        return None
 
 
 def suffix(name: str) -> str:
@@ -89,9 +170,11 @@ def suffix(name: str) -> str:
 
 
 def split_of_folder(name: str) -> str | None:
-    """The split that a folder's (or a column's) whole name stands for: `train`, `valid`, `test2017`, ... or None."""
-    word = re.fullmatch(r"(t10k|[a-z]+?)[-_]?\d*", name.strip().lower())
-    return _SPLIT_OF.get(word[1]) if word else None
+    """The split that a folder's (or a column's) whole name stands for: `train`, `valid`, `test_images`, ... or None."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.strip()).lower().replace("t10k", "test")
+    words = [word for word in re.split(r"[\W\d_]+", spaced) if word and not re.fullmatch(_PLAIN, word)]
+    splits = {_SPLIT_OF[match[1]] if (match := _SPLIT_WORD.fullmatch(word)) else None for word in words}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def split_of_parts(name: str) -> str | None:
@@ -138,6 +221,7 @@ def file_sample(
 ) -> RawSample:
     """A file that is one sample: an image, or one text."""
     path = folder.root / name
+    folder.opened.add(name)
     try:
         if path.stat().st_size > MAX_BYTES:
             return broken(name, f"file over {MAX_BYTES // 2**20} MB", split=split)
@@ -154,6 +238,28 @@ def broken(path: str, problem: str, *, split: str | None = None) -> RawSample:
     return RawSample(path, None, None, None, None, split, problem=problem)
 
 
+def file_problem(error: Exception) -> str:
+    """The reason to set a sample aside whose annotation could not be read."""
+    return "file that cannot be opened" if isinstance(error, LooplineError) else str(error.args[0])
+
+
+def number(value: object) -> float | None:
+    """A JSON value as a finite float; None for any other, for true and false, and for text."""
+    try:
+        found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def load_json(folder: Folder, name: str) -> Any:
+    """The content of a JSON file in UTF-8, UTF-16 or UTF-32. Raises LooplineError where it is not valid."""
+    try:
+        return json.loads(folder.read(name).removeprefix(codecs.BOM_UTF8))
+    except (ValueError, RecursionError) as error:
+        raise LooplineError(f"{folder.root / name} is not valid JSON: {error}") from error
+
+
 def upright_size(data: bytes) -> tuple[int, int] | None:
     """Width and height after EXIF rotation, from the image's header; None where it has none."""
     try:
@@ -167,14 +273,39 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
     return (height, width) if sideways else (width, height)
 
 
-def class_names(folder: Folder, names: tuple[str, ...]) -> list[str] | None:
-    """One class name a line, from the first of the files `names` that the folder has."""
-    for name in names:
-        if name in folder.files:
-            found = [line.strip() for line in lines(folder.read(name))]
-            return found if all(found) else _blank(folder, name)
-    return None
+def nfc(name: str) -> str:
+    """The name with composed characters (NFC): macOS writes the same name with decomposed ones."""
+    return unicodedata.normalize("NFC", name)
 
 
-def _blank(folder: Folder, name: str) -> list[str]:
-    raise LooplineError(f"{folder.root / name} has an empty line: write one class name a line, the first for class 0")
+def class_names(folder: Folder, files: Iterable[str]) -> dict[int, str]:
+    """Class number -> name, one name a line. Raises LooplineError where two of the files contradict each other."""
+    names = NumberedNames()
+    for file in files:
+        listed = [line.strip() for line in lines(folder.read(file))]
+        while listed and not listed[-1]:
+            listed.pop()
+        if not all(listed):
+            raise LooplineError(
+                f"{folder.root / file} has an empty line: write one class name a line, the first for class 0"
+            )
+        names.add(dict(enumerate(listed)), folder.root / file)
+    return names.names
+
+
+@dataclass
+class NumberedNames:
+    """Class names by number from several files, which must agree."""
+
+    names: dict[int, str] = field(default_factory=dict)
+    sources: dict[int, Path] = field(default_factory=dict)
+
+    def add(self, names: dict[int, str], source: Path) -> None:
+        """Take the names of one file. Raises LooplineError where an earlier file has another name for a number."""
+        for number, name in names.items():
+            if nfc(self.names.setdefault(number, name)) != nfc(name):
+                raise LooplineError(
+                    f"class {number} is {self.names[number]!r} in {self.sources[number]} and {name!r} in {source}: "
+                    "keep the right file and remove the other"
+                )
+            self.sources.setdefault(number, source)

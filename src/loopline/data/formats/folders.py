@@ -1,65 +1,124 @@
 """A folder per class: `cat/1.jpg`, `dog/2.jpg`, or one text a file, `pos/1.txt`; perhaps with train/val/test above.
 
-A name that no folder can have is written as in addresses: `T-shirt%2Ftop` is the class `T-shirt/top`.
+A name that a folder cannot have is written as in addresses, by `loopline label batch`: `T-shirt%2Ftop` is `T-shirt/top`.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
-from urllib.parse import unquote
 
-from loopline.data.formats.common import IMAGES, Folder, Format, broken, file_sample, split_of_folder
+from loopline.data.formats.common import IMAGES, SPLITS, Folder, Format, broken, file_sample, split_of_folder, suffix
 from loopline.data.raw import RawSample
 
 TEXTS = frozenset({".txt"})
+_ESCAPES = {"%25": "%", "%2F": "/", "%2E": "."}
+_PLAIN_SPLITS = {word for words in SPLITS.values() for word in words}
 
 
-def _published(folder: Folder) -> bool:
+def _paths(folder: Folder, suffixes: frozenset[str]) -> list[tuple[str, ...]]:
+    return [PurePosixPath(name).parts for name in folder.suffixed(suffixes)]
+
+
+def _published(folder: Folder, suffixes: frozenset[str]) -> bool:
     """Whether the upper folders are splits: each is named like one, and one of them has folders inside."""
-    parts = [PurePosixPath(name).parts for name in folder.files if "/" in name]
-    return all(split_of_folder(part[0]) for part in parts) and any(len(part) > 2 for part in parts)
+    paths = [path for path in _paths(folder, suffixes) if len(path) > 1]
+    return all(split_of_folder(path[0]) for path in paths) and any(len(path) > 2 for path in paths)
 
 
-def classes(folder: Folder, suffixes: frozenset[str]) -> set[str]:
-    """The folders that hold files of those suffixes and would be classes; none where an image lies deeper than that."""
-    depth = 2 if _published(folder) else 1
-    parts = [PurePosixPath(name).parts for name in folder.suffixed(suffixes)]
-    return {part[depth - 1] for part in parts if len(part) == depth + 1}
+def _classes(folder: Folder, suffixes: frozenset[str]) -> Counter[str]:
+    """Folder of a class -> its files."""
+    depth = 2 if _published(folder, suffixes) else 1
+    return Counter(path[depth - 1] for path in _paths(folder, suffixes) if len(path) > depth)
+
+
+def _direct(folder: Folder, suffixes: frozenset[str]) -> set[str]:
+    """The folders of classes that hold files themselves, not in deeper folders alone."""
+    depth = 2 if _published(folder, suffixes) else 1
+    return {path[depth - 1] for path in _paths(folder, suffixes) if len(path) == depth + 1}
+
+
+def _splits_as_classes(folder: Folder, suffixes: frozenset[str]) -> str:
+    """What is wrong where names of splits would become classes, or would be passed over inside of classes; else ""."""
+    classes = _classes(folder, suffixes)
+    splits = {name: split for name in classes if (split := split_of_folder(name))}
+    odd = any(name.lower() not in _PLAIN_SPLITS for name in splits)  # train_images, not train
+    if splits and (odd or len(set(splits.values())) > 1 or len(splits) == len(classes)):
+        listed = ", ".join(f"{name} ({classes[name]} files)" for name in sorted(splits))
+        return (
+            f"Folders are named like splits, not like classes: {listed}. Put a folder for each class inside each of them, "
+            "as in train/cat/1.jpg; a table of labels is not read with images."
+        )
+    depth = 2 if _published(folder, suffixes) else 1
+    inner: dict[str, set[str]] = defaultdict(set)
+    for path in _paths(folder, suffixes):
+        if len(path) > depth + 1 and split_of_folder(path[depth]):
+            inner[path[depth - 1]].add(path[depth])
+    of_splits = {split_of_folder(name) for names in inner.values() for name in names}
+    if len(of_splits) > 1 or (inner and inner.keys() == classes.keys() and len(classes) > 1):
+        listed = ", ".join(f"{name}/{{{','.join(sorted(names))}}}" for name, names in sorted(inner.items()))
+        return (
+            f"There are folders of splits inside of {listed}. If these are data sets side by side, give one of them; if "
+            "they are classes, put the splits above them, as in train/cat/1.jpg."
+        )
+    return ""
 
 
 def _detect(folder: Folder, suffixes: frozenset[str], *, at_least: int) -> bool:
     other = TEXTS if suffixes is IMAGES else IMAGES
-    found = classes(folder, suffixes)
-    return len(found) >= at_least and len(folder.suffixed(suffixes)) > len(folder.suffixed(other))
+    classes = _direct(folder, suffixes)
+    if len(classes) < at_least or len(folder.suffixed(suffixes)) <= len(folder.suffixed(other)):
+        return False
+    return not _splits_as_classes(folder, suffixes) and (at_least > 1 or len(_classes(folder, suffixes)) == 1)
 
 
-def _read(folder: Folder, *, text: bool) -> Iterator[RawSample]:
-    published = _published(folder)
+def _read(folder: Folder, suffixes: frozenset[str]) -> Iterator[RawSample]:
+    published = _published(folder, suffixes)
     depth = 2 if published else 1
+    text = suffixes is TEXTS
     for name in folder.files:
         parts = PurePosixPath(name).parts
         split = split_of_folder(parts[0]) if published and len(parts) > 1 else None
-        if len(parts) <= depth:
+        if len(parts) > depth and (split or not published):
+            if text and suffix(name) not in suffixes:
+                yield broken(name, "file that is not .txt", split=split)
+            else:
+                yield file_sample(folder, name, text=text, label=_label(parts[depth - 1]), split=split)
+        elif suffix(name) in suffixes:
             yield broken(name, "not inside a class's folder", split=split)
-        else:
-            yield file_sample(folder, name, text=text, label=unquote(parts[depth - 1]), split=split)
+
+
+def _label(folder: str) -> str:
+    """The class of a folder's name: only what `loopline label batch` writes as in addresses is one."""
+    label = re.sub("|".join(_ESCAPES), lambda escape: _ESCAPES[escape[0]], folder)
+    return label if folder == written(label) else folder
+
+
+def written(label: str) -> str:
+    """The name of a class's folder, with `/`, `%` and a dot at the start as in addresses."""
+    name = label.replace("%", "%25").replace("/", "%2F")
+    return name.replace(".", "%2E", 1) if name.startswith(".") else name
 
 
 IMAGE_FOLDERS = Format(
     name="a folder per class",
     tasks=frozenset({"classification"}),
     layout="a folder per class: cat/1.jpg, dog/2.jpg; optionally train/, val/, test/ above",
-    detect=lambda folder: _detect(folder, IMAGES, at_least=2),
-    read=lambda folder: _read(folder, text=False),
+    detect=partial(_detect, suffixes=IMAGES, at_least=2),
+    read=partial(_read, suffixes=IMAGES),
+    advise=partial(_splits_as_classes, suffixes=IMAGES),
 )
 TEXT_FOLDERS = Format(
     name="a folder of texts per class",
     tasks=frozenset({"text"}),
     layout="a folder per class, one text a file: pos/1.txt, neg/2.txt; optionally train/, val/, test/ above",
-    detect=lambda folder: _detect(folder, TEXTS, at_least=2),
-    read=lambda folder: _read(folder, text=True),
+    detect=partial(_detect, suffixes=TEXTS, at_least=2),
+    read=partial(_read, suffixes=TEXTS),
+    advise=partial(_splits_as_classes, suffixes=TEXTS),
 )
-ONE_IMAGE_FOLDER = replace(IMAGE_FOLDERS, detect=lambda folder: _detect(folder, IMAGES, at_least=1))
-ONE_TEXT_FOLDER = replace(TEXT_FOLDERS, detect=lambda folder: _detect(folder, TEXTS, at_least=1))
+ONE_IMAGE_FOLDER = replace(IMAGE_FOLDERS, detect=partial(_detect, suffixes=IMAGES, at_least=1))
+ONE_TEXT_FOLDER = replace(TEXT_FOLDERS, detect=partial(_detect, suffixes=TEXTS, at_least=1))

@@ -6,22 +6,28 @@ Format: http://yann.lecun.com/exdb/mnist (magic number with type and dimensions,
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from itertools import count
+from pathlib import PurePosixPath
 from typing import IO, cast
 
 import numpy as np
 
 from loopline.data.formats import png
-from loopline.data.formats.common import Folder, Format, class_names, split_of_file
+from loopline.data.formats.common import CLASS_NAMES, Folder, Format, class_names, split_of_file
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
+from loopline.tasks.image import MAX_PIXELS
 
 _IMAGES = re.compile(r"images([-.])idx[34](?=[-.]ubyte)", re.IGNORECASE)
 _UINT8 = 8  # IDX's type code
-_AT_ONCE = 1024
+_AT_ONCE = 2**20  # bytes of pixels
+_DAMAGE = (OSError, EOFError, zlib.error)  # what a truncated or changed gzip file raises
 
 
 def _pairs(folder: Folder) -> dict[str, tuple[str, str]]:
@@ -36,24 +42,32 @@ def _pairs(folder: Folder) -> dict[str, tuple[str, str]]:
 
 
 def _read(folder: Folder) -> Iterator[RawSample]:
-    names = class_names(folder, ("classes.txt", "labels.txt"))
+    names = class_names(folder, [name for name in folder.files if PurePosixPath(name).name.lower() in CLASS_NAMES])
     for stem, (images, labels) in _pairs(folder).items():
         split = split_of_file(stem)
         with _open(folder, images) as pixels, _open(folder, labels) as marks:
-            shape, (many, *_) = _shape(pixels, images), _shape(marks, labels)
-            if shape[0] != many or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
-                raise LooplineError(f"{folder.root / images} has shape {shape}, {labels} has {many} labels: not a pair")
-            numbers = count()
-            for start in range(0, many, _AT_ONCE):
-                rows = min(_AT_ONCE, many - start)
-                block = _bytes(pixels, (rows, *shape[1:]), images)
-                for image, mark in zip(block, _bytes(marks, (rows,), labels), strict=True):
+            shape, of_labels = _shape(pixels, images), _shape(marks, labels)
+            if shape[:1] != of_labels or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
+                raise LooplineError(f"{folder.root / images} has shape {shape}, {labels} has {of_labels}: not a pair")
+            size = math.prod(shape[1:])
+            if not 0 < size <= MAX_PIXELS:
+                raise LooplineError(f"{folder.root / images} has images of {size:,} bytes: not 1 to {MAX_PIXELS:,}")
+            numbers, rows = count(), max(1, _AT_ONCE // size)
+            for start in range(0, shape[0], rows):
+                many = min(rows, shape[0] - start)
+                block = _bytes(pixels, (many, *shape[1:]), images)
+                for image, mark in zip(block, _bytes(marks, (many,), labels), strict=True):
                     label = _name(int(mark), names, labels)
                     yield RawSample(f"{stem}:{next(numbers)}", png.encode(image), None, label, None, split)
+            _end(pixels, images)
+            _end(marks, labels)
 
 
 def _open(folder: Folder, name: str) -> IO[bytes]:
     path = folder.root / name
+    if not os.access(path, os.R_OK):
+        raise LooplineError(f"{path} cannot be opened")
+    folder.opened.add(name)
     return cast(IO[bytes], gzip.GzipFile(path)) if name.endswith(".gz") else path.open("rb")
 
 
@@ -62,7 +76,7 @@ def _shape(file: IO[bytes], name: str) -> tuple[int, ...]:
     try:
         zero, kind, dimensions = struct.unpack(">HBB", file.read(4))
         shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
-    except (struct.error, OSError, EOFError) as error:
+    except (struct.error, *_DAMAGE) as error:
         raise LooplineError(f"{name} is not an IDX file: {error}") from error
     if zero != 0 or kind != _UINT8 or not shape:
         raise LooplineError(f"{name} is not an IDX file of unsigned bytes: it starts with {zero}, type {kind}")
@@ -70,18 +84,27 @@ def _shape(file: IO[bytes], name: str) -> tuple[int, ...]:
 
 
 def _bytes(file: IO[bytes], shape: tuple[int, ...], name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    size = int(np.prod(shape))
-    try:
-        data = file.read(size)
-    except (OSError, EOFError) as error:
-        raise LooplineError(f"{name} is damaged: {error}. Copy or download it again") from error
+    size = math.prod(shape)
+    data = _take(file, size, name)
     if len(data) != size:
         raise LooplineError(f"{name} ends too early: copy or download it again")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _name(mark: int, names: list[str] | None, file: str) -> str:
-    if names is None:
+def _end(file: IO[bytes], name: str) -> None:
+    if _take(file, 1, name):
+        raise LooplineError(f"{name} goes on after the samples that its header states: copy or download it again")
+
+
+def _take(file: IO[bytes], size: int, name: str) -> bytes:
+    try:
+        return file.read(size)
+    except _DAMAGE as error:
+        raise LooplineError(f"{name} is damaged: {error}. Copy or download it again") from error
+
+
+def _name(mark: int, names: dict[int, str], file: str) -> str:
+    if not names:
         return str(mark)
     if mark >= len(names):
         raise LooplineError(f"{file} has class {mark}, but only {len(names)} classes are named in classes.txt")

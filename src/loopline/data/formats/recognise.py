@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +11,11 @@ from pathlib import Path, PurePosixPath
 from loopline.data.formats import columns
 from loopline.data.formats.coco import COCO
 from loopline.data.formats.columns import TABLES
-from loopline.data.formats.common import Folder, Format, list_folder, split_of_folder, suffix
+from loopline.data.formats.common import Folder, Format, broken, list_folder, split_of_folder, suffix
+from loopline.data.formats.cvat import CVAT, CVAT_TAGS
 from loopline.data.formats.folders import IMAGE_FOLDERS, ONE_IMAGE_FOLDER, ONE_TEXT_FOLDER, TEXT_FOLDERS
 from loopline.data.formats.idx import IDX
+from loopline.data.formats.labelstudio import LABEL_STUDIO
 from loopline.data.formats.lines import CLASS_FILES, FASTTEXT, PARALLEL, TABBED
 from loopline.data.formats.voc import VOC
 from loopline.data.formats.yolo import YOLO
@@ -20,33 +23,44 @@ from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 from loopline.tables.reader import KINDS
 
-FORMATS = (IMAGE_FOLDERS, IDX, YOLO, COCO, VOC, TABLES, FASTTEXT, CLASS_FILES, TABBED, PARALLEL, TEXT_FOLDERS)
+IMAGE_FORMATS = (IMAGE_FOLDERS, IDX, YOLO, COCO, VOC, CVAT, CVAT_TAGS, *LABEL_STUDIO)
+FORMATS = (*IMAGE_FORMATS, TABLES, FASTTEXT, CLASS_FILES, TABBED, PARALLEL, TEXT_FOLDERS)
 LAST_RESORT = (ONE_IMAGE_FOLDER, ONE_TEXT_FOLDER)  # one class alone: a batch may bring just one, but so does any folder
 
 
 def recognise(folder: Path, task: str) -> Format:
     """The format of the dataset in `folder`. Raises LooplineError where none fits the task, or more than one."""
-    return _recognise(folder, task)[0]
+    return _recognise(folder, list_folder(folder), task)[0]
 
 
-def read(folder: Path, task: str) -> Iterator[RawSample]:
+def read(folder: Path, task: str, *, unused: bool = False) -> Iterator[RawSample]:
     """The samples of a dataset, whatever its format; paths are relative to `folder`. Raises LooplineError.
 
-    folder: may be a single file as well.
+    folder: may be a single file as well. What cannot be opened follows with its problem. unused: whether all other files
+    follow too, marked `unused`.
     """
-    found, inner = _recognise(folder, task)
-    if folder.is_file():
-        yield from found.read(inner)
-        return
-    prefix = inner.root.relative_to(folder).as_posix()
+    outer = list_folder(folder)
+    found, inner = _recognise(folder, outer, task)
+    inner = replace(inner, opened=set())
+    prefix = inner.root.relative_to(outer.root).as_posix()
+    prefix = "" if prefix == "." else f"{prefix}/"
+    rest = dict.fromkeys(inner.files)
     for sample in found.read(inner):
-        yield sample if prefix == "." else replace(sample, path=f"{prefix}/{sample.path}")
+        for name in (sample.path, sample.path.rpartition(":")[0]):
+            rest.pop(name, None)
+        yield replace(sample, path=prefix + sample.path) if prefix else sample
+    yield from (broken(f"{name}/", "folder that cannot be opened") for name in outer.unreadable)
+    for name in (name for name in rest if name not in inner.opened):
+        if not os.access(inner.root / name, os.R_OK):
+            yield broken(prefix + name, "file that cannot be opened")
+        elif unused:
+            yield replace(broken(prefix + name, f"not used in the format {found.name}"), unused=True)
+    if unused:
+        yield from (replace(broken(name, reason), unused=True) for name, reason in outer.left_out)
 
 
-def _recognise(folder: Path, task: str) -> tuple[Format, Folder]:
-    if not folder.exists():
-        raise LooplineError(f"{folder} is no folder: give the folder that holds the dataset")
-    inners = [Folder(folder.parent, (folder.name,))] if folder.is_file() else list(_inwards(list_folder(folder)))
+def _recognise(folder: Path, listed: Folder, task: str) -> tuple[Format, Folder]:
+    inners = list(_inwards(listed)) if folder.is_dir() else [listed]
     for inner in inners:
         if found := _one(inner, task, FORMATS):
             return found, inner
@@ -54,7 +68,8 @@ def _recognise(folder: Path, task: str) -> tuple[Format, Folder]:
     for inner in () if others else inners:
         if found := _one(inner, task, LAST_RESORT):
             return found, inner
-    raise LooplineError(_unknown(folder, inners[0], task, list(others.values())))
+    advice = [advice for inner in inners for form in FORMATS if task in form.tasks and (advice := form.advise(inner))]
+    raise LooplineError(_unknown(folder, inners[0], task, list(others.values()), advice[:1]))
 
 
 def _inwards(folder: Folder) -> Iterator[Folder]:
@@ -76,12 +91,14 @@ def _one(folder: Folder, task: str, formats: tuple[Format, ...]) -> Format | Non
     return found[0] if found else None
 
 
-def _unknown(folder: Path, listed: Folder, task: str, others: list[Format]) -> str:
+def _unknown(folder: Path, listed: Folder, task: str, others: list[Format], advice: list[str]) -> str:
     kinds = Counter(suffix(name) or "without suffix" for name in listed.files)
     seen = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0])))
     few = ", ".join(listed.files[:3]) + (", ..." if len(listed.files) > 3 else "")
     text = [f"{folder} is in no format that is known for {task}."]
     text.append(f"Seen: {seen} ({few})" if listed.files else "Seen: no files (hidden ones, readmes and licences aside)")
+    text += [f"Folders that cannot be opened: {', '.join(listed.unreadable[:3])}"] if listed.unreadable else []
+    text += advice
     tables = listed.suffixed({*KINDS} - {".txt"}) if task == "text" else ()
     text += [columns.describe(listed, name) for name in tables[:3]]
     for form in others:

@@ -9,18 +9,31 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
-from loopline.data.formats.common import IMAGES, Folder, Format, broken, file_sample, lines, split_of_parts
+from loopline.data.formats.common import (
+    Folder,
+    Format,
+    broken,
+    file_problem,
+    file_sample,
+    lines,
+    nfc,
+    split_of_parts,
+)
+from loopline.data.formats.finder import ImageFinder
+from loopline.data.formats.xmlfile import UnusableXml, parse, root_tag
 from loopline.data.raw import RawBox, RawSample
+from loopline.errors import LooplineError
 
 _LISTS = {"train": "train", "val": "val", "test": "test", "trainval": "train"}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def _detect(folder: Folder) -> bool:
-    return any(b"<annotation" in folder.read(name)[:4096] for name in folder.suffixed({".xml"})[:50])
+    return any(root_tag(folder.start(name)) == "annotation" for name in folder.suffixed({".xml"})[:50])
 
 
 def _published(folder: Folder) -> dict[tuple[str, str], str]:
@@ -31,57 +44,43 @@ def _published(folder: Folder) -> dict[tuple[str, str], str]:
             found = re.fullmatch(r"(.*/)?ImageSets/Main/" + listing + r"\.txt", name, re.IGNORECASE)
             for line in lines(folder.read(name)) if found else ():
                 if words := line.split():
-                    splits.setdefault(((found and found[1]) or "", PurePosixPath(words[0]).name), split)
+                    splits.setdefault(((found and found[1]) or "", nfc(PurePosixPath(words[0]).name)), split)
     return splits
 
 
 def _read(folder: Folder) -> Iterator[RawSample]:
     published = _published(folder)
     bases = {base for base, _ in published}
-    index: dict[str, list[str]] = {}
-    for image in folder.suffixed(IMAGES):
-        index.setdefault(PurePosixPath(image).stem.casefold(), []).append(image)
-    used: set[str] = set()
+    finder = ImageFinder(folder)
     for file in folder.suffixed({".xml"}):
-        stem = PurePosixPath(file).stem
+        stem = nfc(PurePosixPath(file).stem)
         listed = (published.get((base, stem)) for base in bases if file.startswith(base))
         split = next(filter(None, listed), None) or split_of_parts(file)
-        root = _parse(folder.read(file))
-        if root is None:
-            yield broken(file, "broken XML", split=split)
+        try:
+            root = _parse(folder, file)
+        except (LooplineError, UnusableXml) as error:
+            yield replace(broken(file, file_problem(error), split=split), detail=", ".join(map(str, error.args[1:])))
             continue
-        written = PurePosixPath((root.findtext("filename") or "").replace("\\", "/")).stem
-        found = _find(stem, file, index) or _find(written, file, index)
-        if found is None:
-            yield broken(file, "annotation without an image", split=split)
+        written = root.findtext("filename") or ""
+        image = (
+            finder.find(file, file, split=split, any_suffix=True)
+            or finder.find(written, file, split=split)
+            or finder.find(written, file, split=split, any_suffix=True)
+        )
+        if image is None:
+            yield replace(broken(file, "annotation without an image", split=split), detail=finder.missing)
             continue
-        used.add(found)
         boxes = tuple(_box(entry) for entry in root.iter("object"))
-        yield file_sample(folder, found, boxes=boxes, split=split, size=_size(root))
-    for image in folder.suffixed(IMAGES):
-        if image not in used:
-            yield broken(image, "image without annotation")
+        yield file_sample(folder, image, boxes=boxes, split=split, size=_size(root))
+    for image in finder.unused():
+        yield broken(image, "image without annotation")
 
 
-def _parse(data: bytes) -> ElementTree.Element | None:
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        return None
-    try:
-        root = ElementTree.fromstring(data)  # noqa: S314 - no DTD, no entities
-    except (ElementTree.ParseError, ValueError, LookupError):
-        return None
-    return root if root.tag == "annotation" else None
-
-
-def _find(stem: str, file: str, index: dict[str, list[str]]) -> str | None:
-    """The image of that name, whatever its suffix; of several, the nearest to the annotation. None if two are."""
-    found = index.get(stem.casefold(), [])
-    found = [path for path in found if PurePosixPath(path).stem == stem] or found
-    parents = [PurePosixPath(file).parent, *PurePosixPath(file).parents[1:]]
-    for parent in parents:
-        if near := [path for path in found if parent in PurePosixPath(path).parents]:
-            return near[0] if len(near) == 1 else None
-    return None
+def _parse(folder: Folder, file: str) -> ElementTree.Element:
+    root = parse(folder.read(file))
+    if root.tag != "annotation":
+        raise UnusableXml("XML that is not a VOC annotation")
+    return root
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:
@@ -98,7 +97,8 @@ def _box(entry: ElementTree.Element) -> RawBox:
     try:
         x1, y1, x2, y2 = (float(entry.findtext(f"bndbox/{corner}") or math.nan) for corner in _CORNERS)
     except ValueError:
-        return RawBox(label, 0, 0, 0, 0, problem="annotation without a box")
+        shown = ", ".join(f"{corner} {entry.findtext(f'bndbox/{corner}')}" for corner in _CORNERS)
+        return RawBox(label, 0, 0, 0, 0, problem="annotation without a box", detail=f"{label}: {shown}")
     return RawBox(label, x1, y1, x2, y2)
 
 

@@ -1,0 +1,91 @@
+"""Find the image that an annotation names: its path may be of another machine, its letters of another system."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from loopline.data.formats.common import IMAGES, Folder, nfc, split_of_parts
+
+NOT_FOUND = "image file not found"
+AMBIGUOUS = "several images of that name"
+
+
+class ImageFinder:
+    """The images of a folder by name. Names are compared after NFC, then in any case; `missing` says why none was found."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.images = folder.suffixed(IMAGES)
+        self.used: set[str] = set()
+        self.missing = NOT_FOUND
+        self._by_stem: dict[str, list[str]] = {}
+        for image in self.images:
+            self._by_stem.setdefault(_folded(PurePosixPath(image).stem), []).append(image)
+
+    def find(self, name: str, near: str, *, split: str | None = None, any_suffix: bool = False) -> str | None:
+        """The path of the image, which now counts as used; None where there is none, or where several are as likely.
+
+        The longest common end of the paths decides, then the nearest folder to the file `near`, then the split.
+        any_suffix: whether a.png may be the image that the annotation calls a.jpg.
+        """
+        named = PurePosixPath(name.replace("\\", "/"))
+        candidates = self._by_stem.get(_folded(named.stem), []) if named.name else []
+        if not any_suffix:
+            candidates = [path for path in candidates if PurePosixPath(path).suffix.lower() == named.suffix.lower()]
+        candidates = _longest_end(candidates, named, any_suffix=any_suffix)
+        if len(candidates) > 1:
+            candidates = _nearest(candidates, near)
+        if len(candidates) > 1:
+            candidates = [path for path in candidates if split_of_parts(path) == split] or candidates
+        self.missing = AMBIGUOUS if candidates else NOT_FOUND
+        if len(candidates) != 1:
+            return None
+        self.used.add(candidates[0])
+        return candidates[0]
+
+    def unused(self) -> list[str]:
+        """The images that no annotation named."""
+        return [image for image in self.images if image not in self.used]
+
+
+def _folded(name: str) -> str:
+    return nfc(nfc(name).casefold())
+
+
+def _longest_end(candidates: list[str], named: PurePosixPath, *, any_suffix: bool) -> list[str]:
+    """The candidates that share most of the end of the path, letter by letter rather than in another case or form."""
+
+    def parts(path: PurePosixPath) -> tuple[str, ...]:
+        return (path.with_suffix("") if any_suffix else path).parts
+
+    def shared(path: str) -> tuple[int, int, int]:
+        ends = list(zip(reversed(parts(PurePosixPath(path))), reversed(parts(named)), strict=False))
+        same = (
+            [a == b for a, b in ends],
+            [nfc(a) == nfc(b) for a, b in ends],
+            [_folded(a) == _folded(b) for a, b in ends],
+        )
+        exact, composed, folded = (_run(flags) for flags in same)
+        return folded, composed, exact
+
+    ranks = {path: shared(path) for path in candidates}
+    return [path for path in candidates if ranks[path] == max(ranks.values())]
+
+
+def _run(flags: Iterable[bool]) -> int:
+    """How many of the first flags are set."""
+    count = 0
+    for flag in flags:
+        if not flag:
+            break
+        count += 1
+    return count
+
+
+def _nearest(candidates: list[str], near: str) -> list[str]:
+    """Those in the folder of the annotation or, failing that, in the smallest folder that holds both."""
+    for parent in PurePosixPath(near).parents:
+        if inside := [path for path in candidates if parent in PurePosixPath(path).parents]:
+            direct = [path for path in inside if PurePosixPath(path).parent == parent]
+            return direct or inside
+    return candidates

@@ -1,0 +1,182 @@
+"""Label Studio's JSON export: boxes and polygons for detection, choices for images and texts.
+
+Formats: see loopline.tasks.labelstudio. The file names the images by addresses: `/data/upload/1/0f3a9c1b-cat.jpg`,
+`/data/local-files/?d=photos/cat.jpg`, `s3://bucket/cat.jpg`; they are found in the folder by the end of the path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopline.data.agreement import boxes_agree
+from loopline.data.formats.common import (
+    IMAGES,
+    Folder,
+    Format,
+    broken,
+    file_sample,
+    load_json,
+    nfc,
+    split_of_file,
+    suffix,
+)
+from loopline.data.formats.finder import ImageFinder
+from loopline.data.raw import RawBox, RawSample
+from loopline.errors import LooplineError
+from loopline.tasks import labelstudio
+from loopline.tasks.labelstudio import UnusableResult
+
+_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio writes it before the names of uploaded files
+Label = str | tuple[RawBox, ...] | None
+
+
+def _files(folder: Folder) -> list[str]:
+    """The JSON files that are lists of tasks."""
+    names = []
+    for name in folder.suffixed({".json"}):
+        start = folder.start(name).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if start.startswith(b"[") and start[1:].lstrip().startswith(b"{"):
+            data = (folder.root / name).read_bytes()
+            if b'"annotations"' in data and b'"data"' in data and b'"result"' in data:
+                names.append(name)
+    return names
+
+
+def _detect(folder: Folder, task: str) -> bool:
+    wanted = (b'"x"',) if task == "detection" else (b'"choices"',)
+    images = bool(folder.suffixed(IMAGES))
+    return images == (task != "text") and any(
+        word in (folder.root / name).read_bytes() for name in _files(folder) for word in wanted
+    )
+
+
+def _read(folder: Folder, task: str) -> Iterator[RawSample]:
+    finder = ImageFinder(folder)
+    for file in _files(folder):
+        tasks = load_json(folder, file)
+        if not isinstance(tasks, list):
+            raise LooplineError(f"{folder.root / file} is not Label Studio's JSON export: it is not a list of tasks")
+        split = split_of_file(file)
+        for place, entry in enumerate(tasks):
+            where = f"{file}:tasks[{place}]"
+            try:
+                annotations = labelstudio.submitted(entry)
+                yield _sample(folder, finder, task, entry["data"], annotations, where, split)
+            except UnusableResult as error:
+                reason = error.args[0] if len(error.args) > 1 else "task that is not one of the JSON export"
+                yield replace(broken(where, reason, split=split), detail=str(error.args[-1]))
+    if task != "text":
+        for image in finder.unused():
+            yield broken(image, "image without annotation")
+
+
+def _sample(
+    folder: Folder,
+    finder: ImageFinder,
+    task: str,
+    data: dict[str, Any],
+    annotations: list[list[labelstudio.Result]],
+    where: str,
+    split: str | None,
+) -> RawSample:
+    """One task. Raises UnusableResult with the reason and what is special to the task."""
+    if task == "text":
+        text = _the_one(data, lambda _: True, "text")
+        if not annotations:
+            return broken(where, "task without annotation", split=split)
+        label = _agreed([_choice(results) for results in annotations])
+        return RawSample(where, None, text, label if isinstance(label, str) else None, None, split)
+    path = _image(_the_one(data, lambda value: bool(_names(value)), "image"), where, finder, split)
+    if not annotations:
+        return replace(broken(path, "task without annotation", split=split), detail=where)
+    if task == "classification":
+        label = _agreed([_choice(results) for results in annotations])
+        return file_sample(folder, path, label=label if isinstance(label, str) else None, split=split)
+    boxes = _agreed([_boxes(results, where) for results in annotations])
+    sample = file_sample(folder, path, boxes=boxes if isinstance(boxes, tuple) else (), split=split)
+    sizes = [size for results in annotations if (size := labelstudio.size(results))]
+    return sample if sample.problem else replace(sample, size=next(iter(sizes), None))
+
+
+def _the_one(data: dict[str, Any], fits: Callable[[str], bool], name: str) -> str:
+    """The value of `data` that is the sample: the one under its usual name, else the only text that fits."""
+    texts = {key: value for key, value in data.items() if isinstance(value, str) and fits(value)}
+    if name in texts or len(texts) == 1:
+        return texts.get(name) or next(iter(texts.values()))
+    raise UnusableResult(f"task without one {name}", f"data has {', '.join(map(str, data)) or 'nothing'}")
+
+
+def _names(address: str) -> list[str]:
+    """The names that an image's address may stand for, the most literal first; [] where it does not name an image."""
+    parts = urlsplit(address) if "://" in address or address.startswith("/data/") else None
+    path = next(iter(parse_qs(parts.query).get("d", [])), parts.path) if parts else address
+    names = dict.fromkeys([path, unquote(path)])
+    for name in list(names):
+        folder, slash, last = name.rpartition("/")
+        names[f"{folder}{slash}{_PREFIX.sub('', last)}"] = None
+    return [name for name in names if suffix(name) in IMAGES]
+
+
+def _image(address: str, where: str, finder: ImageFinder, split: str | None) -> str:
+    for name in _names(address):
+        if path := finder.find(name, where, split=split):
+            return path
+    raise UnusableResult(finder.missing, f"{where}: {address}")
+
+
+def _choice(results: list[labelstudio.Result]) -> str | None:
+    chosen = labelstudio.choices(results)
+    if len(chosen) > 1:
+        raise UnusableResult("sample with several classes", ", ".join(chosen))
+    return chosen[0] if chosen else None
+
+
+def _boxes(results: list[labelstudio.Result], where: str) -> tuple[RawBox, ...]:
+    return tuple(
+        RawBox(
+            region.label,
+            *region.corners,
+            problem=region.problem,
+            detail=f"{where}: {region.label}" if region.problem else "",
+        )
+        for region in labelstudio.regions(results)
+    )
+
+
+def _agreed(labels: list[Label]) -> Label:
+    """The first annotator's label. Raises UnusableResult where another one contradicts it."""
+    first, *others = labels
+    for other in others:
+        if isinstance(first, tuple) and isinstance(other, tuple):
+            same = boxes_agree([box for box in first if not box.problem], [box for box in other if not box.problem])
+        else:
+            same = nfc(str(first)) == nfc(str(other))
+        if not same:
+            raise UnusableResult(
+                "annotators disagree", "boxes differ" if isinstance(first, tuple) else f"{first}, {other}"
+            )
+    return first
+
+
+def _format(task: str, layout: str) -> Format:
+    return Format(
+        name="Label Studio JSON",
+        tasks=frozenset({task}),
+        layout=layout,
+        detect=partial(_detect, task=task),
+        read=partial(_read, task=task),
+    )
+
+
+LABEL_STUDIO = (
+    _format(
+        "detection", "Label Studio's JSON export with rectangles or polygons, and the images anywhere in the folder"
+    ),
+    _format("classification", "Label Studio's JSON export with a choice for each image, and the images in the folder"),
+    _format("text", "Label Studio's JSON export with a choice for each text"),
+)

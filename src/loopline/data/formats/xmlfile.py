@@ -1,0 +1,54 @@
+"""Parse XML of labelling tools in any encoding that it declares, without document types or entities."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from xml.etree import ElementTree
+
+_DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?\bencoding\s*=\s*["']([A-Za-z][\w.:-]*)["']""")
+BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}  # as browsers read them
+
+
+class UnusableXml(ValueError):
+    """The XML cannot be used: args are the reason, which is counted, and perhaps what is special to this file."""
+
+
+def parse(data: bytes) -> ElementTree.Element:
+    """Return the root element. Raises UnusableXml."""
+    text = _decode(data)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UnusableXml("broken XML", "a document type is not read")
+    try:
+        # The parser would refuse encodings of several bytes a character, so it gets UTF-8 whatever is declared.
+        return ElementTree.fromstring(text.encode(), parser=ElementTree.XMLParser(encoding="utf-8"))  # noqa: S314 - no DTD
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        raise UnusableXml("broken XML", str(error)) from error
+
+
+def root_tag(data: bytes) -> str | None:
+    """Return the name of the root element from the first bytes of a file; None where there is none."""
+    try:
+        text = _decode(data, errors="replace")  # the last character may be cut
+    except UnusableXml:
+        return None
+    name = re.match(r"(?:\s|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>)*<([\w:.-]+)", text, re.DOTALL)
+    return name[1] if name else None
+
+
+def _decode(data: bytes, errors: str = "strict") -> str:
+    if data[:2] in BOMS:
+        encoding = "utf-16"
+    else:
+        declared = _DECLARED.match(data.removeprefix(codecs.BOM_UTF8))
+        encoding = declared[1].decode().lower() if declared and not data.startswith(codecs.BOM_UTF8) else "utf-8-sig"
+    try:
+        found = codecs.lookup(encoding).name
+        if found.startswith(("utf-16", "utf-32")) and data[:2] not in BOMS:
+            found = "utf-8"  # a declaration that can be read byte by byte is wrong: .NET writes such files
+        return data.decode(_WIDER.get(found, found), errors)
+    except LookupError as error:
+        raise UnusableXml(f"XML in the encoding {encoding}, which is not read") from error
+    except ValueError as error:
+        raise UnusableXml(f"XML that is not in its encoding, {encoding.removesuffix('-sig')}") from error
