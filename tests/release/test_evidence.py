@@ -38,6 +38,15 @@ def test_both_are_measured_on_the_same_samples_whole_by_slice_and_by_class(make,
     assert min(a.seconds, b.seconds) > 0
 
 
+def test_a_class_of_three_samples_is_counted_and_not_judged(make, tmp_path):
+    path, labels = tmp_path / "three.parquet", ("bright", "dark", "grey")
+    write_manifest(path, labels=labels, labelled=lambda v: "grey" if 126 < v < 130 else "bright" if v > 127 else "dark")
+    a, b = evidence.gather(make("ours", 127.5, labels=labels), make("theirs", 140, labels=labels), path)
+    assert a.small == b.small == {"class grey": 3}
+    assert "class grey" not in {*a.parts, *b.parts}
+    assert "class bright" in a.parts
+
+
 def test_without_a_champion_there_is_one_evidence(make, path):
     assert evidence.gather(make("ours", 130.5), None, path)[1] is None
 

@@ -95,6 +95,13 @@ def test_a_slice_that_was_not_measured_is_a_reason():
     assert decision.reasons == ("dark was not measured for the challenger",)
 
 
+def test_a_slice_too_small_to_judge_is_named_and_refuses_nothing():
+    champion = model(range(100, 200), parts={}, small={"size high": 1})
+    decision = decide(model([0], small={"size high": 1}), champion, POLICY)
+    assert decision.promote
+    assert decision.figures["too_small_to_judge"] == {"size high": 1}
+
+
 def test_the_budgets_for_size_and_time_hold():
     champion = model(range(100))
     assert "2.00 times the champion's size" in decide(model([], bytes=200), champion, POLICY).reasons[0]
@@ -126,7 +133,7 @@ def test_a_metric_that_cannot_be_computed_is_refused():
     broken = replace(model([]), scorer=lambda _: {"accuracy": float("nan")})
     decision = decide(broken, model(range(100)), POLICY)
     assert not decision.promote
-    assert decision.figures["gain"] == {"value": None, "low": None, "high": None}
+    assert decision.figures["gain"] == {"value": None, "low": None, "high": None, "dropped": 200}
 
 
 # After an alert: on what is asked now

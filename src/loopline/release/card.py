@@ -169,8 +169,10 @@ def _limits(manifest: Manifest, report: Mapping[str, Any]) -> list[str]:
     }
     if weak := _weaker(slices, whole):
         lines.append(f"Clearly weaker than on the whole ({headline} {whole:.3f}): {weak}.")
-    elif slices:
+    elif any(not markdown.missing(figures["value"]) for figures in slices.values()):
         lines.append("No slice is clearly weaker than the whole.")
+    if small := [f"{name} ({figures['n']})" for name, figures in slices.items() if markdown.missing(figures["value"])]:
+        lines.append(f"Too few test samples to judge: {', '.join(small)}.")
     classes = {label: next(iter(row.values())) for label, row in (report.get("per_class") or {}).items()}
     if classes:
         metric = next(iter(next(iter(report["per_class"].values()))))
@@ -182,10 +184,6 @@ def _limits(manifest: Manifest, report: Mapping[str, Any]) -> list[str]:
         wide = [label for label, figure in classes.items() if not markdown.width(figure) <= WIDE]
         if wide:
             lines.append(f"Too few test samples for a sharp figure: {markdown.some(wide, MOST_NAMED)}.")
-    if any(markdown.width(figure) == 0 for figure in [*classes.values(), *slices.values()]):
-        lines.append(
-            "An interval without width means that no error was seen in so few samples, not that there is none."
-        )
     error = report.get("calibration_error")
     if error is not None:
         lines.append(f"The confidence that it states is off by {100 * error:.1f} points in the mean.")

@@ -108,16 +108,20 @@ def _evidence(
     aligned: ModelSpec = replace(spec, labels=labels)
     scorer: Scorer = task.scorer(outputs, test, aligned)
     parts = {name: (slices.restrict(scorer, mask), task.HEADLINE) for name, mask in masks.items()}
-    for label, score in task.per_class(outputs, test, aligned).items():
+    sizes = {name: int(mask.sum()) for name, mask in masks.items()}
+    for number, (label, score) in enumerate(task.per_class(outputs, test, aligned).items()):
         if label in test.labels:
             parts[f"class {label}"] = (score, next(iter(score(None))))
+            sizes[f"class {label}"] = slices.samples_of(number, test.targets)
+    small = {name: size for name, size in sizes.items() if size < slices.LEAST}
     return Evidence(
         version=bundle.version,
         test_set=test_set_hash(test),
         n=len(test.ids),
         labels=spec.labels,
         scorer=scorer,
-        parts=parts,
+        parts={name: part for name, part in parts.items() if name not in small},
+        small=small,
         bytes=bundle.model.stat().st_size,
         seconds=seconds,
     )

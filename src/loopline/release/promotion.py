@@ -11,7 +11,7 @@ too. Floors are measured on both parts, weighed as they are in the traffic.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, isnan
 from typing import Any
 
@@ -31,7 +31,8 @@ class Evidence:
     """What one model did on the test set.
 
     version: of its bundle. test_set: hash of the samples and their labels. n: how many. labels: what it can answer.
-    scorer: its metrics. parts: slices and classes by name, each a scorer and the metric that counts there.
+    scorer: its metrics. parts: slices and classes by name, each a scorer and the metric that counts there. small: those of too few
+    samples to judge, with their number.
     bytes: of the ONNX file. seconds: median of one answer, timed side by side with the other model.
     """
 
@@ -43,6 +44,7 @@ class Evidence:
     parts: Mapping[str, tuple[Scorer, str]]
     bytes: int
     seconds: float
+    small: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,7 @@ def decide(challenger: Evidence, champion: Evidence | None, policy: Policy, pres
     if missing := [label for label in champion.labels if label not in challenger.labels]:
         objections.append(f"the champion knows labels that the challenger does not: {', '.join(missing)}")
     lost, figures["parts"] = _parts(challenger, champion, policy)
+    figures["too_small_to_judge"] = dict(challenger.small)
     spent, figures["budgets"] = _budgets(challenger, champion, policy)
     decision = _decision(objections + lost + spent, context, figures)
     if present and objections:  # the weights are part of the decision, whatever it is
@@ -214,6 +217,8 @@ def _parts(challenger: Evidence, champion: Evidence, policy: Policy) -> tuple[li
     """No slice and no class may lose more than it is allowed to, where the loss is more than chance."""
     objections, figures = [], {}
     for name, (scorer, metric) in champion.parts.items():
+        if name in challenger.small:
+            continue
         if name not in challenger.parts:
             objections.append(f"{name} was not measured for the challenger")
             continue

@@ -53,6 +53,8 @@ def scorer(outputs: dict[str, NDArray[Any]], truth: Truth, spec: ModelSpec) -> S
     def score(weights: Weights | None = None) -> dict[str, float]:
         w = np.ones(len(targets)) if weights is None else weights
         total = w.sum()
+        if not total:  # a resample without a sample of the slice
+            return dict.fromkeys(("accuracy", "macro_f1", "log_loss", "calibration_error"), float("nan"))
         true = np.bincount(targets, w * hit, classes)
         both = np.bincount(targets, w, classes) + np.bincount(predicted, w, classes)
         occurs = both > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from loopline.data.manifest import Split
@@ -25,15 +26,10 @@ def measure(
         key: value.rounded()
         for key, value in bootstrap.intervals(scorer, n, resamples=options.resamples, seed=seed).items()
     }
-    found: dict[str, Any] = {}
-    for trait, values in slices.traits(inputs, test.inputs, test.sizes).items():
-        found[trait] = {
-            third: {"n": int(mask.sum())}
-            | bootstrap.intervals(
-                _headline(slices.restrict(scorer, mask), task.HEADLINE), n, resamples=fewer, seed=seed
-            )[task.HEADLINE].rounded()
-            for third, mask in slices.thirds(values).items()
-        }
+    thirds = {
+        trait: {third: _slice(task, scorer, mask, fewer, seed) for third, mask in slices.thirds(values).items()}
+        for trait, values in slices.traits(inputs, test.inputs, test.sizes).items()
+    }
     confidence, hit = task.confidences(outputs, test, spec)
     bins = curves.reliability(confidence, hit)
     total = sum(count for *_, count in bins)
@@ -42,21 +38,33 @@ def measure(
         "n": n,
         "metrics": figures,
         "per_class": {
-            label: _class(score, n, fewer, seed) for label, score in task.per_class(outputs, test, spec).items()
+            label: _class(score, n, slices.samples_of(number, test.targets), fewer, seed)
+            for number, (label, score) in enumerate(task.per_class(outputs, test, spec).items())
         },
-        "slices": {trait: thirds for trait, thirds in found.items() if thirds},
+        "slices": {trait: rows for trait, rows in thirds.items() if rows},
         "calibration_error": round(sum(abs(c - a) * count for c, a, count in bins) / max(total, 1), 4),
     }
 
 
-def _headline(scorer: bootstrap.Scorer, name: str) -> bootstrap.Scorer:
-    return lambda weights: {name: scorer(weights)[name]}
+def _slice(task: Any, scorer: bootstrap.Scorer, mask: NDArray[np.bool_], resamples: int, seed: int) -> dict[str, Any]:
+    """How many samples a slice has, and its headline figure: none where they are too few to judge."""
+    count = int(mask.sum())
+    if count < slices.LEAST:
+        return {"n": count, "value": None, "low": None, "high": None}
+    inside = slices.restrict(scorer, mask)
+    found = bootstrap.intervals(
+        lambda weights: {task.HEADLINE: inside(weights)[task.HEADLINE]},
+        len(mask),
+        resamples=resamples,
+        seed=seed,
+        support=count,
+    )
+    return {"n": count} | found[task.HEADLINE].rounded()
 
 
-def _class(scorer: bootstrap.Scorer, n: int, resamples: int, seed: int) -> dict[str, Any]:
-    return {
-        name: value.rounded() for name, value in bootstrap.intervals(scorer, n, resamples=resamples, seed=seed).items()
-    }
+def _class(scorer: bootstrap.Scorer, n: int, support: int, resamples: int, seed: int) -> dict[str, Any]:
+    found = bootstrap.intervals(scorer, n, resamples=resamples, seed=seed, support=support)
+    return {name: value.rounded() for name, value in found.items()}
 
 
 def compare(
