@@ -65,6 +65,8 @@ def test_a_second_version_is_deployed_and_taken_back_under_load_and_no_request_i
         mark = sender.more()
         assert set(sender.since(mark)) == {old}
         assert said("deploy", "--bundle", "challenger", "--rolling")[0] == 1, "it was rolled back"
+        code, text = said("canary", "--bundle", "challenger", *CANARY)
+        assert (code, "no canary begins, for this bundle's rollout is over" in text) == (2, True), text
         assert said("deploy", "--bundle", "challenger", "--rolling", "--again")[0] == 0
         mark = sender.more()
         assert set(sender.since(mark)) == {new}

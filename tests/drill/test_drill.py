@@ -2,7 +2,10 @@
 
 import io
 import json
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +25,13 @@ from loopline.drill import faults, picture, story
 from loopline.drill.observer import Observer
 from loopline.drill.record import Figure, Record
 from loopline.drill.scenario import Pools, Sample, pools
+from loopline.drill.scratch import Scratch
 from loopline.drill.world import Seen, World
 from loopline.errors import LooplineError
 from loopline.monitoring import companions
-from loopline.release import bundle
+from loopline.monitoring.guard import Action, Alert, Decision
+from loopline.monitoring.retrainer.state import Store
+from loopline.release import bundle, decisions
 
 ROOT = Path(__file__).parents[2]
 
@@ -242,6 +248,78 @@ def test_what_does_not_come_true_ends_the_drill(tmp_path):
     with pytest.raises(LooplineError, match="the drill failed: all is well"):
         drill._check(False, "all is well")
     assert drill.record.events[-1].kind == "bad"
+
+
+def test_what_a_drill_waited_for_in_vain_is_told_with_the_last_decision(tmp_path):
+    drill = object.__new__(story.Drill)
+    drill.record, drill.world = Record(out=io.StringIO()), None
+    drill.observed = Observer(tmp_path, "classifier", drill.record)
+    log = tmp_path / "decisions/log.jsonl"
+    for action, reason in (("promote", "the first"), ("decline", "the drift is over")):
+        decisions.append("classifier", action, bundle="b", champion="b", reasons=[reason, "no label"], to=log)
+    with pytest.raises(
+        LooplineError, match="in vain for a run; the last decision is decline: the drift is over; no label"
+    ):
+        drill._until("a run", lambda: None, patience=0.1)
+
+
+def test_the_lines_of_a_training_are_told_once_and_whole(tmp_path):
+    record = Record(out=io.StringIO())
+    observer = Observer(tmp_path, "classifier", record)
+    store = Store(tmp_path / ".loopline/retrainer")
+    row = Alert(model="classifier", name="RetrainCandidate", version="")
+    store.receive([("run-1", row)], "alertmanager")
+    store.decide(store.alerts()[0], Decision(Action.RETRAIN, ("a test",)), 0.0, "train")
+    log = tmp_path / ".loopline/retrainer/runs/run-1/train.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("$ dvc repro\nRunning stage 'train@classifier':\n> loopline stage train\nepoch 1 of")
+    observer.relay()
+    with log.open("a") as file:
+        file.write(" 3, loss 0.5\n\nUpdating lock file 'dvc.lock'\n")
+    for _ in range(2):
+        observer.relay()
+    store.close()
+    told = [event.text.strip() for event in record.events]
+    assert told == ["retraining, step train", "Running stage 'train@classifier':", "epoch 1 of 3, loss 0.5"]
+
+
+def test_a_clone_begins_with_results_that_nobody_committed(tmp_path, monkeypatch):
+    """As on a processor other than that of the committed results, where `make repro` changed dvc.lock."""
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    root = tmp_path / "root"
+    root.mkdir()
+    stages = {name: {"foreach": ["classifier"], "do": None} for name in ("ingest", "train", "package")}
+    for name, stage in stages.items():
+        stage["do"] = {
+            "cmd": f"mkdir -p {name} && cat value > {name}/${{item}}",
+            "deps": ["value"],
+            "outs": [f"{name}/${{item}}"],
+        }
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (root / "value").write_text("the other machine's")
+    (root / ".gitignore").write_text(".loopline/\n")
+
+    def run(*command):
+        subprocess.run(command, cwd=root, check=True, capture_output=True)
+
+    run("git", "init", "--quiet", "-b", "main")
+    run(sys.executable, "-m", "dvc", "init", "--quiet")
+    run(sys.executable, "-m", "dvc", "repro", "--quiet")
+    run("git", "add", "--all")
+    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "committed")
+    shutil.rmtree(root / ".dvc/cache")  # results that this machine never made
+    for name in ("ingest", "train", "package"):
+        shutil.rmtree(root / name)
+    with pytest.raises(LooplineError, match=r"`make repro`, run that first: (?s:.*)package/classifier"):
+        Scratch(root, tmp_path / "clone", "classifier")
+    (root / "value").write_text("this machine's")
+    run(sys.executable, "-m", "dvc", "repro", "--quiet")
+    before = subprocess.run(["git", "status", "--porcelain"], cwd=root, check=True, capture_output=True).stdout
+    scratch = Scratch(root, tmp_path / "clone", "classifier")
+    assert (scratch.folder / "package/classifier").read_text() == "this machine's"
+    assert scratch.uncommitted == ["dvc.lock", "value"]
+    assert scratch.run("git", "status", "--porcelain") == "", "the clone has a commit of it"
+    assert subprocess.run(["git", "status", "--porcelain"], cwd=root, check=True, capture_output=True).stdout == before
 
 
 def test_a_model_that_cannot_be_drilled_is_answered_with_those_that_can(monkeypatch, capsys):

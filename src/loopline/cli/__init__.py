@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except LooplineError as error:
         print(f"loopline: {error}", file=sys.stderr)
-        return 1
+        return error.code
     except BrokenPipeError:  # who reads has seen enough: `loopline data list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to say at the end either
         return 128 + signal.SIGPIPE

@@ -78,9 +78,12 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _status(_: argparse.Namespace) -> int:
-    from loopline.delivery import state
+    from loopline.delivery import rollout, state
 
-    print(state.read() or "no rollout yet")
+    if (present := state.read()) is None:
+        print("no rollout yet")
+        return 0
+    print("\n  ".join([str(present), *rollout.progress(present)]))
     return 0
 
 

@@ -8,12 +8,20 @@ from pathlib import Path
 
 from loopline.cli.verbs import Verbs, models, room, verb
 
+DOING = {
+    "register": "puts the bundle in the registry (MLflow takes some seconds to start)",
+    "promote": "fetches challenger and champion, asks both for the test split, and weighs them (up to some minutes)",
+    "rollback": "fetches and verifies the champion before this one",
+}
+
 
 def _release(options: argparse.Namespace) -> int:
     from loopline.release import registry
 
     code = 0
     for name in options.model or models():
+        doing = DOING[options.verb]
+        print(f"{name}: {doing}", file=sys.stderr, flush=True)  # standard output has the result alone
         if options.verb == "register":
             print(registry.register(Path("models") / name / "bundle"))
         elif options.verb == "promote":

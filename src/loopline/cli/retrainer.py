@@ -11,7 +11,7 @@ from loopline.cli.verbs import JOURNAL, Verbs, models, verb
 from loopline.errors import LooplineError
 
 if TYPE_CHECKING:
-    from loopline.monitoring.retrainer.state import Store
+    from loopline.monitoring.retrainer.state import Run, Store
 
 
 def _store() -> Store:
@@ -77,8 +77,23 @@ def _status(_: argparse.Namespace) -> int:
             reasons = json.loads(row.reasons) if row.reasons else ["not looked at yet"]
             print("\n  ".join([f"{row.id} {row.name}: {row.action or 'new'}", *reasons]))
     for run in store.runs():
-        print(f"{run.id} {run.result or f'under way, step {run.step}'}")
+        print(f"{run.id} {run.result}" if run.result else "\n  ".join(_under_way(run)))
+    if not store.alerts():
+        print("no alert came yet, so nothing was decided")
+    elif not store.under_way():
+        print("no run is under way")
     return 0
+
+
+def _under_way(run: Run) -> list[str]:
+    """The run's step, how long the run has taken, and the last line of the step's log."""
+    import time
+
+    from loopline.monitoring.retrainer import RUNS_FOLDER, runs
+
+    line = runs.last_line(_root() / RUNS_FOLDER / run.id / f"{run.step}.log")
+    head = f"{run.id} under way for {(time.time() - run.started) / 60:.1f} min, step {run.step}"
+    return [head, *([line] if line else [])]
 
 
 def _approve(options: argparse.Namespace) -> int:

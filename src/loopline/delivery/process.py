@@ -10,7 +10,7 @@ from loopline import processes
 from loopline.delivery import fleet, rollout, state, supervisor, verify
 from loopline.delivery.rollout import Controller
 from loopline.delivery.state import OVER, Plan, State
-from loopline.errors import LooplineError
+from loopline.errors import LooplineError, RefusedError
 from loopline.monitoring import stack
 from loopline.release import bundle, decisions
 
@@ -49,6 +49,8 @@ class Processes:
             raise LooplineError(f"a canary is of one new bundle, these are {len(found)}: name one with --bundle")
         [(_, folder, _)] = found
         begun = self.controller.start(folder, self.plan or Plan(), again=self.again)
+        if begun.stage in OVER:  # the last rollout was of this bundle, and nothing begins
+            raise RefusedError(f"no canary begins, for this bundle's rollout is over: {begun}\n--again tries it anew")
         rollout.behind()
         return [str(begun), "`loopline rollout status` says where it stands"]
 

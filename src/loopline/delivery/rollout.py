@@ -19,7 +19,7 @@ from loopline.delivery.evidence import Given
 from loopline.delivery.fleet import Lane
 from loopline.delivery.gateway import BASELINE, CHALLENGER, Gateway
 from loopline.delivery.state import FOLDER, OVER, Plan, Stage, State, read, write
-from loopline.errors import LooplineError
+from loopline.errors import LooplineError, RefusedError
 from loopline.processes import Process
 from loopline.release import bundle, decisions
 
@@ -75,7 +75,7 @@ class Controller:
                     f"{source} has no golden.json, without which nobody sees whether it is served rightly"
                 )
             if not again and (said := decisions.withdrawn(decisions.read().records, model, found.version)):
-                raise LooplineError(
+                raise RefusedError(
                     f"{model}: bundle {found.version:.12} was rolled back before: {said}; --again tries it anew"
                 )
             # What the journal lacks is no fault of the challenger: it is said before anything begins.
@@ -353,6 +353,32 @@ class Controller:
 
 class _TakenOver(Exception):
     pass
+
+
+def progress(state: State, up: Path = fleet.FOLDER) -> list[str]:
+    """What a rollout that is under way has counted in this step, and the time that is left for it."""
+    if state.stage not in ("shadow", "canary"):
+        return []
+    plan = state.plan
+    left = max(0.0, (state.since or state.began) + plan.hold - time.time())
+    until = f"{left / 60:.1f} of {plan.hold / 60:.1f} min are left, then it is rolled back"
+    if state.stage == "shadow":
+        return [f"asks both for {plan.inputs} inputs of the journal"]
+    tally = evidence.Tally(state.model)
+    tally.begin(state.since)
+    try:
+        tally.add(evidence.Log(up / "gateway.log", state.offset).read())
+    except OSError as error:
+        raise LooplineError(f"the gateway's log cannot be read: {error}") from error
+    lines = []
+    for name in (CHALLENGER, BASELINE):
+        count = len(tally.seconds[name])
+        points = min(count // plan.policy.slice, plan.policy.points)
+        lines.append(
+            f"{name}: {min(count, plan.policy.requests)} of {plan.policy.requests} requests, {points} of "
+            f"{plan.policy.points} points of latency, {tally.errors[name]} errors since the canary began"
+        )
+    return [*lines, until]
 
 
 def behind(up: Path = fleet.FOLDER) -> None:

@@ -11,9 +11,11 @@ from loopline.delivery.gateway import Gateway
 from loopline.drill.record import Figure, Record
 from loopline.errors import LooplineError
 from loopline.monitoring import query
+from loopline.monitoring.retrainer import RUNS_FOLDER
 from loopline.monitoring.retrainer.state import Run, Store
 from loopline.release import decisions
 
+QUIET = ("$ ", "> ", "Updating lock file", "Use `dvc push`")  # lines of DVC's that tell nothing of a training
 DRIFT_ALERTS = "DriftNotice|DriftWarning|RetrainCandidate"
 WANTED = {"gateway", "journal", "prometheus", "alertmanager", "retrainer"}  # processes that stay all the time
 
@@ -26,6 +28,7 @@ class Observer:
         self.folder, self.model, self.record = folder, model, record
         self.up = folder / ".loopline/up"
         self.told, self.step, self.rollouts = 0, "", 0
+        self.read = 0  # bytes of the training's log
         self.over = threading.Event()
         self.watcher = threading.Thread(daemon=True)
 
@@ -98,6 +101,20 @@ class Observer:
             if run.step and run.step != self.step and not run.result:
                 self.step = run.step
                 self.record.say("note", f"retraining, step {run.step}")
+            self._training(run)
+
+    def _training(self, run: Run) -> None:
+        """Tell the new lines of the training's log: its stages and what they say."""
+        log = self.folder / RUNS_FOLDER / run.id / "train.log"
+        if not log.exists():
+            return
+        with log.open("rb") as file:
+            file.seek(self.read)
+            whole = file.read().rpartition(b"\n")[0]
+        self.read += len(whole) + bool(whole)
+        for line in whole.decode("utf-8", "replace").splitlines():
+            if line.strip() and not line.startswith(QUIET):
+                self.record.say("note", f"  {line.strip()[:150]}")
 
     def _figures(self, prometheus: str) -> None:
         while not self.over.wait(0.5):

@@ -42,7 +42,8 @@ class Scratch:
         commit, self.uncommitted = repository.as_it_stands(self.root)
         self.run("git", "reset", "--quiet", "--hard", commit)
         # Its cache begins with the repository's files, as hard links: nothing is copied, and nothing of ours gets into that one.
-        shutil.copytree(self._cache(), self.folder / ".dvc/cache", copy_function=os.link)
+        if (cache := self._cache()).is_dir():
+            shutil.copytree(cache, self.folder / ".dvc/cache", copy_function=os.link)
         (self.folder / ".dvc/config.local").write_text(CACHE.format(self.folder / ".dvc/cache"), encoding="utf-8")
         try:
             stages = (f"{stage}@{model}" for stage in ("package", "ingest", "train"))

@@ -252,10 +252,15 @@ class Drill:
             if found := ask():
                 return found
             if time.monotonic() > until:
-                raise LooplineError(f"the drill waited {patience:.0f} s in vain for {what}")
+                raise LooplineError(f"the drill waited {patience:.0f} s in vain for {what}{self._latest()}")
             if self.world and (dead := self.observed.dead()):
                 raise LooplineError(f"{dead} ended while the drill waited for {what}")
             time.sleep(0.2)
+
+    def _latest(self) -> str:
+        """The last decision with its reasons, which is why something does not come true; in one line."""
+        lines = self.observed.lines()
+        return f"; the last decision is {lines[-1].action}: {'; '.join(lines[-1].reasons)}" if lines else ""
 
     def _check(self, true: bool, text: str, short: str = "") -> None:
         self.record.say("good" if true else "bad", text, short)
@@ -273,7 +278,7 @@ class Drill:
     def _challenger(self) -> bool:
         runs = self.observed.runs()
         if runs and runs[0].result in ("failed", "refused"):
-            raise LooplineError(f"the retraining {runs[0].result}: {self.observed.lines()[-1]}")
+            raise LooplineError(f"the retraining {runs[0].result}{self._latest()}")
         return self.observed.rollout() is not None
 
     def _keep(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = Path(".loopline/retrainer")
+RUNS_FOLDER = FOLDER / "runs"  # RUN/STEP.log
 DECISIONS, RUNS, RUNNING = "loopline_retrain_decisions", "loopline_retrain_runs", "loopline_retrain_running"
 RESULTS = ("succeeded", "refused", "failed")
 METRICS = {  # name -> help, labels

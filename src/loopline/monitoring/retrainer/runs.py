@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loopline.errors import LooplineError
-from loopline.monitoring.retrainer import alerts, github
+from loopline.monitoring.retrainer import RUNS_FOLDER, alerts, github
 from loopline.monitoring.retrainer.policy import DISPATCH, Policy, Step
 from loopline.monitoring.retrainer.state import Run, Store
 from loopline.monitoring.retrainer.worktree import folder_of, remove
@@ -38,7 +38,7 @@ class Place:
 
     def logs(self, run: str) -> Path:
         """Where a run's logs stay."""
-        return self.repository / ".loopline/retrainer/runs" / run
+        return self.repository / RUNS_FOLDER / run
 
 
 def carry_out(run: Run, policy: Policy, store: Store, place: Place, stop: threading.Event) -> None:
@@ -168,6 +168,17 @@ def _group(pid: int) -> int | None:
         return os.getpgid(pid)
     except ProcessLookupError:
         return None
+
+
+def last_line(log: Path, size: int = 4096) -> str:
+    """The last line of a log, of its last `size` bytes; empty where there is none. A bar that moves is one line."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _tail(log: Path) -> str:
