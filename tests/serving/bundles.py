@@ -1,11 +1,13 @@
 """Three bundles of tiny real models: a classifier of brightness, a detector of one bright spot, a text model that counts words."""
 
+import io
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, helper, load, numpy_helper, save
+from PIL import Image
 
 from loopline.monitoring.drift import golden
 from loopline.release import bundle
@@ -79,7 +81,13 @@ def text(folder, rows=WORDS):
     spec = ModelSpec(task="text", labels=("good", "bad"), text=TextInput(max_tokens=16))
     takes = (bundle.Tensor(name="ids", datatype="INT64", shape=(-1, -1)),)
     outs = tuple(bundle.Tensor(name=name, datatype="FP32", shape=(-1, 2)) for name in gives)
-    return _write(folder, _described("text", spec, takes, outs), model, tokenizer=folder.with_suffix(".json"))
+    return _write(
+        folder,
+        _described("text", spec, takes, outs),
+        model,
+        tokenizer=folder.with_suffix(".json"),
+        golden=_golden_texts(folder),
+    )
 
 
 def detector(folder):
@@ -118,7 +126,7 @@ def detector(folder):
     takes = (bundle.Tensor(name="image", datatype="UINT8", shape=(-1, 32, 32, 3)),)
     kinds = {TensorProto.FLOAT: "FP32", TensorProto.INT64: "INT64"}
     outs = tuple(bundle.Tensor(name=n, datatype=kinds[k], shape=(-1, *shape[1:])) for n, (k, shape) in gives.items())
-    return _write(folder, _described("detector", spec, takes, outs), model)
+    return _write(folder, _described("detector", spec, takes, outs), model, golden=_golden_scenes(folder))
 
 
 def _save(folder, nodes, constants, takes, gives):
@@ -158,6 +166,28 @@ def _golden(folder):
         sure = {name: float(name == label) for name in ("bright", "dark")}
         ranked = dict(sorted(sure.items(), key=lambda item: -item[1]))
         rows.append(golden.Sample(brightness.png(value), {"label": label, "probability": 1.0, "probabilities": ranked}))
+    return _write_golden(folder, rows)
+
+
+def _golden_texts(folder):
+    """Two texts of two words each, and what the text model says of them."""
+    sure = float(1 / (1 + np.exp(-4)))
+    rows = []
+    for given, label, other in (("good fine", "good", "bad"), ("bad awful", "bad", "good")):
+        probabilities = {label: sure, other: 1 - sure}
+        rows.append(golden.Sample(given, {"label": label, "probability": sure, "probabilities": probabilities}))
+    return _write_golden(folder, rows)
+
+
+def _golden_scenes(folder):
+    """A white image, and what the detector says of it."""
+    content = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(content, "PNG")
+    box = {"label": "spot", "score": 1.0, "x1": 4.0, "y1": 4.0, "x2": 20.0, "y2": 20.0}
+    return _write_golden(folder, [golden.Sample(content.getvalue(), {"boxes": [box]})])
+
+
+def _write_golden(folder, rows):
     path = folder.with_suffix(".golden")
     path.write_text(json.dumps(golden.to_dict(rows)))
     return path

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 
 import browser
@@ -96,6 +97,31 @@ def test_an_image_is_chosen_and_dropped(visit):
     page.wait_for_selector("#panel-classifier .title:has-text('dark')")
 
 
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_the_examples_are_those_of_the_bundle_and_answered(visit, serve, folders, token):
+    """Golden samples, which a server with a token shows to nobody without it."""
+    server = serve(*folders.values(), env={"LOOPLINE_TOKEN": token or ""})
+    page = visit(url=server.url, expected=["401"] if token else ())
+    if token:
+        page.fill("dialog input", token)
+        page.click("dialog button")
+        page.wait_for_selector("body[data-ready]")
+    for number, title in enumerate(("dark", "bright")):
+        page.click(f"#panel-classifier .thumb:has(img[alt='example {number + 1}'][src^='blob:'])")
+        page.wait_for_selector(f"#panel-classifier .title:has-text('{title}')")
+    page.click("#tab-detector")
+    page.click("#panel-detector .thumb")
+    page.wait_for_selector("#panel-detector .box")
+    page.click("#tab-text")
+    assert page.locator("#panel-text .chip").all_inner_texts() == ["good fine", "bad awful"]
+    page.click("#panel-text .chip:text('bad awful')")
+    page.wait_for_selector("#panel-text .title:has-text('bad')")
+    assert page.locator("#panel-text textarea").input_value() == "bad awful"
+    if os.environ.get("LOOPLINE_SCREENSHOT"):
+        page.click("#tab-classifier")
+        page.screenshot(path=os.environ["LOOPLINE_SCREENSHOT"])
+
+
 def test_boxes_lie_over_the_image_where_the_answer_says(visit):
     page = visit("/#detector")
     choose(page, "detector", picture(250, (64, 64)))
@@ -144,9 +170,12 @@ def test_a_phone_needs_no_sideways_scrolling(visit, path, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= browser.PHONE["width"]
 
 
-def test_without_the_runtime_the_switch_is_off_and_says_why(chromium, server):
+def test_without_the_runtime_the_switch_is_off_and_says_why(chromium, server, folders):
     page = chromium.new_page()
-    page.route("**/bundles", lambda route: route.fulfill(json={"in_browser": False, "models": []}))
+    page.route(
+        "**/bundles",
+        lambda route: route.fulfill(json={"in_browser": False, "models": [], "examples": dict.fromkeys(folders, ())}),
+    )
     page.goto(server.url)
     page.wait_for_selector("body[data-ready]")
     assert page.locator("#in-browser").is_disabled()

@@ -77,6 +77,16 @@ def test_every_example_is_answered(server, document):
     assert sent > len(document["paths"])
 
 
+def test_the_examples_are_the_bundles_golden_samples(document):
+    bodies = {
+        name: document["paths"][f"/predict/{name}"]["post"]["requestBody"]["content"] for name in ("classifier", "text")
+    }
+    assert bodies["classifier"]["image/png"]["examples"]["example"] == {"externalValue": "/examples/classifier/0"}
+    assert bodies["text"]["text/plain"]["example"] == "good fine"
+    several = bodies["text"]["application/json"]["examples"]["several"]["value"]
+    assert several == {"texts": ["good fine", "bad awful"]}
+
+
 def examples(media):
     if "example" in media:
         return [media["example"]]

@@ -1,15 +1,19 @@
 """The pages' files, over HTTP: what is served, to whom, and what is not. A browser tries them in test_browser.py."""
 
 import gzip
+import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import brightness
 import bundles
 import pytest
 import requests
 
-from loopline.serving import messages, pages
+from loopline.monitoring.drift import golden
+from loopline.serving import examples, messages, pages
 
 TOKEN = {"authorization": "Bearer secret"}
 
@@ -47,7 +51,7 @@ def test_files_have_their_types(server):
     types = {
         "/pages/demo.js": "text/javascript",
         "/pages/style.css": "text/css",
-        "/pages/examples/scene-1.jpg": "image/jpeg",
+        "/examples/classifier/0": "image/png",
     }
     for path, kind in types.items():
         assert get(server, path).headers["content-type"].startswith(kind)
@@ -113,18 +117,80 @@ def test_without_the_demo_its_page_and_the_bundles_are_gone_and_the_docs_stay(se
         "/pages/client.js",
         "/pages/style.css",
         "/openapi.json",
-        "/pages/examples/digit-3.png",
+        "/pages/icon.svg",
     ):
         assert get(server, path).status_code == 200, path
 
 
 def test_a_token_guards_the_bundles_and_the_description_and_not_the_empty_pages(serve, folders):
-    server = serve(folders["text"], env={"LOOPLINE_TOKEN": "secret"})
+    server = serve(folders["text"], folders["classifier"], env={"LOOPLINE_TOKEN": "secret"})
     for path in ("/", "/docs", "/pages/demo.js"):
         assert get(server, path).status_code == 200
-    for path in ("/openapi.json", "/bundles", "/bundles/text/model.onnx", "/bundles/text/bundle.json"):
+    for path in (
+        "/openapi.json",
+        "/bundles",
+        "/bundles/text/model.onnx",
+        "/bundles/text/bundle.json",
+        "/examples/classifier/1",
+    ):
         assert get(server, path).status_code == 401
         assert get(server, path, headers=TOKEN).status_code == 200
+
+
+def test_the_examples_are_golden_samples_of_each_bundle(server, folders):
+    """Digits were shown for every classifier, and a country's name for every text."""
+    told = get(server, "/bundles").json()["examples"]
+    assert told == {
+        "classifier": ["examples/classifier/0", "examples/classifier/1"],
+        "detector": ["examples/detector/0"],
+        "text": ["good fine", "bad awful"],
+    }
+    for name in ("classifier", "detector"):
+        for path, sample in zip(told[name], golden.read(folders[name] / "golden.json"), strict=True):
+            answer = get(server, f"/{path}")
+            assert (answer.headers["content-type"], answer.content) == ("image/png", sample.given)
+            assert "default-src" in answer.headers["content-security-policy"]
+    assert get(server, "/examples/classifier/2").status_code == 404
+
+
+def sample(given, *names):
+    return golden.Sample(
+        given, {"label": names[0]} if len(names) == 1 else {"boxes": [{"label": name} for name in names]}
+    )
+
+
+PICTURE = brightness.png(9)
+
+
+@pytest.mark.parametrize(
+    ("samples", "chosen"),
+    [
+        ([sample(str(n), "ab"[n > 6]) for n in range(9)], ["0", "1", "2", "3", "7"]),
+        ([sample(f"{n}", f"{n}") for n in range(9)], ["0", "1", "2", "3", "4"]),
+        ([sample("x" * 1001, "a"), sample("short", "a")], ["short"]),
+        ([sample(PICTURE, "a", "b"), sample(PICTURE, "b", "a", "a"), sample(b"GIF89a", "c", "d")], [0, 1]),
+        ([], []),
+        (None, []),
+    ],
+)
+def test_examples_are_few_have_different_answers_and_are_short(tmp_path, samples, chosen):
+    if samples is not None:
+        (tmp_path / "golden.json").write_text(json.dumps(golden.to_dict(samples)))
+    model = SimpleNamespace(name="m", bundle=SimpleNamespace(folder=tmp_path))
+    found = examples.of(model)
+    assert [example.place if example.text is None else example.text for example in found] == chosen
+
+
+def test_a_bundle_without_golden_samples_has_a_page_without_examples(serve, folders, tmp_path):
+    folder = tmp_path / "bare"
+    shutil.copytree(folders["classifier"], folder)
+    (folder / "golden.json").unlink()
+    sums = (folder / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (folder / "SHA256SUMS").write_text("".join(line for line in sums if "golden.json" not in line))
+    server = serve(folder)
+    assert get(server, "/bundles").json()["examples"] == {"classifier": []}
+    body = get(server, "/openapi.json").json()["paths"]["/predict/classifier"]["post"]["requestBody"]["content"]
+    assert not any("examples" in media for media in body.values())
 
 
 @pytest.fixture
@@ -142,9 +208,10 @@ def copied(tmp_path, monkeypatch):
     return copy
 
 
-def said(page, path):
+def said(page, path, accepted=b"gzip"):
     answers = []
-    page[path].answer(None, answers.append)
+    headers = {b"accept-encoding": accepted} if accepted else {}
+    page[path].answer(messages.Request("GET", path, b"", headers, b"", 0.0), answers.append)
     return answers[0]
 
 
@@ -154,6 +221,10 @@ def test_the_switch_is_on_when_the_runtime_was_fetched(copied):
     wasm = said(served, "/pages/assets/ort-wasm-simd-threaded.wasm")
     assert (wasm.content_type, wasm.headers[b"content-encoding"]) == (b"application/wasm", b"gzip")
     assert gzip.decompress(wasm.body[0]) == b"\0asm"
+    for accepted in (None, b"identity", b"gzip;q=0"):
+        plain = said(served, "/pages/assets/ort-wasm-simd-threaded.wasm", accepted)
+        assert plain.body[0] == b"\0asm", "to a client that does not take gzip"
+        assert b"content-encoding" not in plain.headers
     assert not [path for path in served if "ready" in path]
 
 

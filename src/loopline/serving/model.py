@@ -213,8 +213,13 @@ class Decoder:
         return results
 
 
+def kind_of(data: bytes) -> str | None:
+    """PNG, JPEG or WEBP, by its first bytes; None for what is not accepted."""
+    return next((name for signature, name in SIGNATURES.items() if data.startswith(signature)), None)
+
+
 def _decode(data: bytes, channels: int) -> image.Pixels:
-    kind = next((name for signature, name in SIGNATURES.items() if data.startswith(signature)), None)
+    kind = kind_of(data)
     if kind is None:
         raise Refusal(415, "not an image: JPEG, PNG and WebP are accepted")
     try:

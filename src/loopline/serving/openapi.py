@@ -10,11 +10,11 @@ from typing import Any
 
 from loopline import __version__
 from loopline.release.bundle import Tensor
-from loopline.serving import feedback, intake, oip
+from loopline.serving import examples, feedback, intake, oip
 from loopline.serving.model import Model
 
 Json = dict[str, Any]
-IMAGES = {"classification": ("image/png", "digit-3.png"), "detection": ("image/jpeg", "scene-1.jpg")}
+IMAGES = ("image/jpeg", "image/png", "image/webp")
 REASONS = {
     "400": "The request is wrong; the error says where.",
     "401": "A bearer token is wanted.",
@@ -141,23 +141,22 @@ def _about(model: Model) -> str:
 
 
 def _predict_bodies(model: Model) -> Json:
+    chosen = examples.of(model)
     if model.spec.text:
-        text = {"type": "string", "maxLength": 1000}
+        given = [example.text for example in chosen] or [examples.ANY_TEXT]
+        text = {"type": "string", "maxLength": examples.MOST_TEXT}
         one, many = _object({"text": text}), _object({"texts": _array(text, minItems=1, maxItems=intake.MOST_ITEMS)})
-        examples = {
-            "one": {"value": {"text": "Países Bajos"}},
-            "several": {"value": {"texts": ["Deutschland", "Italia"]}},
-        }
+        calls = {"one": {"value": {"text": given[0]}}, "several": {"value": {"texts": given[:2]}}}
         return {
-            "application/json": {"schema": {"oneOf": [one, many]}, "examples": examples},
-            "text/plain": {"schema": {"type": "string", "minLength": 1}, "example": "Países Bajos"},
+            "application/json": {"schema": {"oneOf": [one, many]}, "examples": calls},
+            "text/plain": {"schema": {"type": "string", "minLength": 1}, "example": given[0]},
         }
-    kind, name = IMAGES[model.spec.task]
-    examples = {"example": {"externalValue": f"/pages/examples/{name}"}}
-    form = _object({"file": {"type": "string", "format": "binary", "contentMediaType": kind}})
-    kinds = sorted({kind, "image/png", "image/jpeg", "image/webp"} - {kind})
     raw: Json = {"schema": {"type": "string", "format": "binary"}}
-    return {kind: raw | {"examples": examples}} | dict.fromkeys(kinds, raw) | {"multipart/form-data": {"schema": form}}
+    kind = chosen[0].kind if chosen else IMAGES[0]
+    form = _object({"file": {"type": "string", "format": "binary", "contentMediaType": kind}})
+    shown = {"examples": {"example": {"externalValue": examples.path(model, chosen[0])}}} if chosen else {}
+    others = dict.fromkeys((other for other in IMAGES if other != kind), raw)
+    return {kind: raw | shown} | others | {"multipart/form-data": {"schema": form}}
 
 
 def _call(model: Model) -> Json:

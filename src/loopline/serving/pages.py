@@ -6,6 +6,7 @@ Nothing comes from another server, and the pages' policy forbids it. `make demo`
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +15,13 @@ import orjson
 
 from loopline.errors import LooplineError
 from loopline.release import bundle
-from loopline.serving.messages import BINARY, JSON, Headers, Refusal, Request, Respond, Response
+from loopline.serving import examples
+from loopline.serving.messages import BINARY, JSON, Headers, Refusal, Request, Respond, Response, acceptable
 from loopline.serving.model import Model
 
 HERE = Path(__file__).with_suffix("")
 RUNTIME = "assets/ort.wasm.bundle.min.mjs"
-OF_DOCS = ("docs.js", "client.js", "style.css", "icon.svg", "examples/")  # these stay without the demo
+OF_DOCS = ("docs.js", "client.js", "style.css", "icon.svg")  # these stay without the demo
 TYPES = {
     ".html": b"text/html; charset=utf-8",
     ".js": b"text/javascript; charset=utf-8",
@@ -55,9 +57,24 @@ def pages(models: Sequence[Model], document: bytes, *, demo: bool) -> dict[str, 
         kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
         if kind in TYPES and kind not in (".html", ".json") and (demo or name.startswith(OF_DOCS)):
             found[f"/pages/{name.removesuffix('.gz')}"] = Page(_file(path), True)
+    chosen = {model.name: examples.of(model) for model in models}
+    for model in models:
+        for example in chosen[model.name]:
+            if example.text is None:
+                found[examples.path(model, example)] = Page(_example(model, example), False)
     if demo:
         found["/"] = Page(_file(HERE / "index.html"), True)
-        said = {"in_browser": f"/pages/{RUNTIME}" in found, "models": [model.name for model in models]}
+        said = {
+            "in_browser": f"/pages/{RUNTIME}" in found,
+            "models": [model.name for model in models],
+            "examples": {
+                model.name: [
+                    examples.path(model, example)[1:] if example.text is None else example.text
+                    for example in chosen[model.name]
+                ]
+                for model in models
+            },
+        }
         found["/bundles"] = Page(_said(orjson.dumps(said)), False)
         for model in models:
             for name in ("model.onnx", "bundle.json", *(["tokenizer.json"] if model.spec.text else [])):
@@ -75,32 +92,50 @@ def _file(path: Path) -> Callable[[Request, Respond], None]:
     headers = SAFE | {b"cache-control": b"max-age=86400" if path.parent.name == "assets" else b"no-cache"}
     packed = path.suffix == ".gz"
     kind = TYPES[path.with_suffix("").suffix if packed else path.suffix]
-    if packed:
-        headers[b"content-encoding"] = b"gzip"
 
-    def answer(_: Request, respond: Respond) -> None:
-        respond(_read(path, kind, dict(headers)))
+    def answer(request: Request, respond: Respond) -> None:
+        response = _read(path, kind, dict(headers))
+        if packed and acceptable(request.headers.get(b"accept-encoding", b"")) == b"gzip":
+            response.headers[b"content-encoding"] = b"gzip"
+        elif packed:
+            response.body = (gzip.decompress(response.body[0]),)
+        respond(response)
 
     return answer
 
 
 def _part(model: Model, name: str) -> Callable[[Request, Respond], None]:
     """A file of a bundle, while the folder holds what was loaded from it. `?v=<version>` may be kept for ever."""
-    folder, version = model.bundle.folder, model.bundle.version
     kept = f"v={model.version}".encode()
 
     def answer(request: Request, respond: Respond) -> None:
-        try:
-            same = bundle.version(folder) == version
-        except (LooplineError, OSError):
-            same = False
-        if not same:
-            raise Refusal(404, f"{model.name}: the bundle's folder no longer holds version {model.version}")
+        _unchanged(model)
         control = b"private, max-age=31536000, immutable" if request.query == kept else b"no-cache"
-        path = folder / name
+        path = model.bundle.folder / name
         respond(_read(path, TYPES[path.suffix], SAFE | {b"cache-control": control}))
 
     return answer
+
+
+def _example(model: Model, example: examples.Example) -> Callable[[Request, Respond], None]:
+    """A golden image of a bundle, while the folder holds what was loaded from it."""
+
+    def answer(_: Request, respond: Respond) -> None:
+        _unchanged(model)
+        body = (examples.content(model, example),)
+        respond(Response(body=body, content_type=example.kind.encode(), headers=SAFE | {b"cache-control": b"no-cache"}))
+
+    return answer
+
+
+def _unchanged(model: Model) -> None:
+    """Raises Refusal where the bundle's folder holds another version than the one that answers."""
+    try:
+        same = bundle.version(model.bundle.folder) == model.bundle.version
+    except (LooplineError, OSError):
+        same = False
+    if not same:
+        raise Refusal(404, f"{model.name}: the bundle's folder no longer holds version {model.version}")
 
 
 def _read(path: Path, kind: bytes, headers: Headers) -> Response:

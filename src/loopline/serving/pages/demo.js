@@ -22,8 +22,8 @@ function select(name, { focus = false } = {}) {
   shown.get(name).panel.place(inBrowser.checked, say);
 }
 
-function addTab(model) {
-  const panel = makePanel(model);
+function addTab(model, examples) {
+  const panel = makePanel(model, examples);
   Object.assign(panel.element, { id: `panel-${model.name}`, role: "tabpanel" });
   const tab = make("button", { type: "button", role: "tab", id: `tab-${model.name}`, textContent: model.name });
   tab.setAttribute("aria-controls", panel.element.id);
@@ -46,7 +46,7 @@ try {
   const index = await json("v2/repository/index", { method: "POST" });
   const [bundles, ...models] = await Promise.all([json("bundles"), ...index.map(({ name }) => json(`v2/models/${name}`))]);
   panels.replaceChildren();
-  models.forEach(addTab);
+  for (const model of models) addTab(model, bundles.examples[model.name]);
   inBrowser.disabled = !bundles.in_browser;
   if (bundles.in_browser) say("The server answers.");
   else say("The server answers. Running in the browser is off: its parts were not built; run make demo and start the server again.");

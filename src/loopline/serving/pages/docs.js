@@ -1,6 +1,6 @@
 // The page of /openapi.json: every route, an example that works, and a button that sends it.
 
-import { json, make, send } from "./client.js";
+import { ask, json, make, send } from "./client.js";
 
 const SHOWN = 20_000; // characters of an answer
 
@@ -77,13 +77,15 @@ function editor(content) {
   const [kind, { example, examples }] = Object.entries(content)[0];
   const first = example ?? Object.values(examples ?? {})[0];
   if (kind.startsWith("image/")) {
-    const path = first.externalValue.slice(1);
     const file = make("input", { type: "file", accept: Object.keys(content).join() });
+    const loaded = first && ask(first.externalValue.slice(1)).then((answer) => answer.blob()); // `src` sends no token
+    const shown = make("img", { alt: "the example", height: 64 });
+    loaded?.then((found) => (shown.src = URL.createObjectURL(found))).catch(() => shown.remove());
     return {
-      element: make("p", {}, [make("img", { src: path, alt: "the example", height: 64 }), " this example, or a file of yours: ", file]),
-      read: async () => file.files[0] ?? (await fetch(path)).blob(),
+      element: make("p", {}, first ? [shown, " this example, or a file of yours: ", file] : ["a file of yours: ", file]),
+      read: async () => file.files[0] ?? (await loaded),
       headers: () => ({ "content-type": file.files[0]?.type || kind }),
-      arguments: () => ["--data-binary", `@${file.files[0]?.name ?? path.split("/").at(-1)}`],
+      arguments: () => ["--data-binary", `@${file.files[0]?.name ?? `image.${kind.split("/")[1]}`}`],
     };
   }
   const text = JSON.stringify(example ?? first.value);

@@ -1,17 +1,12 @@
 // What a model is fed with: an image that is dropped, chosen or drawn, or a text. Each has `element` and `read`.
 
-import { make } from "./client.js";
+import { ask, make } from "./client.js";
 import { makePad } from "./pad.js";
 
-const DIGITS = "0123456789";
-const EXAMPLES = { // of the models that come with Loopline, known by their labels
-  classification: ["digit-3.png", "digit-8.png"],
-  detection: ["scene-1.jpg", "scene-2.jpg", "scene-3.jpg"],
-  text: ["Países Bajos", "Österreich", "Sierra Leone-i leone", "venäjä", "chilské peso"],
-};
+const SHOWN = 60; // characters of a text on its button
 
-/** An image: read() gives a Blob, or null. parameters: of the model's metadata; shape: of its input; changed: call on new input. */
-export function imageInput({ task, labels }, shape, changed) {
+/** An image: read() gives a Blob, or null. shape: of the model's input; examples: addresses; changed: call on new input. */
+export function imageInput({ task }, shape, examples, changed) {
   const drawn = task === "classification" && shape.at(-1) === 1;
   const picture = make("img", { alt: "the chosen image" });
   const overlay = make("div", { className: "overlay" });
@@ -56,12 +51,12 @@ export function imageInput({ task, labels }, shape, changed) {
     if (dropped) show(dropped);
   });
 
-  const samples = labels.join("") === DIGITS ? EXAMPLES[task] : [];
-  const thumbs = samples.map((name) => {
-    const button = make("button", { type: "button", className: "thumb", title: "try this one" }, [
-      make("img", { src: `pages/examples/${name}`, alt: `example ${name.replace(/\..*/, "")}` }),
-    ]);
-    button.addEventListener("click", async () => show(await (await fetch(`pages/examples/${name}`)).blob()));
+  const thumbs = examples.map((path, number) => {
+    const image = make("img", { alt: `example ${number + 1}` });
+    const button = make("button", { type: "button", className: "thumb", title: "try this one" }, [image]);
+    const loaded = ask(path).then((answer) => answer.blob()); // not by `src`, which sends no token
+    loaded.then((found) => (image.src = URL.createObjectURL(found))).catch(() => button.remove());
+    button.addEventListener("click", async () => show(await loaded));
     return button;
   });
   const hint = drawn
@@ -94,8 +89,8 @@ async function drawBoxes(overlay, picture, found) {
   );
 }
 
-/** A text: read() gives it, or null. */
-export function textInput({ labels }, _, changed) {
+/** A text: read() gives it, or null. examples: texts. */
+export function textInput(_parameters, _shape, examples, changed) {
   const area = make("textarea", { rows: 4, placeholder: "Type a text", ariaLabel: "text", spellcheck: false });
   const clear = make("button", { type: "button", textContent: "Clear" });
   let timer;
@@ -108,9 +103,9 @@ export function textInput({ labels }, _, changed) {
     changed();
   };
   clear.addEventListener("click", () => fill(""));
-  const samples = labels.every((label) => /^[a-z]{2}$/.test(label)) ? EXAMPLES.text : [];
-  const chips = samples.map((text) => {
-    const chip = make("button", { type: "button", className: "chip", textContent: text });
+  const chips = examples.map((text) => {
+    const textContent = text.length > SHOWN ? `${text.slice(0, SHOWN)} …` : text;
+    const chip = make("button", { type: "button", className: "chip", textContent, title: text });
     chip.addEventListener("click", () => fill(text));
     return chip;
   });

@@ -6,12 +6,12 @@ import { showAnswer } from "./results.js";
 
 const KEPT = 50; // latencies, for the median
 
-/** The panel of `model`, which is what /v2/models/<name> says. */
-export function makePanel(model) {
+/** The panel of `model`, which is what /v2/models/<name> says. examples: texts, or the addresses of images. */
+export function makePanel(model, examples) {
   const { name, versions, inputs, parameters } = model;
   const output = make("div", { className: "answer", ariaLive: "polite" });
   const latency = make("p", { className: "latency quiet" });
-  const input = (parameters.task === "text" ? textInput : imageInput)(parameters, inputs[0].shape, () => run());
+  const input = (parameters.task === "text" ? textInput : imageInput)(parameters, inputs[0].shape, examples, () => run());
   const facts = [parameters.task, parameters.precision, `version ${versions[0]}`].join(" · ");
   const element = make("section", { className: "panel" }, [
     make("div", { className: "input" }, [input.element]),
