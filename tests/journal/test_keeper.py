@@ -315,9 +315,9 @@ def test_from_a_live_server_to_a_labelled_sample(tmp_path, serve_one):
 
     live = serve_one("--journal", tmp_path / "journal", "--journal-sample", 1, "--journal-seconds", 0.1)
     headers = {"X-Request-Id": "one"}
-    said = requests.post(live.url + "/predict/classifier", data=journals.png(250), headers=headers, timeout=5).json()
+    said = requests.post(live.url + "/predict/classifier", data=journals.png(250), headers=headers, timeout=60).json()
     truth = {"id": said["id"], "label": "dark", "source": "anna"}
-    assert requests.post(live.url + "/v2/models/classifier/feedback", json=truth, timeout=5).status_code == 202
+    assert requests.post(live.url + "/v2/models/classifier/feedback", json=truth, timeout=60).status_code == 202
     keeper = Keeper(tmp_path / "journal")
 
     def joined():

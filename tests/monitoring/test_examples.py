@@ -71,7 +71,7 @@ def test_a_report_takes_its_examples_from_a_journal(tmp_path):
     def there():
         """Some more, until there are enough for a verdict: only so many a second are looked at."""
         for _ in range(20):
-            requests.post(server.url + "/predict/classifier", data=brightness.png(254), timeout=5)
+            requests.post(server.url + "/predict/classifier", data=brightness.png(254), timeout=60)
         keeper.round()
         return keeper.series["loopline_journal_entries"].get(("classifier",), 0) >= 80
 

@@ -84,7 +84,7 @@ def test_its_metrics_are_exported_while_it_runs_and_it_ends_when_told(tmp_path, 
     thread.start()
 
     def text():
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             return answer.read().decode()
 
     line = f'loopline_sentinel_checks_total{{model="classifier",result="same",version="{made.version[:12]}"}} '

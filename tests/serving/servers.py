@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import requests
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,7 +18,9 @@ class Process:
     """`loopline serve`, up and warm; `log` holds its lines."""
 
     def __init__(self, *arguments, env=None):
-        command = [sys.executable, "-m", "loopline.cli", "serve", "--grace", "0.1", *map(str, arguments)]
+        # A minute for an answer: a second is little on a machine that runs other tests beside.
+        own = ["--grace", "0.1", "--timeout-ms", "60000"]
+        command = [sys.executable, "-m", "loopline.cli", "serve", *own, *map(str, arguments)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | (env or {}))
         self.log = []
         for line in self.process.stderr:
@@ -42,14 +45,22 @@ class Process:
         """Its exit code after SIGTERM."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(20)
-        self.reader.join(5)
+        code = self.process.wait(120)
+        self.reader.join(60)
         return code
+
+
+def until(true, seconds=120.0):
+    """Return once it is true: a busy machine may be slow."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.01)
 
 
 def samples(server):
     """Name and labels -> value, of all that it exports."""
-    text = requests.get(server.url + "/metrics", timeout=5).text
+    text = requests.get(server.url + "/metrics", timeout=60).text
     return {
         (s.name, *sorted(s.labels.items())): s.value for f in text_string_to_metric_families(text) for s in f.samples
     }

@@ -323,7 +323,7 @@ def test_ids_are_those_of_the_tokenizer(visit, tmp_path, kind):
 def test_every_call_of_the_api_page_works_as_it_stands(visit, server):
     page = visit("/docs")
     calls = page.locator("details.call")
-    paths = requests.get(server.url + "/openapi.json", timeout=5).json()["paths"]
+    paths = requests.get(server.url + "/openapi.json", timeout=60).json()["paths"]
     assert calls.count() == sum(len(methods) for methods in paths.values())
     for number in range(calls.count()):
         one = calls.nth(number)

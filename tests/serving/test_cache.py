@@ -11,7 +11,7 @@ from loopline.serving.model import Encoded, Tensors
 
 
 def counts(server):
-    text = requests.get(server.url + "/metrics", timeout=5).text
+    text = requests.get(server.url + "/metrics", timeout=60).text
     rows = [
         line.rsplit(" ", 1)
         for line in text.splitlines()
@@ -26,7 +26,7 @@ def counts(server):
 def test_what_was_asked_before_is_answered_without_the_model(serve, folders):
     server = serve(folders["classifier"], "--cache-mb", 1)
     url = f"{server.url}/predict/classifier"
-    answers = [requests.post(url, data=brightness.png(value), timeout=5).json() for value in (200, 20, 200, 200)]
+    answers = [requests.post(url, data=brightness.png(value), timeout=60).json() for value in (200, 20, 200, 200)]
     assert [answer["predictions"][0]["label"] for answer in answers] == ["bright", "dark", "bright", "bright"]
     assert answers[0]["predictions"] == answers[2]["predictions"]
     assert len({answer["id"] for answer in answers}) == 4
@@ -39,7 +39,7 @@ def test_what_was_asked_before_is_answered_without_the_model(serve, folders):
 def test_it_is_off_by_default(serve, folders):
     server = serve(folders["classifier"])
     for _ in range(3):
-        requests.post(f"{server.url}/predict/classifier", data=brightness.png(200), timeout=5)
+        requests.post(f"{server.url}/predict/classifier", data=brightness.png(200), timeout=60)
     assert counts(server)["loopline_inference_rows_total"] == 3
     assert counts(server)["loopline_cache_hits_total"] == 0
 

@@ -19,11 +19,11 @@ BODY = json.dumps(
 
 @pytest.fixture
 def connect(server):
-    """connect() -> a socket to the server; it gives up after 5 s."""
+    """connect() -> a socket to the server; it gives up after a minute."""
     sockets = []
 
     def new():
-        sockets.append(socket.create_connection((server.host, server.port), 5))
+        sockets.append(socket.create_connection((server.host, server.port), 60))
         return sockets[-1]
 
     yield new
@@ -445,15 +445,17 @@ def test_a_client_that_does_not_read_is_not_read_from(connect, server):
     """It may send requests for ever; what it does not take must not pile up in the server."""
     import psutil
 
-    one = connect()
-    one.settimeout(1)
+    one, other = connect(), connect()
+    one.setblocking(False)
     before = psutil.Process(server.process.pid).memory_info().rss
-    sent = 0
-    try:
-        while sent < 64 * 1024 * 1024:
+    sent, full = 0, 0
+    while sent < 64 * 1024 * 1024 and full < 5:
+        try:
             sent += one.send(request("/metrics", b"", method="GET") * 100)
-    except TimeoutError:
-        pass
+            full = 0
+        except BlockingIOError:  # however busy the machine is: once it answers another one it could have read
+            works(other)
+            full += 1
     assert sent < 64 * 1024 * 1024
     assert psutil.Process(server.process.pid).memory_info().rss - before < 32 * 1024 * 1024
     works(connect())

@@ -122,22 +122,22 @@ def picture(kind, shade=200):
 def test_a_locked_down_container_serves_every_task_and_kind_of_image(run, image, mounted):
     container = run(image, options=[f"--volume={mounted}:/bundles:ro"])
     for kind in ("PNG", "JPEG", "WEBP"):
-        answer = requests.post(container.url + "/predict/classifier", data=picture(kind), timeout=5).json()
+        answer = requests.post(container.url + "/predict/classifier", data=picture(kind), timeout=60).json()
         assert answer["predictions"][0]["label"] == "bright", kind
-    answer = requests.post(container.url + "/predict/detector", data=picture("PNG", 255), timeout=5).json()
+    answer = requests.post(container.url + "/predict/detector", data=picture("PNG", 255), timeout=60).json()
     assert [box["label"] for box in answer["predictions"][0]["boxes"]] == ["spot"]
-    answer = requests.post(container.url + "/predict/text", json={"texts": ["good great", "bad"]}, timeout=5).json()
+    answer = requests.post(container.url + "/predict/text", json={"texts": ["good great", "bad"]}, timeout=60).json()
     assert [one["label"] for one in answer["predictions"]] == ["good", "bad"]
     form = {"file": ("a.png", picture("PNG", 20), "image/png")}
-    answer = requests.post(container.url + "/predict/classifier", files=form, timeout=5).json()
+    answer = requests.post(container.url + "/predict/classifier", files=form, timeout=60).json()
     assert answer["predictions"][0]["label"] == "dark"
-    assert "loopline_" in requests.get(container.url + "/metrics", timeout=5).text
-    assert requests.get(container.url + "/", timeout=5).status_code == 200
+    assert "loopline_" in requests.get(container.url + "/metrics", timeout=60).text
+    assert requests.get(container.url + "/", timeout=60).status_code == 200
 
 
 def test_three_models_fit_into_140_megabytes(run, image, mounted):
     container = run(image, options=[f"--volume={mounted}:/bundles:ro"])
-    requests.post(container.url + "/predict/classifier", data=picture("PNG"), timeout=5)
+    requests.post(container.url + "/predict/classifier", data=picture("PNG"), timeout=60)
     status = container.run("python3", "-c", "print(open('/proc/1/status').read())").stdout
     assert int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) < 140_000
     assert re.search(r"Uid:\s+4711", status)
@@ -217,7 +217,7 @@ def test_bundles_can_be_in_it_and_its_labels_say_which(engine, run, image, folde
     hashes = dict(one.split("=") for one in labels["loopline.bundles"].split())
     assert set(hashes) == set(folders)
     for name, version in hashes.items():
-        served = requests.get(f"{container.url}/v2/models/{name}", timeout=5).json()
+        served = requests.get(f"{container.url}/v2/models/{name}", timeout=60).json()
         assert version in json.dumps(served["parameters"])
     assert labels["org.opencontainers.image.revision"] in (before, builder.revision()), "whatever was built before"
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
@@ -302,8 +302,8 @@ def test_the_demo_page_can_be_left_out(run, image, mounted):
     done = build("--tag", "loopline-test-no-demo", "--no-demo")
     assert done.returncode == 0, done.stderr
     container = run("loopline-test-no-demo", options=[f"--volume={mounted}:/bundles:ro"])
-    assert requests.get(container.url + "/", timeout=5).status_code == 404
-    assert requests.get(container.url + "/docs", timeout=5).status_code == 200
+    assert requests.get(container.url + "/", timeout=60).status_code == 404
+    assert requests.get(container.url + "/docs", timeout=60).status_code == 200
 
 
 def pinned(name):

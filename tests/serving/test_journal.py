@@ -49,7 +49,7 @@ def test_a_sample_is_kept_with_its_id_input_answer_and_signals(serve, folders, k
     server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 1)
     png = brightness.png(130)
     said = requests.post(
-        server.url + "/predict/classifier", data=png, headers={"X-Request-Id": "one"}, timeout=5
+        server.url + "/predict/classifier", data=png, headers={"X-Request-Id": "one"}, timeout=60
     ).json()
     (line,) = prometheus.eventually(lambda: lines(kept))
     assert line["id"] == said["id"] == "one"
@@ -65,7 +65,7 @@ def test_what_was_just_answered_when_the_server_is_told_to_stop_is_kept(serve, f
     server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 1, "--grace", 0)
     for number in range(5):
         url, headers = server.url + "/predict/classifier", {"X-Request-Id": str(number)}
-        requests.post(url, data=brightness.png(130 + number), headers=headers, timeout=5).raise_for_status()
+        requests.post(url, data=brightness.png(130 + number), headers=headers, timeout=60).raise_for_status()
     server.stop()
     assert sorted(line["id"] for line in lines(kept)) == list("01234")
 
@@ -73,7 +73,7 @@ def test_what_was_just_answered_when_the_server_is_told_to_stop_is_kept(serve, f
 def test_of_several_items_each_has_its_place_in_the_id_also_where_not_all_are_taken(serve, folders, kept):
     server = serve(folders["text"], "--journal", kept, "--journal-sample", 1, "--signals", 6)
     body = {"texts": ["good", "bad", "great", "poor"]}
-    requests.post(server.url + "/predict/text", json=body, headers={"X-Request-Id": "many"}, timeout=5)
+    requests.post(server.url + "/predict/text", json=body, headers={"X-Request-Id": "many"}, timeout=60)
     found = prometheus.eventually(lambda: len(lines(kept)) == 3 and lines(kept))
     assert {line["id"]: line["text"] for line in found} == {"many#0": "good", "many#1": "bad", "many#2": "great"}
 
@@ -81,9 +81,9 @@ def test_of_several_items_each_has_its_place_in_the_id_also_where_not_all_are_ta
 def test_without_a_reason_only_a_share_is_kept_and_probes_never(serve, folders, kept):
     server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 0)
     ask = server.url + "/predict/classifier"
-    requests.post(ask, data=brightness.png(130), headers={"X-Request-Id": "plain"}, timeout=5)
-    requests.post(ask, data=brightness.png(0), headers={"X-Request-Id": "probe", "X-Loopline-Probe": "1"}, timeout=5)
-    requests.post(ask, data=b"\x89PNG\r\n\x1a\nbroken", headers={"X-Request-Id": "broken"}, timeout=5)
+    requests.post(ask, data=brightness.png(130), headers={"X-Request-Id": "plain"}, timeout=60)
+    requests.post(ask, data=brightness.png(0), headers={"X-Request-Id": "probe", "X-Loopline-Probe": "1"}, timeout=60)
+    requests.post(ask, data=b"\x89PNG\r\n\x1a\nbroken", headers={"X-Request-Id": "broken"}, timeout=60)
     (line,) = prometheus.eventually(lambda: lines(kept))
     assert (line["id"], line["reason"], line["status"]) == ("broken", "error", 400)
     assert "image" in line["prediction"]["error"]
@@ -114,9 +114,9 @@ def test_what_is_unsure_or_strange_is_kept_whatever_the_share():
 def test_labels_come_back_and_are_on_the_disk_when_they_are_acknowledged(serve, folders, kept):
     server = serve(folders["classifier"], "--journal", kept)
     url = server.url + "/v2/models/classifier/feedback"
-    answer = requests.post(url, json={"id": "one", "label": "bright", "source": "anna"}, timeout=5)
+    answer = requests.post(url, json={"id": "one", "label": "bright", "source": "anna"}, timeout=60)
     assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
-    answer = requests.post(url, json={"id": "two", "label": "bright", "source": None}, timeout=5)
+    answer = requests.post(url, json={"id": "two", "label": "bright", "source": None}, timeout=60)
     assert answer.status_code == 202, "null is a field that was not given"
     server.process.send_signal(signal.SIGKILL)
     line, other = lines(kept, "label")
@@ -143,7 +143,7 @@ def test_labels_come_back_and_are_on_the_disk_when_they_are_acknowledged(serve, 
 )
 def test_feedback_that_makes_no_sense_is_refused_with_the_reason(serve, folders, kept, said, what):
     server = serve(folders["classifier"], "--journal", kept)
-    answer = requests.post(server.url + "/v2/models/classifier/feedback", json=said, timeout=5)
+    answer = requests.post(server.url + "/v2/models/classifier/feedback", json=said, timeout=60)
     assert answer.status_code in (400, 413)
     assert what in answer.json()["error"]
     assert lines(kept, "label") == []
@@ -153,8 +153,8 @@ def test_a_detectors_labels_are_boxes(serve, folders, kept):
     server = serve(folders["detector"], "--journal", kept)
     url = server.url + "/v2/models/detector/feedback"
     box = {"label": "spot", "x1": 1, "y1": 2, "x2": 3, "y2": 4}
-    assert requests.post(url, json={"id": "a", "label": [box]}, timeout=5).status_code == 202
-    assert requests.post(url, json={"id": "b", "label": []}, timeout=5).status_code == 202
+    assert requests.post(url, json={"id": "a", "label": [box]}, timeout=60).status_code == 202
+    assert requests.post(url, json={"id": "b", "label": []}, timeout=60).status_code == 202
     for bad in (
         "spot",
         [3],
@@ -164,17 +164,17 @@ def test_a_detectors_labels_are_boxes(serve, folders, kept):
         [box | {"label": "moon"}],
         [box | {"label": 7}],
     ):
-        assert requests.post(url, json={"id": "a", "label": bad}, timeout=5).status_code == 400, bad
+        assert requests.post(url, json={"id": "a", "label": bad}, timeout=60).status_code == 400, bad
     assert [line["label"] for line in lines(kept, "label")] == [[box], []]
 
 
 def test_the_route_for_labels_is_in_the_openapi_document_with_an_example_that_works(serve, folders, kept):
     server = serve(*folders.values(), "--journal", kept)
-    document = requests.get(server.url + "/openapi.json", timeout=5).json()
+    document = requests.get(server.url + "/openapi.json", timeout=60).json()
     validate(document, cls=OpenAPIV31SpecValidator)
     for name in folders:
         content = document["paths"][f"/v2/models/{name}/feedback"]["post"]["requestBody"]["content"]["application/json"]
-        answer = requests.post(f"{server.url}/v2/models/{name}/feedback", json=content["example"], timeout=5)
+        answer = requests.post(f"{server.url}/v2/models/{name}/feedback", json=content["example"], timeout=60)
         assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
         assert jsonschema.Draft202012Validator(content["schema"]).is_valid(content["example"])
     assert len(lines(kept, "label")) == 3
@@ -182,7 +182,7 @@ def test_the_route_for_labels_is_in_the_openapi_document_with_an_example_that_wo
 
 def test_without_a_journal_there_is_no_route_for_labels(serve, folders):
     server = serve(folders["classifier"])
-    assert requests.post(server.url + "/v2/models/classifier/feedback", json={}, timeout=5).status_code == 404
+    assert requests.post(server.url + "/v2/models/classifier/feedback", json={}, timeout=60).status_code == 404
 
 
 def test_a_journal_that_cannot_be_written_is_told_at_the_start(folders, tmp_path):

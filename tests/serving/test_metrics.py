@@ -16,7 +16,7 @@ from loopline.serving.metrics import CATALOGUE, PREFIX
 
 
 def test_what_is_exported_is_what_the_catalogue_says(server):
-    text = requests.get(server.url + "/metrics", timeout=5).text
+    text = requests.get(server.url + "/metrics", timeout=60).text
     families = {f.name: f for f in text_string_to_metric_families(text) if f.name.startswith(PREFIX)}
     assert families.keys() == {PREFIX + name for name in CATALOGUE}
     for name, metric in CATALOGUE.items():
@@ -30,10 +30,10 @@ def test_answers_and_refusals_are_counted_by_their_status(serve, folders):
     server = serve(folders["classifier"], "--log-requests")
     url = server.url + "/predict/classifier"
     for data in (brightness.png(200), brightness.png(20), b"no image", b""):
-        requests.post(url, data=data, headers={"X-Request-Id": "mine"}, timeout=5)
-    requests.get(server.url + "/nothing", timeout=5)
-    requests.post(server.url + "/v2/models/classifier/infer", data=b"{", timeout=5)
-    requests.post(url, data=brightness.png(9), headers={"X-Request-Timeout-Ms": "x"}, timeout=5)
+        requests.post(url, data=data, headers={"X-Request-Id": "mine"}, timeout=60)
+    requests.get(server.url + "/nothing", timeout=60)
+    requests.post(server.url + "/v2/models/classifier/infer", data=b"{", timeout=60)
+    requests.post(url, data=brightness.png(9), headers={"X-Request-Timeout-Ms": "x"}, timeout=60)
     found = samples(server)
     counted = {
         (route, code): total(found, "requests_total", route=route, code=code)
@@ -68,7 +68,7 @@ def test_answers_and_refusals_are_counted_by_their_status(serve, folders):
 
 def test_a_batch_is_one_execution_of_many_rows(serve, folders):
     server = serve(folders["text"])
-    requests.post(server.url + "/predict/text", json={"texts": ["good"] * 7}, timeout=5)
+    requests.post(server.url + "/predict/text", json={"texts": ["good"] * 7}, timeout=60)
     found = samples(server)
     assert total(found, "inference_rows_total") == 7
     assert total(found, "executions_total") == 1
@@ -79,13 +79,13 @@ def test_a_batch_is_one_execution_of_many_rows(serve, folders):
 def test_a_model_that_fails_is_a_500_that_is_counted_and_logged(serve, tmp_path):
     server = serve(bundles.text(tmp_path / "text", rows=5).folder)
     body = {"inputs": [{"name": "ids", "shape": [1, 1], "datatype": "INT64", "data": [5]}]}
-    answer = requests.post(server.url + "/v2/models/text/infer", json=body, timeout=5)
+    answer = requests.post(server.url + "/v2/models/text/infer", json=body, timeout=60)
     assert answer.status_code == 500
     assert "failed on this input" in answer.json()["error"]
     found = samples(server)
     assert total(found, "execution_failures_total") == 1
     assert total(found, "requests_total", code="500") == 1
-    assert requests.post(server.url + "/predict/text", json={"text": "good"}, timeout=5).status_code == 200
+    assert requests.post(server.url + "/predict/text", json={"text": "good"}, timeout=60).status_code == 200
     server.stop()
     assert any(line["message"] == "inference failed" for line in server.log)
 
@@ -115,8 +115,8 @@ def test_a_request_becomes_a_span_of_the_caller_s_trace(serve, folders):
         trace = "4bf92f3577b34da6a3ce929d0e0e4736"
         headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "X-Request-Id": "mine"}
         url = server.url + "/predict/classifier"
-        requests.post(url, data=brightness.png(200), headers=headers, timeout=5)
-        requests.post(url, data=b"no image", headers=headers, timeout=5)
+        requests.post(url, data=brightness.png(200), headers=headers, timeout=60)
+        requests.post(url, data=b"no image", headers=headers, timeout=60)
         assert server.stop() == 0
         collector.shutdown()
     spans = [span for one in received for r in one.resource_spans for s in r.scope_spans for span in s.spans]
@@ -146,7 +146,7 @@ def test_a_bundle_that_is_damaged_on_the_disk_is_told_and_what_was_loaded_is_ser
     (tmp_path / "bundle/model.onnx").write_bytes(b"damaged")
     assert total(samples(server), "bundle_intact") == 0
     assert total(samples(server), "bundle_intact") == 0
-    answer = requests.post(server.url + "/predict/classifier", data=brightness.png(250), timeout=5)
+    answer = requests.post(server.url + "/predict/classifier", data=brightness.png(250), timeout=60)
     assert answer.json()["predictions"][0]["label"] == "bright"
     assert server.stop() == 0
     assert [line["message"] for line in server.log if line["level"] == "error"] == [

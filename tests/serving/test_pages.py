@@ -19,7 +19,7 @@ TOKEN = {"authorization": "Bearer secret"}
 
 
 def get(server, path, **options):
-    return requests.get(server.url + path, timeout=5, **options)
+    return requests.get(server.url + path, timeout=60, **options)
 
 
 def test_both_pages_come_with_a_policy_that_forbids_other_servers(server):
@@ -70,7 +70,7 @@ def test_only_what_the_pages_need_is_served(server):
         raw = requests.Request("GET", server.url).prepare()
         raw.url = f"{server.url}/pages/{path}"
         with requests.Session() as session:
-            assert session.send(raw, timeout=5).status_code == 404, path
+            assert session.send(raw, timeout=60).status_code == 404, path
 
 
 def test_the_browser_gets_the_very_files_of_the_bundle(server, folders):

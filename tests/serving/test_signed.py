@@ -37,7 +37,7 @@ def refused(*arguments):
 
 def test_a_signed_bundle_is_served(serve, signed):
     server = serve(signed[0], "--verify-key", signed[1])
-    assert requests.get(server.url + "/v2/health/ready", timeout=5).status_code == 200
+    assert requests.get(server.url + "/v2/health/ready", timeout=60).status_code == 200
     assert [line["signed"] for line in server.log if line["message"] == "model loaded"] == [True]
 
 

@@ -32,11 +32,11 @@ def test_samples_of_both_routes_are_counted_in_their_bins(serve, folders):
     server = serve(folders["classifier"])
     for value in (10, 70, 70, 250):
         assert (
-            requests.post(server.url + "/predict/classifier", data=brightness.png(value), timeout=5).status_code == 200
+            requests.post(server.url + "/predict/classifier", data=brightness.png(value), timeout=60).status_code == 200
         )
     array = np.full((2, 8, 8, 1), 130, np.uint8)
     body = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": array.shape, "data": array.ravel().tolist()}]}
-    assert requests.post(server.url + "/v2/models/classifier/infer", json=body, timeout=5).status_code == 200
+    assert requests.post(server.url + "/v2/models/classifier/infer", json=body, timeout=60).status_code == 200
     prometheus.eventually(lambda: sum(counts(server, "brightness").values()) == 6)
     assert counts(server, "brightness") == {"01": 1, "02": 2, "03": 2, "04": 1}
     assert counts(server, "predicted_class") == {"00": 3, "01": 3}
@@ -46,7 +46,7 @@ def test_samples_of_both_routes_are_counted_in_their_bins(serve, folders):
 def test_what_a_text_model_is_asked_is_counted_too(serve, folders):
     server = serve(folders["text"])
     for text in ("good", "a bad film", "a very poor film indeed"):
-        requests.post(server.url + "/predict/text", json={"text": text}, timeout=5)
+        requests.post(server.url + "/predict/text", json={"text": text}, timeout=60)
     prometheus.eventually(lambda: sum(counts(server, "characters", "text").values()) == 3)
     assert counts(server, "characters", "text") == {"00": 1, "02": 2}
 
@@ -55,7 +55,7 @@ def test_an_image_with_no_box_is_no_number(serve, folders):
     server = serve(folders["detector"])
     content = io.BytesIO()
     Image.new("RGB", (32, 32), "black").save(content, "PNG")
-    requests.post(server.url + "/predict/detector", data=content.getvalue(), timeout=5)
+    requests.post(server.url + "/predict/detector", data=content.getvalue(), timeout=60)
     prometheus.eventually(lambda: counts(server, "mean_score", "detector") == {"nan": 1})
 
 
@@ -78,7 +78,7 @@ def test_no_more_than_the_rate_is_counted_and_none_where_it_is_0(serve, folders)
         with requests.Session() as session:
             start = time.monotonic()
             for _ in range(200):
-                session.post(server.url + "/predict/classifier", data=brightness.png(9), timeout=5)
+                session.post(server.url + "/predict/classifier", data=brightness.png(9), timeout=60)
             seconds = time.monotonic() - start
         if server is some:
             prometheus.eventually(lambda: counts(some, "brightness"))
