@@ -207,11 +207,7 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml
 
 .PHONY: new
 new: setup ## a project of your own: make new NAME=churn [TASKS=classification,text TARGETS=compose TO=../churn ARGS=--defaults]
-	@test -n "$(NAME)" || { echo "usage: make new NAME=churn [TASKS=... TARGETS=... TO=folder ARGS=--defaults]"; exit 2; }
-	@test ! -e "$(or $(TO),../$(NAME))" || { echo "$(or $(TO),../$(NAME)) is there already: name another folder with TO=..."; exit 2; }
-	@copier copy --quiet --trust --vcs-ref HEAD --data project="$(NAME)" $(if $(TASKS),--data tasks="[$(TASKS)]") \
-		$(if $(filter undefined,$(origin TARGETS)),,--data targets="[$(TARGETS)]") $(ARGS) "git+file://$(CURDIR)" "$(or $(TO),../$(NAME))"
-	@echo "$(or $(TO),../$(NAME)) is a project with a first commit: its README.md says what next"
+	@template/new $(ARGS) # it reads NAME, TASKS, TARGETS and TO from the environment, whatever signs are in them
 
 clean: ## remove what the pipeline made, keep .venv, the data cache and MLflow's history
 	rm -rf reports .loopline/work .loopline/timings .pytest_cache .mypy_cache .ruff_cache .hypothesis models/*/{train,export,quantize,pictures,calibrate,bundle}

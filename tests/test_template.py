@@ -71,6 +71,36 @@ def baked(request, projects):
     return projects(request.param), *VARIANTS[request.param]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"NAME": "my churn"},
+            "NAME='my churn' cannot be a project's name: lower-case letters, .*, e.g. NAME=my-churn",
+        ),
+        ({"NAME": "7"}, "NAME='7' cannot be a project's name: lower-case letters, digits and '-', a letter first"),
+        ({"NAME": 'a"b$(c)'}, "NAME='a\"b.*' cannot be a project's name: .*, e.g. NAME=a-b-c"),
+        ({}, "NAME is missing. usage: make new NAME=churn .*"),
+        ({"NAME": "churn"}, "TASKS and TARGETS would be asked, and there is no terminal: .* ARGS=--defaults"),
+        ({"NAME": "churn", "TASKS": "text"}, "TARGETS would be asked, and there is no terminal: .*"),
+        ({"NAME": "churn", "TASKS": "texts"}, "TASKS: there is no texts, but classification, detection, text"),
+        ({"NAME": "churn", "TASKS": ""}, "TASKS is empty: name at least one of .*"),
+        ({"NAME": "churn", "TARGETS": "docker"}, "TARGETS: there is no docker, but compose, kubernetes, serverless"),
+        ({"NAME": "churn", "TO": "."}, ". is there already: name another folder with TO=..."),
+    ],
+)
+def test_a_mistake_is_one_message_and_nothing_is_made(given, message, tmp_path):
+    given = {"TO": str(tmp_path / "made")} | given
+    command = ["make", "--silent", "new", *(f"{name}={value}".replace("$", "$$") for name, value in given.items())]
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("NAME", "TASKS", "TARGETS", "TO")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert len(lines) == 1
+    assert re.fullmatch(f"make new: {message}", lines[0]), lines
+    assert not (tmp_path / "made").exists()
+
+
 def test_every_path_that_may_be_left_out_exists_and_names_a_choice():
     for match in LEFT_OUT:
         assert match, "a line of _exclude that this test cannot read"

@@ -29,6 +29,7 @@ from loopline.planning.queueing import Service
 
 SHARES = (0.3, 0.6)
 CONNECTIONS = 64
+QUIET = 0.25  # load of each core that is no other work: a shell, an editor, what `make setup` left
 TRAFFIC = "base: 20\npeak: 900\nhours: 8-20\ndays: mon-fri\n"
 PLAN = "loopline plan .loopline/profiles/{}.json --prices prices.yaml --traffic traffic.yaml --p99-ms 200 --spare 1 --plot plan.png"
 
@@ -71,6 +72,16 @@ def compare(folder: Path, *, rounds: int, seconds: float, repeats: int) -> list[
             ]
             rows.append([watched.name, f"{share:.0%}", *said])
     return rows
+
+
+def busy(average: float, cpus: int) -> str:
+    """Why a measurement now would be of other work too; empty on a quiet machine. average: load of the last minute."""
+    least = QUIET * cpus
+    return (
+        f"the load average is {average:.2f}, over {least:.2f}: other work runs on these {cpus} cores"
+        if average > least
+        else ""
+    )
 
 
 def write(page: Path, folders: list[Path], check: str) -> None:
@@ -117,11 +128,21 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--docs", type=Path, help="the page to bring up to date: docs/capacity.md")
+    parser.add_argument(
+        "--busy", action="store_true", help="measure although other work runs, and say so beside the figures"
+    )
     options = parser.parse_args()
+    start = os.getloadavg()[0]
+    other_work = busy(start, os.cpu_count() or 1)
+    if other_work and not options.busy:
+        print(f"{other_work}. Wait until it has ended, or measure all the same with --busy", file=sys.stderr)
+        return 1
     sized = {"rounds": options.rounds, "seconds": options.seconds, "repeats": options.repeats}
     rows = [row for folder in options.bundle for row in compare(folder, **sized)]
     head = "model, of its capacity, requests/s, answered/s, p50 predicted, measured ms, p99 predicted, measured ms"
-    check = f"{table(head.split(', '), rows)}\nThe load average at its end was {os.getloadavg()[0]:.1f} (it makes about 2 itself).\n"
+    loads = f"The load average was {start:.1f} at its start and {os.getloadavg()[0]:.1f} at its end (it makes about 2 itself)."
+    warning = f"\n**Measured on a busy machine: {other_work}.**\n" if other_work else ""
+    check = f"{table(head.split(', '), rows)}\n{loads}\n{warning}"
     print(check, end="")
     if options.docs:
         write(options.docs, options.bundle, check)

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -503,7 +503,59 @@ DRIFT = (
         TWO_VERSIONS,
     ),
 )
-CASES = SERVICE + DRIFT
+
+
+def gone(fleet, minute):
+    """The fleet's series end with that minute, without a sign that they ended: Prometheus ended with the servers."""
+    return {name: values.replace(f"x{REST}", f"x{minute}") for name, values in fleet.items()}
+
+
+def removed(fleet, minute):
+    """The same series end, and Prometheus sees it."""
+    return {name: f"{values} stale" for name, values in gone(fleet, minute).items()}
+
+
+OTHER = {  # another model takes over the ports
+    name.replace('"digits"', '"names"').replace('"v1"', '"w1"'): values for name, values in WELL.items()
+}
+HARMED = WELL | drifting((REST, UNSURE))
+GONE = (
+    Case(
+        "harm from the first minute on rises to a retraining after two windows",
+        {},
+        {0: NOBODY, 1: WARNING, 120: WARNING, 121: RETRAIN},
+        fleet=HARMED,
+    ),
+    Case(
+        "of a model that another one replaces no alert rises, and what fired ends within a quarter of its window",
+        removed(HARMED, 117) | OTHER,
+        {117: WARNING, 122: WARNING, 140: NOBODY, 240: NOBODY},
+        fleet={},
+    ),
+    Case(
+        "of a model that ended together with Prometheus no alert rises, though its last figures are still seen",
+        gone(HARMED, 117) | OTHER,
+        {117: WARNING, 121: WARNING, 122: WARNING, 140: NOBODY},
+        fleet={},
+    ),
+    Case(
+        "a model whose last scrape is older than two minutes has no alert",
+        gone(WELL, 22) | OTHER | {of_model("bundle_intact", "two"): "1+0x19 0+0x2"},
+        {20: NOBODY, 21: ("BundleChanged",), 24: ("BundleChanged",), 25: NOBODY, 26: NOBODY},
+        fleet={},
+    ),
+)
+CASES = SERVICE + DRIFT + GONE
+
+
+def unserved(case):
+    """The case with a model that no server exports any more, at the first minute at which its alert fired."""
+    served = [name for name in case.fleet | case.change if name.startswith("loopline_model_info{")]
+    minute = next(minute for minute, names in case.fires.items() if case.alert in names)
+    return replace(case, change=case.change | dict.fromkeys(served), fires={minute: NOBODY}, alert="")
+
+
+UNSERVED = [unserved(case) for case in SERVICE + DRIFT if case.alert and "model" in case.labels]
 
 
 def expected(case):
@@ -586,6 +638,16 @@ def verdicts(tmp_path_factory):
 @pytest.mark.parametrize("name", [case.name for case in CASES])
 def test_these_alerts_fire_and_no_other(name, verdicts):
     assert not verdicts[name], verdicts[name]
+
+
+@promtool
+def test_no_alert_speaks_of_a_model_that_no_server_exports(tmp_path):
+    """Its counters' increases and its last figures are still there."""
+    assert {case.alert for case in SERVICE + DRIFT if case.alert and "model" in case.labels} == {
+        name for name, alert in ALERTS.items() if "$labels.model" in alert.summary
+    }
+    said = run(UNSERVED, ROOT / "monitoring/prometheus/rules.yml", tmp_path)
+    assert {name: problem for name, problem in said.items() if problem} == {}
 
 
 def test_every_alert_has_a_case_in_which_it_fires_and_a_time_before_at_which_it_does_not():

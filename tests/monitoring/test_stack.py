@@ -177,6 +177,26 @@ def test_down_ends_what_up_started_and_nothing_else(started, folder):
     assert loopline("down").stdout == "nothing is up\n"
 
 
+def test_each_start_has_an_empty_store_unless_the_last_one_is_to_go_on(started, folder):
+    """Two bundles in turn, the second where the first was: Prometheus knows of the second alone."""
+
+    def served(first):
+        seen = "count by (version) (present_over_time(loopline_model_info[1h]))"
+        return {labels["version"] for labels, _ in prometheus.query(f"http://127.0.0.1:{first + 4}", seen)}
+
+    first = started()
+    before = prometheus.eventually(lambda: served(first))
+    assert loopline("down").returncode == 0
+    (folder / "models/classifier/bundle").rename(folder / "old")
+    bundles.classifier(folder / "models/classifier/bundle", threshold=100.0)
+    first = started()
+    after = prometheus.eventually(lambda: served(first))
+    assert len(before) == len(after) == 1 and before != after
+    assert loopline("down").returncode == 0
+    first = started(folder / "old", "--keep-metrics")
+    prometheus.eventually(lambda: served(first) == before | after)
+
+
 def test_what_does_not_start_leaves_nothing_running(folder):
     first = prometheus.free_ports(6)
     taken = socket.create_server(("127.0.0.1", first + 5))

@@ -28,6 +28,7 @@ class Replica:
         """The counters start at 0, as those of a new process do."""
         model = types.SimpleNamespace(name="classifier", version=self.version, reference=self.reference)
         self.metrics = Metrics()
+        self.metrics.value("model_info", "classifier", self.version, "bundle", "int8", "CPU").value = 1
         self.counts = Counts(model, self.metrics)
         self.show()
 

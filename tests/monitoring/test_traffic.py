@@ -1,8 +1,11 @@
 """`loopline traffic`: what each profile sends, to which models."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import brightness
@@ -33,6 +36,110 @@ def folder(tmp_path, monkeypatch):
     shutil.copy(ROOT / "data/catalog.yaml", tmp_path / "data/catalog.yaml")
     params(tmp_path)
     return tmp_path
+
+
+class Serving(Server):
+    """A server of these models, which notes what it is asked. status: of its predictions, by model, where it is not 200."""
+
+    def __init__(self, *models, **status):
+        self.asked = []
+
+        def answer(method, path, headers, body):
+            if path == "/v2/repository/index":
+                return 200, json.dumps([{"name": name, "version": "1", "state": "READY"} for name in models]).encode()
+            self.asked.append(path)
+            return status.get(path.removeprefix("/predict/"), 200), b"{}"
+
+        super().__init__(answer)
+
+
+@pytest.fixture
+def serving():
+    made = []
+
+    def start(*models, **status):
+        made.append(Serving(*models, **status))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def send(server, *more):
+    """`loopline traffic` for a tenth of a second: exit code, output, errors."""
+    command = [sys.executable, "-m", "loopline.cli", "traffic", "--rate", "50", "--seconds", "0.1", "--url", server.url]
+    done = subprocess.run([*command, *more], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_model_that_is_not_up_is_sent_nothing(folder, serving):
+    server = serving("text")
+    code, out, _ = send(server)
+    assert code == 0
+    assert f"left out: classifier is not up at {server.url}" in out
+    assert set(server.asked) == {"/predict/text"}
+
+
+def test_a_model_that_is_named_and_not_up_is_refused_with_what_is(folder, serving):
+    server = serving("text", "speech")
+    code, _, errors = send(server, "text", "classifier")
+    assert code == 1
+    assert errors == f"loopline: not up: classifier; at {server.url} there is only speech, text\n"
+    assert server.asked == []
+
+
+def test_a_server_of_other_models_or_of_none_is_refused(folder, serving):
+    assert "not up: classifier, text; " in send(serving("speech"))[2]
+    assert "no model is up" in send(serving())[2]
+
+
+def test_answers_other_than_200_fail_with_their_counts(folder, serving):
+    server = serving("classifier", "text", classifier=503)
+    code, out, errors = send(server)
+    assert code == 1
+    assert "200: 2, 503: 3" in out
+    assert errors == "loopline: 3 of 5 requests did not get the answer 200 (503: 3)\n"
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"200": 7}, ""),
+        ({"200": 7, "not sent": 2}, ""),
+        ({"404": 1067}, r"1,067 of 1,067 requests did not get the answer 200 \(404: 1,067\)"),
+        ({"200": 5, "413": 1, "no answer": 2, "not sent": 9}, r"3 of 8 .*\(413: 1, no answer: 2\)"),
+        ({}, "no request was sent"),
+        ({"not sent": 3}, "no request was sent"),
+    ],
+)
+def test_every_status_but_200_is_a_failure(counts, words):
+    assert re.fullmatch(words, traffic.failures(Counter(counts)))
+
+
+def test_a_server_that_is_not_there_or_none_of_models_is_said(folder, serving):
+    url = f"http://127.0.0.1:{prometheus.free_port()}"
+    with pytest.raises(LooplineError, match="cannot be reached"):
+        traffic.choose((), ("text",), traffic.Plan(url=url))
+    server = Server(lambda *_: (200, b"<html>"))
+    with pytest.raises(LooplineError, match="not as a server of models does"):
+        traffic.choose((), ("text",), traffic.Plan(url=server.url))
+    server.close()
+
+
+def test_the_token_goes_with_every_request(folder):
+    given = set()
+
+    def answer(method, path, headers, body):
+        given.add(headers.get("Authorization"))
+        return 200, b'[{"name": "text"}]'
+
+    server = Server(answer)
+    plan = traffic.Plan(url=server.url, rate=50, seconds=0.1, token="secret")
+    traffic.choose((), ("text",), plan)
+    assert traffic.send({"text": ["a"]}, plan, progress=False) == {"200": 5}
+    assert given == {"Bearer secret"}
+    server.close()
 
 
 def params(folder, **datasets):
@@ -101,10 +208,14 @@ def test_the_command_says_who_was_left_out(folder):
         "--seconds",
         "0.1",
     ]
-    url = f"http://127.0.0.1:{prometheus.free_port()}"
-    done = subprocess.run([*command, "--url", url], capture_output=True, text=True)
+    server = Serving("classifier", "text", "speech")
+    done = subprocess.run([*command, "--url", server.url], capture_output=True, text=True)
+    server.close()
+    assert done.returncode == 0, done.stderr
     assert "left out: no profile 'typos' for classifier" in done.stdout
-    assert "no answer: 5" in done.stdout
+    assert "left out: speech is up, but not in params.yaml" in done.stdout
+    assert "200: 5" in done.stdout
+    assert set(server.asked) == {"/predict/text"}
 
 
 def test_another_domain_is_the_companion_of_the_models_data_set(folder):

@@ -26,6 +26,7 @@ OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 def lines(model, version, reference, found, now, parts=20):
     """What a server exported over 50 minutes in which it saw `found`, as OpenMetrics."""
     metrics = Metrics()
+    metrics.value("model_info", model, version, "bundle", "int8", "CPU").value = 1
     counts = Counts(types.SimpleNamespace(name=model, version=version, reference=reference), metrics)
     rows = len(next(iter(found.values())))
     for part in range(parts + 1):
@@ -39,7 +40,10 @@ def lines(model, version, reference, found, now, parts=20):
 
 
 def fill(folder, reference):
-    """A store for Prometheus: clean and drifted classifiers, a text model with little traffic, a detector with none."""
+    """A store for Prometheus: clean and drifted classifiers, a text model with little traffic, a detector with none.
+
+    Returns what a server that is still up exports of them: the gauges.
+    """
     now, clean = time.time(), test_drift.population(600, 1)[0]
     drifted = test_drift.population(600, 2, sure=-0.25, brightness=2)[0]
     few = {name: values[:20] for name, values in clean.items()}
@@ -51,6 +55,8 @@ def fill(folder, reference):
     (folder / "past.txt").write_text("\n".join([*text, "# EOF\n"]))
     command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", "past.txt", "data"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    last = [line.rpartition(" ")[0] for line in text if line.endswith(f" {now:.3f}")]
+    return "\n".join([line for line in last if re.match(r"loopline_\w+(?<!_total)\{", line)] + [""])
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +68,15 @@ def reference():
 def server(tmp_path_factory, reference):
     """With our own rules, evaluated twice a second."""
     folder = tmp_path_factory.mktemp("prometheus")
-    fill(folder, reference)
-    made = prometheus.Prometheus(folder, [], prometheus.quick(rules.text()))
-    prometheus.eventually(lambda: made.query("ALERTS{alertname='DriftWarning'}"))
-    yield made
-    made.close()
+    target = prometheus.Target()
+    target.text = fill(folder, reference)
+    made = prometheus.Prometheus(folder, [target.address], prometheus.quick(rules.text()))
+    try:
+        prometheus.eventually(lambda: made.query("ALERTS{alertname='DriftWarning'}"))
+        yield made
+    finally:
+        made.close()
+        target.close()
 
 
 class Answering(Server):
@@ -111,6 +121,8 @@ def state(**changes):
         "reference": 0.99,
         "estimates": {"confidence": 0.97, "atc": 0.98},
         "loss": 0.015,
+        "classes": None,
+        "labelled": (),
         "max_loss": 0.03,
         "alerts": (),
         "movers": (watch.Mover("brightness", 0.4, 80.0, 91.0), watch.Mover("predicted_class", -0.1, None, None)),
@@ -171,6 +183,20 @@ def test_the_time_line_has_the_past_in_its_place_and_gaps_where_nothing_was_reco
 def test_what_was_is_asked_for_by_its_time(server):
     with pytest.raises(LooplineError, match="has nothing of ours"):
         watch.states(server.url, at=time.time() - 24 * HOUR)
+
+
+@prometheus.needed
+def test_the_time_line_and_the_report_take_the_window_of_the_rules(server):
+    assert query.rules_window(server.url) == "1h"
+    assert watch.span(server.url) == "6h"
+
+
+def test_a_prometheus_without_our_rules_tells_no_window(answering):
+    empty = json.dumps({"data": {"groups": [{"rules": [{"name": "other", "query": "up[5m]"}]}]}}).encode()
+    with pytest.raises(LooplineError, match="no rules of ours, so nothing tells the window"):
+        watch.span(answering(200, empty))
+    with pytest.raises(LooplineError, match="not as Prometheus does"):
+        query.rules_window(answering(200, b"{}"))
 
 
 @prometheus.needed
@@ -241,6 +267,21 @@ def test_every_state_has_its_verdict_and_fits_into_eighty_columns(change, words)
     text = drawn(state(alerts=(("DriftNotice", "notice"),) * 5, **change))
     assert words in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({}, "0.975 by their mean: loses 1.5 points, harm is over 3.0"),
+        ({"loss": -0.004}, "0.994 by their mean: gains 0.4 points, harm"),
+        ({"loss": 0.12, "classes": 0.12}, "0.870 by the classes' shift: loses 12.0 points, harm"),
+        ({"labelled": (0.91, 0.042, 1234.0)}, "0.910 ± 0.042 by 1,234 labels: loses 8.0 points"),
+    ],
+)
+def test_the_loss_is_shown_with_the_estimate_that_it_comes_from_and_the_parts_add_up(change, line):
+    text = drawn(state(**change))
+    assert "0.990 on the reference; estimated 0.970 by confidence, 0.980 by atc" in text
+    assert line in " ".join(text.split())
 
 
 def test_the_bar_has_its_mark_at_one():

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cores are needed")
 def test_a_replica_is_loaded_twice_and_set_beside_what_was_predicted(tmp_path):
     folder = bundles.classifier(tmp_path / "classifier").folder
-    words = [str(folder), "--rounds", "20", "--seconds", "0.5", "--repeats", "1"]
+    words = [str(folder), "--rounds", "20", "--seconds", "0.5", "--repeats", "1", "--busy"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.capacity", *words], capture_output=True, text=True, cwd=ROOT
     )
@@ -26,6 +26,41 @@ def test_a_replica_is_loaded_twice_and_set_beside_what_was_predicted(tmp_path):
     assert [row[1] for row in rows] == ["30%", "60%"]
     for row in rows:
         assert all(float(figure.replace(",", "")) > 0 for figure in row[2:])
+
+
+@pytest.mark.parametrize(
+    ("average", "cpus", "words"),
+    [
+        (0.1, 2, ""),
+        (0.5, 2, ""),
+        (0.6, 2, "the load average is 0.60, over 0.50: other work runs on these 2 cores"),
+        (4.0, 16, ""),
+        (11.7, 16, "the load average is 11.70, over 4.00: other work runs on these 16 cores"),
+    ],
+)
+def test_a_load_of_over_a_quarter_of_the_cores_is_other_work(monkeypatch, average, cpus, words):
+    monkeypatch.syspath_prepend(str(ROOT))
+    assert import_module("benchmarks.capacity.__main__").busy(average, cpus) == words
+
+
+def test_nothing_is_measured_beside_other_work_unless_that_is_wanted_and_then_the_figures_say_so(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.syspath_prepend(str(ROOT))
+    capacity = import_module("benchmarks.capacity.__main__")
+    monkeypatch.setattr(capacity.os, "getloadavg", lambda: (11.0, 9.0, 8.0))
+    monkeypatch.setattr(capacity.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(capacity, "compare", lambda *_, **__: [["digits", *["1"] * 7]])
+    monkeypatch.setattr(sys, "argv", ["capacity", str(tmp_path)])
+    assert capacity.main() == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "the load average is 11.00, over 0.50: other work runs on these 2 cores. Wait" in said.err
+    monkeypatch.setattr(sys, "argv", ["capacity", str(tmp_path), "--busy"])
+    assert capacity.main() == 0
+    said = capsys.readouterr().out
+    assert "The load average was 11.0 at its start" in said
+    assert "**Measured on a busy machine: the load average is 11.00, over 0.50" in said
 
 
 def test_a_schedule_by_chance_keeps_its_rate_and_is_the_same_again(monkeypatch):

@@ -36,6 +36,7 @@ def stack_options(options: argparse.Namespace) -> Options:
         journal=options.journal,
         journal_sample=options.journal_sample,
         journal_port=options.journal_port,
+        keep_metrics=options.keep_metrics,
     )
 
 
@@ -52,11 +53,22 @@ def _prometheus(options: argparse.Namespace) -> str:
     return options.prometheus or _address("prometheus", default="http://127.0.0.1:9090")
 
 
+def _status(options: argparse.Namespace) -> int:
+    from loopline import credentials
+    from loopline.monitoring import status
+
+    found = status.look(options.url, credentials.secret(credentials.SERVER))
+    print(status.as_json(found) if options.json else status.as_text(found))
+    return 0
+
+
 def _up(options: argparse.Namespace) -> int:
     from loopline.monitoring import stack
 
     for process in stack.up(stack_options(options)):
         print(f"{process.name:14} {process.address}")
+    if options.keep_metrics:
+        print(stack.KEPT)
     return 0
 
 
@@ -107,6 +119,7 @@ def _sentinel(options: argparse.Namespace) -> int:
 
 
 def _traffic(options: argparse.Namespace) -> int:
+    from loopline import credentials
     from loopline.monitoring import traffic
 
     plan = traffic.Plan(
@@ -116,13 +129,17 @@ def _traffic(options: argparse.Namespace) -> int:
         strength=options.strength,
         rate=options.rate,
         seconds=options.seconds,
+        token=credentials.secret(credentials.SERVER),
     )
-    pools, left_out = traffic.pools(options.model, () if options.model else models(), plan)
-    for line in left_out:
+    chosen, not_up = traffic.choose(options.model, () if options.model else models(), plan)
+    pools, unfit = traffic.pools(options.model, () if options.model else chosen, plan)
+    for line in (*not_up, *unfit):
         print(f"left out: {line}")
     counts = traffic.send(pools, plan)
-    print(f"{plan.url}: " + ", ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
-    return 0 if counts["200"] else 1
+    print(f"{plan.url}: " + ", ".join(f"{status}: {count:,}" for status, count in sorted(counts.items()) if count))
+    if wrong := traffic.failures(counts):
+        raise LooplineError(wrong)
+    return 0
 
 
 def _rules(options: argparse.Namespace) -> int:
@@ -160,21 +177,25 @@ def _grafana(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace) -> int:
     from loopline.monitoring import watch
 
-    since = _duration("--since", options.since)
-    watch.run(_prometheus(options), models=options.model, since=since, once=options.once, every=options.every)
+    prometheus = _prometheus(options)
+    since = _duration("--since", options.since) if options.since else watch.span(prometheus)
+    watch.run(prometheus, models=options.model, since=since, once=options.once, every=options.every)
     return 0
 
 
 def _drift_report(options: argparse.Namespace) -> int:
     from loopline import credentials
-    from loopline.monitoring import report
+    from loopline.monitoring import query, report
     from loopline.release import decisions
 
+    prometheus, window = _prometheus(options), ""
+    if not options.url:
+        window = _window(options) if options.window else query.rules_window(prometheus)
     said = report.make(
         options.bundle,
         options.out,
-        prometheus=_prometheus(options),
-        window=_window(options),
+        prometheus=prometheus,
+        window=window,
         at=decisions.moment(options.at) if options.at else None,
         url=options.url,
         token=credentials.secret(credentials.SERVER),
@@ -223,6 +244,9 @@ def stack_arguments(start: argparse._ActionsContainer) -> None:
     start.add_argument("--journal-sample", type=float, default=0.1, help="share of ordinary samples that is kept")
     start.add_argument("--journal-port", type=int, default=9102, help="default: 9102")
     start.add_argument("--webhook", help="address that Alertmanager tells of alerts")
+    start.add_argument(
+        "--keep-metrics", action="store_true", help="continue with the figures that Prometheus has (default: none)"
+    )
 
 
 def _running(rooms: Verbs) -> None:
@@ -231,6 +255,9 @@ def _running(rooms: Verbs) -> None:
     start.add_argument("--gateway", action="store_true", help="HAProxy at --port: `loopline rollout` needs it")
     start.add_argument("--journal", type=Path, metavar="FOLDER", help="keep samples and labels in it (docs/journal.md)")
     stack_arguments(start)
+    shown = verb(rooms, "status", _status, "show what is up, what it serves, what trains, what was decided, what fires")
+    shown.add_argument("--url", help="address of a server (default: what `up` started, else port 8080)")
+    shown.add_argument("--json", action="store_true", help="print one JSON object")
     ends = verb(rooms, "down", _down, "end what `up` or `deploy` started on this machine")
     ends.add_argument("--target", choices=("process", "compose"), default="process")
     keep = verb(rooms, "supervise", _supervise, "start anew what `up` started and what ended; `up` starts this itself")
@@ -245,8 +272,8 @@ def _running(rooms: Verbs) -> None:
         "--dataset", metavar="NAME|FOLDER", help="of the profile other-domain (default: see docs/monitoring.md)"
     )
     send.add_argument("--strength", type=int, choices=(1, 2, 3), default=3, help="of a shift")
-    send.add_argument("--rate", type=float, default=20.0, help="requests a second")
-    send.add_argument("--seconds", type=float, default=60.0)
+    send.add_argument("--rate", type=float, default=20.0, help="requests a second, over all models (default: 20)")
+    send.add_argument("--seconds", type=float, default=60.0, help="duration (default: 60)")
     send.add_argument("--url", help="default: what `up` started, else port 8080")
 
     watch = verb(rooms, "sentinel", _sentinel, "send golden inputs to a live server and compare the answers")
@@ -293,7 +320,7 @@ def _looking(rooms: Verbs) -> None:
     look = verb(rooms, "watch", _watch, "draw the drift of all models in the terminal, from what Prometheus recorded")
     look.add_argument("model", nargs="*", help="default: all")
     look.add_argument("--prometheus", metavar="URL", help="default: what `up` started, else port 9090")
-    look.add_argument("--since", default="6h", help="how far back the time line goes: 30m, 6h, 7d")
+    look.add_argument("--since", help="length of the time line: 30m, 6h, 7d (default: six windows of the rules)")
     look.add_argument("--every", type=float, default=5.0, help="seconds between two pictures")
     look.add_argument("--once", action="store_true", help="one picture")
 
@@ -302,7 +329,7 @@ def _looking(rooms: Verbs) -> None:
     page.add_argument("bundle", type=Path, help="a folder, e.g. models/text/bundle")
     page.add_argument("--out", type=Path, default=Path("drift.html"))
     page.add_argument("--prometheus", metavar="URL", help="default: what `up` started, else port 9090")
-    page.add_argument("--window", default="1h", help="of traffic that is held against the reference: 2m, 1h, 1d")
+    page.add_argument("--window", help="of traffic: 2m, 1h, 1d (default: that of the rules in Prometheus)")
     page.add_argument("--journal", type=Path, metavar="FOLDER", help="show examples from it")
     when = page.add_mutually_exclusive_group()
     when.add_argument("--at", metavar="TIME", help="the window's end, e.g. 2026-11-21T14:05 (default: now)")

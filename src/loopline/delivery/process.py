@@ -35,6 +35,7 @@ class Processes:
         if not processes.running(fleet.FOLDER):
             started = stack.up(self.options)
             said = [f"{process.name:24} {process.address}".rstrip() for process in started]
+            said += [stack.KEPT] if self.options.keep_metrics else []
             return [*said, *self._verified(bundles, lambda _: stack.down())]
         said = [f"started anew: {name}" for name in supervisor.mend()]
         for model, folder, version in (found := _differing(bundles)):

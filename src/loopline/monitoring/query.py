@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -77,6 +78,30 @@ def since_start(url: str, model: str, version: str, reference: Reference, *, tok
     _there([labels for labels, _ in rows], model, version, f"the server at {url}")
     mine = {"model": model, "version": version}
     return _counts(((labels, value) for labels, value in rows if mine.items() <= labels.items()), reference)
+
+
+def served(url: str, token: str | None = None) -> dict[str, str]:
+    """Model -> short version, as the server or gateway at `url` lists them. Raises LooplineError where no server of models answers."""
+    answer = _get(f"{url.rstrip('/')}/v2/repository/index", url, b"{}", token)
+    try:
+        return dict(sorted((row["name"], row.get("version", "")) for row in json.loads(answer)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LooplineError(f"{url} answers, but not as a server of models does: {error!r:.200}") from error
+
+
+def rules_window(url: str) -> str:
+    """The window of traffic that the rules of this Prometheus judge. Raises LooplineError where it has no rules of ours."""
+    answer = _get(f"{url.rstrip('/')}/api/v1/rules?type=record", url)
+    try:
+        rules = [rule for group in json.loads(answer)["data"]["groups"] for rule in group["rules"]]
+        found = next((rule["query"] for rule in rules if rule["name"] == "loopline:signal_rows:window"), "")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LooplineError(f"{url} answers, but not as Prometheus does: {error!r:.200}") from error
+    if not (window := re.search(rf"{ROWS}\[(\w+)\]", found)):
+        raise LooplineError(
+            f"Prometheus at {url} has no rules of ours, so nothing tells the window of traffic: name one, or load the rules"
+        )
+    return window[1]
 
 
 def _there(seen: Iterable[Mapping[str, str]], model: str, version: str, where: str) -> None:

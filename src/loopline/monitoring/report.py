@@ -120,8 +120,8 @@ def _quality(finding: Finding, reference: Reference) -> str:
     return (
         f'<h2>Estimated {escape(quality.metric)}</h2><dl class="figures">{cells}</dl>'
         f'<p class="soft">No labels are needed: confidence counts each sample with the quality that samples as sure as it had on the '
-        f"reference, atc counts those surer than a threshold. The loss is from the mean of both, or the shift of the predicted "
-        f"classes where that is larger and no new mix of the same classes explains it.</p>"
+        f"reference, atc counts those surer than a threshold. The loss is from the mean of both, or from the shift of the predicted "
+        f"classes where that is larger and no new mix of the same classes explains it; here it is from {cost.way}.</p>"
     )
 
 

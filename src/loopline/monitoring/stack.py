@@ -22,6 +22,10 @@ from loopline.processes import Process
 from loopline.release import signature
 
 FOLDER = Path(".loopline/up")
+STORE = "prometheus"  # the folder that Prometheus records in
+KEPT = (
+    "Prometheus continues with the figures that it recorded before, also with those of models that are served no more"
+)
 HAPROXY_ADVICE = (
     "the gateway is HAProxy 2.6 or newer (apt-get install haproxy; brew install haproxy); or go without --gateway"
 )
@@ -37,6 +41,7 @@ class Options:
     """See `loopline up --help`. window: of drift; what is evaluated follows it. scrape: seconds.
 
     gateway: HAProxy has `port`, its metrics the next one, and each server a free one. journal: a folder, see docs/journal.md.
+    keep_metrics: Prometheus goes on with what it recorded before.
     """
 
     bundles: tuple[Path, ...]
@@ -55,6 +60,7 @@ class Options:
     journal: Path | None = None
     journal_sample: float = 0.1
     journal_port: int = 9102
+    keep_metrics: bool = False
 
 
 def binary(names: Sequence[str], advice: str = ADVICE) -> str:
@@ -76,6 +82,8 @@ def up(options: Options, folder: Path = FOLDER) -> list[Process]:
     folder.mkdir(parents=True, exist_ok=True)
     configuration.write(options, folder)
     (folder / "fleet.json").unlink(missing_ok=True)  # of the last time
+    if not options.keep_metrics:
+        _set_aside(folder / STORE)
     parts = [*_front(options, folder, haproxy), *_parts(options, folder, *programs), supervisor.part(folder)]
     supervisor.note(parts, folder)
     started: list[Process] = []
@@ -92,6 +100,14 @@ def up(options: Options, folder: Path = FOLDER) -> list[Process]:
         down(folder)
         raise
     return started
+
+
+def _set_aside(store: Path) -> None:
+    """Give Prometheus an empty store: figures of other servers would raise alerts of them. The last one stays beside it."""
+    before = store.with_name(f"{store.name}.1")
+    if store.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        store.rename(before)
 
 
 def _front(options: Options, folder: Path, haproxy: str) -> list[Part]:
@@ -150,7 +166,7 @@ def _parts(options: Options, folder: Path, prometheus: str, alertmanager: str) -
     command += [f"--web.listen-address={own}", "--cluster.listen-address="]
     found.append(Part("alertmanager", command, f"http://{own}", f"http://{own}/-/ready"))
     own = f"127.0.0.1:{options.prometheus_port}"
-    command = [prometheus, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/prometheus"]
+    command = [prometheus, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder / STORE}"]
     command += [f"--web.listen-address={own}"]
     found.append(Part("prometheus", command, f"http://{own}", f"http://{own}/-/ready"))
     return found

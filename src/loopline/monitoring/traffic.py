@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from loopline.errors import LooplineError
-from loopline.monitoring import companions, shifts
+from loopline.monitoring import companions, query, shifts
 
 CLIENTS = 8
 TIMEOUT = 10.0
 MOST_FOREIGN = 2000  # samples of another data set
+NO_ANSWER, NOT_SENT = "no answer", "not sent"  # beside HTTP's statuses
 CLEAN, PRIOR, NOISY, OTHER = "clean", "prior", "noisy", "other-domain"
 
 
@@ -31,7 +32,8 @@ class Plan:
     """What is sent. rate: requests a second, over all models.
 
     profile: `clean`, `prior` (two classes only), `other-domain` (another data set), a shift, or `noisy`: noise in images, typos in
-    texts. dataset: which other data set or folder; by default the companion of the model's own.
+    texts. dataset: which other data set or folder; by default the companion of the model's own. token: of the server, if it
+    wants one.
     """
 
     url: str
@@ -41,6 +43,37 @@ class Plan:
     rate: float = 20.0
     seconds: float = 60.0
     seed: int = 0
+    token: str | None = None
+
+
+def choose(named: Sequence[str], known: Sequence[str], plan: Plan) -> tuple[list[str], list[str]]:
+    """The models to send to, of those that are up at `plan.url`, and what is said of the rest.
+
+    named: models that must be up; without any, all of `known`, those in params.yaml, that are. Raises LooplineError where a named
+    model is not up, or none of the known ones is.
+    """
+    up = query.served(plan.url, plan.token)
+    there = f"at {plan.url} {'there is only ' + ', '.join(up) if up else 'no model is up'}"
+    if missing := [name for name in named if name not in up]:
+        raise LooplineError(f"not up: {', '.join(missing)}; {there}")
+    if named:
+        return list(named), []
+    chosen = [name for name in known if name in up]
+    if not chosen:
+        raise LooplineError(f"not up: {', '.join(known)}; {there}")
+    left_out = [f"{name} is not up at {plan.url}" for name in known if name not in up]
+    left_out += [f"{name} is up, but not in params.yaml" for name in up if name not in known]
+    return chosen, left_out
+
+
+def failures(counts: Counter[str]) -> str:
+    """What went wrong, in words; empty where every request that was sent got the answer 200."""
+    wrong = {status: count for status, count in counts.items() if status not in ("200", NOT_SENT) and count}
+    if not wrong:
+        return "" if counts["200"] else "no request was sent"
+    listed = ", ".join(f"{status}: {count:,}" for status, count in sorted(wrong.items()))
+    sent = counts.total() - counts[NOT_SENT]
+    return f"{sum(wrong.values()):,} of {sent:,} requests did not get the answer 200 ({listed})"
 
 
 def pools(named: Sequence[str], others: Sequence[str], plan: Plan) -> tuple[dict[str, list[bytes | str]], list[str]]:
@@ -116,6 +149,7 @@ def send(pools: dict[str, list[bytes | str]], plan: Plan, *, progress: bool = Tr
     from tqdm import tqdm
 
     host = urllib.parse.urlsplit(plan.url).netloc
+    own = {"Authorization": f"Bearer {plan.token}"} if plan.token else {}
     todo: queue.Queue[tuple[str, bytes, dict[str, str]] | None] = queue.Queue(maxsize=CLIENTS * 4)
     counts: Counter[str] = Counter()
 
@@ -125,12 +159,12 @@ def send(pools: dict[str, list[bytes | str]], plan: Plan, *, progress: bool = Tr
             path, body, headers = asked
             try:
                 # A few samples come again and again: what is sticky in a rollout is the request, not its content.
-                connection.request("POST", path, body, headers | {"X-Request-Id": str(uuid.uuid4())})
+                connection.request("POST", path, body, headers | own | {"X-Request-Id": str(uuid.uuid4())})
                 answer = connection.getresponse()
                 answer.read()
                 counts[str(answer.status)] += 1
             except (OSError, http.client.HTTPException):
-                counts["no answer"] += 1
+                counts[NO_ANSWER] += 1
                 connection.close()
         connection.close()
 
@@ -145,7 +179,7 @@ def send(pools: dict[str, list[bytes | str]], plan: Plan, *, progress: bool = Tr
             try:
                 todo.put_nowait(next(source))
             except queue.Full:
-                counts["not sent"] += 1
+                counts[NOT_SENT] += 1
     except KeyboardInterrupt:
         pass
     for _ in threads:

@@ -96,18 +96,23 @@ def sentence(finding: Finding, reference: Reference) -> str:
     """The verdict with its numbers."""
     if not finding.movers:
         return f"No verdict: {finding.n:.0f} samples in the window, {reference.least} are needed."
-    first, quality, promise = finding.movers[0], reference.quality, reference.promise
+    first, quality, promise, cost = finding.movers[0], reference.quality, reference.promise, finding.harm
     head = "No drift"
     if finding.drifted:
         head = "Drift, and the model is worse on it" if finding.harmful else "Drift, and no harm is estimated"
     estimated = ""
-    if finding.harm:
-        level = quality.value - finding.harm.loss
-        estimated = f"; {quality.metric} is estimated at {level:.3f}, on the reference it was {quality.value:.3f}"
+    if cost:
+        level = f"{quality.value - cost.loss:.3f} by {cost.way}"
+        estimated = f"; {quality.metric} is estimated at {level}, on the reference it was {quality.value:.3f}"
     return (
         f"{head}: the score is {first.score:.2f}, an alarm is over 1, from {finding.n:.0f} samples{estimated}; without drift, "
         f"{100 * promise['false_alarms']:g} % of streams of {promise['windows']:g} windows would raise an alarm."
     )
+
+
+def change(points: float) -> str:
+    """A change of quality, a share, in points: `loses 4.5 points`."""
+    return f"{'gains' if points > 0 else 'loses'} {100 * abs(points):.1f} points"
 
 
 def figure(value: float | None, digits: int = 4) -> str:

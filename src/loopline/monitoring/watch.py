@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 WANTED = (
     "loopline:drift_samples|loopline:drift_score|loopline:signal_score|loopline:signal_value:window"
-    "|loopline:signal_value:reference|loopline:quality_estimated|loopline:quality_loss"
+    "|loopline:signal_value:reference|loopline:quality_estimated|loopline:quality_loss|loopline:quality_loss:classes"
+    "|loopline:quality_labelled|loopline:quality_labelled:radius|loopline:labelled_samples"
     "|loopline_drift_least_samples|loopline_quality_reference|loopline:quality_limit|ALERTS"
 )
+LABELLED = ("loopline:quality_labelled", "loopline:quality_labelled:radius", "loopline:labelled_samples")
+WINDOWS = 6  # of traffic, on the time line
 CELLS = 48  # of the bar and of the time line
 MOVERS = 5
 LINES = 7  # of a model without its movers
@@ -43,7 +46,8 @@ class Mover(NamedTuple):
 class State:
     """What is known of one version of a model. None: nothing was recorded, for there is too little traffic or none.
 
-    history: the score over time, oldest first. estimates: way -> quality.
+    history: the score over time, oldest first. estimates: way -> quality. classes: the loss by the shift of the predicted classes,
+    where that counts. labelled: quality, the radius of its confidence sequence, and the number of labels; empty without labels.
     """
 
     model: str
@@ -56,6 +60,8 @@ class State:
     reference: float | None
     estimates: dict[str, float]
     loss: float | None
+    classes: float | None
+    labelled: tuple[float, ...]
     max_loss: float | None
     alerts: tuple[tuple[str, str], ...]
     movers: tuple[Mover, ...]
@@ -137,6 +143,7 @@ def _state(
     before, now = signals("loopline:signal_value:reference"), signals("loopline:signal_value:window")
     scores = sorted(signals("loopline:signal_score").items(), key=lambda one: -one[1])
     reference = by_name.get("loopline_quality_reference", ())
+    labels = [value for value in map(figure, LABELLED) if value is not None]
     return State(
         model=_clean(key[0]),
         version=_clean(key[1]),
@@ -148,6 +155,8 @@ def _state(
         reference=figure("loopline_quality_reference"),
         estimates={row.labels["estimate"]: row.value for row in by_name.get("loopline:quality_estimated", ())},
         loss=figure("loopline:quality_loss"),
+        classes=figure("loopline:quality_loss:classes"),
+        labelled=tuple(labels) if len(labels) == len(LABELLED) else (),
         max_loss=figure("loopline:quality_limit"),
         alerts=alerts,
         movers=tuple(Mover(_clean(name), value, before.get(name), now.get(name)) for name, value in scores),
@@ -204,10 +213,18 @@ def picture(state: State, since: str = "6h", movers: int = MOVERS) -> Renderable
 
 
 def _quality(state: State) -> str:
+    """The parts and the loss that is taken of them: their mean's, or that of the predicted classes where it is larger."""
+    reference = state.reference or 0.0
     ways = ", ".join(f"{value:.3f} by {_clean(way)}" for way, value in sorted(state.estimates.items(), reverse=True))
-    lost = "no loss" if state.loss is None or state.loss <= 0 else f"loss {100 * state.loss:.1f} points"
-    harm = f"harm over {100 * (state.max_loss or 0):.1f} points"
-    return f"{state.reference or 0:.3f} on the reference; estimated {ways}\n{lost}, {harm}"
+    lines = [f"{reference:.3f} on the reference; estimated {ways}"]
+    if state.loss is not None:
+        way = "the classes' shift" if state.loss == state.classes else "their mean"
+        level = f"{reference - state.loss:.3f} by {way}"
+        lines.append(f"{level}: {verdict.change(-state.loss)}, harm is over {100 * (state.max_loss or 0):.1f}")
+    if state.labelled:
+        value, radius, labels = state.labelled
+        lines.append(f"{value:.3f} ± {radius:.3f} by {labels:,.0f} labels: {verdict.change(value - reference)}")
+    return "\n".join(lines)
 
 
 def _mover(mover: Mover) -> Text:
@@ -233,6 +250,11 @@ def view(url: str, *, models: Sequence[str], since: str, room: int | None, note:
     head = [Text(f"Drift by {url} at {moment}{note}", style="dim")]
     head += [Text(f"firing: {', '.join(others)}", style="red")] if others else []
     return Group(*head, "", *(picture(state, since, movers) for state in found))
+
+
+def span(url: str) -> str:
+    """The time line's length: six windows of the rules. Raises LooplineError where Prometheus has no rules of ours."""
+    return rules.parts.duration(WINDOWS * rules.seconds(query.rules_window(url)))
 
 
 def run(url: str, *, models: Sequence[str] = (), since: str = "6h", once: bool = False, every: float = 5.0) -> None:

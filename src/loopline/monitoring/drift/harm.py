@@ -89,6 +89,11 @@ class Harm:
     limit: float
 
     @property
+    def way(self) -> str:
+        """What the loss was taken from, in words."""
+        return "the shift of predicted classes" if 0 < self.classes == self.loss else "the mean of confidence and atc"
+
+    @property
     def harmful(self) -> bool:
         """Is it?"""
         return self.loss > self.limit

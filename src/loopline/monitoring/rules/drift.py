@@ -5,7 +5,7 @@ from __future__ import annotations
 from loopline.monitoring.drift.calibration import EVALUATIONS
 from loopline.monitoring.drift.harm import DOUBT, MIXTURE, SURE
 from loopline.monitoring.drift.statistic import WEIGHTS
-from loopline.monitoring.rules.parts import Alert, Group, Recording, duration, of_model, of_signal, seconds
+from loopline.monitoring.rules.parts import Alert, Group, Recording, duration, of_model, of_signal, seconds, served
 
 SELDOM = 120  # seconds: Prometheus forgets a recorded value after five minutes
 ALPHA = 0.05  # chance that a confidence sequence ever leaves the true quality out
@@ -47,7 +47,7 @@ def _statistic(window: str) -> tuple[Recording, ...]:
     return (
         Recording(
             "loopline:signal_rows:window",
-            f"sum by (model, version, signal, bin) (increase(loopline_signal_rows_total[{window}]))",
+            served(f"sum by (model, version, signal, bin) (increase(loopline_signal_rows_total[{window}]))"),
         ),
         Recording(N, "sum by (model, version, signal) (loopline:signal_rows:window)"),
         Recording(
@@ -119,7 +119,10 @@ def _labelled(window: str) -> tuple[Recording, ...]:
     labelled = duration(LABELS_FOR * seconds(window))
     upper = f"({N_LABELS} / 4 + {MIXTURE / 4:g})"
     return (
-        Recording(N_LABELS, f"sum by (model, version) (increase(loopline_labelled_rows_total[{labelled}])) > 0"),
+        Recording(
+            N_LABELS,
+            served(f"sum by (model, version) (increase(loopline_labelled_rows_total[{labelled}])) > 0"),
+        ),
         Recording(
             "loopline:quality_labelled",
             f"sum by (model, version) (increase(loopline_labelled_quality_total[{labelled}])) / {N_LABELS}",
@@ -134,7 +137,7 @@ def _labelled(window: str) -> tuple[Recording, ...]:
 def _alerts(window: str) -> tuple[Alert, ...]:
     harmful = "loopline:quality_loss > loopline:quality_limit"
     drifted = "loopline:drift_score > 1"
-    harm = f"({drifted}) and on (model, version) ({harmful})"
+    harm = served(f"({drifted}) and on (model, version) ({harmful})")
     one = "{model=%q,version=%q}"
     details = (
         'Version {{ $labels.version }}, score {{ printf "%.2f" $value }} (alarm over 1), estimated loss '
@@ -148,7 +151,7 @@ def _alerts(window: str) -> tuple[Alert, ...]:
     return (
         Alert(
             "DriftNotice",
-            f"({drifted}) unless on (model, version) ({harmful})",
+            served(f"({drifted}) unless on (model, version) ({harmful})"),
             "{{ $labels.model }}: traffic differs from the reference; no harm is estimated",
             details,
             "notice",
@@ -173,7 +176,10 @@ def _alerts(window: str) -> tuple[Alert, ...]:
         ),
         Alert(
             "LabelledHarm",
-            f"{BEST} - (loopline:quality_labelled + loopline:quality_labelled:radius) > {of_model('loopline_quality_max_loss')}",
+            served(
+                f"{BEST} - (loopline:quality_labelled + loopline:quality_labelled:radius)"
+                f" > {of_model('loopline_quality_max_loss')}"
+            ),
             "{{ $labels.model }}: labels show that the model has become worse",
             "Version {{ $labels.version }} is at least {{ $value | humanizePercentage }} worse on what was labelled than it was"
             f" on its reference; over {duration(LABELS_FOR * seconds(window))}.",
@@ -182,7 +188,7 @@ def _alerts(window: str) -> tuple[Alert, ...]:
         ),
         Alert(
             "DriftNoVerdict",
-            f"loopline:drift_samples > 0 < on (model, version) {of_model('loopline_drift_least_samples')}",
+            served(f"loopline:drift_samples > 0 < on (model, version) {of_model('loopline_drift_least_samples')}"),
             "{{ $labels.model }}: too little traffic to tell drift",
             'Version {{ $labels.version }} saw {{ printf "%.0f" $value }} samples in the window.',
             "info",

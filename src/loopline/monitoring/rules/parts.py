@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+FRESH = 130  # seconds: servers are scraped every two minutes or more often
+SERVED = f"(time() - timestamp(loopline_model_info) < {FRESH})"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -60,3 +62,17 @@ def of_model(series: str) -> str:
 def of_signal(series: str) -> str:
     """A figure of a signal in the bundle's reference."""
     return f"max by (model, version, signal) ({series})"
+
+
+def served(expression: str) -> str:
+    """The expression, which has the labels model and version, for the versions that are served now.
+
+    A counter's increase outlives its server by the length of its range, and all series of a server that ended together with
+    Prometheus outlive it by five minutes. So a server must have exported the version, and not long ago.
+    """
+    return f"({expression}) and on (model, version) {SERVED}"
+
+
+def of_served_model(expression: str) -> str:
+    """The expression, which has the label model, for the models that are served now in whatever version."""
+    return f"({expression}) and on (model) {SERVED}"

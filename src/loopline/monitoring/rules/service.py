@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loopline.monitoring.rules.parts import Alert, Group, Recording
+from loopline.monitoring.rules.parts import SERVED, Alert, Group, Recording, of_served_model, served
 
 AVAILABILITY, FAST_ENOUGH = 0.999, 0.99  # objectives: share of requests answered, and of these within LATENCY seconds
 LATENCY = 0.25
@@ -34,7 +34,8 @@ def group() -> Group:
 
     def burn(kind: str, long: str, short: str, factor: float, budget: float) -> str:
         over = [f"(loopline:{kind}:ratio_{span} > {factor} * {budget:.4g})" for span in (long, short)]
-        return " and ".join([*over, f"on (model) (sum by (model) (increase({requests}[{long}])) > {FEW})"])
+        enough = f"on (model) (sum by (model) (increase({requests}[{long}])) > {FEW})"
+        return of_served_model(" and ".join([*over, enough]))
 
     def burning(name: str, kind: str, what: str, budget: float) -> Callable[[str, str, str, float, str], Alert]:
         def of(speed: str, long: str, short: str, factor: float, severity: str) -> Alert:
@@ -83,7 +84,9 @@ def group() -> Group:
         slowness("Slow", "6h", "30m", 6, "warning"),
         Alert(
             "Saturated",
-            f"sum by (model) (rate(loopline_shed_total[5m])) / (sum by (model) (rate({requests}[5m])) > 0) > 0.01",
+            of_served_model(
+                f"sum by (model) (rate(loopline_shed_total[5m])) / (sum by (model) (rate({requests}[5m])) > 0) > 0.01"
+            ),
             "{{ $labels.model }}: the servers are full and refuse requests",
             "{{ $value | humanizePercentage }} of the requests were refused or came too late over 5 minutes.",
             "warning",
@@ -92,7 +95,7 @@ def group() -> Group:
         ),
         Alert(
             "ModelFailures",
-            "sum by (model, version) (increase(loopline_execution_failures_total[15m])) > 0",
+            served("sum by (model, version) (increase(loopline_execution_failures_total[15m])) > 0"),
             "{{ $labels.model }}: the model fails on some inputs",
             'Version {{ $labels.version }} failed on some inputs in 15 minutes: about {{ printf "%.0f" $value }}.',
             "warning",
@@ -100,7 +103,9 @@ def group() -> Group:
         ),
         Alert(
             "BadInputs",
-            f"sum by (model) (rate({refused}[15m])) / (sum by (model) (rate({requests}[15m])) > 0) > 0.05",
+            of_served_model(
+                f"sum by (model) (rate({refused}[15m])) / (sum by (model) (rate({requests}[15m])) > 0) > 0.05"
+            ),
             "{{ $labels.model }}: clients send what cannot be read",
             "{{ $value | humanizePercentage }} of the requests were refused as unreadable, too large or of a wrong kind.",
             "warning",
@@ -109,8 +114,10 @@ def group() -> Group:
         ),
         Alert(
             "ConstantInputs",
-            "sum by (model, version) (increase(loopline_constant_rows_total[15m]))"
-            ' / (sum by (model, version) (increase(loopline_signal_rows_total{signal="contrast"}[15m])) > 20) > 0.05',
+            served(
+                "sum by (model, version) (increase(loopline_constant_rows_total[15m]))"
+                ' / (sum by (model, version) (increase(loopline_signal_rows_total{signal="contrast"}[15m])) > 20) > 0.05'
+            ),
             "{{ $labels.model }}: images of one colour arrive",
             "{{ $value | humanizePercentage }} of the images show nothing: a dead camera, a closed shutter, a broken decoder.",
             "warning",
@@ -119,7 +126,7 @@ def group() -> Group:
         ),
         Alert(
             "NoTraffic",
-            f"sum by (model) (increase({requests}[1h])) == 0",
+            of_served_model(f"sum by (model) (increase({requests}[1h])) == 0"),
             "{{ $labels.model }}: nobody asks",
             "There was no request for an hour.",
             "info",
@@ -127,7 +134,7 @@ def group() -> Group:
         ),
         Alert(
             "MixedVersions",
-            "count by (model) (count by (model, version) (loopline_model_info)) > 1",
+            f"count by (model) (count by (model, version) {SERVED}) > 1",
             "{{ $labels.model }}: {{ $value }} versions serve side by side",
             "A rollout has been under way for 6 hours, or one server was forgotten.",
             "info",
@@ -135,7 +142,7 @@ def group() -> Group:
         ),
         Alert(
             "BundleChanged",
-            'loopline_bundle_intact{job="loopline"} == 0',
+            served('loopline_bundle_intact{job="loopline"} == 0'),
             "{{ $labels.model }}: the bundle of {{ $labels.instance }} was changed on its disk",
             "What was loaded, version {{ $labels.version }}, is still served. A restart would serve something else, or nothing.",
             "warning",
@@ -143,14 +150,16 @@ def group() -> Group:
         ),
         Alert(
             "StaleModel",
-            f"time() - max by (model, version) (loopline_bundle_written_timestamp_seconds) > {STALE_DAYS} * 86400",
+            served(
+                f"time() - max by (model, version) (loopline_bundle_written_timestamp_seconds) > {STALE_DAYS} * 86400"
+            ),
             "{{ $labels.model }}: the model is old",
             f"Version {{{{ $labels.version }}}} came to its server over {STALE_DAYS} days ago.",
             "info",
         ),
         Alert(
             "Skew",
-            'sum by (model, version) (increase(loopline_sentinel_checks_total{result="different"}[10m])) > 0',
+            served('sum by (model, version) (increase(loopline_sentinel_checks_total{result="different"}[10m])) > 0'),
             "{{ $labels.model }}: it does not answer as it did in training",
             '{{ printf "%.0f" $value }} golden checks got another answer in 10 minutes: preprocessing, bundle or runtime differ.',
             "critical",
@@ -158,7 +167,7 @@ def group() -> Group:
         ),
         Alert(
             "SentinelSilent",
-            "max by (model) (loopline_model_info) unless on (model)"
+            f"max by (model) {SERVED} unless on (model)"
             ' (sum by (model) (increase(loopline_sentinel_checks_total{result=~"same|different"}[10m])) > 0)',
             "{{ $labels.model }}: no golden input was checked",
             "The sentinel gets no answer from the model, or another version than its bundle's is served.",
@@ -167,7 +176,7 @@ def group() -> Group:
         ),
         Alert(
             "RetrainingFailed",
-            'sum by (model) (increase(loopline_retrain_runs_total{result="failed"}[1h])) > 0',
+            of_served_model('sum by (model) (increase(loopline_retrain_runs_total{result="failed"}[1h])) > 0'),
             "{{ $labels.model }}: a retraining broke down",
             "A run of the last hour failed: no candidate came out of it, and the model in service is still the one that drifts.",
             "warning",

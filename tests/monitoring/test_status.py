@@ -1,0 +1,136 @@
+"""`loopline status`: one look at what is up, serves, trains, was decided and fires."""
+
+import json
+import os
+import subprocess
+import sys
+
+import bundles
+import prometheus
+import psutil
+import pytest
+from answering import Server
+
+from loopline import processes
+from loopline.delivery import fleet, state
+from loopline.monitoring import status
+from loopline.monitoring.guard import Alert
+from loopline.monitoring.retrainer.state import Store
+from loopline.release import decisions
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository in which nothing was done, and no server on the usual port."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOOPLINE_DECISIONS", raising=False)
+    monkeypatch.setattr(status, "SERVER", f"http://127.0.0.1:{prometheus.free_port()}")
+    return tmp_path
+
+
+def ourselves(name, address):
+    """This process, noted as one that `up` started."""
+    return processes.Process(name, os.getpid(), psutil.Process().create_time(), address)
+
+
+def test_where_nothing_is_up_it_says_so_and_what_to_run_next(repository):
+    text = status.as_text(status.look())
+    assert "nothing that `loopline up` or `loopline deploy` started" in text
+    assert "no server answers at http://127.0.0.1:" in text
+    assert "unknown: no Prometheus" in text
+    assert "make repro makes the bundles" in text
+    (repository / "models/text/bundle").mkdir(parents=True)
+    assert "make serve starts a server" in status.as_text(status.look())
+
+
+def test_it_shows_what_is_up_what_ended_and_which_bundles_serve(repository):
+    kept = bundles.classifier(repository / "models/classifier/bundle")
+    rows = [{"name": "classifier", "version": kept.version[:12]}, {"name": "text", "version": "0123456789ab"}]
+    server = Server(lambda *_: (200, json.dumps(rows).encode()))
+    fleet.FOLDER.mkdir(parents=True)
+    processes.save([ourselves("gateway", server.url)], fleet.FOLDER)
+    parts = [{"name": name, "address": "http://127.0.0.1:1"} for name in ("gateway", "journal")]
+    (fleet.FOLDER / "parts.json").write_text(json.dumps(parts))
+    found = status.look()
+    server.close()
+    assert [(part.name, part.running) for part in found.parts] == [("gateway", True), ("journal", False)]
+    assert (found.url, found.steps, found.problems) == (server.url, [], [])
+    text = status.as_text(found)
+    assert f"classifier {kept.version[:12]}  models/classifier/bundle" in text
+    assert "text 0123456789ab  (its bundle is not here)" in text
+    assert "ENDED" in text
+
+
+def test_a_server_that_does_not_answer_is_a_problem(repository):
+    fleet.FOLDER.mkdir(parents=True)
+    processes.save([ourselves("server-1", f"http://127.0.0.1:{prometheus.free_port()}")], fleet.FOLDER)
+    found = status.look()
+    assert "cannot be reached" in found.problems[0]
+    assert "make down, then make up" in found.steps[0]
+
+
+def test_a_server_of_make_serve_is_seen_on_its_port(repository, monkeypatch):
+    server = Server(lambda *_: (200, b'[{"name": "text", "version": "0123456789ab"}]'))
+    monkeypatch.setattr(status, "SERVER", server.url)
+    found = status.look()
+    server.close()
+    assert [one.model for one in found.served] == ["text"]
+    assert found.steps == ["make up starts servers with monitoring"]
+
+
+def test_a_stage_that_runs_is_named_with_its_model(repository):
+    words = ["loopline", "stage", "train", "classifier"]
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words])
+    try:
+        assert [(one.stage, one.model, one.folder) for one in status.look().stages] == [("train", "classifier", ".")]
+        assert "train of classifier for " in status.as_text(status.look())
+    finally:
+        child.kill()
+        child.wait()
+    assert status.look().stages == []
+
+
+def test_decisions_retraining_and_rollout_are_told(repository):
+    for number in range(5):
+        decisions.append("text", "refuse", bundle=f"{number}" * 12, champion=None, reasons=[f"reason {number}"])
+    store = Store(status.RETRAINER)
+    alert = Alert(model="text", name="RetrainCandidate", version="v", firing=True, authentic=True)
+    store.receive([("text-1", alert)], "alertmanager")
+    store.close()
+    (status.RETRAINER / "paused").write_text("by hand")
+    state.write(
+        state.State(
+            id="1f", model="text", champion="a" * 64, challenger="b" * 64, before="x", after="y", stage="canary"
+        )
+    )
+    found = status.look()
+    assert [record.reasons[0] for record in found.decided] == ["reason 2", "reason 3", "reason 4"]
+    text = status.as_text(found)
+    assert "paused: by hand" in text
+    assert "text: RetrainCandidate text-1, not looked at yet" in text
+    assert "text: bbbbbbbbbbbb for aaaaaaaaaaaa: canary 5 %" in text
+
+
+def test_alerts_that_fire_come_from_the_prometheus_of_the_stack(repository):
+    labels = {
+        "alertname": "DriftWarning",
+        "severity": "warning",
+        "model": "text",
+        "version": "v1",
+        "alertstate": "firing",
+    }
+    answer = {"data": {"result": [{"metric": labels, "value": [1.0, "1"]}]}}
+    server = Server(lambda *_: (200, json.dumps(answer).encode()))
+    fleet.FOLDER.mkdir(parents=True)
+    processes.save([ourselves("prometheus", server.url)], fleet.FOLDER)
+    found = status.look()
+    server.close()
+    assert found.alerts == [status.Alert("DriftWarning", "warning", "text", "v1")]
+    assert "DriftWarning (warning) text v1" in status.as_text(found)
+
+
+def test_the_command_prints_both_forms(repository):
+    command = [sys.executable, "-m", "loopline.cli", "status", "--url", status.SERVER]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout).keys() >= {"parts", "served", "stages", "rollout", "decided", "alerts", "steps"}
+    assert "make repro" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
