@@ -157,7 +157,7 @@ def test_an_alert_goes_from_alertmanager_to_the_retrainer_with_the_token_of_this
 
 
 def test_down_ends_what_up_started_and_nothing_else(started, folder):
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     started()
     state = folder / ".loopline/up/state.json"
     found = processes.running(state.parent)

@@ -44,6 +44,7 @@ def test_where_nothing_is_up_it_says_so_and_what_to_run_next(repository):
 
 
 def test_it_shows_what_is_up_what_ended_and_which_bundles_serve(repository):
+    (repository / "models/classifier").mkdir(parents=True)
     kept = bundles.classifier(repository / "models/classifier/bundle")
     rows = [{"name": "classifier", "version": kept.version[:12]}, {"name": "text", "version": "0123456789ab"}]
     server = Server(lambda *_: (200, json.dumps(rows).encode()))
@@ -80,7 +81,7 @@ def test_a_server_of_make_serve_is_seen_on_its_port(repository, monkeypatch):
 
 def test_a_stage_that_runs_is_named_with_its_model(repository):
     words = ["loopline", "stage", "train", "classifier"]
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)", *words])
     try:
         assert [(one.stage, one.model, one.folder) for one in status.look().stages] == [("train", "classifier", ".")]
         assert "train of classifier for " in status.as_text(status.look())

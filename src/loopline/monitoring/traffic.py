@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from loopline.credentials import authorization
 from loopline.errors import LooplineError
 from loopline.monitoring import companions, query, shifts
 
@@ -149,7 +150,7 @@ def send(pools: dict[str, list[bytes | str]], plan: Plan, *, progress: bool = Tr
     from tqdm import tqdm
 
     host = urllib.parse.urlsplit(plan.url).netloc
-    own = {"Authorization": f"Bearer {plan.token}"} if plan.token else {}
+    own = authorization(plan.token)
     todo: queue.Queue[tuple[str, bytes, dict[str, str]] | None] = queue.Queue(maxsize=CLIENTS * 4)
     counts: Counter[str] = Counter()
 
