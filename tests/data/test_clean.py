@@ -1,6 +1,7 @@
 """Cleaning: nothing is lost without a count, nothing moves between splits, each fault has its reason."""
 
 import io
+import json
 import math
 from dataclasses import replace
 
@@ -351,3 +352,61 @@ def test_obstacles_are_named(rows, said):
 
 def test_a_sound_set_has_no_obstacles():
     assert account.obstacles(texts(*(say(f"{label} {n}", label) for label in "ab" for n in range(50)))) == []
+
+
+# Annotators who draw the same
+
+
+def box_at(x, *, label="cat", width=100):
+    return RawBox(label, x, 0, x + width, 100)
+
+
+@pytest.mark.parametrize("share", [0.94, 0.88, 0.8, 0.52])
+def test_copies_whose_boxes_overlap_agree(share):
+    shift = 100 * (1 - share) / (1 + share)  # two boxes of width 100 then overlap by `share`
+    image = picture(size=(300, 100))
+    first, second = (draw(box_at(x), box_at(x + 120), image=image, path=str(x)) for x in (0, shift))
+    cleaned = scenes(first, second)
+    assert [box.x1 for box in cleaned.samples[0].boxes] == [0, 120]
+    assert cleaned.aside.counts == {"copy of another sample": 1}
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        (box_at(40), box_at(160)),  # they overlap by .43
+        (box_at(0, label="dog"), box_at(120)),
+        (box_at(0),),
+        (box_at(0), box_at(2)),  # two boxes around the first object, none around the second
+        (),
+    ],
+)
+def test_copies_whose_boxes_differ_are_set_aside(boxes):
+    image = picture(size=(300, 100))
+    cleaned = scenes(draw(box_at(0), box_at(120), image=image), draw(*boxes, image=image))
+    assert cleaned.aside.counts == {"copies with different labels": 2}
+
+
+def test_reasons_of_boxes_stand_beside_those_of_samples():
+    line = RawBox("", 0, 0, 0, 0, problem="broken line of labels", detail="a.txt:3: 0 .5")
+    cleaned = scenes(draw(line, image=picture()))
+    assert account.reasons(cleaned) == [
+        "1 x no usable box left, e.g. p (broken line of labels)",
+        "1 x box: broken line of labels, e.g. p (a.txt:3: 0 .5)",
+    ]
+
+
+def test_files_that_are_not_samples_are_named_and_not_counted():
+    rest = RawSample("b.cache", None, None, None, None, None, problem="not used", unused=True)
+    cleaned = images(show(picture()), rest)
+    assert account.summary(cleaned)["left_out"] == {"not used": {"count": 1, "examples": ["b.cache"]}}
+    assert (cleaned.seen, cleaned.aside.total) == (1, 0)
+
+
+def test_names_with_halves_of_characters_are_written(tmp_path):
+    from loopline.data import manifest
+
+    cleaned = scenes(draw(RawBox("\ud800", 0, 0, 5, 5), path="\ud800"), draw(RawBox("\ud800", 0, 0, -5, 5), image=b"x"))
+    manifest.write(tmp_path / "m.parquet", cleaned.samples, task="detection", labels=account.labels(cleaned.samples))
+    json.dumps(account.summary(cleaned)).encode()
+    assert manifest.labels(tmp_path / "m.parquet") == ("?",)

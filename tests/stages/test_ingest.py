@@ -127,3 +127,27 @@ def test_what_cannot_be_trained_on_is_refused_with_its_reasons(project):
     assert "one class only: 2" in message
     assert "60 x empty file, e.g. 10/0.png" in message
     assert not (project / "data/classifier").exists()
+
+
+def test_boxes_that_cannot_be_used_are_explained(project):
+    params = yaml.safe_load((project / PARAMS).read_text())
+    params["models"]["detector"]["dataset"] = str(project / "scenes")
+    (project / PARAMS).write_text(yaml.safe_dump(params))
+    write_images(project / "scenes", 0, 20)
+    for number in range(20):
+        (project / "scenes" / f"{number}.txt").write_text("0 .5 .5 .2 .2 .93\n")
+    with pytest.raises(LooplineError) as refusal:
+        ingest.main("detector")
+    assert "20 x no usable box left, e.g. 0.png (broken line of labels)" in str(refusal.value)
+    assert "20 x box: broken line of labels, e.g. 0.png (0.txt:1: 0 .5 .5 .2 .2 .93: 6 columns" in str(refusal.value)
+
+
+def test_files_that_are_not_used_are_named(project):
+    (project / "shapes/notes.pdf").write_bytes(b"x")
+    (project / "shapes/README.md").write_bytes(b"x")
+    ingest.main("classifier")
+    report = read_json(project / "data/classifier/ingest.json")
+    assert report["left_out"] == {
+        "document (readme, licence, ...)": {"count": 1, "examples": ["README.md"]},
+        "not used in the format a folder per class": {"count": 1, "examples": ["notes.pdf"]},
+    }

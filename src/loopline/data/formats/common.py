@@ -60,7 +60,7 @@ class Folder:
     """A dataset's folder: its files as paths relative to `root`, with `/`, in natural order.
 
     unreadable: folders that could not be listed. left_out: path and reason of what does not count as data.
-    opened: the files that were read so far.
+    opened: the files that were opened so far.
     """
 
     root: Path
@@ -75,12 +75,11 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The content of one file. Raises LooplineError where it cannot be opened."""
+        self.opened.add(name)
         try:
-            content = (self.root / name).read_bytes()
+            return (self.root / name).read_bytes()
         except OSError as error:
             raise LooplineError(f"{self.root / name} cannot be read: {error.strerror or error}") from error
-        self.opened.add(name)
-        return content
 
     def start(self, name: str, limit: int = 4096) -> bytes:
         """The first bytes of one file, to recognise its format; b"" where it cannot be opened."""

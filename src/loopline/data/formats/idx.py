@@ -65,7 +65,7 @@ def _read(folder: Folder) -> Iterator[RawSample]:
 
 def _open(folder: Folder, name: str) -> IO[bytes]:
     path = folder.root / name
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK, effective_ids=True):
         raise LooplineError(f"{path} cannot be opened")
     folder.opened.add(name)
     return cast(IO[bytes], gzip.GzipFile(path)) if name.endswith(".gz") else path.open("rb")

@@ -51,7 +51,7 @@ def read(folder: Path, task: str, *, unused: bool = False) -> Iterator[RawSample
         yield replace(sample, path=prefix + sample.path) if prefix else sample
     yield from (broken(f"{name}/", "folder that cannot be opened") for name in outer.unreadable)
     for name in (name for name in rest if name not in inner.opened):
-        if not os.access(inner.root / name, os.R_OK):
+        if not os.access(inner.root / name, os.R_OK, effective_ids=True):
             yield broken(prefix + name, "file that cannot be opened")
         elif unused:
             yield replace(broken(prefix + name, f"not used in the format {found.name}"), unused=True)

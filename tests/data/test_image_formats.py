@@ -1,0 +1,646 @@
+"""Files as labelling tools, phones and other systems write them: nothing vanishes and nothing is guessed."""
+
+import contextlib
+import io
+import json
+import os
+import struct
+import tempfile
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from loopline.data import formats
+from loopline.data.clean import clean
+from loopline.data.formats.common import split_of_folder
+from loopline.data.formats.folders import written
+from loopline.data.formats.xmlfile import UnusableXml, parse
+from loopline.errors import LooplineError
+from loopline.settings import Split
+
+SPLIT = Split(seed=0, val=0.2, test=0.2)
+
+
+def picture(shade=0):
+    buffer = io.BytesIO()
+    Image.new("RGB", (10, 8), (shade % 256, 40, 90)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def put(root, files):
+    """Write the files, {name: content}."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return root
+
+
+def read(root, task="detection"):
+    return {sample.path: sample for sample in formats.read(root, task, unused=True)}
+
+
+def boxes(root):
+    """{path: [(label, x1, y1, x2, y2)]} of the usable boxes of whole samples."""
+    return {
+        path: [(b.label, b.x1, b.y1, b.x2, b.y2) for b in sample.boxes or () if not b.problem]
+        for path, sample in read(root).items()
+        if not sample.problem
+    }
+
+
+def box_problems(root):
+    return [box.problem for sample in read(root).values() for box in sample.boxes or ()]
+
+
+def problems(root, task="detection"):
+    return {path: sample.problem for path, sample in read(root, task).items() if sample.problem}
+
+
+# Nothing vanishes
+
+NAMES = st.sampled_from(
+    [
+        "1.png",
+        "2.png",
+        "notice_1.png",
+        "license_plate.jpg",
+        "copying.txt",
+        "README",
+        "readme.md",
+        "LICENSE",
+        ".DS_Store",
+        "a.csv",
+        "x.dvc",
+        "Thumbs.db",
+        "citation",
+        "changelog 2.png",
+        "data.yaml",
+        "noext",
+        "notice.pdf",
+    ]
+)
+FOLDERS = st.sampled_from(
+    ["", "cat/", "dog/", "cat/more/", "train/cat/", "test/dog/", ".git/", "train_images/", "licence/"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    files=st.sets(st.tuples(FOLDERS, NAMES), min_size=1, max_size=12), task=st.sampled_from(["classification", "text"])
+)
+def test_each_file_of_a_folder_is_used_set_aside_or_named_as_left_out(files, task):
+    with tempfile.TemporaryDirectory() as name:
+        root = put(Path(name), {folder + file: picture(n) for n, (folder, file) in enumerate(sorted(files))})
+        try:
+            samples = list(formats.read(root, task, unused=True))
+        except LooplineError:
+            return
+        seen = {
+            "/".join(path.split("/")[:1]) + "/" if path.startswith(".git/") else path for path in map("".join, files)
+        }
+        assert sorted(sample.path for sample in samples) == sorted(seen)  # each of them once
+        cleaned = clean([("set", samples)], task=task, split=SPLIT)
+        assert len(cleaned.samples) + cleaned.aside.total + cleaned.left_out.total == len(seen)
+
+
+@pytest.mark.parametrize("start", ["readme", "license", "licence", "notice", "citation", "changelog", "copying"])
+def test_names_that_begin_like_documents_are_data(tmp_path, start):
+    names = [f"{start}_plate", f"{start}s", f"{start}-1"]
+    put(tmp_path, {f"images/{name}.png": picture(n) for n, name in enumerate(names)})
+    put(tmp_path, {f"labels/{name}.txt": "0 .5 .5 .5 .5" for name in names})
+    put(tmp_path, {f"{start.upper()}.md": "x", start: "x"})
+    samples = read(tmp_path)
+    assert [path for path, sample in samples.items() if not sample.problem] == sorted(f"images/{n}.png" for n in names)
+    assert {path for path, sample in samples.items() if sample.unused} == {f"{start.upper()}.md", start}
+
+
+@contextlib.contextmanager
+def ordinary_user():
+    """Without the superuser's right to read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def closed():
+    """A folder that any user may read, but for what a test closes."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+        for path in Path(name).iterdir():
+            path.chmod(0o755)
+
+
+def test_folders_and_files_that_cannot_be_opened_are_counted(closed):
+    put(closed, {f"{label}/{n}.png": picture(n) for label in "abc" for n in range(2)})
+    (closed / "a/1.png").chmod(0)
+    (closed / "c").chmod(0)
+    with ordinary_user():
+        found = problems(closed, "classification")
+    assert found == {"a/1.png": "file that cannot be opened", "c/": "folder that cannot be opened"}
+
+
+def test_annotations_that_cannot_be_opened_are_counted(closed):
+    put(closed, {f"{name}.png": picture() for name in "ab"} | {"a.txt": "0 .5 .5 .5 .5", "b.txt": "0 .5 .5 .5 .5"})
+    (closed / "b.txt").chmod(0)
+    with ordinary_user():
+        assert problems(closed) == {"b.png": "file that cannot be opened"}
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    put(tmp_path, {"a/1.png": picture(), "b/1.png": picture()})
+    os.mkfifo(tmp_path / "a/2.png")
+    assert problems(tmp_path, "classification") == {"a/2.png": "not a regular file"}
+
+
+# Names of splits
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train_images", "train"),
+        ("TestImages", "test"),
+        ("valid", "val"),
+        ("val-set", "val"),
+        ("testset", "test"),
+        ("images_train", "train"),
+        ("training data", "train"),
+        ("train2017", "train"),
+        ("TRAIN_IMGS", "train"),
+        ("t10k", "test"),
+        ("dev", "val"),
+        ("trainval", "train"),
+        ("train_station", None),
+        ("test_tube", None),
+        ("train_猫", None),
+        ("images", None),
+        ("train_test", None),
+        ("2017", None),
+        ("devices", None),
+    ],
+)
+def test_a_name_stands_for_a_split_if_its_other_words_say_nothing(name, split):
+    assert split_of_folder(name) == split
+
+
+@pytest.mark.parametrize(
+    ("layout", "named"),
+    [
+        (("train_images/1", "train_images/2", "test_images/1"), "test_images (1 files), train_images (2 files)"),
+        (("train/1", "valid/1"), "train (1 files), valid (1 files)"),
+        (("train/1", "test/1", "masks/1"), "test (1 files), train (1 files)"),
+        (("imdb/train/pos/1", "imdb/test/pos/1", "yelp/train/pos/1", "yelp/x"), r"imdb/{test,train}, yelp/{train}"),
+        (("cat/train/1", "cat/test/2", "dog/train/1", "cat/3", "dog/3"), r"cat/{test,train}, dog/{train}"),
+        (("train/cat/1", "test/cat/1", "extra/1"), "test (1 files), train (1 files)"),
+    ],
+)
+@pytest.mark.parametrize(("task", "suffix"), [("classification", ".png"), ("text", ".txt")])
+def test_splits_never_become_classes(tmp_path, layout, named, task, suffix):
+    put(tmp_path, {name + suffix: picture() for name in layout} | {"train.html": "x"})
+    with pytest.raises(LooplineError) as refusal:
+        list(formats.read(tmp_path, task))
+    assert named in str(refusal.value)
+
+
+def test_other_folders_beside_published_splits_change_nothing(tmp_path):
+    put(
+        tmp_path, {"train_images/a/1.png": picture(), "test_images/b/1.png": picture(), "meta/x.pdf": "x", "1.csv": "x"}
+    )
+    samples = read(tmp_path, "classification")
+    assert {p: (s.label, s.split) for p, s in samples.items() if not s.unused} == {
+        "train_images/a/1.png": ("a", "train"),
+        "test_images/b/1.png": ("b", "test"),
+    }
+    assert {path for path, sample in samples.items() if sample.unused} == {"meta/x.pdf", "1.csv"}
+
+
+# Names
+
+
+@pytest.mark.parametrize("label", ["a/b", "5%", "5%Ba", ".hidden", "100%25", "50%20off", "%2F", "x.y"])
+def test_a_written_folder_name_is_read_back(tmp_path, label):
+    put(tmp_path, {f"{written(label)}/1.png": picture(), "other/1.png": picture(1)})
+    assert {sample.label for sample in formats.read(tmp_path, "classification")} == {label, "other"}
+
+
+def test_percent_signs_that_nobody_wrote_stay(tmp_path):
+    names = {"5%Ba", "5%Ca", "50%20off", "100%", "a%2fb"}
+    put(tmp_path, {f"{name}/{n}.png": picture(n) for n, name in enumerate(sorted(names))})
+    assert {sample.label for sample in formats.read(tmp_path, "classification")} == names
+
+
+def decomposed(name):
+    return unicodedata.normalize("NFD", name)
+
+
+COMPOSED = "Mü_ñ"
+
+
+def rectangle(name, **more):
+    value = {"x": 10, "y": 25, "width": 40, "height": 50, "rectanglelabels": ["cat"]}
+    result = {"type": "rectanglelabels", "original_width": 10, "original_height": 8, "value": value}
+    return {"id": 1, "data": {"image": name}, "annotations": [{"result": [result]}]} | more
+
+
+def annotated(name):
+    """The same picture called `name` in each format that finds files by name: one box, (1, 2) to (5, 6)."""
+    coco = {
+        "images": [{"id": 1, "file_name": f"{name}.png", "width": 10, "height": 8}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 4, 4]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    corners = "<xmin>1</xmin><ymin>2</ymin><xmax>5</xmax><ymax>6</ymax>"
+    entry = f"<object><name>cat</name><bndbox>{corners}</bndbox></object>"
+    cvat = f'<image name="{name}.png" width="10" height="8"><box label="cat" xtl="1" ytl="2" xbr="5" ybr="6"/></image>'
+    return {
+        "coco": {"coco.json": json.dumps(coco)},
+        "voc": {"1.xml": f"<annotation><filename>{name}.png</filename>{entry}</annotation>"},
+        "voc by its own name": {f"xml/{name}.xml": f"<annotation>{entry}</annotation>"},
+        "yolo": {f"labels/{name}.txt": "0 .3 .5 .4 .5", "labels/classes.txt": "cat\n"},
+        "cvat": {"annotations.xml": f"<annotations>{cvat}</annotations>"},
+        "label studio": {"export.json": json.dumps([rectangle(f"/data/upload/1/0a1b2c3d-{name}.png")])},
+    }
+
+
+@pytest.mark.parametrize("form", annotated(""))
+@pytest.mark.parametrize(("of_file", "of_annotation"), [(decomposed, str), (str, decomposed)])
+def test_names_are_compared_composed_in_every_format(tmp_path, form, of_file, of_annotation):
+    image = f"images/{of_file(COMPOSED)}.png"
+    put(tmp_path, {image: picture()} | annotated(of_annotation(COMPOSED))[form])
+    assert {
+        path: [(label, *map(round, corners)) for label, *corners in found] for path, found in boxes(tmp_path).items()
+    } == {image: [("cat", 1, 2, 5, 6)]}
+
+
+def test_classes_that_look_the_same_are_one(tmp_path):
+    put(tmp_path, {f"{name}/{n}.png": picture(n) for n, name in enumerate((COMPOSED, decomposed(COMPOSED), "other"))})
+    cleaned = clean([("set", formats.read(tmp_path, "classification"))], task="classification", split=SPLIT)
+    assert {sample.label for sample in cleaned.samples} == {COMPOSED, "other"}
+
+
+# YOLO
+
+
+def yolo(root, *labels, **files):
+    put(root, {"images/a.png": picture(), "labels/a.txt": "\n".join(labels)})
+    return put(root, {name.replace("_", "."): content for name, content in files.items()})
+
+
+@pytest.mark.parametrize("place", ["classes.txt", "labels/classes.txt", "labels/train/Classes.txt", "images/obj.names"])
+def test_yolo_finds_the_names_wherever_a_tool_leaves_them(tmp_path, place):
+    put(yolo(tmp_path, "1 .5 .5 .5 .5"), {place: "cat\ndog\n\n"})
+    assert [box[0] for box in boxes(tmp_path)["images/a.png"]] == ["dog"]
+
+
+def test_yolo_takes_names_from_any_yaml_as_they_are_written(tmp_path):
+    yolo(tmp_path, "1 .5 .5 .5 .5", my_yaml="names: [yes, no]\n", hyp_yaml="lr0: .1\n")
+    assert [box[0] for box in boxes(tmp_path)["images/a.png"]] == ["no"]
+    assert problems(tmp_path) == {"hyp.yaml": "not used in the format YOLO"}
+
+
+@pytest.mark.parametrize("other", ["cat\nbus\n", "dog\ncat\n"])
+def test_yolo_names_that_contradict_are_refused(tmp_path, other):
+    put(yolo(tmp_path, "1 .5 .5 .5 .5", coco_yaml="names: {0: cat, 1: dog}\n"), {"labels/classes.txt": other})
+    with pytest.raises(LooplineError, match=r"in .*coco\.yaml and .* in .*classes\.txt"):
+        boxes(tmp_path)
+
+
+def test_yolo_files_of_names_may_be_shorter_than_others(tmp_path):
+    put(yolo(tmp_path, "1 .5 .5 .5 .5", coco_yaml="names: {0: cat, 1: dog}\n"), {"labels/classes.txt": "cat\n"})
+    assert boxes(tmp_path)["images/a.png"][0][0] == "dog"
+
+
+POSE = "0 .5 .5 .4 .5 .4 .4 .6 .6 0 0"  # a box and three points
+
+
+def test_yolo_boxes_of_poses_are_read_with_kpt_shape(tmp_path):
+    yolo(tmp_path, POSE, "0 .5 .5 .4 .5", "0 .1 .1 .2 .2 .3 .3 .4 .4", data_yaml="names: [a]\nkpt_shape: [3, 2]\n")
+    assert boxes(tmp_path) == {"images/a.png": [("a", 3, 2, 7, 6), ("a", 3, 2, 7, 6)]}
+    assert box_problems(tmp_path) == [None, None, "broken line of labels"]
+
+
+@pytest.mark.parametrize("line", [POSE, "0 .5 .5 .4 .5 .4 .4 2 .6 .6 1"])
+def test_yolo_lines_that_could_be_poses_or_outlines_are_refused(tmp_path, line):
+    with pytest.raises(LooplineError, match=r"labels/a\.txt:2: .* columns.*kpt_shape"):
+        boxes(yolo(tmp_path, "0 .5 .5 .4 .5", line))
+
+
+@pytest.mark.parametrize(
+    "lines", [(POSE, "0 .1 .1 .9 .1 .9 .9 .1 .9 .05 .5"), (POSE, "0 .1 .1 .2 .2 .1 .2"), ("0 .2 .2 .8 .2 .8 .8 .2 .8",)]
+)
+def test_yolo_outlines_that_cannot_be_poses_are_read(tmp_path, lines):
+    yolo(tmp_path, *lines)
+    assert box_problems(tmp_path) == [None] * len(lines)
+
+
+def test_yolo_says_where_there_are_no_points(tmp_path):
+    yolo(tmp_path, POSE, data_yaml="names: [a]\nkpt_shape: [0, 0]\n")
+    assert boxes(tmp_path) == {"images/a.png": [("a", 0, 0, 6, pytest.approx(4.8))]}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("0 .5 .5 .2 .2 .93", "6 columns"),
+        ("0 .5 .5 .2 .2 .1 .1 .2", "8 columns"),
+        ("0 .5 .5 .2", "4 columns"),
+        ("0.7 .5 .5 .2 .2", "whole number"),
+        ("-1 .5 .5 .2 .2", "whole number"),
+        ("nan .5 .5 .2 .2", "whole number"),
+        ("cat .5 .5 .2 .2", "numbers"),
+    ],
+)
+def test_yolo_lines_that_are_not_boxes_show_the_line_and_the_reason(tmp_path, line, reason):
+    yolo(tmp_path, "0 .5 .5 .2 .2", line)
+    broken = read(tmp_path)["images/a.png"].boxes[1]
+    assert broken.problem == "broken line of labels"
+    assert broken.detail.startswith(f"labels/a.txt:2: {line}: ")
+    assert reason in broken.detail
+
+
+def test_yolo_lists_of_images_may_come_from_another_machine(tmp_path):
+    yolo(tmp_path, "0 .5 .5 .5 .5", data_yaml="names: [a]\ntest: test.txt\n", test_txt="/home/x/set/images/a.png\n")
+    assert read(tmp_path)["images/a.png"].split == "test"
+
+
+# COCO
+
+
+def coco(root, *, name="coco.json", **changes):
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 10, "height": 8}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 4, 4]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    return put(root, {"a.png": picture(), name: json.dumps(content | changes)})
+
+
+GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 4, 4]}
+
+
+@pytest.mark.parametrize("entry", [None, [], "x", 7, {"image_id": [1]}, {"image_id": True}, {"image_id": {}}, {}])
+def test_coco_annotations_that_are_malformed_are_counted(tmp_path, entry):
+    coco(tmp_path, annotations=[GOOD, entry])
+    assert boxes(tmp_path) == {"a.png": [("cat", 1, 2, 5, 6)]}
+    assert problems(tmp_path) == {"coco.json:annotations[1]": "annotation without image_id"}
+
+
+@pytest.mark.parametrize("entry", [None, [], {"id": 2}, {"file_name": "a.png"}, {"id": [], "file_name": "a.png"}])
+def test_coco_images_that_are_malformed_are_counted(tmp_path, entry):
+    coco(tmp_path, images=[{"id": 1, "file_name": "a.png"}, entry])
+    assert problems(tmp_path) == {"coco.json:images[1]": "image entry without id and file_name"}
+
+
+@pytest.mark.parametrize(
+    "bbox",
+    [None, {}, {"x": 1, "y": 1, "w": 1, "h": 1}, "1234", [1, 2, 3], ["1", 2, 3, 4], [10**400, 1, 1, 1], [True] * 4],
+)
+def test_coco_boxes_that_are_not_four_numbers_are_counted(tmp_path, bbox):
+    coco(tmp_path, annotations=[{"image_id": 1, "category_id": 1, "bbox": bbox}])
+    assert box_problems(tmp_path) == ["annotation without a box"]
+
+
+@pytest.mark.parametrize("category", [None, "1", [1], {}, 2, True])
+def test_coco_categories_that_are_unknown_are_counted(tmp_path, category):
+    coco(tmp_path, annotations=[GOOD | {"category_id": category}])
+    assert box_problems(tmp_path) == ["class number without a name"]
+
+
+@pytest.mark.parametrize(
+    ("width", "size"), [(float("nan"), None), ("64.0", None), (0, None), ([], None), (10.0, (10, 8))]
+)
+def test_coco_sizes_that_are_not_numbers_are_not_stated(tmp_path, width, size):
+    coco(tmp_path, images=[{"id": 1, "file_name": "a.png", "width": width, "height": 8}])
+    assert read(tmp_path)["a.png"].size == size
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"annotations": {"1": GOOD}},
+        {"images": None},
+        {"categories": [None]},
+        {"categories": [{"id": [], "name": "a"}]},
+        {"categories": [{"id": 1, "name": None}]},
+        {"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]},
+    ],
+)
+def test_coco_that_cannot_be_read_at_all_is_one_message(tmp_path, changes):
+    with pytest.raises(LooplineError, match=r"coco\.json"):
+        boxes(coco(tmp_path, **changes))
+
+
+def test_coco_images_with_one_id_do_not_share_boxes(tmp_path):
+    put(coco(tmp_path, images=[{"id": 1, "file_name": name} for name in ("a.png", "b.png")]), {"b.png": picture(1)})
+    assert set(problems(tmp_path).values()) == {"image whose id another image has too", "image without annotation"}
+
+
+def test_every_coco_file_is_read_whatever_another_is_called(tmp_path):
+    coco(tmp_path, name="instances_val.json")
+    put(coco(tmp_path, name="train.json", images=[{"id": 1, "file_name": "b.png"}]), {"b.png": picture(1)})
+    assert {path: sample.split for path, sample in read(tmp_path).items()} == {"a.png": "val", "b.png": "train"}
+
+
+def test_coco_files_that_say_the_same_again_are_named(tmp_path):
+    for name in ("instances_val.json", "person_keypoints_val.json"):
+        coco(tmp_path, name=name)
+    assert problems(tmp_path) == {"person_keypoints_val.json": "not used in the format COCO"}
+
+
+# XML
+
+
+@pytest.mark.parametrize(
+    ("encoding", "word"),
+    [
+        ("GBK", "猫"),
+        ("gb2312", "猫"),
+        ("Shift_JIS", "猫"),
+        ("Big5", "貓"),
+        ("EUC-KR", "차"),
+        ("windows-1251", "ж"),
+        ("ISO-8859-1", "é"),
+        ("utf-8", "é"),
+        ("utf-16", "é"),
+    ],
+)
+def test_voc_is_read_in_the_encoding_that_it_declares(tmp_path, encoding, word):
+    corners = "<xmin>1</xmin><ymin>2</ymin><xmax>5</xmax><ymax>6</ymax>"
+    text = f"<annotation><object><name>{word}</name><bndbox>{corners}</bndbox></object></annotation>"
+    put(tmp_path, {"a.png": picture(), "a.xml": f'<?xml version="1.0" encoding="{encoding}"?>{text}'.encode(encoding)})
+    assert boxes(tmp_path) == {"a.png": [(word, 1, 2, 5, 6)]}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b'<?xml version="1.0" encoding="nope"?><a/>', "XML in the encoding nope, which is not read"),
+        (b'<?xml version="1.0" encoding="zlib"?><a/>', "XML in the encoding zlib, which is not read"),
+        (b'<?xml version="1.0" encoding="utf-8"?><a>\xff</a>', "XML that is not in its encoding, utf-8"),
+        (b"<a>" * 9, "broken XML"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>".encode("utf-16"), "broken XML"),
+        (b"", "broken XML"),
+    ],
+)
+def test_xml_that_cannot_be_read_says_why(data, reason):
+    with pytest.raises(UnusableXml) as refusal:
+        parse(data)
+    assert refusal.value.args[0] == reason
+
+
+# CVAT
+
+
+def cvat(root, image="", *, more="", **files):
+    head = '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta/>'
+    entry = f'<image id="0" name="pics/a.png" width="10" height="8" subset="Validation">{image}</image>'
+    return put(root, {"export/annotations.xml": f"{head}{entry}{more}</annotations>", "pics/a.png": picture()} | files)
+
+
+@pytest.mark.parametrize(
+    ("shape", "corners"),
+    [
+        ('<box xtl="1" ytl="2" xbr="5.5" ybr="6"', (1, 2, 5.5, 6)),
+        ('<box xtl="2" ytl="3" xbr="6" ybr="5" rotation="90.0"', (3, 2, 5, 6)),
+        ('<polygon points="1.5,2;5,2;3,6.5"', (1.5, 2, 5, 6.5)),
+        ('<ellipse cx="5" cy="4" rx="2" ry="1" rotation="90"', (4, 2, 6, 6)),
+        ('<mask left="1" top="2" width="3" height="4" rle="1"', (1, 2, 4, 6)),
+    ],
+)
+def test_cvat_shapes_become_boxes(tmp_path, shape, corners):
+    cvat(tmp_path, f'{shape} label="cat"><attribute name="x">1</attribute></{shape[1:].split()[0]}>')
+    (box,) = boxes(tmp_path)["pics/a.png"]
+    assert box == ("cat", *map(pytest.approx, corners))
+    assert read(tmp_path)["pics/a.png"].split == "val"
+    assert read(tmp_path)["pics/a.png"].size == (10, 8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ('<box label="a" xtl="1" ytl="2" xbr="5" ybr="6" outside="1"/>', "shape outside of the picture"),
+        ('<points label="a" points="1,2"/>', "shape that is not a box, a polygon, an ellipse or a mask"),
+        ('<box label="a" xtl="x" ytl="2" xbr="5" ybr="6"/>', "annotation without a box"),
+        ('<box label="a"/>', "annotation without a box"),
+        ('<polygon label="a" points="1;2"/>', "annotation without a box"),
+    ],
+)
+def test_cvat_shapes_that_are_not_boxes_are_counted(tmp_path, shape, reason):
+    assert box_problems(cvat(tmp_path, shape)) == [reason]
+
+
+def test_cvat_reports_tracks_and_images_that_are_not_there(tmp_path):
+    track = '<track id="3" label="cat"><box frame="0" xtl="1" ytl="1" xbr="2" ybr="2" outside="0"/></track>'
+    put(cvat(tmp_path, '<box label="a"/>', more=f'{track}<image name="gone.png"/>'), {"other.png": picture()})
+    assert problems(tmp_path) == {
+        "export/annotations.xml:track 3": "track of a video",
+        "export/annotations.xml:gone.png": "image file not found",
+        "other.png": "image without annotation",
+    }
+
+
+def test_cvat_tags_are_classes(tmp_path):
+    tags = '<image name="b.png"><tag label="x"/><tag label="y"/></image><image name="c.png"/>'
+    cvat(tmp_path, '<tag label="cat"/>', more=tags, **{"b.png": picture(1), "c.png": picture(2)})
+    samples = read(tmp_path, "classification")
+    assert (samples["pics/a.png"].label, samples["c.png"].label) == ("cat", None)
+    assert samples["b.png"].problem == "image with several classes"
+    with pytest.raises(LooplineError, match="CVAT XML with tags, which is for classification"):
+        read(tmp_path, "detection")
+
+
+# Label Studio
+
+
+def studio(root, *entries, **files):
+    return put(root, {"project-1.json": json.dumps(list(entries)), "pics/a.png": picture()} | files)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/data/upload/7/1f2e3d4c-a.png",
+        "/data/local-files/?d=pics/a.png",
+        "s3://bucket/pics/a.png",
+        "http://x.org/a.png?v=1",
+        "a.png",
+        "pics\\a.png",
+        "upload/1f2e3d4c-a.png",
+    ],
+)
+def test_label_studio_images_are_found_by_their_addresses(tmp_path, address):
+    (box,) = boxes(studio(tmp_path, rectangle(address)))["pics/a.png"]
+    assert box == ("cat", *map(pytest.approx, (1, 2, 5, 6)))
+
+
+def choice(label, **data):
+    return {"data": data, "annotations": [{"result": [{"type": "choices", "value": {"choices": [label]}}]}]}
+
+
+def test_label_studio_choices_are_classes_of_images_and_texts(tmp_path):
+    studio(tmp_path / "images", choice("cat", image="a.png"))
+    put(
+        tmp_path / "texts",
+        {"train.json": json.dumps([choice("pos", text="good", id="7"), choice("neg", review="bad")])},
+    )
+    assert read(tmp_path / "images", "classification")["pics/a.png"].label == "cat"
+    assert [(s.text, s.label, s.split) for s in formats.read(tmp_path / "texts", "text")] == [
+        ("good", "pos", "train"),
+        ("bad", "neg", "train"),
+    ]
+
+
+def test_label_studio_reports_what_it_cannot_use(tmp_path):
+    turned = rectangle("a.png")
+    turned["annotations"][0]["result"][0]["image_rotation"] = 90
+    skipped = rectangle("b.png", annotations=[{"was_cancelled": True, "result": []}])
+    entries = [turned, skipped, rectangle("gone.png"), {"image": "c.png", "label": []}, None, rectangle(7)]
+    studio(tmp_path, *entries, **{"b.png": picture(), "c.png": picture()})
+    assert box_problems(tmp_path) == ["region drawn while the image was turned"]
+    assert problems(tmp_path) == {
+        "b.png": "task without annotation",
+        "c.png": "image without annotation",
+        "project-1.json:tasks[2]": "image file not found",
+        "project-1.json:tasks[3]": "task that is not one of the JSON export",
+        "project-1.json:tasks[4]": "task that is not one of the JSON export",
+        "project-1.json:tasks[5]": "task without one image",
+    }
+
+
+def test_label_studio_annotators_who_disagree_are_counted(tmp_path):
+    near, far = rectangle("a.png")["annotations"][0], rectangle("a.png")["annotations"][0]
+    near["result"][0]["value"]["x"] = 12
+    far["result"][0]["value"]["x"] = 60
+    first = rectangle("a.png")["annotations"][0]
+    assert list(boxes(studio(tmp_path / "agree", rectangle("a.png", annotations=[first, near])))) == ["pics/a.png"]
+    studio(tmp_path / "not", rectangle("a.png", annotations=[first, far]))
+    assert problems(tmp_path / "not")["project-1.json:tasks[0]"] == "annotators disagree"
+
+
+# IDX
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (struct.pack(">HBB3I", 0, 8, 3, 1, 1, 1) + b"ab", struct.pack(">HBBI", 0, 8, 1, 1) + b"a", "goes on after"),
+        (struct.pack(">HBB3I", 0, 8, 3, 1, 2**31, 2**31), struct.pack(">HBBI", 0, 8, 1, 1) + b"a", "images of"),
+        (struct.pack(">HBB3I", 0, 8, 3, 1, 1, 1) + b"a", struct.pack(">HBB2I", 0, 8, 2, 1, 1) + b"a", "not a pair"),
+        (struct.pack(">HBB3I", 0, 8, 3, 1, 0, 1), struct.pack(">HBBI", 0, 8, 1, 1) + b"a", "images of"),
+    ],
+)
+def test_idx_headers_that_do_not_fit_the_file_are_refused(tmp_path, images, labels, message):
+    put(tmp_path, {"x-images-idx3-ubyte": images, "x-labels-idx1-ubyte": labels})
+    with pytest.raises(LooplineError, match=message):
+        list(formats.read(tmp_path, "classification"))
