@@ -105,13 +105,17 @@ def _bar(label: str, counts: Mapping[str, int], longest: int) -> str:
 
 
 def _set_aside(ingest: Mapping[str, Any]) -> str:
-    """What ingest left out, samples before boxes, the most frequent reason first."""
+    """What ingest set aside, samples before boxes, and the files that it left out, the most frequent reason first."""
+    parts = (
+        ("", ingest["set_aside"]),
+        ("box: ", ingest.get("boxes", {}).get("set_aside", {})),
+        ("file left out: ", ingest.get("left_out", {})),
+    )
     lines = []
-    for part in (ingest, ingest.get("boxes", {"set_aside": {}})):
-        for reason, found in sorted(part["set_aside"].items(), key=lambda one: (-one[1]["count"], one[0])):
+    for thing, reasons in parts:
+        for reason, found in sorted(reasons.items(), key=lambda one: (-one[1]["count"], one[0])):
             examples = ", ".join(map(escape, found.get("examples", ())))
             more = f'<div class="soft">{examples}</div>' if examples else ""
-            thing = "" if part is ingest else "box: "
             lines.append((f"{thing}{escape(reason)}{more}", f"{found['count']:,}"))
     body = _lines(lines) if lines else "<section>Nothing: every sample could be used.</section>"
     return f"<h2>Set aside at ingest</h2>{body}"
