@@ -32,13 +32,13 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-repro: setup ## data to three released bundles: what is up to date is left alone (5 min; ARGS=--force: nothing is)
+repro: setup ## data to three released bundles: what is up to date is left alone (5 min; MODEL=text: one; ARGS=--force: nothing is)
 	@loopline data prepare
-	dvc repro $(ARGS)
-	@echo "models/*/bundle can be served: make serve. Their figures: dvc metrics show"
+	dvc repro $(ARGS) $(if $(MODEL),package@$(MODEL))
+	@loopline results $(MODEL)
 
-serve: setup ## the bundles on http://127.0.0.1:8080 (PORT=...)
-	loopline serve models/*/bundle --port $${PORT:-8080}
+serve: setup ## the bundles on http://127.0.0.1:8080 (MODEL=text: one; PORT=...)
+	loopline serve models/$(or $(MODEL),*)/bundle --port $${PORT:-8080}
 
 up: setup ## servers, sentinel, Prometheus and Alertmanager on the loopback (ARGS="--window 5m --scrape 1")
 	loopline up $(ARGS)
@@ -191,7 +191,9 @@ data-add: setup ## make a labelled batch the next dataset version: make data-add
 	loopline data add "$(MODEL)" "$(FROM)" $(if $(REMOTE),--remote "$(REMOTE)")
 
 mlflow: setup ## the tracking page on http://127.0.0.1:5000
-	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000}
+	@# One worker, and no runner of jobs: those are for evaluations of language models, and are ten processes.
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000}
 
 # The image's own: the same versions, with hashes, without what a server never imports.
 LOCK_IMAGE := $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-find-links --generate-hashes \

@@ -5,6 +5,7 @@ Needs the models of `make repro`. The ratios are the result; the times depend on
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -109,6 +110,42 @@ def commands() -> None:
         print(f"| {' '.join(ours)} | {a:.2f} | {' '.join(theirs).replace(python, 'python')} | {b:.2f} | {a / b:.1f} |")
 
 
+# A small network, as the pipeline trains them: many short parallel regions, with a wait after each.
+STEPS = """
+import time, torch
+network = torch.nn.Sequential(*[torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(8)])
+images = torch.zeros(64, 16, 28, 28)
+network(images).sum().backward()
+start = time.perf_counter()
+for _ in range(20):
+    network(images).sum().backward()
+print(time.perf_counter() - start)
+"""
+
+
+def waiting() -> None:
+    """Training steps whose waiting threads sleep, as here, or spin, OpenMP's default: alone, and beside a busy loop a core."""
+    print("\n| beside | asleep s | spinning s | ratio |\n|---|---|---|---|")
+    spin = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    sleep = spin | {"OMP_WAIT_POLICY": "passive"}
+    for count in (0, os.cpu_count() or 1):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+        spent: dict[int, list[float]] = {0: [], 1: []}
+        try:
+            for _ in range(ROUNDS):
+                for side, environment in enumerate((sleep, spin)):
+                    done = subprocess.run(
+                        [sys.executable, "-c", STEPS], check=True, capture_output=True, env=environment
+                    )
+                    spent[side].append(float(done.stdout))
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+        a, b = median(spent[0]), median(spent[1])
+        print(f"| {count} busy loops | {a:.2f} | {b:.2f} | {b / a:.2f} |")
+
+
 def _median(call: Callable[[], object]) -> float:
     spent = []
     for _ in range(ROUNDS):
@@ -122,4 +159,5 @@ if __name__ == "__main__":
     print(f"{cpu_name()}\n")
     models()
     drift_signals()
+    waiting()
     commands()

@@ -58,10 +58,10 @@ def test_from_data_to_a_verified_bundle_and_a_run_in_mlflow(here):
     assert made.manifest.quantization in ("int8", "fp32")
     assert not list(here.rglob("*.partial"))
 
-    from loopline.training import tracking
+    from loopline.training import mlflow_store
 
-    store = tracking.client()
-    run = tracking.find(store, "classifier", tag="bundle_sha256", value=made.version)
+    store = mlflow_store.client()
+    run = mlflow_store.find(store, "classifier", tag="bundle_sha256", value=made.version)
     assert len(store.get_metric_history(run.info.run_id, "val_loss")) == SMALL["epochs"]
     assert {item.path for item in store.list_artifacts(run.info.run_id)} >= {"bundle", "plots"}
     for path in (here / "models").rglob("*.json"):

@@ -156,8 +156,8 @@ def flaws(drill: story.Drill) -> list[str]:
     check(asked > 0.5, f"what serves answers with accuracy {asked:.2f}")
     registered = drill.scratch.run(
         sys.executable, "-c",
-        "from loopline.release.registry import HASH; from loopline.training import tracking; "
-        f"print(tracking.client(spool=False).get_model_version_by_alias('{drill.model}', 'champion').tags[HASH])",
+        "from loopline.release.registry import HASH; from loopline.training import mlflow_store; "
+        f"print(mlflow_store.client().get_model_version_by_alias('{drill.model}', 'champion').tags[HASH])",
     ).split()[-1]  # fmt: skip
     check(registered == champion, f"the registry's champion is {registered}, what serves is {champion}")
     return found

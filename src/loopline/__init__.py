@@ -1,6 +1,6 @@
 """Loopline: from data to a monitored service and back again.
 
-Importing it switches telemetry off in every library that has it, before any of them is imported.
+Importing it switches telemetry off in every library that has it, and sets OpenMP's threads, before any of them is imported.
 """
 
 import os
@@ -16,5 +16,9 @@ for _name, _value in {
     "YOLO_AUTOINSTALL": "False",
     # Not telemetry: what CUDA's matrix products need to give the same sums each time.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    # Nor these: another number of threads gives weights with other last bits, so it follows neither the machine's cores nor its load.
+    # Threads that wait sleep: OpenMP's default is to spin, and beside other work that takes many times as long.
+    "OMP_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "passive",
 }.items():
     os.environ.setdefault(_name, _value)

@@ -19,7 +19,7 @@ from loopline.cli.identity import _made_from
 from loopline.data import manifest
 from loopline.errors import LooplineError
 from loopline.release import bundle, identity, registry
-from loopline.training import tracking
+from loopline.training import mlflow_store
 
 PIPELINE = """
 stages:
@@ -125,7 +125,7 @@ def states(links, state):
 
 
 def retag(released, **tags):
-    store = tracking.client()
+    store = mlflow_store.client()
     for key, value in tags.items():
         store.set_model_version_tag("classifier", "1", key, value)
 
@@ -221,7 +221,7 @@ def test_without_the_bundles_folder_the_registrys_copy_leads_on(released, projec
 
 
 def test_a_registry_without_the_bundle_breaks_the_chain(released, project):
-    tracking.client().delete_model_version("classifier", "1")
+    mlflow_store.client().delete_model_version("classifier", "1")
     links = walk(released)
     assert states(links, "broken") == ["registry"]
     assert states(links, "unchecked") == REST
@@ -245,7 +245,7 @@ def test_a_tag_that_is_not_the_bundles_breaks_the_chain(released, project, kind)
 
 
 def test_a_run_of_another_bundle_breaks_the_chain(released, project):
-    store = tracking.client()
+    store = mlflow_store.client()
     store.set_tag(store.get_model_version("classifier", "1").run_id, registry.HASH, "0" * 64)
     assert "is of another bundle" in walk(released)["registry"].said
 

@@ -11,7 +11,7 @@ import loopline
 from loopline.errors import LooplineError
 from loopline.release import bundle, registry
 from loopline.stages import files, package
-from loopline.training import tracking
+from loopline.training import mlflow_store
 
 INTERVAL = {"value": 0.98, "low": 0.96, "high": 1.0}
 
@@ -52,10 +52,10 @@ def test_the_bundle_holds_what_a_server_needs_and_its_evidence_is_in_mlflow(stag
     assert "| a duplicate | 2 |" in card
     assert "(pictures/confusion.png)" in card
 
-    run = tracking.find(tracking.client(), "classifier", tag="bundle_sha256", value=found.version)
+    run = mlflow_store.find(mlflow_store.client(), "classifier", tag="bundle_sha256", value=found.version)
     assert run.data.metrics["test.accuracy"] == 0.98
     assert registry.register(found.folder).alias == "challenger"
-    assert tracking.client().get_model_version("classifier", "1").run_id == run.info.run_id
+    assert mlflow_store.client().get_model_version("classifier", "1").run_id == run.info.run_id
 
 
 def test_packing_twice_gives_the_same_bytes(stages):
@@ -67,7 +67,9 @@ def test_packing_twice_gives_the_same_bytes(stages):
 
 def test_no_time_no_run_and_no_absolute_path_is_in_the_bundle(stages, project):
     package.main("classifier")
-    run = tracking.client().search_runs([tracking.client().get_experiment_by_name("classifier").experiment_id])[0]
+    run = mlflow_store.client().search_runs([mlflow_store.client().get_experiment_by_name("classifier").experiment_id])[
+        0
+    ]
     for path in (stages / "bundle").rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
         assert str(project).encode() not in content

@@ -13,19 +13,19 @@ from brightness import write_manifest
 from loopline.errors import LooplineError
 from loopline.release import decisions, registry
 from loopline.release.bundle import BundleError
-from loopline.training import tracking
+from loopline.training import mlflow_store
 
 CHALLENGE = Path(__file__).parents[2] / ".ci/challenge"
 LABELS3 = ("bright", "dark", "grey")
 
 
 def champion():
-    version = tracking.client().get_model_version_by_alias("classifier", "champion")
+    version = mlflow_store.client().get_model_version_by_alias("classifier", "champion")
     return version.tags["bundle_sha256"]
 
 
 def aliases():
-    found = tracking.client().get_registered_model("classifier").aliases
+    found = mlflow_store.client().get_registered_model("classifier").aliases
     return {alias: str(number) for alias, number in found.items()}
 
 
@@ -39,7 +39,7 @@ def test_registering_makes_a_challenger_with_its_lineage_in_tags(project, make):
     good = make("good", 130)
     found = registry.register(good.folder)
     assert (found.name, found.version, found.number, found.alias) == ("classifier", good.version, "1", "challenger")
-    version = tracking.client().get_model_version_by_alias("classifier", "challenger")
+    version = mlflow_store.client().get_model_version_by_alias("classifier", "challenger")
     assert version.tags["bundle_sha256"] == good.version
     assert version.tags["data_sha256"] == "a" * 64
     assert version.tags["git_revision"] == "none"
@@ -47,7 +47,7 @@ def test_registering_makes_a_challenger_with_its_lineage_in_tags(project, make):
 
 def test_the_registered_model_is_the_onnx_file_with_its_signature(project, make):
     registry.register(make("good", 130).folder)
-    mlflow.set_tracking_uri(tracking.configured_uri())
+    mlflow.set_tracking_uri(mlflow_store.configured_uri())
     loaded = mlflow.onnx.load_model("models:/classifier@challenger")
     assert [output.name for output in loaded.graph.output] == ["probabilities", "embedding"]
     signature = mlflow.models.get_model_info("models:/classifier@challenger").signature
@@ -57,7 +57,7 @@ def test_the_registered_model_is_the_onnx_file_with_its_signature(project, make)
 def test_registering_the_same_bundle_twice_makes_one_version(project, make):
     good = make("good", 130)
     assert registry.register(good.folder) == registry.register(good.folder)
-    assert len(tracking.client().search_model_versions("name = 'classifier'")) == 1
+    assert len(mlflow_store.client().search_model_versions("name = 'classifier'")) == 1
 
 
 def test_registering_the_champion_again_leaves_it_champion(project, make):

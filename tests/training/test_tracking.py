@@ -1,30 +1,27 @@
-"""Tracking against a real MLflow server: there, away, and back again."""
+"""Tracking against real MLflow servers: there, away, ended or silent in the middle of a training, and back again."""
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 
+import odd_servers
 import pytest
 from onnx import TensorProto, checker, helper, save
 
 from loopline.errors import LooplineError
-from loopline.training import tracking
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+from loopline.training import mlflow_store, spool, tracking
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    # In full: MLflow keeps one engine a process for each address, wherever the process stands.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return tmp_path
 
 
@@ -45,11 +42,16 @@ def bundle(folder):
     return folder / "bundle"
 
 
-def train_once(bundle):
+def train(between=lambda: None, weights="w" * 64):
+    """Two epochs, with something happening between them."""
     run = tracking.Training("classifier", parameters={"train": {"epochs": 2}}, dataset="digits", data_sha256="d" * 64)
     run.log(1, {"val_loss": 0.5})
+    between()
     run.log(2, {"val_loss": 0.25})
-    run.finish("w" * 64)
+    run.finish(weights)
+
+
+def package(bundle):
     tracking.package(
         "classifier",
         weights_sha256="w" * 64,
@@ -62,7 +64,7 @@ def train_once(bundle):
 
 
 def assert_complete(store):
-    run = tracking.find(store, "classifier", tag="bundle_sha256", value="b" * 64)
+    run = mlflow_store.find(store, "classifier", tag="bundle_sha256", value="b" * 64)
     assert run.data.params == {"train.epochs": "2"}
     assert [point.value for point in store.get_metric_history(run.info.run_id, "val_loss")] == [0.5, 0.25]
     assert run.data.metrics["test.accuracy"] == 0.9
@@ -76,49 +78,127 @@ def assert_complete(store):
 
 
 def test_a_training_and_its_package_are_one_run_in_the_local_store(folder, bundle):
-    train_once(bundle)
-    run = assert_complete(tracking.client())
+    train()
+    package(bundle)
+    run = assert_complete(mlflow_store.client())
     import mlflow
 
     loaded = mlflow.onnx.load_model(f"runs:/{run.info.run_id}/model")
     assert loaded.graph.output[0].name == "probabilities"
     assert (folder / "mlflow.db").exists()
+    assert not mlflow_store.SPOOL.exists()
 
 
 def test_a_restored_training_gets_a_run_of_its_own(folder, bundle):
     tracking.package("text", weights_sha256="x", bundle=bundle, bundle_version="y", metrics={}, pictures=[], reports=[])
-    assert tracking.find(tracking.client(), "text", tag="weights_sha256", value="x") is not None
+    assert mlflow_store.find(mlflow_store.client(), "text", tag="weights_sha256", value="x") is not None
 
 
-def test_a_lost_server_costs_nothing_and_gets_the_run_later(folder, bundle, monkeypatch, capfd):
-    port = free_port()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    train_once(bundle)
-    assert "is away" in capfd.readouterr().err
-    with pytest.raises(LooplineError, match="still away"):
-        tracking.sync()
-
+@contextmanager
+def server(folder, port):
+    """A real MLflow server on that port; its runs stay in the folder."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-        "--artifacts-destination",
-        str(folder / "served"),
-    ]
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"MLFLOW_TRACKING_URI": ""}
-        )
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    command += ["--artifacts-destination", str(folder / "served")]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
     try:
-        for _ in range(480):  # a cold server takes 16 s, and longer on a busy machine
+        for _ in range(1200):  # a cold server takes 16 s, and minutes on a busy machine
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
             except OSError:
                 time.sleep(0.5)
-        assert tracking.sync() == ["classifier: sent run classifier-digits"]
-        assert_complete(tracking.client())
-        assert tracking.sync() == []
+        yield lambda number: os.killpg(process.pid, number)
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def runs(store):
+    return store.search_runs([mlflow_store.experiment(store, "classifier")])
+
+
+def test_a_lost_server_costs_nothing_and_gets_the_run_later(folder, bundle, monkeypatch, capfd):
+    port = odd_servers.free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    train()
+    package(bundle)
+    assert "Connection refused" in capfd.readouterr().err
+    with pytest.raises(LooplineError, match=r"Connection refused.*stays in \.loopline/spool"):
+        spool.sync()
+    with server(folder, port):
+        assert spool.sync() == ["classifier: sent run classifier-digits"]
+        assert_complete(mlflow_store.client())
+        assert spool.sync() == []
+
+
+def test_a_server_killed_in_the_middle_gets_the_rest_of_the_same_run_from_package(folder, bundle, monkeypatch, capfd):
+    port = odd_servers.free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with server(folder, port) as kill:
+        train(between=lambda: kill(signal.SIGKILL))
+    message = capfd.readouterr().err
+    assert message.count("The training goes on") == 1
+    assert "loopline track sync" in message
+    assert "Traceback" not in message
+    with server(folder, port):
+        package(bundle)
+        store = mlflow_store.client()
+        assert_complete(store)
+        assert len(runs(store)) == 1
+        assert spool.sync() == []
+
+
+def test_a_server_that_falls_silent_in_the_middle_ends_no_training_and_no_package(folder, bundle, monkeypatch, capfd):
+    port = odd_servers.free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with server(folder, port) as kill:
+
+        def silence():
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+            kill(signal.SIGSTOP)
+
+        train(between=silence)
+        assert "timed out" in capfd.readouterr().err
+        package(bundle)
+        assert "timed out" in capfd.readouterr().err
+        kill(signal.SIGCONT)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+        assert spool.sync() == ["classifier: sent run classifier-digits"]
+        store = mlflow_store.client()
+        assert_complete(store)
+        assert len(runs(store)) == 1
+
+
+def test_a_run_that_somebody_deletes_in_the_middle_is_kept_and_sent_as_a_new_one(folder, bundle, capfd):
+    def delete():
+        store = mlflow_store.client()
+        store.delete_run(runs(store)[0].info.run_id)
+
+    train(between=delete)
+    assert "must be in the 'active' state" in capfd.readouterr().err
+    package(bundle)
+    assert_complete(mlflow_store.client())
+
+
+def test_a_training_that_still_runs_is_not_sent(folder, bundle, monkeypatch):
+    with odd_servers.answering(503) as uri, monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", uri)
+        run = tracking.Training("classifier", parameters={}, dataset="digits", data_sha256="d" * 64)
+    run.log(1, {"val_loss": 0.5})
+    assert spool.sync() == []
+    run.finish("w" * 64)
+    assert spool.sync() == ["classifier: sent run classifier-digits"]
+
+
+def test_a_training_goes_on_even_where_nothing_can_be_kept(folder, monkeypatch, capfd):
+    def lose_everything():
+        store = mlflow_store.client()
+        store.delete_run(runs(store)[0].info.run_id)
+        mlflow_store.SPOOL.parent.mkdir()
+        mlflow_store.SPOOL.write_text("a file in the spool's place")
+
+    train(between=lose_everything)
+    assert "goes on without a record" in capfd.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from importlib import import_module
 
 from loopline.cli.verbs import Verbs, room, verb
@@ -11,7 +12,23 @@ STAGES = ("ingest", "validate", "train", "export", "quantize", "evaluate", "cali
 
 
 def _stage(options: argparse.Namespace) -> int:
+    from loopline.cli import results
+
+    start = time.monotonic()
     import_module(f"loopline.stages.{options.stage}").main(options.model)
+    results.keep_seconds(options.model, options.stage, time.monotonic() - start)
+    if line := results.line(options.stage, options.model):
+        print(line)
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    from loopline import settings
+    from loopline.cli import results
+
+    for name in options.model:
+        settings.model(name)
+    print(results.table(options.model or list(settings.load().models)))
     return 0
 
 
@@ -48,9 +65,9 @@ def _data_prepare(_: argparse.Namespace) -> int:
 
 
 def _track_sync(_: argparse.Namespace) -> int:
-    from loopline.training import tracking
+    from loopline.training import spool
 
-    print("\n".join(tracking.sync()) or "nothing to send")
+    print("\n".join(spool.sync()) or "nothing to send")
     return 0
 
 
@@ -59,6 +76,11 @@ def add(rooms: Verbs) -> None:
     stage = verb(rooms, "stage", _stage, "run one stage of the pipeline for one model, as dvc.yaml does")
     stage.add_argument("stage", choices=STAGES)
     stage.add_argument("model", help="a name under models: in params.yaml")
+
+    results = verb(
+        rooms, "results", _results, "a table of the models that the pipeline has made, as `make repro` ends with"
+    )
+    results.add_argument("model", nargs="*", help="names under models: in params.yaml (default: all)")
 
     data = room(rooms, "data", "datasets: list the catalogue, fetch, add a labelled batch")
     verb(data, "prepare", _data_prepare, "make the folder of batches of each model in params.yaml; `make repro` does")

@@ -210,22 +210,20 @@ def policy(everything: settings.Settings, model: settings.Model) -> promotion.Po
 @contextmanager
 def _registry(*, create: bool = True) -> Iterator[MlflowClient]:
     """The configured registry; what it refuses is said without a traceback. create: its SQLite file, where there is none."""
-    from loopline.training import tracking
+    from loopline.training import mlflow_store
 
-    uri = tracking.configured_uri()
+    uri = mlflow_store.configured_uri()
     file = uri.removeprefix("sqlite:///")
     if file != uri and not create and not Path(file).exists():
         raise Away(f"there is no {file} here: MLFLOW_TRACKING_URI says where the registry is")
     try:
-        store = tracking.client(spool=False)
-    except LooplineError as error:
-        raise Away(str(error)) from error
-    from mlflow.exceptions import MlflowException
-
+        store = mlflow_store.client()
+    except mlflow_store.StoreError as error:
+        raise Away(f"the model registry cannot be asked: {error}") from error
     try:
         yield store
-    except MlflowException as error:
-        raise LooplineError(f"the model registry at {tracking.configured_uri()} refused: {error}") from error
+    except mlflow_store.failures() as error:
+        raise LooplineError(f"the model registry refused: {mlflow_store.explain(error, uri)}") from error
 
 
 def _sealed(figures: dict[str, Any]) -> dict[str, Any]:
@@ -237,12 +235,14 @@ def _make_champion(
     store: MlflowClient, version: ModelVersion, action: str, *, held: str | None, reasons: Any, proof: dict[str, Any]
 ) -> decisions.Record:
     """First the log, then the alias: a kill in between leaves a decision that the next call can carry out."""
+    from loopline.training import mlflow_store
+
     new = version.tags[HASH]
     record = decisions.append(version.name, action, bundle=new, champion=new, reasons=reasons, evidence=proof)
     try:
         store.set_registered_model_alias(version.name, CHAMPION, version.version)
     except Exception as error:
-        why = f"the registry could not be changed: {error}"
+        why = f"the registry could not be changed: {mlflow_store.explain(error, mlflow_store.configured_uri())}"
         decisions.append(version.name, "fail", bundle=new, champion=held, reasons=[why])
         raise LooplineError(f"{version.name}: {why}; the champion is still {held or 'none'}") from error
     return record
@@ -252,14 +252,13 @@ def _create(store: MlflowClient, found: Bundle) -> ModelVersion:
     """Log the bundle and its ONNX model to the training's run, or to a new one, and make a version of the registry."""
     from mlflow.exceptions import MlflowException
 
-    from loopline.training import tracking
+    from loopline.training import mlflow_store, tracking
     from loopline.training.onnx_model import log_onnx_model
 
     name, lineage = found.manifest.name, found.manifest.lineage
-    run = tracking.find(store, name, tag=HASH, value=found.version)
+    experiment_id = mlflow_store.experiment(store, name)
+    run = mlflow_store.find(store, name, tag=HASH, value=found.version)
     if run is None:  # the bundle came from elsewhere, a DVC remote for instance
-        experiment = store.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else store.create_experiment(name)
         run = store.create_run(experiment_id, run_name=f"{name}-released", tags={"model": name, HASH: found.version})
     run_id = run.info.run_id
     model_id = log_onnx_model(run_id, found.folder)
@@ -301,7 +300,7 @@ def _aliased(store: MlflowClient, name: str, alias: str) -> ModelVersion | None:
 
 def _fetch(store: MlflowClient, version: ModelVersion, into: Path) -> Bundle:
     """The bundle of a registered version, verified against itself and against the hash that it was registered with."""
-    from mlflow.exceptions import MlflowException
+    from loopline.training import mlflow_store
 
     into.mkdir(parents=True)
     wanted = version.tags[HASH]
@@ -310,9 +309,10 @@ def _fetch(store: MlflowClient, version: ModelVersion, into: Path) -> Bundle:
         signed = f"{_artifact(wanted)}.sig"
         if any(one.path == signed for one in store.list_artifacts(str(version.run_id), "released")):
             store.download_artifacts(str(version.run_id), signed, str(into))
-    except (MlflowException, OSError) as error:
+    except mlflow_store.failures() as error:
+        why = mlflow_store.explain(error, mlflow_store.configured_uri())
         raise LooplineError(
-            f"{version.name}: bundle {wanted:.12} cannot be fetched from the registry: {error}"
+            f"{version.name}: bundle {wanted:.12} cannot be fetched from the registry: {why}"
         ) from error
     found = bundle.read(folder)
     if (found.version, found.manifest.name) != (wanted, version.name):

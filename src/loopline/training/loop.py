@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
 from loopline.training import checkpoint
+from loopline.training.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -89,12 +90,12 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `model` in place and leave the weights of the epoch with the least validation loss in it.
 
-    work: holds the checkpoint. One with the same `key`, seed and tensor shapes is gone on with; any other is replaced.
+    work: the checkpoint's folder, named after the model. One with the same `key`, seed and tensor shapes is gone on with;
+    any other is replaced.
     log: called once an epoch with its metrics, and first for the epochs that an earlier, killed process finished.
     Returns a row an epoch: train_loss, val_loss, val_accuracy. Raises LooplineError where the loss is no number.
     """
     import torch
-    from tqdm import tqdm
 
     model.to(device())
     key = checkpoint.fingerprint(key, seed, {name: list(tensor.shape) for name, tensor in model.state_dict().items()})
@@ -105,7 +106,7 @@ def fit(
         log(epoch, row)
     loss_of = _loss(model, train, settings)
     steps = math.ceil(len(train.targets) / settings.batch_size)
-    bar = tqdm(total=settings.epochs * steps, initial=state.epoch * steps, unit="step", disable=None)
+    shown = Progress(work.name, epochs=settings.epochs, steps=steps, done=state.epoch)
     while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
         batches = _batches(train, settings.batch_size, seed=seed, epoch=state.epoch)
         torch.manual_seed(int(np.random.SeedSequence([seed, state.epoch]).generate_state(1)[0]))
@@ -125,7 +126,7 @@ def fit(
             scaler.step(optimizer)
             scaler.update()
             total += loss.detach() * len(indices)
-            bar.update()
+            shown.step()
         state.epoch += 1
         row = {"train_loss": total.item() / len(train.targets), **_validate(model, val)}
         if not math.isfinite(row["train_loss"] + row["val_loss"]):
@@ -137,9 +138,9 @@ def fit(
             state.best_loss, state.best_epoch = row["val_loss"], state.epoch
             state.best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         checkpoint.save(work, key, state, model=model, optimizer=optimizer, scaler=scaler)
-        bar.set_postfix_str(" ".join(f"{name} {value:.4f}" for name, value in row.items()))
+        shown.epoch(state.epoch, row)
         log(state.epoch, row)
-    bar.close()
+    shown.close()
     model.load_state_dict(state.best)
     model.eval()
     return state.history

@@ -1,7 +1,7 @@
 """MLflow: a run a training, found again by the hash of its weights, so that no run id stands in any output.
 
-SQLite in `mlflow.db` by default, a server where `MLFLOW_TRACKING_URI` says so. If the server is away, the run goes to a local
-store under `.loopline/spool` and `loopline track sync` sends it later: a lost server never costs a training.
+A lost server never costs a training: where it is away at the start, or stops answering in the middle, the run goes on in a local
+store under `.loopline/spool`. `package` sends what waits there once the server is back, and so does `loopline track sync`.
 """
 
 from __future__ import annotations
@@ -12,95 +12,19 @@ import os
 import platform
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loopline.errors import LooplineError
+from loopline.training import mlflow_store, spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric
 
-DEFAULT_URI = "sqlite:///mlflow.db"
-SPOOL = Path(".loopline/spool")
-PROBE_SECONDS = 3
-
-
-def configured_uri() -> str:
-    """The store that the user wants: `MLFLOW_TRACKING_URI`, or the local SQLite file."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-
-
-def _away(uri: str) -> str | None:
-    """Why the tracking server does not answer; None where it does, or where there is no server to ask."""
-    if not uri.startswith(("http://", "https://")):
-        return None
-    try:
-        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=PROBE_SECONDS):  # noqa: S310 - http(s) only, see above
-            return None
-    except urllib.error.HTTPError as error:
-        return None if error.code < 500 else str(error)  # an old server without /health is still there
-    except OSError as error:
-        return str(getattr(error, "reason", error))
-
-
-def _spool_uri() -> str:
-    SPOOL.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{SPOOL}/mlflow.db"
-
-
-def client(*, spool: bool = True) -> MlflowClient:
-    """A client of the configured store, or of the spool where the server is away (said on standard error).
-
-    spool: False where the local store is no help, as for the registry; then LooplineError is raised.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    import logging
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    uri = configured_uri()
-    if reason := _away(uri):
-        if not spool:
-            raise LooplineError(
-                f"tracking server {uri} is away ({reason}), and the model registry with it: try again later"
-            )
-        print(f"tracking server {uri} is away ({reason}): the run is kept in {SPOOL}; "  # noqa: T201
-              "send it later with `loopline track sync`", file=sys.stderr)  # fmt: skip
-        uri = _spool_uri()
-    import mlflow
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    _use(uri)
-    return mlflow.MlflowClient(uri)
-
-
-def _use(uri: str) -> None:
-    """Make `uri` MLflow's current store. It would leave its mark in the environment, where the user's own choice must stay."""
-    import mlflow
-
-    chosen = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    if chosen is None:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    else:
-        os.environ["MLFLOW_TRACKING_URI"] = chosen
-
-
-def _experiment(store: MlflowClient, name: str) -> str:
-    found = store.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    location = (SPOOL / "artifacts").resolve().as_uri() if str(SPOOL) in store.tracking_uri else None
-    training = {
-        "mlflow.experimentKind": "custom_model_development"
-    }  # without it the page opens on language models' traces
-    return str(store.create_experiment(name, artifact_location=location, tags=training))
+SYSTEM_SECONDS = 5  # between two points of the machine's curves
 
 
 def revision() -> str:
@@ -120,49 +44,105 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 class Training:
-    """The run of one training: opened before the first epoch, closed with the hash of the weights that came out."""
+    """The run of one training: opened before the first epoch, closed with the hash of the weights that came out.
+
+    Raises StoreError while it is opened, where the user has to mend something; never afterwards.
+    """
 
     def __init__(self, name: str, *, parameters: dict[str, Any], dataset: str, data_sha256: str) -> None:
         """Start a run in experiment `name` with its parameters, its data set as an input and a word on the machine."""
+        self._name, self._dataset, self._data_sha256 = name, dataset, data_sha256
+        self._parameters = dict(_flat(parameters))
+        self._tags = {"model": name, "data_sha256": data_sha256, "git_revision": revision(), **_machine()}
+        self._curves: list[Metric] = []  # to be sent again, should another store take over
+        self._lock = threading.Lock()
+        self.id = ""
+        self._store: MlflowClient | None = mlflow_store.on_the_store(self._open)
+        self._system = _system_metrics(self.id, self._send_metrics)
+        self._system.start()
+
+    def _open(self, store: MlflowClient) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        self._store = client()
-        self._experiment = _experiment(self._store, name)
-        tags = {"model": name, "data_sha256": data_sha256, "git_revision": revision(), **_machine()}
-        run = self._store.create_run(
-            self._experiment, run_name=f"{name}-{dataset.rstrip('/').rsplit('/', 1)[-1]}", tags=tags
-        )
-        self.id: str = run.info.run_id
-        self._store.log_batch(self.id, params=[Param(key, value) for key, value in _flat(parameters)])
-        source = Dataset(dataset, data_sha256[:36], "local", f'{{"dataset": "{dataset}"}}')
-        self._store.log_inputs(self.id, [DatasetInput(source, [InputTag("mlflow.data.context", "training")])])
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        monitor: Any = SystemMetricsMonitor  # MLflow has no types here
-        self._monitor = monitor(
-            self.id, sampling_interval=5, samples_before_logging=1, tracking_uri=self._store.tracking_uri
-        )
-        self._monitor.start()
+        tags = self._tags | spool.tags(continues=self.id) if mlflow_store.is_spool(store) else self._tags
+        run_name = f"{self._name}-{self._dataset.rstrip('/').rsplit('/', 1)[-1]}"
+        run = store.create_run(mlflow_store.experiment(store, self._name), run_name=run_name, tags=tags)
+        self.id = str(run.info.run_id)
+        params = [Param(key, value) for key, value in self._parameters.items()]
+        store.log_batch(self.id, params=params, metrics=self._curves)
+        source = Dataset(self._dataset, self._data_sha256[:36], "local", f'{{"dataset": "{self._dataset}"}}')
+        store.log_inputs(self.id, [DatasetInput(source, [InputTag("mlflow.data.context", "training")])])
 
     def log(self, epoch: int, metrics: dict[str, float]) -> None:
         """One point of every curve."""
-        import time
+        self._curves += (points := _points(metrics, epoch))
+        self._send(lambda store, run_id: store.log_batch(run_id, metrics=points))
 
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self._store.log_batch(self.id, metrics=[Metric(name, value, now, epoch) for name, value in metrics.items()])
+    def _send_metrics(self, metrics: dict[str, float], step: int) -> None:
+        points = _points(metrics, step)
+        self._send(lambda store, run_id: store.log_batch(run_id, metrics=points))
 
     def finish(self, weights_sha256: str) -> None:
         """Close the run under the hash of its weights."""
-        self._monitor.finish()
-        self._store.set_tag(self.id, "weights_sha256", weights_sha256)
-        self._store.set_terminated(self.id)
+        self._system.finish()
+        self._send(lambda store, run_id: store.set_tag(run_id, "weights_sha256", weights_sha256))
+        self._send(lambda store, run_id: store.set_terminated(run_id))
 
     def fail(self) -> None:
         """Close the run as failed."""
-        self._monitor.finish()
-        self._store.set_terminated(self.id, "FAILED")
+        self._system.finish()
+        self._send(lambda store, run_id: store.set_terminated(run_id, "FAILED"))
+
+    def _send(self, action: Callable[[MlflowClient, str], object]) -> None:
+        """Carry out `action` on the run; where the store fails, on its continuation in the spool, which all later ones use."""
+        with self._lock:
+            if self._store is None:
+                return
+            try:
+                action(self._store, self.id)
+            except Exception as error:  # whatever it is, the training goes on
+                reason = mlflow_store.explain(error, self._store.tracking_uri)
+                try:
+                    if mlflow_store.is_spool(self._store):
+                        raise
+                    self._store = mlflow_store.open_spool()
+                    self._open(self._store)
+                    action(self._store, self.id)
+                    _say(f"{reason}. The training goes on, {mlflow_store.LATER}")
+                except Exception as failure:  # no disk, for instance
+                    self._store = None
+                    _say(f"{reason}. The training goes on without a record: {mlflow_store.SPOOL} fails too ({failure})")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201 - a stage's line
+
+
+def _points(metrics: dict[str, float], step: int) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(name, value, now, step) for name, value in metrics.items()]
+
+
+def _system_metrics(run_id: str, log: Callable[[dict[str, float], int], None]) -> Any:
+    """MLflow's monitor of the machine, whose points go the way of all others instead of a client of its own."""
+    from mlflow.system_metrics import system_metrics_monitor
+
+    base: Any = system_metrics_monitor.SystemMetricsMonitor  # MLflow has no types here
+
+    class Monitor(base):  # type: ignore[misc]
+        def monitor(self) -> None:
+            step = 0
+            while not self._shutdown_event.wait(self.sampling_interval):
+                self.collect_metrics()
+                log({f"system/{name}": value for name, value in self.aggregate_metrics().items()}, step)
+                step += 1
+                for part in self.monitors:
+                    part.clear_metrics()
+
+    monitor: Any = Monitor
+    return monitor(run_id, sampling_interval=SYSTEM_SECONDS, samples_before_logging=1)
 
 
 def _machine() -> dict[str, str]:
@@ -177,15 +157,6 @@ def _machine() -> dict[str, str]:
     }
 
 
-def find(store: MlflowClient, name: str, *, tag: str, value: str) -> Run | None:
-    """The latest run of experiment `name` with that tag."""
-    experiment = store.get_experiment_by_name(name)
-    if experiment is None:
-        return None
-    runs = store.search_runs([experiment.experiment_id], f"tags.{tag} = '{value}'", max_results=1)
-    return runs[0] if runs else None
-
-
 def package(
     name: str,
     *,
@@ -198,87 +169,31 @@ def package(
 ) -> None:
     """Add the evidence to the training's run: test metrics, plots, reports, the bundle and the ONNX model with its signature.
 
-    A training that was pulled from a DVC cache has no run here: one is made for it.
+    A training that was pulled from a DVC cache has no run here: one is made for it. Runs that wait in the spool are sent first.
+    Raises StoreError where the user has to mend something.
     """
-    import time
-
-    from mlflow.entities import Metric
-
     from loopline.training.onnx_model import log_onnx_model
 
-    store = client()
-    run = find(store, name, tag="weights_sha256", value=weights_sha256)
-    if run is None:
-        run = store.create_run(
-            _experiment(store, name),
-            run_name=f"{name}-restored",
-            tags={"model": name, "weights_sha256": weights_sha256},
-        )
-    run_id = run.info.run_id
-    now = int(time.time() * 1000)
-    store.log_batch(
-        run_id,
-        metrics=[Metric(f"test.{key}", value, now, 0) for key, value in metrics.items() if not math.isnan(value)],
-    )
-    for picture in pictures:
-        store.log_artifact(run_id, str(picture), "plots")
-    for report in reports:
-        store.log_artifact(run_id, str(report), "reports")
-    store.log_artifacts(run_id, str(bundle), "bundle")
-    log_onnx_model(run_id, bundle)
-    store.set_tag(run_id, "bundle_sha256", bundle_version)
-    store.set_tag(run_id, "git_revision", revision())
-    store.set_terminated(run_id)
+    def add(store: MlflowClient) -> None:
+        if not mlflow_store.is_spool(store):
+            for line in spool.send(store):
+                _say(line)
+        experiment = mlflow_store.experiment(store, name)
+        run = mlflow_store.find(store, name, tag="weights_sha256", value=weights_sha256)
+        if run is None:
+            tags = {"model": name, "weights_sha256": weights_sha256}
+            run = store.create_run(experiment, run_name=f"{name}-restored", tags=tags)
+        run_id = run.info.run_id
+        known = {f"test.{key}": value for key, value in metrics.items() if not math.isnan(value)}
+        store.log_batch(run_id, metrics=_points(known, 0))
+        for picture in pictures:
+            store.log_artifact(run_id, str(picture), "plots")
+        for report in reports:
+            store.log_artifact(run_id, str(report), "reports")
+        store.log_artifacts(run_id, str(bundle), "bundle")
+        log_onnx_model(run_id, bundle)
+        store.set_tag(run_id, "bundle_sha256", bundle_version)
+        store.set_tag(run_id, "git_revision", revision())
+        store.set_terminated(run_id)
 
-
-def sync() -> list[str]:
-    """Send every run of the spool to the configured server; returns one line a run. The spool keeps what could not be sent."""
-    uri = configured_uri()
-    if reason := _away(uri):
-        raise LooplineError(
-            f"tracking server {uri} is still away ({reason}): nothing was sent, the runs stay in {SPOOL}"
-        )
-    if not (SPOOL / "mlflow.db").exists():
-        return []
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    source, target = MlflowClient(_spool_uri()), MlflowClient(uri)
-    lines = []
-    for experiment in source.search_experiments():
-        for run in source.search_runs([experiment.experiment_id]):
-            _copy(source, target, run, _experiment(target, experiment.name))
-            source.delete_run(run.info.run_id)
-            lines.append(f"{experiment.name}: sent run {run.info.run_name}")
-    return lines
-
-
-def _copy(source: MlflowClient, target: MlflowClient, run: Run, experiment: str) -> None:
-    """Copy one run with its parameters, curves, tags, inputs and files."""
-    import tempfile
-
-    from mlflow.entities import Param
-
-    tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
-    copy = target.create_run(
-        experiment, start_time=run.info.start_time, tags=tags, run_name=run.info.run_name
-    ).info.run_id
-    target.log_batch(copy, params=[Param(key, value) for key, value in run.data.params.items()])
-    for metric in run.data.metrics:
-        history = source.get_metric_history(run.info.run_id, metric)
-        for start in range(0, len(history), 1000):  # a server takes at most 1,000 points a request
-            target.log_batch(copy, metrics=history[start : start + 1000])
-    target.log_inputs(copy, run.inputs.dataset_inputs if run.inputs else None)
-    with tempfile.TemporaryDirectory() as folder:
-        for item in source.list_artifacts(run.info.run_id):
-            path = Path(source.download_artifacts(run.info.run_id, item.path, folder))
-            if path.is_dir():
-                target.log_artifacts(copy, str(path), item.path)
-            else:
-                target.log_artifact(copy, str(path))
-        if (Path(folder) / "bundle").is_dir():
-            from loopline.training.onnx_model import log_onnx_model
-
-            _use(target.tracking_uri)
-            log_onnx_model(copy, Path(folder) / "bundle")
-    target.set_terminated(copy, run.info.status, run.info.end_time)
+    mlflow_store.on_the_store(add)

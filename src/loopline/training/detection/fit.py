@@ -19,6 +19,7 @@ from loopline.tasks import detection as task
 from loopline.tasks.spec import ModelSpec
 from loopline.training import checkpoint, loop
 from loopline.training.detection import suppression
+from loopline.training.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -77,12 +78,12 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `network` in place and leave the averaged weights of the epoch with the best validation map50_95 in it.
 
-    truth: the validation split that `val` was made from. work: holds the checkpoint; one with the same `key` and seed is gone on
-    with. log: called once an epoch with its metrics, first for the epochs that an earlier, killed process finished.
-    Returns a row an epoch: epoch, train_loss, val_loss, map50, map50_95. Raises LooplineError where the loss is no number.
+    truth: the validation split that `val` was made from. work: the checkpoint's folder, named after the model; one with the same
+    `key` and seed is gone on with. log: called once an epoch with its metrics, first for the epochs that an earlier, killed
+    process finished. Returns a row an epoch: epoch, train_loss, val_loss, map50, map50_95. Raises LooplineError where the loss
+    is no number.
     """
     import torch
-    from tqdm import tqdm
 
     network.to(device=loop.device(), memory_format=torch.channels_last)  # type: ignore[call-overload] # a third faster
     average = Average(network)
@@ -93,7 +94,7 @@ def fit(
     for epoch, row in enumerate(state.history, 1):
         log(epoch, row)
     steps = math.ceil(len(train.boxes) / recipe.batch_size)
-    bar = tqdm(total=recipe.epochs * steps, initial=state.epoch * steps, unit="step", disable=None)
+    shown = Progress(work.name, epochs=recipe.epochs, steps=steps, done=state.epoch)
     while state.epoch < recipe.epochs and state.epoch - state.best_epoch < recipe.patience:
         network.train()
         total = 0.0
@@ -107,7 +108,7 @@ def fit(
             optimizer.step()
             average.update()
             total += loss.item()
-            bar.update()
+            shown.step()
         state.epoch += 1
         row = {
             "train_loss": total / len(train.boxes),
@@ -124,9 +125,9 @@ def fit(
         checkpoint.save(
             work, checkpoint.fingerprint(key, seed), state, model=network, optimizer=optimizer, average=average
         )
-        bar.set_postfix_str(" ".join(f"{name} {value:.3f}" for name, value in row.items()))
+        shown.epoch(state.epoch, row)
         log(state.epoch, row)
-    bar.close()
+    shown.close()
     network.load_state_dict(state.best)
     network.eval()
     return state.history

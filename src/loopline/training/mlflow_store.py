@@ -1,0 +1,263 @@
+"""The MLflow store that the user wants, whether it can be used, and one sentence on why not.
+
+SQLite in `mlflow.db` by default, a server where `MLFLOW_TRACKING_URI` says so. A store that is *away* (refused, no answer, 5xx) may
+come back by itself, so a training uses the spool in the meantime. Everything else (a login, a deleted experiment, a database of
+another version) is for the user to mend, and is an error before the training starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from loopline.errors import LooplineError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+SPOOL = Path(".loopline/spool")
+LATER = f"the run is kept in {SPOOL}; send it later with `loopline track sync`"
+PROBE = "/api/2.0/mlflow/experiments/search"
+LONGEST_REASON = 300  # characters of what a server or a library says
+DATABASE_TRIES = 3  # MLflow's own ten take 100 seconds
+# MLflow's defaults wait up to 2 minutes for an answer, eight times, and as long as a server's Retry-After says.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# Their warnings, and the tracebacks that MLflow logs of a database's errors, would stand beside our one message.
+LOGGERS = {
+    "mlflow": logging.WARNING,
+    "alembic": logging.WARNING,
+    "urllib3": logging.ERROR,
+    "mlflow.store.db.utils": logging.CRITICAL,
+}
+LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+DENIED = "this user may not use it: MLFLOW_TRACKING_USERNAME names the user, the server's administrator gives the right"
+NOT_MLFLOW = "this is not MLflow's answer: check the address in MLFLOW_TRACKING_URI, and a proxy between here and there"
+TLS = "MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the server's certificate authority"
+ADVICE_BY_CODE = {
+    "UNAUTHENTICATED": LOGIN,
+    "CUSTOMER_UNAUTHORIZED": LOGIN,
+    "PERMISSION_DENIED": DENIED,
+    "ENDPOINT_NOT_FOUND": NOT_MLFLOW,
+}
+ADVICE_BY_STATUS = {401: LOGIN, 403: DENIED, 407: "the proxy wants a login: HTTPS_PROXY=http://user:password@host:port"}
+# What MLflow says in words alone, and what to do.
+ADVICE_BY_TEXT = {
+    "WRONG_VERSION_NUMBER": "no TLS is spoken there: the address begins with http://, not https://",
+    "SSLError": TLS,
+    "not in a valid JSON format": NOT_MLFLOW,
+    "redirects": NOT_MLFLOW,
+    "out-of-date database schema": "copy the database, then run `mlflow db upgrade {uri}`",
+    "Can't locate revision": "a newer MLflow wrote this database: install that version, or name another file",
+    "readonly database": "the file is read-only: make it writable, or name another in MLFLOW_TRACKING_URI",
+    "unable to open database file": "its folder must exist and be writable",
+    "file is not a database": "name another file in MLFLOW_TRACKING_URI",
+    "No module named": "install the database's driver, or use sqlite:///mlflow.db",
+}
+# MLflow's codes for what may pass by itself.
+PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
+
+
+class StoreError(LooplineError):
+    """A store that cannot be used. away: it may come back by itself."""
+
+    def __init__(self, message: str, *, away: bool = False) -> None:
+        super().__init__(message)
+        self.away = away
+
+
+def configured_uri() -> str:
+    """The store that the user wants: `MLFLOW_TRACKING_URI`, or the local SQLite file."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def client(uri: str | None = None) -> MlflowClient:
+    """A client of a store that answers, the configured one by default; MLflow's current store from now on.
+
+    Raises StoreError within a minute where it cannot be used.
+    """
+    uri = uri or configured_uri()
+    if urlsplit(uri).scheme in ("", "file"):
+        raise StoreError(
+            f"tracking store {uri}: MLflow no longer keeps runs in folders. Use a file of SQLite, such as "
+            f"MLFLOW_TRACKING_URI={DEFAULT_URI}; `mlflow migrate-filestore` takes old runs over"
+        )
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    from mlflow.store.db import utils
+
+    for name, level in LOGGERS.items():  # after the import, which sets its own
+        logging.getLogger(name).setLevel(level)
+    utils.MAX_RETRY_COUNT = DATABASE_TRIES
+    try:
+        if uri.startswith(("http://", "https://")):
+            _probe(uri)
+        store = mlflow.MlflowClient(uri)
+        store.search_experiments(max_results=1)
+    except StoreError:
+        raise
+    except Exception as error:  # MLflow, requests, SQLAlchemy and drivers have no common base
+        raise explain(error, uri) from error
+    _use(uri)
+    return store
+
+
+def _probe(uri: str) -> None:
+    """Ask a server as MLflow's own client does (login, proxy, certificates), but look at the status, which it does not tell."""
+    from mlflow.utils import credentials, rest_utils
+
+    login: Any = credentials.get_default_host_creds  # neither has types
+    ask: Any = rest_utils.http_request
+    answer = ask(login(uri), PROBE, "POST", json={"max_results": 1}, raise_on_status=False)
+    reason = f"tracking server {shown(uri)} answers {answer.status_code} {answer.reason}"
+    if answer.status_code in (408, 429) or answer.status_code >= 500:
+        raise StoreError(reason, away=True)
+    if answer.status_code != 200:
+        raise StoreError(f"{reason}: {ADVICE_BY_STATUS.get(answer.status_code, NOT_MLFLOW)}")
+    try:
+        content = answer.json()
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or (content and "experiments" not in content):
+        kind = answer.headers.get("Content-Type", "no type")
+        raise StoreError(f"tracking server {shown(uri)} answers with other content ({kind}): {NOT_MLFLOW}")
+
+
+def explain(error: Exception, uri: str) -> StoreError:
+    """One sentence on why the store at `uri` could not do what was asked, and what to do."""
+    if isinstance(error, StoreError):
+        return error
+    text = " ".join(str(getattr(error, "message", "") or error or type(error).__name__).split())
+    cause = " ".join(_cause(error).split())
+    told = cause or text
+    told = told if len(told) <= LONGEST_REASON else told[:LONGEST_REASON] + "..."
+    code, is_server = getattr(error, "error_code", None), uri.startswith(("http://", "https://"))
+    reason = f"tracking {'server' if is_server else 'store'} {shown(uri)}: {told.rstrip('.')}"
+    advice = next((advice for part, advice in ADVICE_BY_TEXT.items() if part in f"{text} {cause}"), None)
+    advice = advice or ADVICE_BY_CODE.get(str(code))
+    if advice:
+        return StoreError(f"{reason}. To mend it: {advice.format(uri=shown(uri))}")
+    return StoreError(reason, away=(code is None or code in PASSING) and not uri.startswith("sqlite:"))
+
+
+def _cause(error: BaseException) -> str:
+    """What the system or a driver said first; empty where the error did not begin there."""
+    import sqlite3
+
+    from urllib3.exceptions import HTTPError
+
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return str(error) if isinstance(error, OSError | HTTPError | sqlite3.Error) else ""
+
+
+def shown(uri: str) -> str:
+    """The address without the password in it."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What MLflow's client raises where a store, its database, its server or its files fail."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    kinds: list[type[Exception]] = [MlflowException, SQLAlchemyError, OSError]  # requests' errors are of the last kind
+    with contextlib.suppress(ImportError):  # files in S3
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        kinds += [BotoCoreError, ClientError]
+    return tuple(kinds)
+
+
+def on_the_store(action: Callable[[MlflowClient], None]) -> MlflowClient:
+    """Carry out `action` on the configured store, or anew on the spool where the store is away; returns the store that took it.
+
+    Raises StoreError where the user has to mend something.
+    """
+    try:
+        store = client()
+        try:
+            action(store)
+        except failures() as error:
+            raise explain(error, store.tracking_uri) from error
+    except StoreError as error:
+        if not error.away:
+            raise
+        print(f"{error}: {LATER}", file=sys.stderr)  # noqa: T201 - a stage's line
+        store = open_spool()
+        action(store)
+    return store
+
+
+def spool_uri() -> str:
+    """The address of the spool's database."""
+    return f"sqlite:///{SPOOL.resolve()}/mlflow.db"
+
+
+def open_spool() -> MlflowClient:
+    """The local store of what could not be sent."""
+    SPOOL.mkdir(parents=True, exist_ok=True)
+    return client(spool_uri())
+
+
+def is_spool(store: MlflowClient) -> bool:
+    """Whether this is the local store of what could not be sent."""
+    return str(store.tracking_uri) == spool_uri()
+
+
+def experiment(store: MlflowClient, name: str) -> str:
+    """The id of experiment `name`; made where it is missing. Raises StoreError where somebody has deleted it."""
+    stored = store.get_experiment_by_name(name)
+    if stored is None:
+        location = (SPOOL / "artifacts").resolve().as_uri() if is_spool(store) else None
+        # Without this tag the page opens on language models' traces.
+        tags: dict[str, Any] = {"mlflow.experimentKind": "custom_model_development"}
+        return str(store.create_experiment(name, artifact_location=location, tags=tags))
+    if stored.lifecycle_stage != "active":
+        uri = str(store.tracking_uri)
+        prefix = f"MLFLOW_TRACKING_URI={uri} " if uri == shown(uri) else ""
+        raise StoreError(
+            f"experiment {name!r} in {shown(uri)} was deleted, so nothing can be added to it. Restore it with all its runs: "
+            f"`{prefix}mlflow experiments restore --experiment-id {stored.experiment_id}`"
+        )
+    return str(stored.experiment_id)
+
+
+def find(store: MlflowClient, name: str, *, tag: str, value: str) -> Run | None:
+    """The latest run of experiment `name` with that tag."""
+    stored = store.get_experiment_by_name(name)
+    if stored is None:
+        return None
+    runs = store.search_runs([stored.experiment_id], f"tags.{tag} = '{value}'", max_results=1)
+    return runs[0] if runs else None
+
+
+def _use(uri: str) -> None:
+    """Make `uri` MLflow's current store. It would leave its mark in the environment, where the user's own choice must stay."""
+    import mlflow
+
+    chosen = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    if chosen is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = chosen

@@ -1,0 +1,50 @@
+"""How far a training is: a bar where standard error is a terminal, else a line an epoch with the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """Progress of one training, from epoch `done` to at most `epochs`, in `steps` steps each."""
+
+    def __init__(self, name: str, *, epochs: int, steps: int, done: int) -> None:
+        """Start the bar or the clock. name: the model's."""
+        from tqdm import tqdm
+
+        self._name, self._epochs, self._done = name, epochs, done
+        self._start = time.monotonic()
+        total, initial = epochs * steps, done * steps
+        self._bar = tqdm(total=total, initial=initial, desc=f"train {name}", unit="step", disable=not _terminal())
+
+    def step(self) -> None:
+        """Count one step."""
+        self._bar.update()
+
+    def epoch(self, number: int, figures: dict[str, float]) -> None:
+        """Show the figures of a finished epoch, the first being 1."""
+        text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"epoch {number}, {text}")
+            return
+        left = (time.monotonic() - self._start) / (number - self._done) * (self._epochs - number)
+        print(f"{self._name}: epoch {number} of {self._epochs}, {text}, {duration(left)} left", flush=True)  # noqa: T201
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+
+def _terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+def duration(seconds: float) -> str:
+    """`41 s`, `3 min 05 s` or `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
