@@ -168,10 +168,12 @@ def test_a_table_that_was_filled_in_comes_back_without_what_is_empty(tmp_path):
         (tmp_path / "l.csv").write_text("\ufeffid,sample,label\na,x,bright\nb,y,\n".replace(",", delimiter))
         found = annotations.read(tmp_path / "l.csv")
         assert (found.labels, found.passed_over) == ({"a": ["bright"]}, {"without a label": 1})
+    (tmp_path / "l.csv").write_bytes("ID;Label\na;für\n".encode("cp1252"))  # as Excel writes it
+    assert annotations.read(tmp_path / "l.csv").labels == {"a": ["für"]}
     for text, why in {
         "name,label\na,b\n": "must name the columns",
         "id,label\n,b\n": "line 2: no id",
-        'id,label\na,"b\n': "line 2: unexpected end of data",
+        'id,label\na,"b\nc,d\n': "line 2: quote that is not closed",
         "": "must name",
     }.items():
         (tmp_path / "l.csv").write_text(text)

@@ -5,17 +5,16 @@ Nothing is counted as taken that cannot be joined to a sample: what is passed ov
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loopline.errors import LooplineError
 from loopline.journal.store import Entry
+from loopline.tables import columns, reader
 from loopline.tasks import image, labelstudio
 
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -50,34 +49,37 @@ class _PassedOver(ValueError):
 def read(path: Path) -> Returned:
     """Read a file of labels. Raises LooplineError where it is none of the known ones."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            json_export = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"[", b"{"))
+        return _tasks(path, path.read_text(encoding="utf-8-sig")) if json_export else _table(path)
     except (OSError, UnicodeDecodeError) as error:
         raise LooplineError(f"{path} cannot be read: {error}") from error
-    return _tasks(path, text) if text.lstrip().startswith(("[", "{")) else _table(path, text)
 
 
-def _table(path: Path, text: str) -> Returned:
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
+def _columns(names: Sequence[str]) -> list[str] | None:
+    identity, label = (columns.match(names, [wanted]) for wanted in ("id", "label"))
+    return None if identity is None or label is None else [identity, label]
+
+
+def _table(path: Path) -> Returned:
     labels: dict[str, list[Any]] = {}
     passed_over: Counter[str] = Counter()
-    try:
-        names = set(rows.fieldnames or ())
-        if names & FOREIGN:
+    with path.open("rb") as file:
+        table = reader.read(file, str(path), path.name, _columns)
+        if {columns.normal(name) for name in table.columns} & FOREIGN:
             raise LooplineError(f"{path} is Label Studio's CSV, whose ids are those of its tasks: export as JSON")
-        if not {"id", "label"} <= names:
-            raise LooplineError(f"{path}: its first line must name the columns id and label; it has {rows.fieldnames}")
-        for row in rows:
-            identity, label = (row["id"] or "").strip(), (row["label"] or "").strip()
+        if table.chosen is None:
+            raise LooplineError(f"{path}: its first line must name the columns id and label; it has {table.columns}")
+        for row in table.rows:
+            if row.problem is not None:
+                raise LooplineError(f"{path}, line {row.number}: {row.problem}")
+            identity, label = (str(value or "").strip() for value in row.values)
             if not identity:
-                raise LooplineError(f"{path}, line {rows.line_num}: no id")
+                raise LooplineError(f"{path}, line {row.number}: no id")
             if label:
                 labels.setdefault(identity, []).append(label)
             else:
                 passed_over["without a label"] += 1
-    except csv.Error as error:
-        raise LooplineError(f"{path}, line {rows.reader.line_num}: {error}") from error
     return Returned(labels, passed_over)
 
 
