@@ -10,6 +10,7 @@ import zlib
 import pytest
 
 from loopline.serving import http, messages
+from loopline.serving.connection import BODY_SECONDS, HEAD_BYTES, HEAD_SECONDS, IDLE_SECONDS
 
 INFER = "/v2/models/classifier/infer"
 BODY = json.dumps(
@@ -165,7 +166,7 @@ def test_trailers_are_passed_over(connect, cut):
     """They come behind a body that is larger than a head may be, and change nothing that the head says."""
     rows = {"inputs": [{"name": "image", "shape": [400, 8, 8, 1], "datatype": "UINT8", "data": [7] * 25_600}]}
     body = json.dumps(rows).encode()
-    assert len(body) > http.HEAD_BYTES
+    assert len(body) > HEAD_BYTES
     one = connect()
     trailers = "X-Sum: abc\r\nContent-Encoding: br\r\nX-Request-Id: trailer\r\n"
     one.sendall(IN_CHUNKS + b"X-Request-Id: head\r\n\r\n")
@@ -423,9 +424,9 @@ def test_a_client_that_leaves_in_the_middle_harms_nobody(connect):
 @pytest.mark.parametrize(
     ("sent", "limit", "answer"),
     [
-        (b"", http.IDLE_SECONDS, []),
-        (b"GET / HT", http.HEAD_SECONDS, [b"HTTP/1.1 408"]),
-        (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", http.BODY_SECONDS, [b"HTTP/1.1 408"]),
+        (b"", IDLE_SECONDS, []),
+        (b"GET / HT", HEAD_SECONDS, [b"HTTP/1.1 408"]),
+        (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", BODY_SECONDS, [b"HTTP/1.1 408"]),
     ],
 )
 def test_a_slow_head_a_slow_body_and_idleness_are_cut_off(alone, sent, limit, answer):
