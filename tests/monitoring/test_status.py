@@ -17,6 +17,7 @@ from loopline.monitoring import status
 from loopline.monitoring.guard import Alert
 from loopline.monitoring.retrainer.state import Store
 from loopline.release import decisions
+from loopline.training.progress import Progress
 
 
 @pytest.fixture
@@ -85,6 +86,11 @@ def test_a_stage_that_runs_is_named_with_its_model(repository):
     try:
         assert [(one.stage, one.model, one.folder) for one in status.look().stages] == [("train", "classifier", ".")]
         assert "train of classifier for " in status.as_text(status.look())
+        progress = Progress("classifier", epochs=10, steps=1, done=0)
+        progress.epoch(3, {"loss": 0.5})
+        assert " s, epoch 3 of 10, in ." in status.as_text(status.look())
+        progress.close()
+        assert [one.progress for one in status.look().stages] == [""]
     finally:
         child.kill()
         child.wait()

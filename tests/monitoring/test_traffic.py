@@ -119,7 +119,7 @@ def test_every_status_but_200_is_a_failure(counts, words):
 
 def test_a_server_that_is_not_there_or_none_of_models_is_said(folder, serving):
     url = f"http://127.0.0.1:{prometheus.free_port()}"
-    with pytest.raises(LooplineError, match="cannot be reached"):
+    with pytest.raises(LooplineError, match=r"cannot be reached: .*; `loopline status` shows what is up"):
         traffic.choose((), ("text",), traffic.Plan(url=url))
     server = Server(lambda *_: (200, b"<html>"))
     with pytest.raises(LooplineError, match="not as a server of models does"):

@@ -163,7 +163,9 @@ def _get(address: str, url: str, body: bytes | None = None, token: str | None = 
     except TimeoutError as error:
         raise LooplineError(f"{url} did not answer within {TIMEOUT:g} s") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise LooplineError(f"{url} cannot be reached: {getattr(error, 'reason', error)}") from error
+        reason = getattr(error, "reason", error)
+        more = "; `loopline status` shows what is up" if isinstance(reason, ConnectionRefusedError) else ""
+        raise LooplineError(f"{url} cannot be reached: {reason}{more}") from error
     if len(found) > LARGEST:
         raise LooplineError(f"{url} answers with more than {LARGEST >> 20} MB: ask for less")
     return found

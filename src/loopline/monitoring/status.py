@@ -18,6 +18,7 @@ from loopline.monitoring.retrainer.state import WAITING, Store
 from loopline.release import bundle, decisions
 
 SERVER = "http://127.0.0.1:8080"  # of `make serve`, where `up` started nothing
+PROGRESS = Path(".loopline/progress")  # a file for each model that trains
 DECISIONS = 3  # the latest ones that are shown
 
 
@@ -43,12 +44,13 @@ class Served:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the pipeline that runs here. seconds: since its start."""
+    """A stage of the pipeline that runs here. seconds: since its start. progress: `epoch 3 of 10`, or empty."""
 
     stage: str
     model: str
     seconds: float
     folder: str
+    progress: str
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,18 @@ def _stages(root: Path) -> Iterator[Stage]:
             folder = Path(process.cwd())
             if folder == root or root in folder.parents:
                 stage, model = words[places[0] + 1 : places[0] + 3]
-                yield Stage(stage, model, time.time() - process.create_time(), str(folder.relative_to(root)))
+                seconds = time.time() - process.create_time()
+                yield Stage(stage, model, seconds, str(folder.relative_to(root)), _progress(folder, stage, model))
         except psutil.Error:  # it ended, or it is another user's
             continue
+
+
+def _progress(folder: Path, stage: str, model: str) -> str:
+    """As `training.progress` leaves it there."""
+    try:
+        return (folder / PROGRESS / model).read_text(encoding="utf-8") if stage == "train" else ""
+    except FileNotFoundError:
+        return ""
 
 
 def _retraining(folder: Path) -> Iterator[str]:
@@ -207,7 +218,12 @@ def as_text(status: Status) -> str:
         for part in status.parts
     ]
     served = [f"{one.model} {one.version}  {_origin(one)}" for one in status.served]
-    stages = [f"{one.stage} of {one.model} for {one.seconds:.0f} s, in {one.folder}" for one in status.stages]
+    stages = [
+        ", ".join(
+            filter(None, (f"{one.stage} of {one.model} for {one.seconds:.0f} s", one.progress, f"in {one.folder}"))
+        )
+        for one in status.stages
+    ]
     alerts = [f"{one.name} ({one.severity}) {one.model} {one.version}".rstrip() for one in status.alerts]
     watched = any(part.name == "prometheus" and part.running for part in status.parts)
     sections: list[tuple[str, Sequence[str], str]] = [

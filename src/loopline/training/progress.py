@@ -1,9 +1,16 @@
-"""How far a training is: a bar where standard error is a terminal, else a line an epoch with the time left."""
+"""How far a training is: a bar where standard error is a terminal, else a line an epoch with the time left.
+
+The last finished epoch is also in `.loopline/progress/NAME`, for `loopline status`, while the training runs.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
+
+FOLDER = Path(".loopline/progress")
 
 
 class Progress:
@@ -15,6 +22,7 @@ class Progress:
 
         self._name, self._epochs, self._done = name, epochs, done
         self._start = time.monotonic()
+        self._note("")  # a training that was killed left its epoch
         total, initial = epochs * steps, done * steps
         self._bar = tqdm(total=total, initial=initial, desc=f"train {name}", unit="step", disable=not _terminal())
 
@@ -25,6 +33,7 @@ class Progress:
     def epoch(self, number: int, figures: dict[str, float]) -> None:
         """Show the figures of a finished epoch, the first being 1."""
         text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        self._note(f"epoch {number} of {self._epochs}")
         if not self._bar.disable:
             self._bar.set_postfix_str(f"epoch {number}, {text}")
             return
@@ -34,6 +43,14 @@ class Progress:
     def close(self) -> None:
         """End the bar."""
         self._bar.close()
+        self._note("")
+
+    def _note(self, text: str) -> None:
+        with suppress(OSError):  # a full disk must not end a training here
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            partial = FOLDER / f"{self._name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(FOLDER / self._name)
 
 
 def _terminal() -> bool:
