@@ -48,7 +48,7 @@ def said(version, *, score=3.0, loss=0.4, alerts=(), rows=None):
     """What Prometheus would have recorded. rows: (signal, bin) -> a counter's value."""
     of = f'model="classifier",version="{version}"'
     lines = [f"loopline:drift_score{{{of}}} {score}", f"loopline:quality_loss{{{of}}} {loss}"]
-    lines += [f"loopline:quality_limit{{{of}}} 0.05"]
+    lines += [f"loopline:quality_limit{{{of}}} 0.05", f"loopline_model_info{{{of}}} 1"]
     lines += [f'ALERTS{{alertname="{name}",alertstate="firing",model="classifier"}} 1' for name in alerts]
     for (signal_, bin_), value in (rows or {("brightness", "00"): 0}).items():
         lines.append(f'loopline_signal_rows_total{{{of},signal="{signal_}",bin="{bin_}"}} {value}')
