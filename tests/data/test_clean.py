@@ -4,6 +4,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from PIL import Image
 from loopline.data import account
 from loopline.data.clean import EXAMPLES, MAX_CHARACTERS, assign, clean
 from loopline.data.raw import RawBox, RawSample
+from loopline.errors import LooplineError
 from loopline.settings import Split
 
 SPLIT = Split(seed=0, val=0.2, test=0.2)
@@ -410,3 +412,14 @@ def test_names_with_halves_of_characters_are_written(tmp_path):
     manifest.write(tmp_path / "m.parquet", cleaned.samples, task="detection", labels=account.labels(cleaned.samples))
     json.dumps(account.summary(cleaned)).encode()
     assert manifest.labels(tmp_path / "m.parquet") == ("?",)
+
+
+@pytest.mark.parametrize(("x", "refused"), [(4, False), (60, True)])
+def test_a_batch_with_another_annotators_boxes_is_judged_alike(x, refused):
+    from loopline.data.versions import _refuse_contradictions
+
+    image = picture(size=(300, 100))
+    known = scenes(draw(box_at(0), image=image)).samples
+    batch = scenes(draw(box_at(x), image=image)).samples
+    with pytest.raises(LooplineError, match="with another label" if refused else "has all its 1 samples already"):
+        _refuse_contradictions(batch, known, Path("batch"))

@@ -200,7 +200,10 @@ def test_the_data_sets_are_valid_before_the_changes(tmp_path, name, task):
     for file, data in VALID[name, task].items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_bytes(data.encode() if isinstance(data, str) else data)
-    cleaned = clean([("set", formats.read(tmp_path, task))], task=task, split=SPLIT)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/notes.xyz").write_text("a file of another kind")
+    cleaned = clean([("set", formats.read(tmp_path, task, unused=True))], task=task, split=SPLIT)
     assert cleaned.samples
     assert set(cleaned.aside.counts) <= {"image without annotation"}
+    assert list(cleaned.left_out.examples.values()) == [["more/notes.xyz"]]
     assert not cleaned.boxes_aside.counts

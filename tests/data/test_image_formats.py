@@ -297,7 +297,9 @@ def yolo(root, *labels, **files):
     return put(root, {name.replace("_", "."): content for name, content in files.items()})
 
 
-@pytest.mark.parametrize("place", ["classes.txt", "labels/classes.txt", "labels/train/Classes.txt", "images/obj.names"])
+@pytest.mark.parametrize(
+    "place", ["classes.txt", "labels/classes.txt", "labels/train/Classes.txt", "images/obj.names", "a/_darknet.labels"]
+)
 def test_yolo_finds_the_names_wherever_a_tool_leaves_them(tmp_path, place):
     put(yolo(tmp_path, "1 .5 .5 .5 .5"), {place: "cat\ndog\n\n"})
     assert [box[0] for box in boxes(tmp_path)["images/a.png"]] == ["dog"]
@@ -626,6 +628,13 @@ def test_label_studio_annotators_who_disagree_are_counted(tmp_path):
     assert list(boxes(studio(tmp_path / "agree", rectangle("a.png", annotations=[first, near])))) == ["pics/a.png"]
     studio(tmp_path / "not", rectangle("a.png", annotations=[first, far]))
     assert problems(tmp_path / "not")["project-1.json:tasks[0]"] == "annotators disagree"
+
+
+@pytest.mark.parametrize("task", ["detection", "classification"])
+def test_label_studio_json_min_is_named(tmp_path, task):
+    put(tmp_path, {"min.json": json.dumps([{"image": "a.png", "label": [], "annotation_id": 3}]), "a.png": picture()})
+    with pytest.raises(LooplineError, match=r"min\.json looks like Label Studio's JSON-MIN.*export as JSON"):
+        read(tmp_path, task)
 
 
 # IDX

@@ -72,10 +72,10 @@ def obstacles(cleaned: Cleaned) -> list[str]:
 
 
 def reasons(cleaned: Cleaned) -> list[str]:
-    """What was set aside, samples before boxes, a line a reason, most frequent first, with an example."""
+    """What was set aside or left out: samples, boxes, files; a line a reason, most frequent first, with an example."""
     return [
         f"{count:,} x {thing}{reason}, e.g. {aside.examples[reason][0]}"
-        for thing, aside in (("", cleaned.aside), ("box: ", cleaned.boxes_aside))
+        for thing, aside in (("", cleaned.aside), ("box: ", cleaned.boxes_aside), ("file left out: ", cleaned.left_out))
         for reason, count in _ordered(aside)
     ]
 

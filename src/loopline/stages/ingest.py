@@ -55,7 +55,7 @@ def _progress(samples: Iterable[RawSample], name: str) -> Iterable[RawSample]:
 def _message(dataset: str, found: list[str], aside: list[str]) -> str:
     lines = [f"dataset {dataset} cannot be trained on:", *_few(found)]
     if aside:
-        lines += ["Set aside:", *_few(aside)]
+        lines += ["Set aside or left out:", *_few(aside)]
     return "\n".join([*lines, "See docs/bring-your-own-data.md."])
 
 

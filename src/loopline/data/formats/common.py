@@ -32,7 +32,7 @@ DOCUMENTS = re.compile(
     r"|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
-CLASS_NAMES = frozenset({"classes.txt", "obj.names", "labels.txt"})  # one class name a line
+CLASS_NAMES = re.compile(r"classes\.txt|labels\.txt|.+\.names|_darknet\.labels", re.IGNORECASE)  # one class name a line
 SPLITS = {
     "train": ("train", "training", "trainval"),
     "val": ("val", "valid", "validation", "dev"),
@@ -275,6 +275,11 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
 def nfc(name: str) -> str:
     """The name with composed characters (NFC): macOS writes the same name with decomposed ones."""
     return unicodedata.normalize("NFC", name)
+
+
+def names_classes(name: str) -> bool:
+    """Whether the file is called like one that lists the names of classes."""
+    return CLASS_NAMES.fullmatch(PurePosixPath(name).name) is not None
 
 
 def class_names(folder: Folder, files: Iterable[str]) -> dict[int, str]:

@@ -7,6 +7,7 @@ around them. Tracks of videos are counted: they name frames, not files.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -35,8 +36,8 @@ def _files(folder: Folder) -> list[str]:
 
 def _holds(folder: Folder, tags: tuple[str, ...]) -> bool:
     """Whether one of the files has one of these elements."""
-    starts = tuple(f"<{tag} ".encode() for tag in tags)
-    return any(start in (folder.root / name).read_bytes() for name in _files(folder) for start in starts)
+    element = re.compile(f"<(?:{'|'.join(tags)})[\\s/>]".encode())
+    return any(element.search((folder.root / name).read_bytes()) for name in _files(folder))
 
 
 def _read(folder: Folder, *, tags: bool) -> Iterator[RawSample]:

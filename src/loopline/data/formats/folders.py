@@ -80,10 +80,11 @@ def _read(folder: Folder, suffixes: frozenset[str]) -> Iterator[RawSample]:
     published = _published(folder, suffixes)
     depth = 2 if published else 1
     text = suffixes is TEXTS
+    classes = _classes(folder, suffixes)
     for name in folder.files:
         parts = PurePosixPath(name).parts
         split = split_of_folder(parts[0]) if published and len(parts) > 1 else None
-        if len(parts) > depth and (split or not published):
+        if len(parts) > depth and parts[depth - 1] in classes and (split or not published):
             if text and suffix(name) not in suffixes:
                 yield broken(name, "file that is not .txt", split=split)
             else:

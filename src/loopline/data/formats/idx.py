@@ -13,13 +13,12 @@ import struct
 import zlib
 from collections.abc import Iterator
 from itertools import count
-from pathlib import PurePosixPath
 from typing import IO, cast
 
 import numpy as np
 
 from loopline.data.formats import png
-from loopline.data.formats.common import CLASS_NAMES, Folder, Format, class_names, split_of_file
+from loopline.data.formats.common import Folder, Format, class_names, names_classes, split_of_file
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 from loopline.tasks.image import MAX_PIXELS
@@ -42,7 +41,7 @@ def _pairs(folder: Folder) -> dict[str, tuple[str, str]]:
 
 
 def _read(folder: Folder) -> Iterator[RawSample]:
-    names = class_names(folder, [name for name in folder.files if PurePosixPath(name).name.lower() in CLASS_NAMES])
+    names = class_names(folder, filter(names_classes, folder.files))
     for stem, (images, labels) in _pairs(folder).items():
         split = split_of_file(stem)
         with _open(folder, images) as pixels, _open(folder, labels) as marks:

@@ -47,6 +47,14 @@ def _files(folder: Folder) -> list[str]:
     return names
 
 
+def _minimal(folder: Folder) -> str:
+    """What to do where a file is Label Studio's other export; "" where none is."""
+    for name in folder.suffixed({".json"}):
+        if b'"annotation_id"' in folder.start(name) and name not in _files(folder):
+            return f"{name} looks like Label Studio's JSON-MIN, which leaves out what is needed: export as JSON."
+    return ""
+
+
 def _detect(folder: Folder, task: str) -> bool:
     wanted = (b'"x"',) if task == "detection" else (b'"choices"',)
     images = bool(folder.suffixed(IMAGES))
@@ -170,6 +178,7 @@ def _format(task: str, layout: str) -> Format:
         layout=layout,
         detect=partial(_detect, task=task),
         read=partial(_read, task=task),
+        advise=_minimal,
     )
 
 

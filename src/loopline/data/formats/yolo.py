@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from loopline.data.formats.common import (
-    CLASS_NAMES,
     IMAGES,
     Folder,
     Format,
@@ -20,6 +19,7 @@ from loopline.data.formats.common import (
     file_problem,
     file_sample,
     lines,
+    names_classes,
     nfc,
     split_of_parts,
     upright_size,
@@ -58,7 +58,7 @@ def _label_files(folder: Folder) -> dict[str, list[str]]:
 
 
 def _names_classes(folder: Folder, name: str) -> bool:
-    return PurePosixPath(name).name.lower() in CLASS_NAMES and not is_labels(_first_lines(folder, name))
+    return names_classes(name) and not is_labels(_first_lines(folder, name))
 
 
 def _first_lines(folder: Folder, name: str) -> list[str]:
@@ -88,8 +88,9 @@ def _read(folder: Folder) -> Iterator[RawSample]:
     published = {image: split for image, split in settings.splits(folder, finder) if image}
     pairs = _pairs(folder)
     columns = Columns(settings.points)
-    for name in {name for name in pairs.values() if name}:
-        columns.look_at(folder, name)
+    for labels in pairs.values():
+        if labels:
+            columns.look_at(folder, labels)
     columns.check(folder)
     for image, labels in pairs.items():
         sample = file_sample(folder, image, boxes=(), split=split_of_parts(image) or published.get(image))
