@@ -213,6 +213,23 @@ def test_what_utf_16_cannot_mean_is_set_aside(tmp_path):
     assert predicted(path) == ["a", "text with halves of characters", "c"]
 
 
+@pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_known_without_a_byte_order_mark(tmp_path, coding):
+    path = write(tmp_path / "all.csv", "text,label\ncafé,x\nété,y\n".encode(coding))
+    assert ingested(path) == [("café", "x"), ("été", "y")]
+    assert predicted(path) == ["café", "été"]
+
+
+@pytest.mark.parametrize(
+    "table", ["text,label\ra,x\rb,y\r", '"text";"label"\r"a";"x"\r', "text\tlabel\ra\tx", "label,text\rx,a\r"]
+)
+def test_a_table_whose_lines_end_at_carriage_returns_is_refused(tmp_path, table):
+    path = write(tmp_path / "all.csv", table)
+    for read in (ingested, predicted):
+        with pytest.raises(LooplineError, match=r"its lines end at \\r alone"):
+            read(path)
+
+
 # JSON
 
 
@@ -373,6 +390,13 @@ def test_a_class_of_one_sample_in_the_first_line_is_no_header(tmp_path):
     assert ingested(path)[0] == ("a", "pos")
 
 
+def test_class_numbers_that_a_mapping_does_not_name_are_counted(tmp_path):
+    write(tmp_path / "val_text.txt", "a\nb\nc\n")
+    write(tmp_path / "val_labels.txt", "1\n7\n\n")
+    write(tmp_path / "mapping.txt", "1\tone\n")
+    assert ingested(tmp_path) == [("a", "one"), "class number without a name", ("c", "")]
+
+
 FASTTEXT = "__label__baking how long\n__label__tea  which one \n\nno label\n__label__tea __label__cup a\tb\nat the end __label__tea\n"
 READ = [("how long", "baking"), ("which one ", "tea"), ("", None), ("no label", None),
         "several labels: one label a text is wanted", ("at the end ", "tea")]  # fmt: skip
@@ -476,7 +500,7 @@ def lines_of(content):
     return [line for line in content.split("\n") if line.removesuffix("\r")]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=st.lists(ROW, min_size=1, max_size=12), **SHAPE)
 def test_every_row_that_a_writer_wrote_comes_in_and_out(rows, name, mark, quoting, end, coding):
     content = io.StringIO()
@@ -489,7 +513,7 @@ def test_every_row_that_a_writer_wrote_comes_in_and_out(rows, name, mark, quotin
         assert account(path) == len(rows)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(
     lines=st.lists(st.text(st.sampled_from([*"ab é€,;\t|\r\0=\\"]), max_size=12), max_size=25),
     broken=st.sets(st.integers(0, 24)),
@@ -505,7 +529,7 @@ def test_every_line_comes_in_and_out_whatever_quotes_are_never_closed(lines, bro
         assert account(path) == len(predicted(path)) == len(lines_of("\n".join(lines)))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=st.lists(ROW, min_size=1, max_size=12), noise=NOISE, **SHAPE)
 def test_ingest_and_prediction_see_the_same_rows_of_a_damaged_table(rows, noise, name, mark, quoting, end, coding):
     content = io.StringIO()

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from loopline.errors import LooplineError
+
 DELIMITERS = (",", ";", "\t", "|")
 MOST_CELL = 1_000_000  # characters of one cell
 # A cell over this many lines each of which has the columns of a whole row began with a quote that was not meant as one.
@@ -74,15 +76,20 @@ class _Feed:
 class Delimited:
     """The rows of a CSV or TSV file; the first one names the columns."""
 
-    def __init__(self, lines: Iterator[str | None], fits: Callable[[Sequence[str]], bool], *, tabs: bool) -> None:
+    def __init__(
+        self, lines: Iterator[str | None], fits: Callable[[Sequence[str]], bool], *, tabs: bool, name: str
+    ) -> None:
         """Read the header. fits: whether these are the names that are wanted, which settles the delimiter.
 
-        tabs: the file is called a TSV, so that the tab is tried first.
+        tabs: the file is called a TSV, so that the tab is tried first. Raises LooplineError where the header ends at a lone
+        \\r: it would take in all rows.
         """
         csv.field_size_limit(MOST_CELL)
         self._feed = _Feed(lines)
         delimiters = ("\t", *DELIMITERS) if tabs else DELIMITERS
         self.delimiter, self.names = self._header(fits, self._declared() or delimiters)
+        if any("\r" in column.strip() for column in self.names):
+            raise LooplineError(rf"{name}: its lines end at \r alone: save it with lines that end at \n or \r\n")
 
     def _declared(self) -> str:
         """The delimiter that a first line `sep=;` names, as Excel writes it; "" without such a line."""

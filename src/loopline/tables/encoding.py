@@ -1,4 +1,4 @@
-r"""Decode text files: UTF-8, UTF-16 or UTF-32 with a byte order mark, else Windows-1252. Lines end at \n and nowhere else."""
+r"""Decode text files: UTF-8, UTF-16, UTF-32 with a byte order mark, else Windows-1252. Lines end at \n and nowhere else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,12 @@ def lines(file: IO[bytes]) -> Iterator[str | None]:
 
 
 def _wide(data: bytes) -> str | None:
-    return next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+    """The encoding that a byte order mark names; without one UTF-16 where most of its halves are zero bytes."""
+    for mark, name in _MARKS.items():
+        if data.startswith(mark):
+            return name
+    halves = {"utf-16-be": data[:CHUNK:2], "utf-16-le": data[1:CHUNK:2]}
+    return next((name for name, bytes_ in halves.items() if 2 * bytes_.count(0) > max(len(bytes_), 2)), None)
 
 
 def _is_windows(data: bytes) -> bool:

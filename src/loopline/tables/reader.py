@@ -54,7 +54,7 @@ def read(file: IO[bytes], path: str, name: str, choose: Callable[[Sequence[str]]
     elif suffix in JSON:
         table = Records(lines(file), fits, name=path)
     else:
-        table = Delimited(lines(file), fits, tabs=suffix in TABS)
+        table = Delimited(lines(file), fits, tabs=suffix in TABS, name=path)
     no_object = isinstance(table, Records) and not table.names
     chosen = [] if no_object else choose(table.names)
     rows = iter(()) if chosen is None else table.rows(chosen)

@@ -244,7 +244,11 @@ def _read_pairs(folder: Folder) -> Iterator[RawSample]:
                 raise LooplineError(
                     f"{folder.root / texts} has {counts[0]} lines, {labels} has {counts[1]}: each text needs its label"
                 )
-            yield RawSample(f"{texts}:{number}", None, text, names.get(mark.strip(), mark), None, split)
+            where, label = f"{texts}:{number}", mark.strip()
+            if names and label and label not in names:
+                yield broken(where, "class number without a name", split=split)
+            else:
+                yield RawSample(where, None, text, names.get(label, label), None, split)
     yield from _left_out(folder, used, "file that is none of a pair of texts and labels")
 
 
