@@ -64,11 +64,23 @@ def with_rows(changed):
         ({100: '"text number 100,neg', 200: '"text, number 200",neg'}, {100: UNCLOSED}),
         # The second quote closes the first one by chance: a hundred rows would be one text.
         ({100: '"text number 100,neg', 200: 'screen of 24",neg'}, {100: UNCLOSED}),
+        ({100: '"text number 100,neg', 101: 'screen of 24",pos'}, {100: UNCLOSED}),
+        ({0: '"text number 0,neg', 25: 'screen of 24",neg'}, {0: UNCLOSED}),
         ({299: '"text number 299,neg'}, {299: UNCLOSED}),
         ({100: '"text" number 100,neg'}, {100: "text behind a closing quote"}),
         ({100: r'"she said \"no\"",neg'}, {100: "text behind a closing quote"}),
     ],
-    ids=["one", "two", "before a quoted cell", "closed by chance", "at the end", "text behind it", "backslashes"],
+    ids=[
+        "one",
+        "two",
+        "before a quoted cell",
+        "closed by chance",
+        "closed at once",
+        "in the first row",
+        "at the end",
+        "text behind it",
+        "backslashes",
+    ],
 )
 def test_a_broken_quote_costs_its_own_line(tmp_path, changed, problems):
     path = write(tmp_path / "all.csv", with_rows(changed))
@@ -84,14 +96,26 @@ def test_a_broken_row_is_named_by_its_line(tmp_path):
     assert [sample.path for sample in formats.read(path, "text") if sample.problem] == ["all.csv:102"]
 
 
-def test_cells_over_several_lines_stay_whole(tmp_path):
-    text = "".join(f"line {number}, of a letter\n" for number in range(9)) + "the end"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"line {number}, of a letter\n" for number in range(9)) + "the end",
+        "Dear John,\nthank you,\nMe",
+        "a\tb\nc\td\ne",
+        "neg, it is\nnot",
+        "\n\n",
+        "a\r\nb\rc",
+    ],
+)
+def test_cells_over_several_lines_stay_whole(tmp_path, text):
     for name, mark in (("all.csv", ","), ("all.tsv", "\t")):
-        content = io.StringIO()
-        csv.writer(content, delimiter=mark).writerows([("id", "text", "label"), (1, text, "pos"), (2, "b", "neg")])
-        path = write(tmp_path / name, content.getvalue())
-        assert ingested(path) == [(text, "pos"), ("b", "neg")]
-        assert predicted(path) == [text, "b"]
+        for order in (slice(None), slice(None, None, -1)):
+            rows = [("a", "neg"), ("b", ""), (text, "pos"), ("c", "neg")]
+            content = io.StringIO()
+            csv.writer(content, delimiter=mark).writerows([("text", "label")[order], *(row[order] for row in rows)])
+            path = write(tmp_path / name, content.getvalue())
+            assert ingested(path) == rows
+            assert predicted(path) == [row[0] for row in rows]
 
 
 def test_a_quote_in_a_tsv_is_text_unless_it_surrounds_a_cell(tmp_path):
@@ -100,6 +124,15 @@ def test_a_quote_in_a_tsv_is_text_unless_it_surrounds_a_cell(tmp_path):
     texts = ['"Deutschland', 'a "b"', 'he said "no"', '"yes" and "no"', 'Italia"']
     assert [row[0] for row in ingested(path)] == texts
     assert predicted(path) == texts
+
+
+@pytest.mark.parametrize(("rows", "label"), [(2, "x"), (5, "x{}"), (50, "x{}")])
+def test_quotes_of_a_tsv_that_close_by_chance_are_text(tmp_path, rows, label):
+    lines = [f"name {number}\t{label.format(number)}" for number in range(60)]
+    lines[3], lines[2 + rows] = f'"{lines[3]}', lines[2 + rows].replace("\t", '"\t')
+    path = write(tmp_path / "all.tsv", "text\tlabel\n" + "\n".join(lines))
+    assert predicted(path) == [line.partition("\t")[0] for line in lines]
+    assert ingested(path) == [tuple(line.split("\t")) for line in lines]
 
 
 def test_a_lone_carriage_return_is_a_character(tmp_path):

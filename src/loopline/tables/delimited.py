@@ -17,10 +17,12 @@ from loopline.errors import LooplineError
 
 DELIMITERS = (",", ";", "\t", "|")
 MOST_CELL = 1_000_000  # characters of one cell
-# A cell over this many lines each of which has the columns of a whole row began with a quote that was not meant as one.
-# Other delimiters than the tab are common in texts: there it takes more lines to be sure.
-_SWALLOWED = {"\t": 2}
-_SWALLOWED_OTHERS = 6
+# A cell over several lines may have begun with a quote that was not meant as one: then each line has the columns of a row. To
+# be sure takes this many lines, by the delimiter (a tab is rare in texts), or values that are known from other rows.
+_MANY = {"\t": 5}
+_MANY_OTHERS = 20
+_MOST_VALUES = 1000  # different ones of a column that are remembered; one with more, or with long ones, proves nothing
+_MOST_VALUE = 100  # characters
 _RETURN = "\udc0d"  # stands for a lone \r, at which the csv module would end a row; no decoded text holds it
 _TOO_LONG = "line of more than 64 MB"
 
@@ -88,6 +90,7 @@ class Delimited:
         self._feed = _Feed(lines)
         delimiters = ("\t", *DELIMITERS) if tabs else DELIMITERS
         self.delimiter, self.names = self._header(fits, self._declared() or delimiters)
+        self._values: list[set[str] | None] = [set() for _ in self.names]
         if any("\r" in column.strip() for column in self.names):
             raise LooplineError(rf"{name}: its lines end at \r alone: save it with lines that end at \n or \r\n")
 
@@ -151,14 +154,27 @@ class Delimited:
             if problem is not None:
                 yield Row(number, problem=problem)
             elif cells:
+                self._remember(cells)
                 yield Row(number, [cells[place].replace(_RETURN, "\r") for place in places])
 
     def _swallowed(self) -> bool:
         """Whether the row at hand is several rows, of which the first begins a cell with a quote."""
-        lines, width = self._feed.taken, len(self.names)
-        if width < 2 or len(lines) < _SWALLOWED.get(self.delimiter, _SWALLOWED_OTHERS):
+        width = len(self.names)
+        rows = [(line or "").removesuffix("\r").split(self.delimiter) for line in self._feed.taken]
+        if width < 2 or len(rows) < 2 or any(len(row) != width for row in rows):
             return False
-        return all(line is not None and line.count(self.delimiter) == width - 1 for line in lines)
+        if len(rows) >= _MANY.get(self.delimiter, _MANY_OTHERS):
+            return True
+        return any(values and all(row[place] in values for row in rows) for place, values in enumerate(self._values))
+
+    def _remember(self, cells: list[str]) -> None:
+        """Keep the values of each column that has few and short ones, as labels are."""
+        for place, (value, values) in enumerate(zip(cells, self._values, strict=True)):
+            if values is None or not value:
+                continue
+            values.add(value)
+            if len(values) > _MOST_VALUES or len(value) > _MOST_VALUE:
+                self._values[place] = None
 
     def _alone(self, error: str) -> tuple[str | None, list[str]]:
         """What is wrong with the first line of the row at hand, or its cells; the lines behind it are put back."""
