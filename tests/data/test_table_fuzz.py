@@ -56,7 +56,7 @@ LAYOUTS = {
     "side by side": {
         "val_text.txt": lines("{text}"),
         "val_labels.txt": lines("{label}"),
-        "mapping.txt": b"pos\tgood\n",
+        "mapping.txt": b"pos\tgood\nneg\tbad\n",
     },
 }
 BYTES = st.sampled_from(
