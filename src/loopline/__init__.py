@@ -19,6 +19,7 @@ for _name, _value in {
     # Nor these: another number of threads gives weights with other last bits, so it follows neither the machine's cores nor its load.
     # Threads that wait sleep: OpenMP's default is to spin, and beside other work that takes many times as long.
     "OMP_NUM_THREADS": "2",
+    "MKL_DYNAMIC": "FALSE",  # or it lowers the number to that of the cores
     "OMP_WAIT_POLICY": "passive",
 }.items():
     os.environ.setdefault(_name, _value)

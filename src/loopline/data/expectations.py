@@ -6,9 +6,11 @@ Great Expectations' own pages, where it is given a folder for them.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -142,12 +144,17 @@ def _number(value: Any) -> str:
     return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
 
 
+@functools.cache
 def _great_expectations() -> Any:
     """The library, without telemetry and chatter."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it imports sre_constants
+        # A third of the import's time would go into grammars of international addresses, which jsonschema does without.
+        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
         import great_expectations
+
+        del sys.modules["rfc3987_syntax"]
 
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     return great_expectations
