@@ -65,10 +65,10 @@ def choices(results: Iterable[Result]) -> list[str]:
 def regions(results: Iterable[Result]) -> list[Region]:
     """Return a region for each shape. Relations, texts, ratings and choices are not shapes and are passed over."""
     shapes: dict[object, list[Result]] = {}  # a rectangle and its labels may be two results with one id
-    for number, result in enumerate(results):
+    for place, result in enumerate(results):
         kind = _kind(result)
         if _is_shape(kind):
-            shapes.setdefault(str(result.get("id") or number), []).append(result)
+            shapes.setdefault(str(result.get("id") or place), []).append(result)
     return [_region(group) for group in shapes.values()]
 
 
@@ -81,7 +81,7 @@ def other_kinds(results: Iterable[Result], *, regions: bool) -> list[str]:
 def size(results: Iterable[Result]) -> tuple[int, int] | None:
     """Return the (width, height) in pixels on which the regions were drawn; None where none states it."""
     for result in results:
-        width, height = (_number(result.get(f"original_{side}")) for side in ("width", "height"))
+        width, height = (number(result.get(f"original_{side}")) for side in ("width", "height"))
         if width and height and width > 0 and height > 0:
             return round(width), round(height)
     return None
@@ -113,12 +113,12 @@ def _region(group: Sequence[Result]) -> Region:
 def enclosing(result: Result) -> Corners:
     """Return the box around a rectangle, polygon or ellipse, in pixels. Raises UnusableResult with the reason otherwise."""
     value = result.get("value")
-    width, height = (_number(result.get(f"original_{side}")) for side in ("width", "height"))
+    width, height = (number(result.get(f"original_{side}")) for side in ("width", "height"))
     if not isinstance(value, dict):
         raise UnusableResult("region without a shape")
     if not (width and height and width > 0 and height > 0):
         raise UnusableResult("region without the size of its image")
-    if _number(result.get("image_rotation") or 0) != 0:
+    if number(result.get("image_rotation") or 0) != 0:
         raise UnusableResult("region drawn while the image was turned")
     points = _points(value, width / 100, height / 100)
     across, down = [x for x, _ in points], [y for _, y in points]
@@ -129,13 +129,13 @@ def _points(value: dict[str, Any], across: float, down: float) -> list[tuple[flo
     """The points, in pixels, whose box is the region's; across, down: pixels of one percent."""
     if isinstance(value.get("points"), list):
         pairs = [point for point in value["points"] if isinstance(point, list) and len(point) == 2]
-        points = [(_number(x), _number(y)) for x, y in pairs]
+        points = [(number(x), number(y)) for x, y in pairs]
         if len(points) < 3 or len(pairs) != len(value["points"]) or any(None in point for point in points):
             raise UnusableResult("region whose points are not numbers")
         return [(x * across, y * down) for x, y in points if x is not None and y is not None]
-    numbers = {key: _number(value.get(key)) for key in ("x", "y", "width", "height", "radiusX", "radiusY")}
+    numbers = {key: number(value.get(key)) for key in ("x", "y", "width", "height", "radiusX", "radiusY")}
     x, y, width, height, radius_x, radius_y = numbers.values()
-    angle = _number(value.get("rotation") or 0)
+    angle = number(value.get("rotation") or 0)
     if not {"x", "y"} <= value.keys():
         raise UnusableResult("region that is not a box, a polygon or an ellipse")
     if x is None or y is None or angle is None:
@@ -151,10 +151,10 @@ def _points(value: dict[str, Any], across: float, down: float) -> list[tuple[flo
     return [(x * across + dx * cos - dy * sin, y * down + dx * sin + dy * cos) for dx, dy in sides]
 
 
-def _number(value: object) -> float | None:
-    """The value as a finite float; None where it is no number."""
+def number(value: object) -> float | None:
+    """Return a JSON value as a finite float; None for any other, for true and false, and for text."""
     try:
-        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        converted = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return converted if math.isfinite(converted) else None

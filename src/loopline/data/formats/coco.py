@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from loopline.data.formats.common import Folder, Format, broken, file_sample, load_json, number, split_of_file
+from loopline.data.formats.common import Folder, Format, broken, file_sample, load_json, split_of_file
 from loopline.data.formats.finder import ImageFinder
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
+from loopline.tasks.labelstudio import number
 
 _KEYS = ("images", "annotations", "categories")
 # COCO's own release says the same again, without boxes of other classes, beside instances_val2017.json.

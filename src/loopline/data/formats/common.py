@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import math
 import os
 import re
 import stat
@@ -240,15 +239,6 @@ def broken(path: str, problem: str, *, split: str | None = None) -> RawSample:
 def file_problem(error: Exception) -> str:
     """The reason to set a sample aside whose annotation could not be read."""
     return "file that cannot be opened" if isinstance(error, LooplineError) else str(error.args[0])
-
-
-def number(value: object) -> float | None:
-    """A JSON value as a finite float; None for any other, for true and false, and for text."""
-    try:
-        found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
 
 
 def load_json(folder: Folder, name: str) -> Any:

@@ -44,10 +44,10 @@ def _decode(data: bytes, errors: str = "strict") -> str:
         declared = _DECLARED.match(data.removeprefix(codecs.BOM_UTF8))
         encoding = declared[1].decode().lower() if declared and not data.startswith(codecs.BOM_UTF8) else "utf-8-sig"
     try:
-        found = codecs.lookup(encoding).name
-        if found.startswith(("utf-16", "utf-32")) and data[:2] not in BOMS:
-            found = "utf-8"  # a declaration that can be read byte by byte is wrong: .NET writes such files
-        return data.decode(_WIDER.get(found, found), errors)
+        codec = codecs.lookup(encoding).name
+        if codec.startswith(("utf-16", "utf-32")) and data[:2] not in BOMS:
+            codec = "utf-8"  # a declaration that can be read byte by byte is wrong: .NET writes such files
+        return data.decode(_WIDER.get(codec, codec), errors)
     except LookupError as error:
         raise UnusableXml(f"XML in the encoding {encoding}, which is not read") from error
     except ValueError as error:
