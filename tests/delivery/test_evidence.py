@@ -1,6 +1,7 @@
 """What the judge is given: log lines, counters, labels, and a replay on two real servers."""
 
 import time
+from dataclasses import replace
 
 import brightness
 import bundles
@@ -9,9 +10,11 @@ import prometheus
 import pytest
 from servers import Process
 
-from loopline.delivery import evidence
+from loopline.delivery import evidence, rollout
 from loopline.delivery.evidence import Log, Tally
 from loopline.delivery.gateway import BASELINE, CHALLENGER
+from loopline.delivery.judge import Policy
+from loopline.delivery.state import Plan, State
 from loopline.errors import LooplineError
 from loopline.journal.keeper import Keeper
 
@@ -38,6 +41,32 @@ def test_the_log_is_counted_by_lane_and_step(tmp_path):
     assert (theirs.requests, theirs.errors) == (2, 0), "a client's mistake is no error"
     assert tally.stood_in == 2
     assert list(theirs.seconds) == [0.0025, 0.0001]
+
+
+def test_the_status_of_a_canary_has_the_counts_of_its_step_and_the_time_that_is_left(tmp_path):
+    (tmp_path / "gateway.log").write_text(LINES)
+    plan = Plan(hold=600.0, policy=Policy(requests=80, slice=2, points=50))
+    state = State(
+        id="1",
+        model="classifier",
+        champion="a",
+        challenger="b",
+        before="",
+        after="",
+        stage="canary",
+        since=2.0,
+        plan=plan,
+    )
+    lines = rollout.progress(state, tmp_path)
+    assert lines == [
+        "challenger: 2 of 80 requests, 1 of 50 points of latency, 2 errors since the canary began",
+        "baseline: 2 of 80 requests, 1 of 50 points of latency, 0 errors since the canary began",
+        "0.0 of 10.0 min are left, then it is rolled back",
+    ]
+    assert "of 10.0 min are left" in rollout.progress(replace(state, since=time.time()), tmp_path)[-1]
+    assert rollout.progress(replace(state, stage="rolled back"), tmp_path) == []
+    with pytest.raises(LooplineError, match=r"the gateway's log cannot be read: .*gateway\.log"):
+        rollout.progress(state, tmp_path / "nowhere")
 
 
 def test_a_line_that_is_not_yet_whole_is_left_for_the_next_time(tmp_path):

@@ -25,7 +25,7 @@ from loopline.errors import LooplineError
 from loopline.monitoring import guard
 from loopline.monitoring.retrainer import github, policy, report, runs, worktree
 from loopline.monitoring.retrainer.runs import Place
-from loopline.monitoring.retrainer.state import Run
+from loopline.monitoring.retrainer.state import Run, Store
 from loopline.release import bundle, decisions
 
 ROOT = Path(__file__).parents[2]
@@ -464,3 +464,27 @@ def test_a_champion_that_is_not_here_is_said(weighed, tmp_path):
     weighed(128)
     with pytest.raises(LooplineError, match="in version fff is not here"):
         report.make(run(version="fff"), tmp_path / "repository", tmp_path / "journal")
+
+
+# What runs
+
+
+def test_the_status_of_a_retrainer_says_that_nothing_was_decided_and_then_what_runs(repository, capsys):
+    assert cli.main(["retrainer", "status"]) == 0
+    assert capsys.readouterr().out == "no alert came yet, so nothing was decided\n"
+    store = Store(repository / ".loopline/retrainer")
+    alert = guard.Alert(model="classifier", name="RetrainCandidate", version="")
+    store.receive([("classifier-1", alert)], "alertmanager")
+    assert cli.main(["retrainer", "status"]) == 0
+    text = capsys.readouterr().out
+    assert "classifier-1 RetrainCandidate: new\n  not looked at yet" in text
+    assert "no run is under way" in text
+    store.decide(store.alerts()[0], guard.Decision(guard.Action.RETRAIN, ("a test",)), 0.0, "train")
+    log = repository / ".loopline/retrainer/runs/classifier-1/train.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("$ dvc repro\nclassifier: epoch 2 of 9, loss 0.4, 3 min left\n\n")
+    assert cli.main(["retrainer", "status"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"classifier-1 under way for 0\.\d min, step train\n  classifier: epoch 2 of 9, loss 0\.4", text)
+    assert "no run is under way" not in text
+    store.close()

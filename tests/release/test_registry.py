@@ -10,6 +10,7 @@ import mlflow
 import pytest
 from brightness import write_manifest
 
+from loopline import cli
 from loopline.errors import LooplineError
 from loopline.release import decisions, registry
 from loopline.release.bundle import BundleError
@@ -254,6 +255,20 @@ def test_a_dry_run_says_what_would_be_decided_and_changes_nothing(project, make)
         assert (aliases(), decisions.path().read_bytes()) == (before, log)
         assert said.promote is wins
         assert registry.promote("classifier").promote is wins
+
+
+def test_what_is_being_done_is_said_beside_the_result(project, make, monkeypatch, capsys):
+    (project / "models/classifier").mkdir(parents=True)
+    shutil.copytree(make("good", 130).folder, project / "models/classifier/bundle")
+    for verb, doing, result in (
+        ("register", "puts the bundle in the registry", "challenger"),
+        ("promote", "weighs them", "promoted"),
+    ):
+        assert cli.main(["release", verb, "classifier"]) == 0
+        said = capsys.readouterr()
+        assert doing in said.err
+        assert result in said.out
+        assert doing not in said.out
 
 
 def challenge(project, *words):
