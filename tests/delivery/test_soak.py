@@ -1,7 +1,6 @@
 """A canary that is judged by a real Prometheus' counts of its two lanes."""
 
 import threading
-import time
 from functools import partial
 
 import lanes
@@ -29,10 +28,18 @@ def verdicts(tmp_path_factory):
     made = prometheus.Prometheus(tmp_path_factory.mktemp("prometheus"), [exporter.address], "")
     ask = partial(query.instant, made.url)
     prometheus.eventually(lambda: ask("loopline_requests_total"))
-    found = {}
+    found, asked, again = {}, {}, set()
+
+    def watched(expression):
+        """Notes who asks a question for the second time: it has seen all that was there before."""
+        name = threading.current_thread().name
+        if expression in asked.setdefault(name, set()):
+            again.add(name)
+        asked[name].add(expression)
+        return ask(expression)
 
     def one(model, plan):
-        found[model] = soak(ask, plan).verdict([model])
+        found[model] = soak(watched, plan).verdict([model])
 
     plans = dict.fromkeys(lanes.MODELS, PLAN)
     plans["quiet"] = Plan(hold=4, every=0.2, policy=PLAN.policy)
@@ -40,7 +47,7 @@ def verdicts(tmp_path_factory):
     threads = [threading.Thread(target=one, args=given) for given in plans.items()]
     for thread in threads:
         thread.start()
-    time.sleep(1)  # each has seen what was there before
+    prometheus.eventually(lambda: len(again) == len(plans))
     exporter.begin()
     for thread in threads:
         thread.join()

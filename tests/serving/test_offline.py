@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 
 from loopline import cli
 from loopline.errors import LooplineError
@@ -138,6 +139,17 @@ def test_a_folder_is_read_to_its_depth_and_what_is_no_image_is_told(folders, pic
     assert "broken image" in found["b/broken.png"]["error"]
     assert found["gone.png"]["error"] == "not found"
     assert "not an image" in found["notes.txt"]["error"]
+
+
+def test_a_phones_photo_is_predicted_by_its_first_picture_and_an_animation_is_not(folders, tmp_path):
+    (tmp_path / "photos").mkdir()
+    frames = [Image.new("L", (20, 20), shade) for shade in (250, 0)]
+    for name, kind in (("phone.jpg", "MPO"), ("moving.png", "PNG")):
+        frames[0].save(tmp_path / "photos" / name, kind, save_all=True, append_images=frames[1:])
+    predict(folders["classifier"], str(tmp_path / "photos"), str(tmp_path / "out.jsonl"), Options())
+    moving, phone = answers(tmp_path / "out.jsonl")
+    assert (phone["id"], phone["label"], phone["error"]) == ("phone.jpg", "bright", None)
+    assert "animated" in moving["error"]
 
 
 def test_a_list_may_mix_paths_and_addresses(folders, pictures, tmp_path):

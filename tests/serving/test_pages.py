@@ -12,6 +12,7 @@ import bundles
 import pytest
 import requests
 
+from loopline.monitoring import sentinel
 from loopline.monitoring.drift import golden
 from loopline.serving import examples, messages, pages
 
@@ -151,6 +152,13 @@ def test_the_examples_are_golden_samples_of_each_bundle(server, folders):
             assert (answer.headers["content-type"], answer.content) == ("image/png", sample.given)
             assert "default-src" in answer.headers["content-security-policy"]
     assert get(server, "/examples/classifier/2").status_code == 404
+
+
+def test_the_samples_of_the_tests_bundles_are_golden(server, folders):
+    for name, folder in folders.items():
+        (watched,) = sentinel.load([folder])
+        for one in watched.samples:
+            assert sentinel.check(server.url, watched, one)[0] == "same", name
 
 
 def sample(given, *names):
