@@ -33,7 +33,6 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	@touch $@
 
 repro: setup ## data to three released bundles: what is up to date is left alone (5 min; MODEL=text: one; ARGS=--force: nothing is)
-	@loopline data prepare
 	dvc repro $(ARGS) $(if $(MODEL),package@$(MODEL))
 	@loopline results $(MODEL)
 

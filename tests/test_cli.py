@@ -92,10 +92,12 @@ def test_metrics_on_a_port_that_another_program_holds_are_one_message(tmp_path):
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
-def test_a_new_models_folder_of_batches_is_made_and_git_would_keep_it(tmp_path, monkeypatch):
+def test_a_new_models_folder_of_batches_is_made_and_git_would_keep_it(tmp_path, monkeypatch, capsys):
     text = (Path(__file__).parent / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("  classifier:", "  shapes:", 1), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["data", "prepare"]) == 0
-    made = {path.parent.name for path in tmp_path.glob("data/batches/*/.gitkeep")}
-    assert made == {"shapes", "detector", "text"}
+    assert cli.main(["data", "prepare", "shapes"]) == 0
+    assert [path.parent.name for path in tmp_path.glob("data/batches/*/.gitkeep")] == ["shapes"]
+    assert cli.main(["data", "prepare", "../other"]) == 1
+    assert "no model '../other'" in capsys.readouterr().err
+    assert not (tmp_path / "data/other").exists()

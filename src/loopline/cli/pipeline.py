@@ -54,13 +54,14 @@ def _data_add(options: argparse.Namespace) -> int:
     return 0
 
 
-def _data_prepare(_: argparse.Namespace) -> int:
+def _data_prepare(options: argparse.Namespace) -> int:
     from loopline import settings
     from loopline.data import sources
 
-    for model in settings.load().models:
-        (sources.BATCHES / model).mkdir(parents=True, exist_ok=True)
-        (sources.BATCHES / model / ".gitkeep").touch()  # git keeps no empty folder, and the stages want it
+    settings.model(options.model)
+    kept = sources.BATCHES / options.model / ".gitkeep"  # git keeps no empty folder
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text("Labelled batches: see docs/data.md\n", encoding="utf-8")  # DVC warns of an empty file
     return 0
 
 
@@ -83,7 +84,8 @@ def add(rooms: Verbs) -> None:
     results.add_argument("model", nargs="*", help="names under models: in params.yaml (default: all)")
 
     data = room(rooms, "data", "datasets: list the catalogue, fetch, add a labelled batch")
-    verb(data, "prepare", _data_prepare, "make the folder of batches of each model in params.yaml; `make repro` does")
+    prepare = verb(data, "prepare", _data_prepare, "make the folder of a model's batches, as dvc.yaml does")
+    prepare.add_argument("model", help="a name under models: in params.yaml")
     verb(data, "list", _data_list, "the catalogue, and what of it is on this machine")
     fetch = verb(data, "fetch", _data_fetch, "download datasets of the catalogue now")
     fetch.add_argument("dataset", nargs="+")

@@ -18,14 +18,20 @@ from loopline.release import bundle, card
 from loopline.stages import files
 from loopline.tasks.spec import ModelSpec
 
-CODE = (
+CODE = (  # what decides what a bundle becomes: all code that a stage needs, as dvc.yaml says
     "data",
+    "errors.py",
     "monitoring/drift",
+    "release/bundle.py",
+    "release/card.py",
+    "release/markdown.py",
+    "release/runner.py",
+    "settings.py",
     "stages",
     "tables",
     "tasks",
     "training",
-)  # the rooms whose code decides what a model becomes
+)
 
 
 def main(name: str) -> None:
@@ -110,8 +116,9 @@ def _tensor(value: Any) -> bundle.Tensor:
 
 
 def code_hash(package: Path, rooms: Iterable[str]) -> str:
-    """sha256 over the sorted paths and sha256 of every Python file in these folders of the package."""
-    paths = sorted(path for room in rooms for path in (package / room).rglob("*.py"))
+    """sha256 over the sorted paths and sha256 of every Python file of the package that is one of `rooms` or lies in one."""
+    places = [package / room for room in rooms]
+    paths = sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*.py")))
     lines = [f"{sha256(path.read_bytes())}  {path.relative_to(package).as_posix()}\n" for path in paths]
     return sha256("".join(lines).encode())
 

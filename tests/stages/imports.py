@@ -1,0 +1,71 @@
+"""Which modules of the package a module needs, by its imports: those in functions and `import_module(...)` too."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+SRC = Path(__file__).parents[2] / "src"
+
+
+def name_of(path):
+    parts = path.relative_to(SRC).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for path in SRC.rglob("*.py")}
+
+
+def for_types_alone(tree):
+    blocks = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    return {id(inner) for block in blocks for statement in block.body for inner in ast.walk(statement)}
+
+
+@cache
+def has_code(module):
+    """Is there more in it than a docstring?"""
+    return any(not isinstance(node, ast.Expr) for node in ast.parse(FILES[module].read_text(encoding="utf-8")).body)
+
+
+@cache
+def imports(module, task):
+    """Full names of what it imports. `task`: what `{model.task}` stands for; other fields of a name stand for any word."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    skipped, names = for_types_alone(tree), set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names |= dynamic(node.args[0], task)
+    return names
+
+
+def dynamic(argument, task):
+    """The modules that `import_module(argument)` may load: a string, or an f-string."""
+    parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+    assert all(isinstance(part, ast.Constant | ast.FormattedValue) for part in parts), ast.unparse(argument)
+    pattern = "".join(
+        re.escape(part.value)
+        if isinstance(part, ast.Constant)
+        else task
+        if ast.unparse(part.value).endswith(".task")
+        else r"\w+"
+        for part in parts
+    )
+    return {name for name in FILES if re.fullmatch(pattern, name)}
+
+
+def needed(module, task):
+    """The modules with code that `module` needs, itself among them."""
+    todo, seen = {module}, set()
+    while todo:
+        name = todo.pop()
+        if name in FILES and name not in seen:
+            seen.add(name)
+            todo |= imports(name, task) | {name.rpartition(".")[0]}
+    return {name for name in seen if has_code(name)}
