@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,12 +26,42 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Group(Strict):
+    """What tells that samples belong together: the text that a regular expression captures in their path, or a column."""
+
+    path: str | None = None
+    column: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_with_a_capture(self) -> Group:
+        if (self.path is None) == (self.column is None):
+            raise ValueError("give either path or column")
+        try:
+            captures = re.compile(self.path or "()").groups
+        except re.error as error:
+            raise ValueError(f"path is not a regular expression: {error}") from error
+        if not captures:
+            raise ValueError("path captures nothing: put the part that names the group into round brackets")
+        return self
+
+    def of(self, path: str, cell: str | None) -> str | None:
+        """The group of a sample with this path and this cell of the column, None where it has none."""
+        if self.path is None:
+            return (cell or "").strip() or None
+        match = re.search(self.path, path)
+        return "/".join(part or "" for part in match.groups()) if match else None
+
+
 class Split(Strict):
-    """Shares of the samples that a hash of their content sends to validation and test; a published split is kept."""
+    """Shares of the samples that a hash of their content, or of their group, sends to validation and test.
+
+    A published split is kept.
+    """
 
     seed: int
     val: Fraction
     test: Fraction
+    group: Group | None = None
 
 
 class Expectations(Strict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loopline.data.clean import Aside, Cleaned
+from loopline.data.clean import EXAMPLES, Aside, Cleaned
 from loopline.data.formats.common import natural
 from loopline.data.manifest import SPLITS, Sample
 
@@ -39,6 +39,13 @@ def summary(cleaned: Cleaned) -> dict[str, Any]:
         "set_aside": _reasons(cleaned.aside),
         "left_out": _reasons(cleaned.left_out),
     }
+    if cleaned.grouped:
+        torn = cleaned.grouped.torn
+        report["groups"] = {
+            "count": cleaned.grouped.groups,
+            "samples_without": cleaned.grouped.without,
+            "torn": {"count": len(torn), "examples": torn[:EXAMPLES]},
+        }
     for sample in samples:
         report["sources"][sample.source] = report["sources"].get(sample.source, 0) + 1
     if any(sample.boxes is not None for sample in samples):
@@ -58,6 +65,8 @@ def obstacles(cleaned: Cleaned) -> list[str]:
     """Why nothing can be trained on these samples, in sentences; empty if something can."""
     if not cleaned.samples:
         return ["No sample is left." if cleaned.seen else "There are no samples."]
+    if cleaned.grouped and not cleaned.grouped.groups:
+        return [f"split.group finds a group for no sample, as {cleaned.samples[0].path}: correct its path or column."]
     counts = classes(cleaned.samples)
     present = {sample.split for sample in cleaned.samples}
     found = [f"Split {split} is empty." for split in SPLITS if split not in present]

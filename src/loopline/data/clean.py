@@ -65,27 +65,39 @@ class Cleaned:
     boxes_clipped: int
     boxes_aside: Aside
     left_out: Aside = field(default_factory=Aside)
+    grouped: Grouped | None = None
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """How many groups there are, how many samples have none, and which groups published splits tear apart."""
+
+    groups: int
+    without: int
+    torn: list[str]
 
 
 @dataclass
-class _Group:
+class _Copies:
     """All copies of one content. published: the splits given to those in the first one's source."""
 
     first: Sample
+    group: str | None
     published: set[str | None]
     paths: list[str] = field(default_factory=list)
     others: list[Sample] = field(default_factory=list)  # the copies whose labels contradict the first one's
 
 
-def assign(content_id: str, published: str | None, of_source: Iterable[str], split: Split) -> str:
-    """The split of a sample. It depends on its content, the seed and its source alone: other samples never move it.
+def assign(key: str, published: str | None, of_source: Iterable[str], split: Split) -> str:
+    """The split of a sample. It depends on its content or group, the seed and its source alone: later samples never move it.
 
-    The hash of "seed:id" is a number in [0, 1): the lowest `split.test` of them are test, the highest `split.val` val.
-    A published val or test is kept; of the rest, the hash takes those that the source publishes none of (of_source).
+    key: the content's id, or the group's name. The hash of "seed:key" is a number in [0, 1): the lowest `split.test` of
+    them are test, the highest `split.val` val. A published val or test is kept; of the rest, the hash takes those that the
+    source publishes none of (of_source).
     """
     if published in ("val", "test"):
         return published
-    number = int.from_bytes(hashlib.sha256(f"{split.seed}:{content_id}".encode()).digest()[:8]) / 2**64
+    number = int.from_bytes(hashlib.sha256(f"{split.seed}:{key}".encode()).digest()[:8]) / 2**64
     if "test" not in of_source and number < split.test:
         return "test"
     return "val" if "val" not in of_source and number >= 1 - split.val else "train"
@@ -99,7 +111,7 @@ def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName,
     """
     boxes = _Boxes()
     aside, left_out = Aside(), Aside()
-    groups: dict[str, _Group] = {}
+    contents: dict[str, _Copies] = {}
     published: dict[str, set[str]] = {}
     seen = 0
     for source, samples in sources:
@@ -117,19 +129,21 @@ def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName,
             except SetAside as verdict:
                 aside.add(verdict.args[0], raw.path, *verdict.args[1:])
             else:
-                _join(groups, sample, raw.split)
-    kept = list(_settle(groups, published, split, aside))
-    return Cleaned(kept, seen, aside, boxes.seen, boxes.clipped, boxes.aside, left_out)
+                group = split.group.of(raw.path, raw.group) if split.group else None
+                _join(contents, sample, group, raw.split)
+    kept = list(_settle(contents, published, split, aside))
+    grouped = _grouped(kept, contents) if split.group else None
+    return Cleaned(kept, seen, aside, boxes.seen, boxes.clipped, boxes.aside, left_out, grouped)
 
 
-def _join(groups: dict[str, _Group], sample: Sample, published: str | None) -> None:
+def _join(contents: dict[str, _Copies], sample: Sample, group: str | None, published: str | None) -> None:
     """Put the sample to its copies."""
-    group = groups.setdefault(sample.id, _Group(sample, {published}))
-    if sample.source == group.first.source:
-        group.published.add(published)
-    if not same_truth(sample, group.first):
-        group.others.append(sample)
-    group.paths.append(sample.path)
+    copies = contents.setdefault(sample.id, _Copies(sample, group, {published}))
+    if sample.source == copies.first.source:
+        copies.published.add(published)
+    if not same_truth(sample, copies.first):
+        copies.others.append(sample)
+    copies.paths.append(sample.path)
 
 
 def same_truth(first: Sample, second: Sample) -> bool:
@@ -139,21 +153,35 @@ def same_truth(first: Sample, second: Sample) -> bool:
     return boxes_agree(first.boxes, second.boxes)
 
 
-def _settle(groups: dict[str, _Group], published: dict[str, set[str]], split: Split, aside: Aside) -> Iterator[Sample]:
-    """One sample of each group of copies, with its split; none where they disagree on the label."""
-    for group in groups.values():
-        first, *copies = group.paths
-        if group.others:
-            names = dict.fromkeys(sample.label or "" for sample in (group.first, *group.others))
-            labels = "boxes differ" if group.first.boxes is not None else f"labels {', '.join(names)}"
-            for path in group.paths:
+def _settle(
+    contents: dict[str, _Copies], published: dict[str, set[str]], split: Split, aside: Aside
+) -> Iterator[Sample]:
+    """One sample of each content, with its split; none where its copies disagree on the label."""
+    sources: dict[str, str] = {}  # group -> the source that it came with: what a later one publishes does not move it
+    for content in contents.values():
+        first, *copies = content.paths
+        if content.others:
+            names = dict.fromkeys(sample.label or "" for sample in (content.first, *content.others))
+            labels = "boxes differ" if content.first.boxes is not None else f"labels {', '.join(names)}"
+            for path in content.paths:
                 aside.add("copies with different labels", path, f"{labels}; first copy {first}")
             continue
         for path in copies:
             aside.add("copy of another sample", path, f"of {first}")
-        of_source = published[group.first.source]
-        splits = [assign(group.first.id, own, of_source, split) for own in group.published]
-        yield replace(group.first, split=max(splits, key=SPLITS.index))
+        key, source = content.first.id, content.first.source
+        if content.group is not None:
+            key, source = f"group {content.group}", sources.setdefault(content.group, source)
+        splits = [assign(key, own, published[source], split) for own in content.published]
+        yield replace(content.first, split=max(splits, key=SPLITS.index))
+
+
+def _grouped(kept: list[Sample], contents: dict[str, _Copies]) -> Grouped:
+    splits: dict[str, set[str]] = {}
+    for sample in kept:
+        if (group := contents[sample.id].group) is not None:
+            splits.setdefault(group, set()).add(sample.split)
+    without = sum(contents[sample.id].group is None for sample in kept)
+    return Grouped(len(splits), without, sorted(group for group, found in splits.items() if len(found) > 1))
 
 
 def _check(raw: RawSample, source: str, task: TaskName, boxes: _Boxes) -> Sample:

@@ -31,6 +31,7 @@ class RawSample:
     `size` is the (width, height) that the annotation states, if it does.
     `problem` is set where the reader found no whole sample (a broken row, an image without annotation); then the rest
     may be missing. Cleaning counts it. `unused` marks a file that is not a sample: it is named as left out.
+    `group` is the cell of the column that `split.group.column` names, None where there is no such column.
     """
 
     path: str
@@ -43,3 +44,4 @@ class RawSample:
     problem: str | None = None
     detail: str = ""
     unused: bool = False
+    group: str | None = None

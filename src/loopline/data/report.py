@@ -15,7 +15,7 @@ MAX_CLASSES = 50  # more bars than this and nobody reads them
 STYLE = Path(__file__).with_suffix(".css")
 
 
-def html(name: str, result: Result, ingest: Mapping[str, Any]) -> str:
+def html(name: str, result: Result, ingest: Mapping[str, Any], warnings: Iterable[str] = ()) -> str:
     """The page for model `name`. ingest: `{"set_aside": {reason: {"count": n, "examples": [...]}}}`."""
     failed, passed = result.failed, [check for check in result.checks if check.passed]
     if failed:
@@ -26,6 +26,7 @@ def html(name: str, result: Result, ingest: Mapping[str, Any]) -> str:
         f"<h1>Data of <em>{escape(name)}</em></h1>",
         f'<p class="verdict {"bad" if failed else "good"}">{verdict}</p>',
         _figures(result),
+        *(f'<section class="failed"><h3>Warning</h3><p>{escape(warning)}</p></section>' for warning in warnings),
         *(["<h2>Failed</h2>", *map(_failed, failed)] if failed else []),
         _distribution(result),
         _set_aside(ingest),

@@ -6,11 +6,13 @@ Reads `manifest.parquet` and `ingest.json` in `data/<model>/`; writes `validatio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from loopline import settings
-from loopline.data import expectations, report
+from loopline.data import expectations, report, similar
 from loopline.errors import LooplineError
 from loopline.stages import files
 
@@ -22,13 +24,29 @@ def main(name: str) -> None:
     ingest = files.read_json(manifest.with_name("ingest.json"))
     result = expectations.check(manifest, ingest, model, docs=folder / "data_docs")
     page = folder / "validation.html"
-    files.write_text(page, report.html(name, result, ingest))
-    files.write_json(manifest.with_name("validation.json"), {"passed": not result.failed, **asdict(result)})
+    near = None if result.failed else similar.across_splits(manifest, model.task)  # what is broken is not compared
+    warnings = _warnings(near, ingest)
+    files.write_text(page, report.html(name, result, ingest, warnings))
+    verdict = {"passed": not result.failed, **asdict(result), "warnings": warnings}
+    files.write_json(manifest.with_name("validation.json"), verdict | {"near_copies": near and asdict(near)})
+    for warning in warnings:
+        print(f"{name}: warning: {warning}")
     if result.failed:
         sentences = "".join(f"\n  - {check.sentence} {_seen(check)}\n    {check.remedy}" for check in result.failed)
         raise LooplineError(
             f"{manifest} failed {len(result.failed)} check(s):{sentences}\nThe offending rows are in {page}"
         )
+
+
+def _warnings(near: similar.NearCopies | None, ingest: Mapping[str, Any]) -> list[str]:
+    """What a person should look at, though it stops nothing."""
+    found = []
+    if near and near.count:
+        found.append(f"{near.sentence()}. Frames of one video belong together: see split.group in docs/data.md")
+    if torn := ingest.get("groups", {}).get("torn", {}).get("count", 0):
+        examples = ", ".join(ingest["groups"]["torn"]["examples"])
+        found.append(f"{torn:,} groups are in more than one split, as published: {examples}")
+    return found
 
 
 def _seen(check: expectations.Check) -> str:
