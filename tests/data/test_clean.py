@@ -16,6 +16,7 @@ from loopline.data.clean import EXAMPLES, MAX_CHARACTERS, assign, clean
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
 from loopline.settings import Split
+from loopline.settings import Group, Split
 
 SPLIT = Split(seed=0, val=0.2, test=0.2)
 
@@ -62,17 +63,25 @@ RAW_TEXT = st.builds(
     boxes=st.none(),
     split=st.sampled_from([None, "train", "val", "test"]),
     problem=st.sampled_from([None, None, None, "broken row"]),
+    group=st.sampled_from([None, "x", "y", "z"]),
 )
 
 
-def splits(sources):
-    return {sample.id: sample.split for sample in clean(sources, task="text", split=SPLIT).samples}
+def splits(sources, split=SPLIT):
+    return {sample.id: sample.split for sample in clean(sources, task="text", split=split).samples}
 
 
-@given(first=st.lists(RAW_TEXT, max_size=30), batch=st.lists(RAW_TEXT, max_size=30))
-def test_a_new_batch_moves_no_sample(first, batch):
-    before = splits([("set", first)])
-    after = splits([("set", first), ("v2", batch)])
+GROUPED = Split(seed=0, val=0.3, test=0.3, group=Group(column="video"))
+
+
+@given(
+    first=st.lists(RAW_TEXT, max_size=30),
+    batch=st.lists(RAW_TEXT, max_size=30),
+    split=st.sampled_from([SPLIT, GROUPED]),
+)
+def test_a_new_batch_moves_no_sample(first, batch, split):
+    before = splits([("set", first)], split)
+    after = splits([("set", first), ("v2", batch)], split)
     assert {key: after[key] for key in before if key in after} == {k: v for k, v in before.items() if k in after}
     labels = {(s.text.strip(), s.label) for s in first + batch if s.text.strip() and s.label and not s.problem}
     contradicted = sum(sum(text == other for other, _ in labels) > 1 for text in {text for text, _ in labels})
@@ -423,3 +432,88 @@ def test_a_batch_with_another_annotators_boxes_is_judged_alike(x, refused):
     batch = scenes(draw(box_at(x), image=image)).samples
     with pytest.raises(LooplineError, match="with another label" if refused else "has all its 1 samples already"):
         _refuse_contradictions(batch, known, Path("batch"))
+
+
+# Groups
+
+
+@given(st.lists(RAW_TEXT, max_size=30), st.lists(RAW_TEXT, max_size=30))
+def test_without_published_splits_a_group_is_in_one_split_whichever_source_it_came_with(first, batch):
+    own, added = ([replace(raw, split=None) for raw in part] for part in (first, batch))
+    cleaned = clean([("set", own), ("v2", added)], task="text", split=GROUPED)
+    assert cleaned.grouped.torn == []
+    assert cleaned.grouped.groups <= 3
+
+
+def frames(videos, count=12):
+    return [
+        RawSample(f"clip{video:02d}/frame_{frame}.png", picture(shade=video * count + frame), None, label, None, None)
+        for video in range(videos)
+        for frame in range(count)
+        for label in ["ab"[video % 2]]
+    ]
+
+
+def test_frames_of_one_video_stay_together_by_a_pattern_of_their_path():
+    split = Split(seed=0, val=0.2, test=0.2, group=Group(path=r"^(clip\d+)/"))
+    cleaned = clean([("set", frames(40))], task="classification", split=split)
+    by_video = {}
+    for sample in cleaned.samples:
+        by_video.setdefault(sample.path[:6], set()).add(sample.split)
+    assert {len(found) for found in by_video.values()} == {1}
+    assert set.union(*by_video.values()) == {"train", "val", "test"}
+    assert account.summary(cleaned)["groups"] == {
+        "count": 40,
+        "samples_without": 0,
+        "torn": {"count": 0, "examples": []},
+    }
+    alone = clean([("set", frames(40))], task="classification", split=SPLIT)
+    assert any(sample.split != cleaned.samples[row].split for row, sample in enumerate(alone.samples))
+    assert "groups" not in account.summary(alone)
+
+
+def test_a_published_split_is_kept_and_a_group_that_it_tears_apart_is_named():
+    published = [replace(raw, split="test" if "_3." in raw.path else "train") for raw in frames(2)]
+    split = Split(seed=0, val=0.0, test=0.2, group=Group(path=r"^(clip\d+)/"))
+    cleaned = clean([("set", published)], task="classification", split=split)
+    assert all((sample.split == "test") == ("_3." in sample.path) for sample in cleaned.samples)
+    assert account.summary(cleaned)["groups"]["torn"] == {"count": 2, "examples": ["clip00", "clip01"]}
+
+
+def test_what_a_batch_publishes_does_not_part_it_from_its_group():
+    split = Split(seed=0, val=0.0, test=0.99, group=Group(path=r"^(clip\d+)/"))
+    whole = frames(6)
+    first = [replace(raw, split="test" if number == 0 else "train") for number, raw in enumerate(whole[:60])]
+    cleaned = clean([("set", first), ("v2", whole[60:])], task="classification", split=split)
+    # The dataset publishes a test split, so its groups are in training; clip05 is the batch's own, and goes by its hash.
+    by_video = {}
+    for sample in cleaned.samples[1:]:
+        by_video.setdefault(sample.path[:6], set()).add(sample.split)
+    assert by_video == {f"clip{video:02d}": {"train"} for video in range(5)} | {"clip05": {"test"}}
+    late = replace(whole[71], path="clip02/late.png")
+    cleaned = clean([("set", first), ("v2", [late])], task="classification", split=split)
+    assert cleaned.samples[-1].split == "train"
+
+
+def test_a_pattern_that_groups_nothing_is_an_obstacle():
+    split = Split(seed=0, val=0.2, test=0.2, group=Group(path=r"^video(\d+)/"))
+    cleaned = clean([("set", frames(4))], task="classification", split=split)
+    assert account.obstacles(cleaned) == [
+        "split.group finds a group for no sample, as clip00/frame_0.png: correct its path or column."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ({}, "either path or column"),
+        ({"path": "(a)", "column": "b"}, "either path or column"),
+        ({"path": "(a"}, "not a regular expression"),
+        ({"path": "a"}, "captures nothing"),
+        ({"column": ""}, "at least 1 character"),
+        ({"pattern": "(a)"}, "Extra inputs"),
+    ],
+)
+def test_a_group_that_cannot_be_is_refused(group, words):
+    with pytest.raises(ValueError, match=words):
+        Group(**group)
