@@ -63,6 +63,11 @@ class Split(Strict):
     test: Fraction
     group: Group | None = None
 
+    @property
+    def column(self) -> str | None:
+        """The column of tables that names the samples' groups."""
+        return self.group.column if self.group else None
+
 
 class Expectations(Strict):
     """What Great Expectations demands of the manifest before anything is trained."""

@@ -12,20 +12,7 @@ from loopline.data.embedded import digits
 from loopline.data.manifest import Sample
 
 SENTENCE = "The committee met on {} to look at the budget of the {} and put off its decision until the {} of next year."
-WORDS = [
-    "harbour",
-    "library",
-    "railway",
-    "museum",
-    "theatre",
-    "hospital",
-    "orchard",
-    "stadium",
-    "airport",
-    "bridge",
-    "college",
-    "market",
-]
+WORDS = ["harbour", "library", "railway", "museum", "theatre", "hospital", "orchard", "stadium", "airport", "bridge"]
 
 
 def scene(seed, *, shift=0, size=160):

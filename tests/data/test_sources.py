@@ -114,5 +114,5 @@ def test_a_folder_that_no_version_has_is_never_taken_nor_passed_over(name: str, 
 
 def test_samples_that_a_reader_could_not_read_are_passed_on_to_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = RawSample("x", None, None, None, None, None, problem="a broken row")
-    monkeypatch.setattr(sources.formats, "read", lambda *_: iter([broken]))
+    monkeypatch.setattr(sources.formats, "read", lambda *_, **__: iter([broken]))
     assert list(sources.open_dataset("clothes", "classification")) == [broken]

@@ -151,3 +151,42 @@ def test_files_that_are_not_used_are_named(project):
         "document (readme, licence, ...)": {"count": 1, "examples": ["README.md"]},
         "not used in the format a folder per class": {"count": 1, "examples": ["notes.pdf"]},
     }
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_rows_of_one_group_stay_together_by_a_column_of_a_table(project, kind):
+    rows = [
+        {"text": f"{label} case {number}", "label": label, "Patient": f"p{number % 20}"}
+        for number in range(100)
+        for label in ("good", "bad")
+    ]
+    rows.append({"text": "nobody's", "label": "good", "Patient": ""})
+    (project / "reviews").mkdir()
+    with (project / f"reviews/a.{kind}").open("w", newline="") as file:
+        if kind == "csv":
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    params = yaml.safe_load((project / PARAMS).read_text())
+    params["models"]["text"]["split"] = {"seed": 0, "val": 0.3, "test": 0.3, "group": {"column": "patient"}}
+    (project / PARAMS).write_text(yaml.safe_dump(params))
+    ingest.main("text")
+    table = manifest.table(project / "data/text/manifest.parquet").to_pydict()
+    splits = {}
+    for text, split in zip(table["text"], table["split"], strict=True):
+        if text != "nobody's":
+            splits.setdefault(int(text.split()[-1]) % 20, set()).add(split)
+    assert {len(found) for found in splits.values()} == {1}
+    assert len(splits) == 20
+    assert read_json(project / "data/text/ingest.json")["groups"] == {
+        "count": 20,
+        "samples_without": 1,
+        "torn": {"count": 0, "examples": []},
+    }
+
+    params["models"]["text"]["split"]["group"] = {"column": "doctor"}
+    (project / PARAMS).write_text(yaml.safe_dump(params))
+    with pytest.raises(LooplineError, match=r"split\.group finds a group for no sample"):
+        ingest.main("text")

@@ -106,3 +106,35 @@ def test_the_page_is_whole_loads_nothing_and_takes_no_markup_from_the_data() -> 
 def test_without_ingest_the_stage_says_what_to_run() -> None:
     with pytest.raises(LooplineError, match="dvc repro"):
         validate.main("text")
+
+
+def test_near_copies_and_torn_groups_are_warnings_and_stop_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "The committee met in the old town hall to look at the budget and put off its decision until spring."
+    rows = {"train": words, "test": words.replace("old", "new")}
+    made = {"source": "zoo", "label": "tame"}
+    ingested(
+        *(
+            Sample(id=hashlib.sha256(text.encode()).hexdigest(), text=text, split=split, path=split, **made)
+            for split, text in rows.items()
+        )
+    )
+    path = Path("data/text/ingest.json")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    files.write_json(path, report | {"groups": {"torn": {"count": 2, "examples": ["clip1", "clip2"]}}})
+
+    validate.main("text")
+
+    verdict = json.loads(Path("data/text/validation.json").read_text(encoding="utf-8"))
+    assert verdict["passed"]
+    near = verdict["near_copies"]
+    assert (near["count"], near["compared"], near["left_out"]) == (1, 1, 120)
+    assert near["examples"] == ["test test and train"]
+    said = capsys.readouterr().out
+    page = Path("reports/text/validation.html").read_text(encoding="utf-8")
+    for warning in (
+        "1 of 1 held-out samples are near copies of training ones, as test test and train",
+        "2 groups are in",
+    ):
+        assert warning in said
+        assert warning in page
+    assert "warning" not in Path("data/text/validation.json").read_text(encoding="utf-8").split('"warnings"')[0]

@@ -22,18 +22,20 @@ BATCHES = Path("data/batches")
 _VERSION = re.compile(r"v(\d+)")
 
 
-def open_dataset(dataset: str, task: TaskName, *, unused: bool = False) -> Iterator[RawSample]:
+def open_dataset(
+    dataset: str, task: TaskName, *, unused: bool = False, group: str | None = None
+) -> Iterator[RawSample]:
     """The samples of a dataset of the catalogue, or of a folder or a file in any format that `formats` recognises.
 
-    unused: whether files that are not samples follow too. Downloads what is not here yet. Raises LooplineError if there
-    is no such dataset, or if it is for another task.
+    unused: whether files that are not samples follow too. group: the column that names groups. Downloads what is not here
+    yet. Raises LooplineError if there is no such dataset, or if it is for another task.
     """
     known = catalog.load()
     if dataset in known:
-        return _open_known(known[dataset], task, known)
+        return _open_known(known[dataset], task, known, group)
     folder = settings.located(dataset)
     if folder.exists():
-        return formats.read(folder, task, unused=unused)
+        return formats.read(folder, task, unused=unused, group=group)
     raise LooplineError(
         f"dataset: {dataset!r} is neither a folder nor a file ({folder.absolute()} is not there) "
         f"nor a dataset of {catalog.CATALOG}{catalog.suggest(dataset, known)}"
@@ -43,7 +45,7 @@ def open_dataset(dataset: str, task: TaskName, *, unused: bool = False) -> Itera
 def ambiguity(dataset: str) -> str | None:
     """A note where `dataset` names a dataset of the catalogue and a folder as well: the catalogue's is read."""
     folder = settings.located(dataset)
-    if dataset not in catalog.load() or not folder.is_dir():
+    if dataset not in catalog.load() or not folder.exists():
         return None
     return (
         f"dataset: {dataset!r} is the one of {catalog.CATALOG}; the folder {folder.absolute()} is not read. "
@@ -52,7 +54,7 @@ def ambiguity(dataset: str) -> str | None:
 
 
 def open_batches(
-    model: str, task: TaskName, *, root: Path = BATCHES, unused: bool = False
+    model: str, task: TaskName, *, root: Path = BATCHES, unused: bool = False, group: str | None = None
 ) -> Iterator[tuple[str, Iterator[RawSample]]]:
     """The labelled batches of a model in the order of their versions: ("v2", its samples), ("v3", ...).
 
@@ -60,7 +62,7 @@ def open_batches(
     else lies beside it.
     """
     folders = [batch_folder(root / model, number) for number in batch_numbers(root / model)]
-    return ((folder.name, formats.read(folder, task, unused=unused)) for folder in folders)
+    return ((folder.name, formats.read(folder, task, unused=unused, group=group)) for folder in folders)
 
 
 def batch_numbers(folder: Path) -> list[int]:
@@ -88,7 +90,7 @@ def batch_folder(folder: Path, number: int) -> Path:
     return path
 
 
-def _open_known(dataset: Dataset, task: TaskName, known: dict[str, Dataset]) -> Iterator[RawSample]:
+def _open_known(dataset: Dataset, task: TaskName, known: dict[str, Dataset], group: str | None) -> Iterator[RawSample]:
     if dataset.task != task:
         fitting = ", ".join(name for name, entry in known.items() if entry.task == task)
         raise LooplineError(
@@ -98,5 +100,5 @@ def _open_known(dataset: Dataset, task: TaskName, known: dict[str, Dataset]) -> 
         module = import_module(f"loopline.data.embedded.{dataset.name.replace('-', '_')}")
         samples: Iterator[RawSample] = module.read()
         return samples
-    samples = formats.read(download.fetch(dataset), task)
+    samples = formats.read(download.fetch(dataset), task, group=group)
     return (replace(s, label=dataset.labels.get(s.label, s.label)) if s.label else s for s in samples)

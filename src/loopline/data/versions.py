@@ -44,10 +44,11 @@ def _add(model: str, source: Path, home: Path, wanted: settings.Model, remote: s
     tag = next_tag(model)
     version = tag.rpartition("/")[2]
 
-    batch = _clean([(version, formats.read(source, wanted.task))], wanted)
+    column = wanted.split.column
+    batch = _clean([(version, formats.read(source, wanted.task, group=column))], wanted)
     _refuse_bad(batch, source, wanted.expectations.max_set_aside)
-    dataset = sources.open_dataset(wanted.dataset, wanted.task)
-    there = _clean([("dataset", dataset), *sources.open_batches(model, wanted.task)], wanted)
+    dataset = sources.open_dataset(wanted.dataset, wanted.task, group=column)
+    there = _clean([("dataset", dataset), *sources.open_batches(model, wanted.task, group=column)], wanted)
     fresh = _refuse_contradictions(batch.samples, there.samples, source)
 
     if obstacles := account.obstacles(replace(there, samples=there.samples + fresh)):

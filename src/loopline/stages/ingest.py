@@ -41,8 +41,9 @@ def main(name: str) -> None:
 def _sources(name: str, model: settings.Model) -> Iterator[tuple[str, Iterable[RawSample]]]:
     """The dataset under its name, or its folder's, then the batches."""
     dataset = settings.located(model.dataset).resolve().name
-    yield dataset, _progress(open_dataset(model.dataset, model.task, unused=True), dataset)
-    for batch, samples in open_batches(name, model.task, unused=True):
+    column = model.split.column
+    yield dataset, _progress(open_dataset(model.dataset, model.task, unused=True, group=column), dataset)
+    for batch, samples in open_batches(name, model.task, unused=True, group=column):
         yield batch, _progress(samples, batch)
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from loopline.data.formats.common import Folder, Format, broken, split_of_file, split_of_folder, suffix
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 from loopline.tables import reader
-from loopline.tables.columns import Unreadable, cell, label_cell, pick
+from loopline.tables.columns import Unreadable, cell, label_cell, match, pick
 from loopline.tables.delimited import Row
 
 
-def _choose(columns: Sequence[str]) -> Sequence[str] | None:
-    chosen = pick(columns)
-    return [name for name in chosen if name is not None] if chosen else None
+def _choose(columns: Sequence[str], group: str | None = None) -> Sequence[str] | None:
+    if not (chosen := pick(columns)):
+        return None
+    column = match(columns, [group]) if group else None
+    return [name for name in (*chosen, column) if name is not None]
 
 
 def _columns(folder: Folder, name: str) -> list[str]:
@@ -56,24 +59,26 @@ def _read_table(folder: Folder, name: str) -> Iterator[RawSample]:
         yield broken(name, "file that cannot be opened")
         return
     with file:
-        table = reader.read(file, str(folder.root / name), name, _choose)
+        table = reader.read(file, str(folder.root / name), name, partial(_choose, group=folder.group))
         if not table.chosen:
             yield broken(name, "table without a column of texts and one of labels")
             return
+        grouped = bool(folder.group and match(table.columns, [folder.group]))
         for row in table.rows:
-            yield _sample(f"{name}:{row.number}", row, split_of_file(name))
+            yield _sample(f"{name}:{row.number}", row, split_of_file(name), grouped=grouped)
 
 
-def _sample(where: str, row: Row, published: str | None) -> RawSample:
+def _sample(where: str, row: Row, published: str | None, *, grouped: bool) -> RawSample:
     if row.problem is not None:
         return broken(where, row.problem, split=published)
     text, label, *split = row.values
     try:
+        group = cell(split.pop(), "group") if grouped else None
         own = cell(split[0], "split") if split else None
         at = split_of_folder(own) if own else published
         if own and at is None:
             return broken(where, "unknown name of a split")
-        return RawSample(where, None, cell(text) or "", label_cell(label), None, at)
+        return RawSample(where, None, cell(text) or "", label_cell(label), None, at, group=group)
     except Unreadable as error:
         return broken(where, str(error), split=published)
 

@@ -59,7 +59,7 @@ class Folder:
     """A dataset's folder: its files as paths relative to `root`, with `/`, in natural order.
 
     unreadable: folders that could not be listed. left_out: path and reason of what does not count as data.
-    opened: the files that were opened so far.
+    opened: the files that were opened so far. group: the column of a table that names the samples' groups.
     """
 
     root: Path
@@ -67,6 +67,7 @@ class Folder:
     unreadable: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
     opened: set[str] = field(default_factory=set, compare=False, repr=False)
+    group: str | None = None
 
     def suffixed(self, suffixes: frozenset[str] | set[str]) -> tuple[str, ...]:
         """The files whose suffix, in lower case and with its dot, is one of `suffixes`."""

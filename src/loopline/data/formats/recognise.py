@@ -33,15 +33,15 @@ def recognise(folder: Path, task: str) -> Format:
     return _recognise(folder, list_folder(folder), task)[0]
 
 
-def read(folder: Path, task: str, *, unused: bool = False) -> Iterator[RawSample]:
+def read(folder: Path, task: str, *, unused: bool = False, group: str | None = None) -> Iterator[RawSample]:
     """The samples of a dataset, whatever its format; paths are relative to `folder`. Raises LooplineError.
 
     folder: may be a single file as well. What cannot be opened follows with its problem. unused: whether all other files
-    follow too, marked `unused`.
+    follow too, marked `unused`. group: the column of tables that names the samples' groups.
     """
     outer = list_folder(folder)
     found, inner = _recognise(folder, outer, task)
-    inner = replace(inner, opened=set())
+    inner = replace(inner, opened=set(), group=group)
     prefix = inner.root.relative_to(outer.root).as_posix()
     prefix = "" if prefix == "." else f"{prefix}/"
     rest = dict.fromkeys(inner.files)
