@@ -15,7 +15,6 @@ from loopline.data import account
 from loopline.data.clean import EXAMPLES, MAX_CHARACTERS, assign, clean
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
-from loopline.settings import Split
 from loopline.settings import Group, Split
 
 SPLIT = Split(seed=0, val=0.2, test=0.2)
