@@ -183,7 +183,8 @@ class Evaluate(Strict):
     """What the model must reach on the test split."""
 
     floors: dict[str, float]  # metric name -> least value; the stage fails below it
-    must_beat_simple: bool
+    # true: a gain over the simple model must have been measured. "proven": and the lower bound of its interval is over 0
+    must_beat_simple: bool | Literal["proven"]
     resamples: int = Field(default=1000, ge=100)
 
 

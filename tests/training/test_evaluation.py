@@ -15,12 +15,18 @@ OPTIONS = Evaluate(floors={"accuracy": 0.9}, must_beat_simple=True, resamples=10
 SPEC = ModelSpec(task="text", labels=("no", "yes"))
 
 
-def report(accuracy=0.95, simple=0.8):
+def report(accuracy=0.95, gain=(0.15, 0.1, 0.2)):
     return {
         "headline": "accuracy",
         "metrics": {"accuracy": {"value": accuracy, "low": accuracy, "high": accuracy}},
-        "baselines": {"simple": {"name": "a simple one", "value": simple}},
+        "baselines": {
+            "simple": {"name": "a simple one", "value": 0.8},
+            "gain_over_simple": dict(zip(("value", "low", "high"), gain, strict=True)),
+        },
     }
+
+
+BY_CHANCE, WORSE, NOTHING = (0.01, -0.01, 0.03), (-0.02, -0.03, -0.01), (0.0, 0.0, 0.0)
 
 
 def test_a_good_model_meets_no_objection():
@@ -32,12 +38,28 @@ def test_a_good_model_meets_no_objection():
     [
         (report(accuracy=0.89), "accuracy 0.89 is below the floor of 0.9"),
         (report(accuracy=float("nan")), "below the floor"),
-        (report(simple=0.95), "does not beat a simple one, which reaches 0.95"),
-        (report(simple=0.97), "does not beat"),
+        (report(gain=WORSE), "accuracy is worse than a simple one (0.8): a gain of -0.0200 [-0.0300, -0.0100]"),
+        (report(gain=NOTHING), "not proven to be better than a simple one"),
+        (report(gain=(float("nan"),) * 3), "not proven to be better"),
     ],
 )
 def test_each_shortcoming_is_an_objection(found, said):
     assert any(said in objection for objection in evaluation.objections(found, OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("demand", "refused"),
+    [(False, []), (True, [WORSE, NOTHING]), ("proven", [WORSE, NOTHING, BY_CHANCE])],
+)
+def test_a_gain_over_the_simple_model_is_shown_or_proven_as_the_settings_demand(demand, refused):
+    options = OPTIONS.model_copy(update={"must_beat_simple": demand})
+    for gain in (WORSE, NOTHING, BY_CHANCE, (0.02, 0.01, 0.03)):
+        assert bool(evaluation.objections(report(gain=gain), options)) == (gain in refused)
+
+
+def test_a_gain_that_may_be_chance_is_called_so():
+    assert evaluation.versus_simple(report(gain=BY_CHANCE)).startswith("not proven to be better than a simple one")
+    assert evaluation.versus_simple(report()).startswith("better than a simple one")
 
 
 def test_a_floor_for_what_is_not_measured_is_an_objection():

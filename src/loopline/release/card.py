@@ -125,7 +125,12 @@ def _metrics(report: Mapping[str, Any]) -> list[str]:
         compared.append(["always the commonest answer", f"{baselines['majority']:.4f}"])
         blocks.append(markdown.table([f"{markdown.code(headline)} of", "value"], compared))
         if gain := baselines.get("gain_over_simple"):
-            blocks.append(f"Gain over the simple model, on the same samples: {markdown.figure(gain, signed=True)}.")
+            proof = (
+                "" if (gain["low"] or 0) > 0 else " That is no proof of a gain: the interval reaches to zero or below."
+            )
+            blocks.append(
+                f"Gain over the simple model, on the same samples: {markdown.figure(gain, signed=True)}.{proof}"
+            )
     return blocks
 
 

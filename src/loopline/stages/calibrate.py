@@ -85,10 +85,16 @@ def make(
     edges = {name: drift.quantile_edges(values[for_bins], options.bins) for name, values in found.items()}
     edges[signals.CLASS] = drift.class_edges(len(spec.labels))
     edges[sure] = harm.confidence_edges(edges[sure], threshold)
-    bins = {name: drift.bin_of(values[rest], edges[name]) for name, values in found.items()}
+    bins = {name: drift.bin_of(values, edges[name]) for name, values in found.items()}
     widths = {name: len(rows) + 2 for name, rows in edges.items()}
     null = calibration.calibrate(
-        bins, widths, rate=options.false_alarms, windows=options.windows, streams=options.streams, seed=seed
+        bins,
+        widths,
+        samples=int(rest.sum()),
+        rate=options.false_alarms,
+        windows=options.windows,
+        streams=options.streams,
+        seed=seed,
     )
     confusion = np.zeros((0, 0), np.int64)
     if targets is not None:
@@ -106,7 +112,7 @@ def make(
         signals={
             name: drift.Signal(
                 edges=tuple(map(float, edges[name])),
-                counts=tuple(map(int, np.bincount(bins[name], minlength=widths[name]))),
+                counts=tuple(map(int, np.bincount(bins[name][rest], minlength=widths[name]))),
                 mean=round(null.mean[name], 5),
                 sd=round(null.sd[name], 5),
             )

@@ -64,11 +64,16 @@ def main(name: str) -> None:
     one = {key: value[:1] for key, value in inputs.items()}
     seconds = runner.side_by_side(path, path, one)
     files.write_json(files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": min(seconds.values()) * 1e3})
+    headline = report["metrics"][task.HEADLINE]
+    print(
+        f"{name}: {task.HEADLINE} {headline['value']} [{headline['low']}, {headline['high']}] on {report['n']:,} test samples; "
+        f"{evaluation.versus_simple(report)}"
+    )
     if reasons := evaluation.objections(report, model.evaluate):
         raise LooplineError(
             f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nSee models/{name}/report.json. "
             f"Floors belong to a data set: models.{name}.evaluate.floors in params.yaml should fit {model.dataset!r}, and "
-            f"must_beat_simple: false lets a model ship that is no better than the simple one. "
+            f"must_beat_simple: false lets a model ship that shows no gain over the simple one. "
             f"No bundle was packaged: what lies in models/{name}/bundle is an earlier one"
         )
 

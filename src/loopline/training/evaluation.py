@@ -106,7 +106,21 @@ def objections(report: dict[str, Any], options: Evaluate) -> list[str]:
             )
         elif not report["metrics"][metric]["value"] >= floor:
             found.append(f"{metric} {report['metrics'][metric]['value']} is below the floor of {floor}")
-    value, simple = report["metrics"][headline]["value"], report["baselines"]["simple"]
-    if options.must_beat_simple and not value > simple["value"]:
-        found.append(f"{headline} {value} does not beat {simple['name']}, which reaches {simple['value']}")
+    gain = report["baselines"]["gain_over_simple"]
+    shown = gain["value"] > 0 and (options.must_beat_simple != "proven" or gain["low"] > 0)
+    if options.must_beat_simple and not shown:
+        found.append(
+            f"must_beat_simple is {str(options.must_beat_simple).lower()}, and {headline} is {versus_simple(report)}"
+        )
     return found
+
+
+def versus_simple(report: dict[str, Any]) -> str:
+    """Say whether the model is better than the simple one, and how sure that is."""
+    baselines = report["baselines"]
+    gain, simple = baselines["gain_over_simple"], baselines["simple"]
+    said = "better than" if gain["low"] > 0 else "worse than" if gain["high"] < 0 else "not proven to be better than"
+    return (
+        f"{said} {simple['name']} ({simple['value']}): "
+        f"a gain of {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
+    )
