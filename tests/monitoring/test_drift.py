@@ -205,6 +205,25 @@ def test_calibration_and_verdict_have_one_statistic(seed, n):
     np.testing.assert_allclose(rows.evidence(window, n, whole)[0], expected)
 
 
+def test_a_handful_of_samples_where_the_reference_has_none_is_no_alarm():
+    """One text in 800 has digits, and it is one that made the bins: the reference has no row in the last bin."""
+    found, quality = population(800, 0)
+    found["digits"] = np.zeros(800)
+    found["digits"][3 * calibrate.FOR_BINS] = 0.2
+    options = {"spec": SPEC, "metric": "accuracy", "targets": None, "options": OPTIONS, "seed": 0}
+    drift = calibrate.make(found, quality, **options)
+    signal = drift.signals["digits"]
+    assert signal.counts[-2] == 0
+    window = np.zeros(200)
+    window[:4] = 0.25
+    few = reference.bin_counts(window, np.array(signal.edges))
+    window[:40] = 0.25
+    many = reference.bin_counts(window, np.array(signal.edges))
+    drift = calibrate.make(found, quality, **options)
+    assert statistic.score(few, signal, drift) < 1
+    assert statistic.score(many, signal, drift) > 1
+
+
 def test_a_stricter_promise_has_a_higher_threshold(drift):
     strict = made(false_alarms=0.005)
     assert statistic.threshold(200, 400, strict) > statistic.threshold(200, 400, drift)
