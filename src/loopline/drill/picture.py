@@ -44,7 +44,7 @@ def draw(path: Path, record: Record, seen: Sequence[Seen], drift: str) -> None:
         _versions(versions, seen, edges, middles)
         for axis in axes:
             axis.set_xlim(0, end)
-            axis.set_xticks(np.arange(0, end, 30 if end < 360 else 60))
+            axis.set_xticks(np.arange(0, end, next((s for s in (30, 60, 120, 300) if end < 16 * s), 900)))
             axis.xaxis.set_major_formatter(lambda second, _: f"{int(second) // 60}:{int(second) % 60:02}")
         for axis in axes[:-1]:
             axis.tick_params(labelbottom=False)
