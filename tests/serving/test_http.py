@@ -141,6 +141,17 @@ def test_an_offer_of_another_protocol_is_declined_and_the_request_answered(conne
     works(one)
 
 
+@pytest.mark.parametrize(
+    ("line", "length", "status"),
+    [(f"POST {INFER}", 10**9, 413), ("GET http://[", 0, 400)],
+)
+def test_a_request_with_an_offer_is_refused_like_any_other(connect, line, length, status):
+    lines = [f"{line} HTTP/1.1", *OFFER, f"Content-Length: {length}", "", ""]
+    got, headers, body = ask(connect(), "\r\n".join(lines).encode())
+    assert (got, headers["connection"]) == (status, "close")
+    assert json.loads(body)["error"]
+
+
 def test_an_offer_may_wait_for_a_go_ahead(connect):
     one = connect()
     headers = [*OFFER, "Expect: 100-continue"]
@@ -353,6 +364,8 @@ RAW = zlib.compress(BODY, wbits=-15)
         (BODY, "", 200),
         (BODY, "Identity", 200),
         (gzip.compress(BODY) + b"more", "gzip", 400),
+        (gzip.compress(BODY) + bytes(512) + b"more", "gzip", 400),
+        (gzip.compress(BODY) + bytes(512) + gzip.compress(b"more"), "gzip", 400),
         (gzip.compress(BODY) + gzip.compress(b"more")[:-3], "gzip", 400),
         (gzip.compress(BODY)[:-1], "gzip", 400),
         (zlib.compress(BODY) + b"more", "deflate", 400),

@@ -134,9 +134,10 @@ class Connection(asyncio.Protocol):
                 break
             except httptools.HttpParserUpgrade as offer:
                 left, plain = memoryview(left)[offer.args[0] :], self.plain
-                self.parser = httptools.HttpRequestParser(self)
-                self._fresh()
-                self.parser.feed_data(plain)
+            # Not in the handler above: its exception would hide a Refusal, which `data_received` finds as the error's context.
+            self.parser = httptools.HttpRequestParser(self)
+            self._fresh()
+            self.parser.feed_data(plain)
 
     def _without_offer(self) -> bytes:
         """The head that was read, as plain HTTP/1.1. Raises Refusal for a tunnel."""

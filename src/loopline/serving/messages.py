@@ -139,6 +139,9 @@ def _unpacked(body: bytes, window: int, limit: int) -> bytes:
             if len(plain) > limit:
                 raise Refusal(413, f"a body of more than {limit} bytes once unpacked")
             place += len(piece) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)
-        if not any(view[place:]):
-            return bytes(plain)
+        if place < len(body) and body[place]:
+            continue  # another member
+        if body.count(0, place) < len(body) - place:
+            break
+        return bytes(plain)
     raise zlib.error("more follows the stream")
