@@ -375,6 +375,29 @@ RAW = zlib.compress(BODY, wbits=-15)
         (gzip.compress(bytes(9 << 20)) * 2, "gzip", 413),
         (gzip.compress(gzip.compress(bytes(17 << 20))), "gzip, gzip", 413),
     ],
+    # Names of their own: gzip writes the time, so the bytes would name each test anew in every process.
+    ids=[
+        "two members",
+        "an empty member between",
+        "a thousand members",
+        "zeros behind",
+        "raw deflate",
+        "deflated, then packed",
+        "identity and gzip",
+        "no encoding",
+        "identity",
+        "bytes behind",
+        "zeros and bytes behind",
+        "zeros and a member behind",
+        "a broken second member",
+        "a broken member",
+        "bytes behind deflate",
+        "broken deflate",
+        "nothing",
+        "too many members",
+        "too large in two members",
+        "too large in two layers",
+    ],
 )
 def test_a_body_may_be_packed_in_every_way_that_the_standards_name(connect, body, encoding, status):
     assert ask(connect(), request(body=body, headers=[f"Content-Encoding: {encoding}"]))[0] == status
