@@ -11,6 +11,8 @@ from pathlib import Path
 
 import journals
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -252,6 +254,17 @@ def test_what_is_no_json_export_is_refused_with_the_reason(tmp_path, content, wh
     (tmp_path / "x.json").write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(LooplineError, match=why):
         annotations.read(tmp_path / "x.json")
+
+
+def test_a_label_is_read_as_ingest_reads_it(tmp_path):
+    """Class 0 is a class, and 1.0 is class 1: a column of numbers with a gap is one of floats."""
+    path = tmp_path / "l.parquet"
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "label": [0.0, 1.0, None]}), path)
+    found = annotations.read(path)
+    assert (found.labels, found.passed_over) == ({"a": ["0"], "b": ["1"]}, {"without a label": 1})
+    pq.write_table(pa.table({"id": ["a"], "label": [["x", "y"]]}), path)
+    with pytest.raises(LooplineError, match="line 1: cell of type list"):
+        annotations.read(path)
 
 
 def test_label_studios_own_table_is_refused_because_its_ids_are_not_ours(tmp_path):

@@ -73,7 +73,10 @@ def _table(path: Path) -> Returned:
         for row in table.rows:
             if row.problem is not None:
                 raise LooplineError(f"{path}, line {row.number}: {row.problem}")
-            identity, label = (str(value or "").strip() for value in row.values)
+            try:
+                identity, label = ((columns.cell(value, "cell") or "").strip() for value in row.values)
+            except columns.Unreadable as error:
+                raise LooplineError(f"{path}, line {row.number}: {error}") from error
             if not identity:
                 raise LooplineError(f"{path}, line {row.number}: no id")
             if label:

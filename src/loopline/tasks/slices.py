@@ -40,15 +40,14 @@ def thirds(values: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
     return found if len(found) > 1 else {}
 
 
-def samples_of(label: int, targets: Sequence[Any] | NDArray[Any]) -> int:
+def samples_of(label: int, targets: NDArray[Any] | Sequence[NDArray[Any]]) -> int:
     """How many samples are of a class, or show an object of it.
 
-    targets: a class each, or an array (k, 5) of objects each, class first.
+    targets: (n,) a class each, or an array (k, 5) of objects for each of n images, class first.
     """
-    return sum(
-        bool(np.any(np.reshape(target, (-1, 5))[:, 0] == label if np.ndim(target) else target == label))
-        for target in targets
-    )
+    if isinstance(targets, np.ndarray):
+        return int(np.count_nonzero(targets == label))
+    return sum(bool(np.any(objects[:, 0] == label)) for objects in targets)
 
 
 def restrict(scorer: Scorer, mask: NDArray[np.bool_] | Weights) -> Scorer:
