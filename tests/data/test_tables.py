@@ -162,7 +162,7 @@ def test_a_text_may_have_a_million_characters(tmp_path, characters, fits, name):
 
 # Headers, delimiters, encodings
 
-HEADERS = ["text{0}label", "Text{0}LABEL", ' text {0}"label"', "id{0}Review{0}Sentiment", "text{0}text{0}label"]
+HEADERS = ["text{0}label", "Text{0}LABEL", ' text {0}"label"', "id{0}Review{0}Sentiment"]
 
 
 @pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
@@ -324,6 +324,17 @@ def test_a_label_is_one_value_or_its_type_is_told(tmp_path, label, read):
     path = write(tmp_path / "a.jsonl", json.dumps({"text": "t", "label": label}))
     wrong = isinstance(read, str) and " " in read
     assert ingested(path) == [read if wrong else ("t", read)]
+
+
+@pytest.mark.parametrize("header", ["text,label,label", "Text,text,label", 'text,label," Label"'])
+def test_a_column_that_is_there_twice_is_refused(tmp_path, header):
+    table = f"{header}\na,x,y\nb,y,x\n"
+    for path in (write(tmp_path / "a.csv", table), write(tmp_path / "a.tsv", table.replace(",", "\t"))):
+        with pytest.raises(
+            LooplineError, match=r"a\..sv has several columns called '(?i:text|label)': keep or rename all"
+        ):
+            ingested(path)
+    assert ingested(write(tmp_path / "a.csv", "text,label,,\na,x,1,2\n")) == [("a", "x")]
 
 
 # Parquet

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
 
+from loopline.errors import LooplineError
+from loopline.tables.columns import normal
 from loopline.tables.delimited import Delimited, Row
 from loopline.tables.encoding import lines
 from loopline.tables.parquet import Parquet
@@ -41,7 +44,7 @@ def read(file: IO[bytes], path: str, name: str, choose: Callable[[Sequence[str]]
     """Read the table in an open file. path: for messages. name: ends in one of KINDS.
 
     choose: the columns to read among those that there are, or None where these will not do. Raises LooplineError where the
-    file is damaged, which may be while the rows are read.
+    file is damaged, or two columns bear the name of a chosen one; that may be while the rows are read.
     """
 
     def fits(names: Sequence[str]) -> bool:
@@ -57,5 +60,13 @@ def read(file: IO[bytes], path: str, name: str, choose: Callable[[Sequence[str]]
         table = Delimited(lines(file), fits, tabs=suffix in TABS, name=path)
     no_object = isinstance(table, Records) and not table.names
     chosen = [] if no_object else choose(table.names)
-    rows = iter(()) if chosen is None else table.rows(chosen)
+    rows = iter(()) if chosen is None else _rows(table, chosen, path)
     return Table(table.names, chosen, rows, table.total if isinstance(table, Parquet) else None)
+
+
+def _rows(table: Parquet | Records | Delimited, chosen: Sequence[str], path: str) -> Iterator[Row]:
+    # The keys of JSON are those of many records: one that writes a key in another way is counted alone.
+    names = Counter() if isinstance(table, Records) else Counter(map(normal, table.names))
+    if several := [column for column in chosen if names[normal(column)] > 1]:
+        raise LooplineError(f"{path} has several columns called {several[0].strip()!r}: keep or rename all but one")
+    yield from table.rows(chosen)
