@@ -217,8 +217,11 @@ def _check(raw: RawSample, source: str, task: TaskName, boxes: _Boxes) -> Sample
 
 
 def _encodable(name: str) -> str:
-    """The name with `?` for what is no character: file names may hold any bytes, the manifest only UTF-8."""
-    return name if name.isascii() else name.encode(errors="replace").decode()
+    """The name with escapes such as `\\udce9` for what is no character: file names may hold any bytes, the manifest only UTF-8.
+
+    Different names stay different.
+    """
+    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
 
 
 def _name(label: str) -> str:

@@ -163,5 +163,5 @@ def _list(file: IO[bytes], url: str) -> Iterator[Item]:
 
 
 def plain(path: str) -> str:
-    """A name that is not UTF-8, with question marks."""
-    return path.encode("utf-8", "replace").decode()
+    """A name that is not UTF-8, with escapes: different names stay different."""
+    return path.encode("utf-8", "backslashreplace").decode()
