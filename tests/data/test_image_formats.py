@@ -359,7 +359,7 @@ def test_yolo_says_where_there_are_no_points(tmp_path):
         ("0 .5 .5 .2", "4 columns"),
         ("0.7 .5 .5 .2 .2", "whole number"),
         ("-1 .5 .5 .2 .2", "whole number"),
-        ("nan .5 .5 .2 .2", "whole number"),
+        ("nan .5 .5 .2 .2", "not all words are numbers"),
         ("cat .5 .5 .2 .2", "numbers"),
     ],
 )
@@ -374,6 +374,14 @@ def test_yolo_lines_that_are_not_boxes_show_the_line_and_the_reason(tmp_path, li
 def test_yolo_lists_of_images_may_come_from_another_machine(tmp_path):
     yolo(tmp_path, "0 .5 .5 .5 .5", data_yaml="names: [a]\ntest: test.txt\n", test_txt="/home/x/set/images/a.png\n")
     assert read(tmp_path)["images/a.png"].split == "test"
+
+
+@pytest.mark.parametrize(
+    "line", ["0 .1 .1 nan .1 .5 .5 .3 .9", "0 .1 .1 .5 .1 .5 inf", "0 .5 .5 nan .2", "nan .5 .5 .2 .2"]
+)
+def test_yolo_numbers_that_are_not_finite_make_no_box(tmp_path, line):
+    yolo(tmp_path, f"0 .5 .5 .5 .5\n{line}", data_yaml="names: [a]\nkpt_shape: [0, 0]\n")
+    assert box_problems(tmp_path) == [None, "broken line of labels"]
 
 
 # COCO
@@ -446,6 +454,16 @@ def test_coco_that_cannot_be_read_at_all_is_one_message(tmp_path, changes):
 def test_coco_images_with_one_id_do_not_share_boxes(tmp_path):
     put(coco(tmp_path, images=[{"id": 1, "file_name": name} for name in ("a.png", "b.png")]), {"b.png": picture(1)})
     assert set(problems(tmp_path).values()) == {"image whose id another image has too", "image without annotation"}
+
+
+@pytest.mark.parametrize("name", ["a.png", "valid/a.png"])
+def test_an_image_that_is_missing_is_not_taken_from_another_split(tmp_path, name):
+    coco(tmp_path / "train")
+    image = {"id": 1, "file_name": name}
+    coco(tmp_path / "valid", images=[image], annotations=[GOOD | {"bbox": [5, 2, 2, 2]}])
+    (tmp_path / "valid/a.png").unlink()
+    assert list(boxes(tmp_path)) == ["train/a.png"]
+    assert problems(tmp_path) == {f"valid/coco.json:{name}": "image file not found"}
 
 
 def test_every_coco_file_is_read_whatever_another_is_called(tmp_path):
@@ -536,6 +554,7 @@ def test_cvat_shapes_become_boxes(tmp_path, shape, corners):
         ('<box label="a" xtl="x" ytl="2" xbr="5" ybr="6"/>', "annotation without a box"),
         ('<box label="a"/>', "annotation without a box"),
         ('<polygon label="a" points="1;2"/>', "annotation without a box"),
+        ('<polygon label="a" points="1,1;nan,3;5,4"/>', "annotation without a box"),
     ],
 )
 def test_cvat_shapes_that_are_not_boxes_are_counted(tmp_path, shape, reason):
@@ -601,6 +620,21 @@ def test_label_studio_choices_are_classes_of_images_and_texts(tmp_path):
         ("good", "pos", "train"),
         ("bad", "neg", "train"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({"id": "abc", "text": ""}, "empty text"),
+        ({"author": "bob", "text": None}, "task without one text"),
+        ({"author": "bob", "text": 5}, "task without one text"),
+        ({"author": "bob", "review": None}, "task without one text"),
+    ],
+)
+def test_label_studio_texts_that_are_missing_are_not_taken_from_other_fields(tmp_path, data, problem):
+    put(tmp_path, {"a.json": json.dumps([choice("pos", **data)])})
+    cleaned = clean([("a", formats.read(tmp_path, "text"))], task="text", split=SPLIT)
+    assert (cleaned.samples, cleaned.aside.counts) == ([], {problem: 1})
 
 
 def test_label_studio_reports_what_it_cannot_use(tmp_path):

@@ -113,6 +113,8 @@ def _corners(shape: ElementTree.Element) -> Corners:
     if shape.tag == "polygon":
         points = [point.split(",") for point in shape.attrib["points"].split(";")]
         xs, ys = [float(x) for x, _ in points], [float(y) for _, y in points]
+        if not all(map(math.isfinite, xs + ys)):
+            raise ValueError(shape.attrib["points"])
         return min(xs), min(ys), max(xs), max(ys)
     if shape.tag == "mask":
         left, top = value("left"), value("top")

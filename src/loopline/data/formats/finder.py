@@ -25,13 +25,16 @@ class ImageFinder:
     def find(self, name: str, near: str, *, split: str | None = None, any_suffix: bool = False) -> str | None:
         """The path of the image, which now counts as used; None where there is none, or where several are as likely.
 
-        The longest common end of the paths decides, then the nearest folder to the file `near`, then the split.
+        The longest common end of the paths decides, then the nearest folder to the file `near`, then the split. An image in
+        the folder of another split than the name's, or else the file's, is another image of the same name.
         any_suffix: whether a.png may be the image that the annotation calls a.jpg.
         """
         named = PurePosixPath(name.replace("\\", "/"))
         candidates = self._by_stem.get(_folded(named.stem), []) if named.name else []
         if not any_suffix:
             candidates = [path for path in candidates if PurePosixPath(path).suffix.lower() == named.suffix.lower()]
+        if own := split_of_parts(named.as_posix()) or split_of_parts(near):
+            candidates = [path for path in candidates if split_of_parts(path) in (None, own)]
         candidates = _longest_end(candidates, named, any_suffix=any_suffix)
         if len(candidates) > 1:
             candidates = _nearest(candidates, near)

@@ -94,12 +94,14 @@ def _sample(
 ) -> RawSample:
     """One task. Raises UnusableResult with the reason and what is special to the task."""
     if task == "text":
-        text = _the_one(data, lambda _: True, "text")
+        text = _the_one(data, lambda value: value is None or isinstance(value, str), "text")
         if not annotations:
             return broken(where, "task without annotation", split=split)
         label = _agreed([_choice(results) for results in annotations])
         return RawSample(where, None, text, label if isinstance(label, str) else None, None, split)
-    path = _image(_the_one(data, lambda value: bool(_names(value)), "image"), where, finder, split)
+    path = _image(
+        _the_one(data, lambda value: isinstance(value, str) and bool(_names(value)), "image"), where, finder, split
+    )
     if not annotations:
         return replace(broken(path, "task without annotation", split=split), detail=where)
     if task == "classification":
@@ -111,11 +113,12 @@ def _sample(
     return sample if sample.problem else replace(sample, size=next(iter(sizes), None))
 
 
-def _the_one(data: dict[str, Any], fits: Callable[[str], bool], name: str) -> str:
-    """The value of `data` that is the sample: the one under its usual name, else the only text that fits."""
-    texts = {key: value for key, value in data.items() if isinstance(value, str) and fits(value)}
-    if name in texts or len(texts) == 1:
-        return texts.get(name) or next(iter(texts.values()))
+def _the_one(data: dict[str, Any], fits: Callable[[object], bool], name: str) -> str:
+    """The value of `data` that is the sample: the one under its usual name, even if it is empty, else the only one that fits."""
+    values = [data[name]] if name in data else list(data.values())
+    fitting = [value for value in values if fits(value)]
+    if len(fitting) == 1 and isinstance(fitting[0], str):
+        return fitting[0]
     raise UnusableResult(f"task without one {name}", f"data has {', '.join(map(str, data)) or 'nothing'}")
 
 

@@ -90,9 +90,9 @@ def parse(line: str, where: str, size: tuple[int, int], names: dict[int, str], c
     words = line.split()
     shown = f"{where}: {line.strip():.80}"
     values = _numbers(words)
-    if values is None:
+    if values is None or not all(map(math.isfinite, values)):
         return _broken(shown, "not all words are numbers")
-    index = int(values[0]) if math.isfinite(values[0]) else -1
+    index = int(values[0])
     if index != values[0] or index < 0:
         return _broken(shown, "the class is not a whole number")
     if len(words) in (BOX, columns.of_pose):
@@ -105,7 +105,7 @@ def parse(line: str, where: str, size: tuple[int, int], names: dict[int, str], c
     problem = None
     if names and index not in names:
         problem = "class number without a name"
-    elif any(math.isfinite(value) and abs(value) > _FAR for value in corners):
+    elif any(abs(value) > _FAR for value in corners):
         problem = "coordinates that are no shares of the image"
     width, height = size
     x1, y1, x2, y2 = corners
