@@ -318,6 +318,19 @@ def test_yolo_names_that_contradict_are_refused(tmp_path, other):
         boxes(tmp_path)
 
 
+def test_yolo_names_that_cannot_be_read_are_not_numbers(tmp_path):
+    yolo(tmp_path, "0 .5 .5 .5 .5")
+    (tmp_path / "data.yaml").unlink(missing_ok=True)
+    (tmp_path / "data.yaml").symlink_to("gone.yaml")
+    with pytest.raises(LooplineError, match=r"data\.yaml cannot be read"):
+        read(tmp_path)
+
+
+def test_files_of_labels_and_of_names_count_as_used(tmp_path):
+    put(tmp_path, {"train_text.txt": "a\nb\n", "train_labels.txt": "0\n1\n", "mapping.txt": "0\tx\n1\ty\n"})
+    assert problems(tmp_path, "text") == {}
+
+
 def test_yolo_files_of_names_may_be_shorter_than_others(tmp_path):
     put(yolo(tmp_path, "1 .5 .5 .5 .5", coco_yaml="names: {0: cat, 1: dog}\n"), {"labels/classes.txt": "cat\n"})
     assert boxes(tmp_path)["images/a.png"][0][0] == "dog"

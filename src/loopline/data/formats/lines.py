@@ -63,6 +63,7 @@ _LABEL = re.compile(r"(?<!\S)__label__(\S*)\s*")
 
 def _lines(folder: Folder, name: str) -> Iterator[str]:
     """The lines of a file, "" for one that is too long to be a text. Raises LooplineError where it cannot be read."""
+    folder.opened.add(name)
     try:
         with (folder.root / name).open("rb") as file:
             for line in encoding.lines(file):

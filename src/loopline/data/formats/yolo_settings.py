@@ -57,7 +57,7 @@ def read_settings(folder: Folder, files_of_names: Iterable[str]) -> Settings:
 
 def _load(folder: Folder, file: str) -> dict[str, Any]:
     """The YAML's content with every value as text, so that a class may be called `no`; {} where it speaks of no data."""
-    text = folder.start(file, limit=2**20)
+    text = folder.start(file, limit=2**20) or folder.read(file)
     try:
         # The base loader makes text, lists and mappings of text alone.
         content = yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506
