@@ -120,7 +120,7 @@ def test_names_that_begin_like_documents_are_data(tmp_path, start):
 
 @contextlib.contextmanager
 def ordinary_user():
-    """Without the superuser's right to read everything."""
+    """Take the superuser's right to read everything away. Python's own files may be closed too: import what is needed before."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -143,6 +143,7 @@ def closed():
 
 def test_folders_and_files_that_cannot_be_opened_are_counted(closed):
     put(closed, {f"{label}/{n}.png": picture(n) for label in "abc" for n in range(2)})
+    assert problems(closed, "classification") == {}  # and now every module that reading needs is loaded: see ordinary_user
     (closed / "a/1.png").chmod(0)
     (closed / "c").chmod(0)
     with ordinary_user():
@@ -152,6 +153,7 @@ def test_folders_and_files_that_cannot_be_opened_are_counted(closed):
 
 def test_annotations_that_cannot_be_opened_are_counted(closed):
     put(closed, {f"{name}.png": picture() for name in "ab"} | {"a.txt": "0 .5 .5 .5 .5", "b.txt": "0 .5 .5 .5 .5"})
+    assert problems(closed) == {}
     (closed / "b.txt").chmod(0)
     with ordinary_user():
         assert problems(closed) == {"b.png": "file that cannot be opened"}
