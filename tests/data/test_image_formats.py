@@ -143,7 +143,8 @@ def closed():
 
 def test_folders_and_files_that_cannot_be_opened_are_counted(closed):
     put(closed, {f"{label}/{n}.png": picture(n) for label in "abc" for n in range(2)})
-    assert problems(closed, "classification") == {}  # and now every module that reading needs is loaded: see ordinary_user
+    # This also loads every module that reading needs: see ordinary_user.
+    assert problems(closed, "classification") == {}
     (closed / "a/1.png").chmod(0)
     (closed / "c").chmod(0)
     with ordinary_user():
