@@ -21,7 +21,7 @@ from loopline.data import manifest
 from loopline.errors import LooplineError
 from loopline.release import bundle, runner
 from loopline.stages import calibrate, evaluate, export, ingest, package, quantize, train, validate
-from loopline.training import parity, quantization
+from loopline.training import hardware, parity, quantization
 
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
 from servers import Process
@@ -123,10 +123,9 @@ def test_forty_percent_of_labels_flipped_are_refused_by_evaluate(tmp_path, monke
         stage.main("classifier")
     with pytest.raises(LooplineError, match=r"must not ship:\s+accuracy 0\.\d+ is below the floor"):
         evaluate.main("classifier")
-    assert (
-        json.loads(Path("models/classifier/report.json").read_text(encoding="utf-8"))["metrics"]["accuracy"]["value"]
-        < 0.9
-    )
+    report = json.loads(Path("models/classifier/report.json").read_text(encoding="utf-8"))
+    assert report["metrics"]["accuracy"]["value"] < 0.9
+    assert report["machine"] == hardware.kind()  # and no name: machines of one kind have several
 
 
 def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):

@@ -48,7 +48,8 @@ def main(name: str) -> None:
         everything.seed,
     )
     report["model_bytes"] = path.stat().st_size
-    report["machine"] = {"cpu": hardware.cpu_name()} | hardware.kind()
+    # Without the processor's name: machines of one kind have several, and must write the same file.
+    report["machine"] = hardware.kind()
     files.write_json(Path("models") / name / "report.json", report)
     files.write_json(Path("models") / name / "metrics.json", evaluation.summary(report))
     _tables(Path("models") / name / "plots", task, outputs, test, spec)
