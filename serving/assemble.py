@@ -27,6 +27,7 @@ TRIM = Path(__file__).with_name("trim.txt")
 LOOPLINE = (
     "__init__.py",
     "cli",
+    "credentials.py",
     "errors.py",
     "monitoring/__init__.py",
     "monitoring/drift",
