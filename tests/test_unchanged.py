@@ -161,21 +161,28 @@ def test_a_report_that_is_gone_fails(committed):
 CPUINFO = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nflags\t\t: {}\n"
 
 
-def kind_of(monkeypatch, flags):
-    text = CPUINFO.format(flags)
-    monkeypatch.setattr(hardware.Path, "read_text", lambda *_, **__: text)
-    return hardware.kind()
+@pytest.fixture
+def kind_of(monkeypatch, tmp_path):
+    """The kind of a machine with these flags: only this module reads another file in place of /proc/cpuinfo."""
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(hardware, "Path", lambda _: cpuinfo)
+
+    def kind(flags):
+        cpuinfo.write_text(CPUINFO.format(flags), encoding="utf-8")
+        return hardware.kind()
+
+    return kind
 
 
-def test_two_processors_of_one_name_are_told_apart_by_any_feature_that_computes(monkeypatch):
+def test_two_processors_of_one_name_are_told_apart_by_any_feature_that_computes(kind_of):
     full = "fpu sse2 avx2 fma avx512f avx512_vnni"
-    assert kind_of(monkeypatch, full) != kind_of(monkeypatch, "fpu sse2 avx2 fma")
-    assert kind_of(monkeypatch, full) != kind_of(monkeypatch, full + " avx512_bf16")
-    assert kind_of(monkeypatch, full) != kind_of(monkeypatch, full + " amx_of_the_future")
-    assert kind_of(monkeypatch, full)["processor"].endswith("AuthenticAMD 25 17")
+    assert kind_of(full) != kind_of("fpu sse2 avx2 fma")
+    assert kind_of(full) != kind_of(full + " avx512_bf16")
+    assert kind_of(full) != kind_of(full + " amx_of_the_future")
+    assert kind_of(full)["processor"].endswith("AuthenticAMD 25 17")
 
 
-def test_what_a_kernel_or_a_hypervisor_shows_or_hides_does_not_tell_equal_processors_apart(monkeypatch):
+def test_what_a_kernel_or_a_hypervisor_shows_or_hides_does_not_tell_equal_processors_apart(kind_of):
     full = "fpu sse2 avx2 fma"
     hidden = "hypervisor constant_tsc nonstop_tsc tsc_known_freq xtopology ibrs ibpb stibp ssbd smep smap pku md_clear svm ibt arat"
-    assert kind_of(monkeypatch, full) == kind_of(monkeypatch, f"{hidden} fma avx2 sse2 fpu")
+    assert kind_of(full) == kind_of(f"{hidden} fma avx2 sse2 fpu")
