@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent / "serving"))
 from servers import Process
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"epochs": 8, "width": 8, "batch_size": 32}
+# With 8 channels torch 2.13.0 corrupted its heap in the backward pass on a processor with AMX, in each of six runs; with 16 in none.
+SMALL = {"epochs": 8, "width": 16, "batch_size": 32}
 
 
 def workspace(folder, monkeypatch, *, dataset="digits", **recipe):
