@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent / "serving"))
 from servers import Process
 
 ROOT = Path(__file__).parents[1]
-# With 8 channels torch 2.13.0 corrupted its heap in the backward pass on a processor with AMX, in each of six runs; with 16 in none.
+# Training 8 channels aborted in torch's backward pass on a processor with AMX (heap corruption, cause unknown); 16 did not, once.
 SMALL = {"epochs": 8, "width": 16, "batch_size": 32}
 
 
