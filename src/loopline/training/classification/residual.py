@@ -21,12 +21,27 @@ if TYPE_CHECKING:
 SMALLEST = 8  # pixels: stages are added until the map is no larger
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution that, while it trains, gets only the pixels that its stride picks.
+
+    oneDNN's backward pass of a strided one writes beyond a buffer where the input channels are fewer than a vector has lanes
+    (oneDNN's issue 6035): the process crashes, or learns wrong weights.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, in_channels, h, w) to (n, out_channels, h / stride, w / stride)."""
+        if not self.training:
+            return super().forward(x)
+        return nn.functional.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
+
+
 class ConvNorm(nn.Module):
     """A convolution without bias and its batch normalisation."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv: nn.Module = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        convolution = Pointwise if kernel == 1 else nn.Conv2d
+        self.conv: nn.Module = convolution(inputs, outputs, kernel, stride, kernel // 2, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
