@@ -12,9 +12,12 @@ STAGES = ("ingest", "validate", "train", "export", "quantize", "evaluate", "cali
 
 
 def _stage(options: argparse.Namespace) -> int:
-    from loopline.cli import results
+    from loopline import settings
+    from loopline.cli import memory, results
 
     start = time.monotonic()
+    if line := memory.warning(options.stage, options.model, settings.model(options.model)[1]):
+        print(line, flush=True)
     import_module(f"loopline.stages.{options.stage}").main(options.model)
     results.keep_seconds(options.model, options.stage, time.monotonic() - start)
     if line := results.line(options.stage, options.model):

@@ -94,9 +94,14 @@ class Network(nn.Module):
     @torch.no_grad()
     def normalise(self, pixels: NDArray[np.uint8]) -> None:
         """Take mean and deviation of each channel from the training images, uint8 (n, h, w, c)."""
-        sample = torch.from_numpy(pixels[:4096]).double()
-        self.pixel_mean.copy_(sample.mean((0, 1, 2)))
-        self.pixel_scale.copy_(1 / sample.std((0, 1, 2)).clamp_min(1.0))
+        sums, squares = np.zeros((2, pixels.shape[3]))
+        for start in range(0, min(len(pixels), 4096), 64):  # in parts: all of them in float64 are gigabytes
+            part = pixels[start : start + 64].astype(np.float64)
+            sums, squares = sums + part.sum((0, 1, 2)), squares + np.square(part).sum((0, 1, 2))
+        count = pixels[:4096, ..., 0].size
+        deviation = np.sqrt((squares - sums**2 / count) / (count - 1))
+        self.pixel_mean.copy_(torch.from_numpy(sums / count))
+        self.pixel_scale.copy_(torch.from_numpy(1 / np.maximum(deviation, 1.0)))
 
     @torch.no_grad()
     def embed(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
