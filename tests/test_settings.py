@@ -103,3 +103,9 @@ def test_the_key_that_left_the_decision_to_the_clock_is_refused_with_what_to_wri
     path = params(lambda content: content["models"]["text"]["quantize"].update(min_speedup=1.05))
     with pytest.raises(LooplineError, match=r"min_speedup is gone, .*: leave it out, .*write precision: fp32"):
         settings.load(path)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b", "~nobody-of-that-name/data"])
+def test_what_no_file_can_be_called_is_refused_in_one_message(path):
+    with pytest.raises(LooplineError, match="is no path"):
+        settings.located(path)

@@ -282,12 +282,16 @@ def repository() -> Path:
 def located(path: str) -> Path:
     """Return where `path`, as params.yaml gives it, leads: in a working copy to where it leads in the repository.
 
-    What the working copy holds itself comes first. A path that leads nowhere is returned as it is.
+    What the working copy holds itself comes first. A path that leads nowhere is returned as it is. Raises LooplineError on what no
+    file can be called.
     """
-    here, given = Path.cwd(), Path(path).expanduser()
-    own = given.exists() and here in (here / given).resolve().parents
-    outer = repository() / given
-    return outer if not own and outer.exists() else given
+    try:
+        here, given = Path.cwd(), Path(path).expanduser()
+        own = here in (here / given).resolve().parents and given.exists()
+        outer = repository() / given
+        return outer if not own and outer.exists() else given
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a zero byte, of an unknown user
+        raise LooplineError(f"{path[:60]!r} is no path: {error}"[:200]) from error
 
 
 def model(name: str, path: Path = PARAMS) -> tuple[Settings, Classification | Detection | Text]:

@@ -539,3 +539,12 @@ def test_an_empty_folder_and_a_missing_one(tmp_path, task):
         recognise(tmp_path, task)
     with pytest.raises(LooplineError, match="is no folder"):
         recognise(tmp_path / "nowhere", task)
+
+
+@pytest.mark.parametrize("name", ["data.csv.gz", "photos.zip", "photos.tar"])
+@pytest.mark.parametrize("task", ["text", "detection"])
+def test_an_archive_is_to_be_unpacked(tmp_path, name, task):
+    put(tmp_path, files={name: b"PK"})
+    for dataset in (tmp_path, tmp_path / name):
+        with pytest.raises(LooplineError, match=f"Archives are not read: unpack {name} and give the folder"):
+            list(formats.read(dataset, task))

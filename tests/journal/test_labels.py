@@ -524,3 +524,14 @@ def test_an_image_is_saved_by_what_it_is(tmp_path):
     Image.new("RGB", (4, 4)).save(out, "JPEG")
     exchange.batch([entry(said="7", input=out.getvalue())], tmp_path / "batch")
     assert [path.suffix for path in (tmp_path / "batch/7").iterdir()] == [".jpg"]
+
+
+def test_a_class_in_decomposed_characters_is_the_class_that_ingest_wrote():
+    from collections import Counter
+    from types import SimpleNamespace
+
+    from loopline.journal import annotations
+
+    entries = {"a": SimpleNamespace(prediction={"label": "caf\u00e9"})}
+    taken = annotations.take(annotations.Returned({"a": ["cafe\u0301"]}, Counter()), entries)
+    assert taken.labels == {"a": "caf\u00e9"}

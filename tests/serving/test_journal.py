@@ -352,3 +352,13 @@ def test_a_folder_of_a_journal_is_needed_to_be_writable(folders, tmp_path):
         tmp_path.chmod(0o500)
     with pytest.raises(LooplineError, match="cannot be written"):
         journal.Journal(journal.Options(folder=tmp_path), [Model(folders["classifier"])], Metrics())
+
+
+def test_a_class_in_decomposed_characters_is_the_bundles():
+    from types import SimpleNamespace
+
+    from loopline.serving import feedback
+
+    model = SimpleNamespace(name="places", spec=SimpleNamespace(task="classification", labels=("caf\u00e9",)))
+    body = json.dumps({"id": "one", "label": "cafe\u0301"}).encode()
+    assert feedback.read(body, model) == [("one", "caf\u00e9", "feedback")]

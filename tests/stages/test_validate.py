@@ -24,14 +24,14 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ingested(*extra: Sample) -> None:
-    """What ingest leaves: 600 texts, and the extra ones."""
+def ingested(*extra: Sample, labels: tuple[str, ...] = LABELS) -> None:
+    """What ingest leaves: 600 texts of `labels` in turn, and the extra ones."""
     samples = list(extra)
     for number in range(600):
         text, split = f"text {number}", manifest.SPLITS[0 if number % 10 < 8 else number % 10 - 7]
-        made = {"source": "zoo", "path": f"{number}.txt", "label": LABELS[number // 10 % 2]}
+        made = {"source": "zoo", "path": f"{number}.txt", "label": labels[number // 10 % len(labels)]}
         samples.append(Sample(id=hashlib.sha256(text.encode()).hexdigest(), text=text, split=split, **made))
-    manifest.write(files.manifest("text"), samples, task="text", labels=LABELS)
+    manifest.write(files.manifest("text"), samples, task="text", labels=labels)
     aside = {"a text with two labels": {"count": 3, "examples": ["<i>.txt"]}}
     files.write_json(Path("data/text/ingest.json"), {"samples": len(samples), "set_aside": aside})
 
@@ -138,3 +138,19 @@ def test_near_copies_and_torn_groups_are_warnings_and_stop_nothing(capsys: pytes
         assert warning in said
         assert warning in page
     assert "warning" not in Path("data/text/validation.json").read_text(encoding="utf-8").split('"warnings"')[0]
+
+
+def test_classes_that_may_be_one_or_none_are_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    ingested(labels=("1", "1.0", "Cat", "cat", "dog", "NaN"))
+    validate.main("text")
+    said = capsys.readouterr().out
+    assert "classes that may be one: '1', '1.0'. Write" in said
+    assert "classes that may be one: 'Cat', 'cat'. Write" in said
+    assert "a class is called 'NaN'" in said
+    assert "dog" not in said
+
+
+def test_classes_that_differ_are_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    ingested(labels=("1", "10", "cat", "cats"))
+    validate.main("text")
+    assert "class" not in capsys.readouterr().out

@@ -6,6 +6,7 @@ Nothing is counted as taken that cannot be joined to a sample: what is passed ov
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ def take(returned: Returned, entries: Mapping[str, Entry]) -> Taken:
             taken.passed_over["of a sample that the journal does not have"] += 1
             continue
         try:
-            found = [_understood(one, entry, taken) if returned.annotated else one for one in given]
+            found = [_understood(one, entry, taken) if returned.annotated else nfc(one) for one in given]
             if any(label != found[0] for label in found):
                 raise _PassedOver("several labels that do not agree")
             if isinstance(found[0], str) == ("boxes" in entry.prediction):
@@ -144,7 +145,7 @@ def _choice(results: list[labelstudio.Result]) -> str:
     chosen = labelstudio.choices(results)
     if len(chosen) != 1:
         raise _PassedOver("several classes for one sample" if chosen else "without a choice")
-    return chosen[0]
+    return nfc(chosen[0])
 
 
 def _boxes(results: list[labelstudio.Result], entry: Entry) -> list[dict[str, Any]]:
@@ -158,7 +159,12 @@ def _boxes(results: list[labelstudio.Result], entry: Entry) -> list[dict[str, An
         size = upright(entry.input)
         if any(abs(side - real) > ROUNDING for side, real in zip(drawn, size, strict=True)):
             raise _PassedOver("boxes drawn for another size of the image")
-    return [{"label": region.label, **dict(zip(CORNERS, region.corners, strict=True))} for region in regions]
+    return [{"label": nfc(region.label), **dict(zip(CORNERS, region.corners, strict=True))} for region in regions]
+
+
+def nfc(label: str) -> str:
+    """The class's name with composed characters, as ingest writes it: some tools and systems send decomposed ones."""
+    return unicodedata.normalize("NFC", label)
 
 
 def upright(content: bytes) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import unicodedata
 from typing import Any
 
 import orjson
@@ -99,6 +100,7 @@ def _known(name: Any, model: Model, place: int) -> Any:
         kind = "missing" if name is None else f"{orjson.dumps(name).decode()[:40]}, and no text"
         example = orjson.dumps(model.spec.labels[0]).decode()
         raise Refusal(400, f"feedback {place}: the label is {kind}: send a class's name in quotes, as {example}")
+    name = unicodedata.normalize("NFC", name)  # as ingest writes it; macOS decomposes characters
     if name not in model.spec.labels:
         raise Refusal(400, f"feedback {place}: {str(name)[:40]!r} is no class of {model.name}")
     return name

@@ -6,7 +6,7 @@ Reads `manifest.parquet` and `ingest.json` in `data/<model>/`; writes `validatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,17 @@ from loopline import settings
 from loopline.data import expectations, report, similar
 from loopline.errors import LooplineError
 from loopline.stages import files
+
+ABSENT = {
+    "nan",
+    "null",
+    "none",
+    "n/a",
+    "na",
+    "<na>",
+    "nil",
+    "#n/a",
+}  # what pandas, R, Excel and others write for "no value"
 
 
 def main(name: str) -> None:
@@ -25,7 +36,7 @@ def main(name: str) -> None:
     result = expectations.check(manifest, ingest, model, docs=folder / "data_docs")
     page = folder / "validation.html"
     near = None if result.failed else similar.across_splits(manifest, model.task)  # what is broken is not compared
-    warnings = _warnings(near, ingest)
+    warnings = _warnings(near, ingest, list(result.counts))
     files.write_text(page, report.html(name, result, ingest, warnings))
     verdict = {"passed": not result.failed, **asdict(result), "warnings": warnings}
     files.write_json(manifest.with_name("validation.json"), verdict | {"near_copies": near and asdict(near)})
@@ -38,15 +49,31 @@ def main(name: str) -> None:
         )
 
 
-def _warnings(near: similar.NearCopies | None, ingest: Mapping[str, Any]) -> list[str]:
+def _warnings(near: similar.NearCopies | None, ingest: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
     """What a person should look at, though it stops nothing."""
-    found = []
+    found = [
+        f"classes that may be one: {', '.join(map(repr, alike))}. Write each class in one way"
+        for alike in _alike(labels)
+    ]
+    if absent := [label for label in labels if label.casefold() in ABSENT]:
+        found.append(f"a class is called {absent[0]!r}, as tables write a missing label: fill it, or leave the row out")
     if near and near.count:
         found.append(f"{near.sentence()}. Frames of one video belong together: see split.group in docs/data.md")
     if torn := ingest.get("groups", {}).get("torn", {}).get("count", 0):
         examples = ", ".join(ingest["groups"]["torn"]["examples"])
         found.append(f"{torn:,} groups are in more than one split, as published: {examples}")
     return found
+
+
+def _alike(labels: Sequence[str]) -> list[list[str]]:
+    """Classes that differ in upper and lower case alone, or are the same number: Cat and cat, 1 and 1.0."""
+    groups: dict[Any, list[str]] = {}
+    for label in labels:
+        try:
+            groups.setdefault(float(label), []).append(label)
+        except ValueError:
+            groups.setdefault(label.casefold(), []).append(label)
+    return [alike for alike in groups.values() if len(alike) > 1]
 
 
 def _seen(check: expectations.Check) -> str:

@@ -25,6 +25,7 @@ from loopline.tables.reader import KINDS
 
 IMAGE_FORMATS = (IMAGE_FOLDERS, IDX, YOLO, COCO, VOC, CVAT, CVAT_TAGS, *LABEL_STUDIO)
 FORMATS = (*IMAGE_FORMATS, TABLES, FASTTEXT, CLASS_FILES, TABBED, PARALLEL, TEXT_FOLDERS)
+ARCHIVES = {".zip", ".gz", ".tgz", ".tar", ".bz2", ".xz", ".7z", ".rar"}
 LAST_RESORT = (ONE_IMAGE_FOLDER, ONE_TEXT_FOLDER)  # one class alone: a batch may bring just one, but so does any folder
 
 
@@ -99,6 +100,8 @@ def _unknown(folder: Path, listed: Folder, task: str, others: list[Format], advi
     text.append(f"Seen: {seen} ({few})" if listed.files else "Seen: no files (hidden ones, readmes and licences aside)")
     text += [f"Folders that cannot be opened: {', '.join(listed.unreadable[:3])}"] if listed.unreadable else []
     text += advice
+    if packed := [name for name in listed.files if suffix(name) in ARCHIVES]:
+        text.append(f"Archives are not read: unpack {packed[0]} and give the folder.")
     tables = listed.suffixed({*KINDS} - {".txt"}) if task == "text" else ()
     text += [columns.describe(listed, name) for name in tables[:3]]
     for form in others:
