@@ -128,8 +128,11 @@ def test_a_lost_server_costs_nothing_and_gets_the_run_later(folder, bundle, monk
     assert "Connection refused" in capfd.readouterr().err
     with pytest.raises(LooplineError, match=r"Connection refused.*stays in \.loopline/spool"):
         spool.sync()
+    kept = mlflow_store.SPOOL / "artifacts"
+    assert list(kept.rglob("*.*")), [str(p) for p in mlflow_store.SPOOL.rglob("*")]
     with server(folder, port):
         assert spool.sync() == ["classifier: sent run classifier-digits"]
+        assert not list(kept.rglob("*.*")), "what was sent takes room twice"
         assert_complete(mlflow_store.client())
         assert spool.sync() == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -131,7 +132,7 @@ def _served(model: str, version: str) -> Served:
             trained = bundle.read(newest).version[: len(version)]
         except LooplineError:  # a pipeline writes it right now, or it is damaged: `loopline verify` says which
             trained = None
-    folders = [newest] if trained == version else sorted((fleet.BUNDLES / model).glob(f"{version}*"))
+    folders = [newest] if trained == version else sorted((fleet.BUNDLES / model).glob(f"{glob.escape(version)}*"))
     return Served(model, version, str(folders[0]) if folders and version else None, trained)
 
 

@@ -7,6 +7,7 @@ what was cut short goes on at the next call.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,8 +61,16 @@ def send(target: MlflowClient) -> list[str]:
                 continue
             _copy(source, target, run, experiment.name)
             source.delete_run(run.info.run_id)
+            _forget_files(run)
             lines.append(f"{experiment.name}: sent run {run.info.run_name}")
     return lines
+
+
+def _forget_files(run: Run) -> None:
+    """MLflow keeps the files of a deleted run and of its models."""
+    models = [f"models/{output.model_id}" for output in run.outputs.model_outputs] if run.outputs else []
+    for name in (run.info.run_id, *models):
+        shutil.rmtree(mlflow_store.SPOOL / "artifacts" / name, ignore_errors=True)
 
 
 def _runs(process: str) -> bool:
