@@ -548,3 +548,18 @@ def test_an_archive_is_to_be_unpacked(tmp_path, name, task):
     for dataset in (tmp_path, tmp_path / name):
         with pytest.raises(LooplineError, match=f"Archives are not read: unpack {name} and give the folder"):
             list(formats.read(dataset, task))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "<polygon><x1>1</x1><y1>1</y1><x2>9</x2><y2>1</y2><x3>9</x3><y3>7</y3></polygon>",
+        "<robndbox><cx>5</cx><cy>4</cy><w>3</w><h>2</h><angle>0.3</angle></robndbox>",
+        "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax></bndbox>",
+    ],
+)
+def test_voc_objects_without_a_whole_bndbox_are_counted(tmp_path, shape):
+    content = f"<annotation><filename>a.png</filename><object><name>cat</name>{shape}</object></annotation>"
+    put(tmp_path, files={"Annotations/a.xml": content, "JPEGImages/a.png": picture()})
+    (sample,) = formats.read(tmp_path, "detection")
+    assert [box.problem for box in sample.boxes] == ["annotation without a box"]

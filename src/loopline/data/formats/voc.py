@@ -6,7 +6,6 @@ today's labelling tools write them, whole or with decimals. VOC's own count pixe
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -95,7 +94,7 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
 def _box(entry: ElementTree.Element) -> RawBox:
     label = (entry.findtext("name") or "").strip()
     try:
-        x1, y1, x2, y2 = (float(entry.findtext(f"bndbox/{corner}") or math.nan) for corner in _CORNERS)
+        x1, y1, x2, y2 = (float(entry.findtext(f"bndbox/{corner}") or "") for corner in _CORNERS)
     except ValueError:
         shown = ", ".join(f"{corner} {entry.findtext(f'bndbox/{corner}')}" for corner in _CORNERS)
         return RawBox(label, 0, 0, 0, 0, problem="annotation without a box", detail=f"{label}: {shown}")
