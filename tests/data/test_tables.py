@@ -590,3 +590,15 @@ def test_ingest_and_prediction_see_the_same_rows_of_a_damaged_table(rows, noise,
         assert wrong == {
             item.error for item in answers if item.error and item.error != "text with halves of characters"
         }
+
+
+@pytest.mark.parametrize("content", ["{}\n{}\n", "nothing\n{}\n", '"text"\n' * 3 + "{}\n"])
+def test_json_of_empty_objects_is_counted_row_by_row(tmp_path, content):
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    rows = content.count("\n")
+    items = list(tables.texts(str(path)).items)
+    assert len(items) == rows
+    assert all(item.error for item in items)
+    with pytest.raises(LooplineError, match="in no format that is known for text"):
+        list(formats.read(path, "text"))

@@ -13,7 +13,7 @@ from loopline.monitoring.retrainer import policy
 POLICY = policy.load(Path(__file__).parents[2] / "monitoring/retraining.yaml")
 NOW, HOUR = 1_800_000_000.0, 3600.0
 ALERT = Alert(model="digits", name="RetrainCandidate", version="abc")
-DRIFT = Evidence(drifted=True, harmful=True, labels={"a": 90, "b": 80})
+DRIFT = Evidence(drifted=True, harmful=True, labels={"a": 190, "b": 180})
 IDLE = State()
 
 
@@ -41,8 +41,8 @@ STOPS = {  # what stops it: (action, words, changes)
     "a run under way": ("wait", "run r1 is under way", {"state": {"running": "r1"}}),
     "the cool-down": ("wait", "cool-down", {"state": {"past": (Past(NOW - HOUR, NOW - HOUR, "succeeded"),)}}),
     "a spent budget": ("wait", "budget is spent: 8 of 8", {"state": {"past": EIGHT}}),
-    "few labels": ("ask-labels", "99 new labels, 100 are needed", {"evidence": {"labels": {"a": 50, "b": 49}}}),
-    "a class without labels": ("ask-labels", "too few have: b 4", {"evidence": {"labels": {"a": 200, "b": 4}}}),
+    "few labels": ("ask-labels", "299 new labels, 300 are needed", {"evidence": {"labels": {"a": 150, "b": 149}}}),
+    "a class without labels": ("ask-labels", "too few have: b 4", {"evidence": {"labels": {"a": 400, "b": 4}}}),
     "no approval": ("await-approval", "a person's approval", {"policy": {"approval": True}}),
 }  # fmt: skip
 

@@ -241,8 +241,8 @@ def test_mlflow_keeps_a_run_s_files_in_the_repository_and_not_in_the_worktree(tm
     place = Place(tmp_path, tmp_path, tmp_path)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     ask = (
-        "from loopline.training import tracking as t; s = t.client(); "
-        "print(s.get_experiment(t._experiment(s, 'a')).artifact_location)"
+        "from loopline.training import mlflow_store as m; s = m.client(); "
+        "print(s.get_experiment(m.experiment(s, 'a')).artifact_location)"
     )
     given = runs.environment(place, tmp_path / "worktree", "train") | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"

@@ -41,6 +41,8 @@ class Records:
         for number, record in itertools.chain(first, self._records):
             if isinstance(record, str):
                 yield Row(number, problem=record)
+            elif not columns:  # {}, among the first records or after only broken ones
+                yield Row(number, problem="JSON object without a column that is wanted")
             else:
                 yield Row(number, [record.get(column) for column in columns])
 

@@ -74,8 +74,12 @@ class _Rows:
     def evidence(self, windows: NDArray[np.float64], n: float, reference: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of each window of n rows and signal, as `statistic.evidence`: (windows, signals)."""
         p, q, part = windows / n, reference / self.samples, weight(n, self.samples)
-        common = part * p + (1 - part) * q
-        apart = np.divide(np.square(p - q), common, out=np.zeros_like(common), where=common > 0)
+        common = part * p
+        common += (1 - part) * q
+        np.maximum(common, np.finfo(np.float64).tiny, out=common)  # where it is 0, p and q are
+        p -= q  # in place: these arrays are large, and this is most of what a calibration does
+        apart = np.square(p, out=p)
+        apart /= common
         sums = np.add.reduceat(apart, self.starts, axis=1)
         found: NDArray[np.float64] = np.cbrt(sums / (1 / n + 1 / self.samples))
         return found
