@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -66,7 +67,10 @@ def wait(process: Process, ready: str, folder: Path) -> None:
         try:
             with urllib.request.urlopen(ready, timeout=1):  # noqa: S310 - our own address
                 return
-        except OSError:
+        except (
+            OSError,
+            http.client.HTTPException,
+        ):  # where nobody listens yet, a connection may reach its own other end
             time.sleep(0.05)
     raise not_ready(process.name, folder)
 

@@ -1,5 +1,6 @@
 """A real Prometheus for tests, and things for it to scrape."""
 
+import http.client
 import json
 import os
 import re
@@ -71,7 +72,7 @@ def eventually(ask, seconds=60.0):
     """Ask until there is an answer that is true. A busy machine may be slow, and what is asked may not listen yet."""
     until = time.monotonic() + seconds
     while True:
-        with suppress(OSError):
+        with suppress(OSError, http.client.HTTPException):
             if found := ask():
                 return found
         assert time.monotonic() < until, "it did not come true in time"
@@ -108,7 +109,10 @@ class Prometheus:
         try:
             with urllib.request.urlopen(f"{self.url}/-/ready", timeout=1):
                 return True
-        except OSError:
+        except (
+            OSError,
+            http.client.HTTPException,
+        ):  # where nobody listens yet, a connection may reach its own other end
             return False
 
     def query(self, expression):

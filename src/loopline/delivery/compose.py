@@ -6,6 +6,7 @@ asked its golden inputs before anything else changes, and gets a share while a c
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shlex
@@ -351,7 +352,7 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own address
             return True
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 
@@ -361,7 +362,7 @@ def _gateway() -> list[str]:
         with urllib.request.urlopen(f"{_url('LOOPLINE_METRICS_PORT')}/metrics", timeout=5) as answer:  # noqa: S310 - our own
             rows: list[str] = answer.read().decode().splitlines()
             return rows
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return []
 
 

@@ -119,7 +119,7 @@ def series(address: str, token: str | None = None) -> Series:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
             text = answer.read().decode()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise LooplineError(f"{address}/metrics does not answer: {error}") from error
     return [(s.name, s.labels, s.value) for family in text_string_to_metric_families(text) for s in family.samples]
 
