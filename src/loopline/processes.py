@@ -67,10 +67,8 @@ def wait(process: Process, ready: str, folder: Path) -> None:
         try:
             with urllib.request.urlopen(ready, timeout=1):  # noqa: S310 - our own address
                 return
-        except (
-            OSError,
-            http.client.HTTPException,
-        ):  # where nobody listens yet, a connection may reach its own other end
+        # Where nobody listens yet, a connection may reach its own other end, and the answer is its own request.
+        except (OSError, http.client.HTTPException):
             time.sleep(0.05)
     raise not_ready(process.name, folder)
 

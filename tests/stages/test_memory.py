@@ -49,6 +49,9 @@ def test_the_need_grows_with_files_pixels_and_batches(project):  # noqa: F811
     (project / "data/batches/classifier/v2/more.png").write_bytes(b"\0" * 2_000_000)
     assert need("ingest") == before + memory.COPIES * 3_000_000
     assert need("train") == 0  # there is no manifest: the stage itself says so
+    (project / "data/classifier").mkdir(parents=True)
+    (project / "data/classifier/manifest.parquet").write_bytes(b"no Parquet")
+    assert need("train") == 0
     (project / "data/batches/classifier/v2/more.png").unlink()
     (project / "data/batches/classifier/v2").rmdir()
     assert main(["stage", "ingest", "classifier"]) == 0

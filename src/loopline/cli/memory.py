@@ -5,6 +5,7 @@ The estimate is coarse. docs/bring-your-own-data.md says what was measured.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from loopline import settings
@@ -31,7 +32,7 @@ def warning(stage: str, name: str, model: Model) -> str | None:
 
 
 def need(stage: str, name: str, model: Model) -> int:
-    """Bytes that `stage` will need, about; 0 where the manifest that it reads is missing."""
+    """Bytes that `stage` will need, about; 0 where the manifest cannot be read."""
     if stage == "ingest":
         folders = [
             sources.BATCHES / name,
@@ -43,8 +44,8 @@ def need(stage: str, name: str, model: Model) -> int:
 
     try:
         metadata = pq.read_metadata(files.manifest(name))
-    except OSError:
-        return 0  # the stage says it
+    except (OSError, ValueError):  # missing, or no Parquet file: the stage says it
+        return 0
     encoded = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     needed = PROCESS + COPIES * int(encoded)
     if stage in DECODING and not isinstance(model, settings.Text):
@@ -64,5 +65,8 @@ def available() -> int:
 
 
 def _size(path: Path) -> int:
-    every = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in every if file.is_file())
+    total = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        with suppress(OSError):  # gone, or not ours to see
+            total += file.stat().st_size if file.is_file() else 0
+    return total
