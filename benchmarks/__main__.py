@@ -123,14 +123,11 @@ print(time.perf_counter() - start)
 """
 
 
-WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # as the package sets them
-
-
 def waiting() -> None:
-    """Training steps whose waiting threads soon sleep, as here, or spin on, OpenMP's default: alone, and beside a busy loop a core."""
+    """Training steps whose waiting threads sleep, as here, or spin, OpenMP's default: alone, and beside a busy loop a core."""
     print("\n| beside | asleep s | spinning s | ratio |\n|---|---|---|---|")
-    spin = {name: value for name, value in os.environ.items() if name not in WAITING}
-    sleep = spin | WAITING
+    spin = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    sleep = spin | {"OMP_WAIT_POLICY": "passive"}
     for count in (0, os.cpu_count() or 1):
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
         spent: dict[int, list[float]] = {0: [], 1: []}

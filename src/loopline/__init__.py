@@ -16,13 +16,10 @@ for _name, _value in {
     "YOLO_AUTOINSTALL": "False",
     # Not telemetry: what CUDA's matrix products need to give the same sums each time.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # Nor this: another number of threads gives weights with other last bits, so it follows neither the machine's cores nor its load.
+    # Nor these: another number of threads gives weights with other last bits, so it follows neither the machine's cores nor its load.
+    # Threads that wait sleep: OpenMP's default is to spin, and beside other work that takes many times as long.
     "OMP_NUM_THREADS": "2",
     "MKL_DYNAMIC": "FALSE",  # or it lowers the number to that of the cores
+    "OMP_WAIT_POLICY": "passive",
 }.items():
     os.environ.setdefault(_name, _value)
-# A thread of OpenMP that waits spins for some microseconds, then sleeps. To spin on, OpenMP's default, takes many times as long beside
-# other work; to sleep at once takes a third longer on idle cores.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ["OMP_WAIT_POLICY"] = "passive"
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -22,10 +22,10 @@ from loopline.release import decisions, signature
 pytestmark = [front.needed, prometheus.needed]
 QUICK = Plan(
     steps=(5, 50),
-    hold=600,  # a limit: on a busy machine the requests of a step take long
+    hold=120,
     every=0.1,
     inputs=20,
-    policy=Policy(requests=60, slice=5, points=10, slower=500.0, shadow_inputs=20, shadow_slower=500.0),
+    policy=Policy(requests=60, slice=5, points=10, slower=20.0, shadow_inputs=20, shadow_slower=50.0),
 )
 INPUTS = [brightness.png(value) for value in range(0, 250, 5)]
 

@@ -109,10 +109,7 @@ class Prometheus:
         try:
             with urllib.request.urlopen(f"{self.url}/-/ready", timeout=1):
                 return True
-        except (
-            OSError,
-            http.client.HTTPException,
-        ):  # where nobody listens yet, a connection may reach its own other end
+        except (OSError, http.client.HTTPException):  # see processes.wait
             return False
 
     def query(self, expression):

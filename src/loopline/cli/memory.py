@@ -34,12 +34,9 @@ def warning(stage: str, name: str, model: Model) -> str | None:
 def need(stage: str, name: str, model: Model) -> int:
     """Bytes that `stage` will need, about; 0 where the manifest cannot be read."""
     if stage == "ingest":
-        folders = [
-            sources.BATCHES / name,
-            *([] if model.dataset in catalog.load() else [settings.located(model.dataset)]),
-        ]
         known = catalog.load().get(model.dataset)
-        return PROCESS + COPIES * (sum(map(_size, folders)) + (known.bytes if known else 0))
+        dataset = known.bytes if known else _size(settings.located(model.dataset))
+        return PROCESS + COPIES * (dataset + _size(sources.BATCHES / name))
     import pyarrow.parquet as pq
 
     try:

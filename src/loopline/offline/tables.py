@@ -44,7 +44,7 @@ def texts(url: str, column: str | None = None) -> Source:
             raise LooplineError(
                 f"{url} has no column {column or TEXT[0]!r}: it has {names:.300}; name one with --column"
             )
-    except BaseException:
+    except BaseException:  # Ctrl-C too: the file is closed, and the error goes on
         file.close()
         raise
     return Source(guarded(_items(file, table.rows), url), table.total)
