@@ -17,6 +17,7 @@ SIZES = (50, 100, 200, 500, 1000)
 SHARES = (0.1, 0.5, 1.0)
 RATE = 0.05  # of false alarms, at which methods are compared
 KNOCK_OUT, PRIOR = "knock-out", "prior"
+MANY = 20_000  # samples whose mean says what a shift costs
 OTHER = "other-domain"  # samples of another data set are mixed in
 
 
@@ -36,7 +37,7 @@ class Size:
     references: int = 3
     nulls: int = 34
     sizes: tuple[int, ...] = SIZES
-    streams: int = 400  # without drift, for the rate of false alarms
+    streams: int = 2000  # without drift, for the rate of false alarms
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ def windows(
                 yield Window(number, n, None, rng.choice(everything, n), np.zeros(n, bool))
             for condition in given:
                 for _ in range(rounds):
-                    yield _shifted(number, n, condition, everything, targets, rng)
+                    yield shifted(number, n, condition, everything, targets, rng)
 
 
-def _shifted(
+def shifted(
     number: int,
     n: int,
     condition: Condition,
@@ -88,6 +89,7 @@ def _shifted(
     targets: NDArray[np.int64] | None,
     rng: np.random.Generator,
 ) -> Window:
+    """A window of n samples under a condition."""
     if condition.shift not in (KNOCK_OUT, PRIOR):
         changed = np.zeros(n, bool)
         changed[: round(condition.share * n)] = True

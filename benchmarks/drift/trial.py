@@ -41,6 +41,7 @@ def run(project: Path, name: str, size: protocol.Size, most: int) -> Figures:
     options = settings.model(name, project / "params.yaml")[1].calibrate
     kinds = shifts.names(texts=pool.spec.image is None)
     given = protocol.conditions(kinds, classes=pool.targets is not None, other=pool.companion is not None)
+    cost = {at: pool.plain.quality.mean() - _quality(pool, at) for at in given}
     references: dict[int, tuple[Features, reference.Reference]] = {}
     seconds = dict.fromkeys([OURS, *peers.METHODS], 0.0)
     rows: list[Figures] = []
@@ -56,16 +57,18 @@ def run(project: Path, name: str, size: protocol.Size, most: int) -> Figures:
         counted = counts(now, ref)
         mover = statistic.movers(counted, ref)[0]
         seconds[OURS] += time.perf_counter() - start
-        cost = harm.judge(counted, ref)
-        assert cost is not None, "every window has enough samples"
+        judged = harm.judge(counted, ref)
+        assert judged is not None, "every window has enough samples"
         row: Figures = {
             "n": window.n,
             "at": [at.shift, at.strength, at.share] if at else None,
             "quality": float(now.quality.mean()),
             "before": ref.quality.value,
-            "estimates": cost.estimates,
-            "loss": cost.loss,
-            "harmful": cost.harmful,
+            "error": float(np.sqrt(now.quality.var() / window.n + before.quality.var() / len(before.quality))),
+            "cost": float(cost[at]) if at else 0.0,
+            "estimates": judged.estimates,
+            "loss": judged.loss,
+            "harmful": judged.harmful,
             "mover": mover.signal,
             OURS: mover.score,
         }
@@ -87,6 +90,13 @@ def run(project: Path, name: str, size: protocol.Size, most: int) -> Figures:
         "realised": realised(pool, options, size.streams // STREAMS_EACH),
         "streams": size.streams,
     }
+
+
+def _quality(pool: Pool, at: protocol.Condition) -> float:
+    """The mean quality under a condition."""
+    many = protocol.shifted(0, protocol.MANY, at, np.arange(pool.samples), pool.targets, np.random.default_rng(3))
+    other = pool.shifted.get((at.shift, at.strength), pool.plain)
+    return float(np.where(many.changed, other.quality[many.rows], pool.plain.quality[many.rows]).mean())
 
 
 def realised(pool: Pool, options: settings.Calibrate, references: int, n: int = 200) -> float:

@@ -38,13 +38,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def world(tmp_path):
-    """world(samples, options of the server) -> a world that asks a server of brightness."""
+    """world(samples, options of the server, kept: of the journal) -> a world that asks a server of brightness."""
     made = []
 
-    def make(clean, drifted=(), *options):
+    def make(clean, drifted=(), *options, kept=set):
         bundles.classifier(tmp_path / "classifier")
         server = Process(tmp_path / "classifier", "--port", 0, *options)
-        found = World(server.url, "classifier", Pools(list(clean), list(drifted)), 100, time.monotonic())
+        found = World(server.url, "classifier", Pools(list(clean), list(drifted)), 100, time.monotonic(), kept)
         made.append((found, server))
         return found
 
@@ -87,7 +87,7 @@ def test_what_people_label_is_never_what_accuracy_is_measured_on(tmp_path):
 def texts(tmp_path, monkeypatch):
     """texts(dataset) -> the pools of a text model of that data set; its companion is read from a mirror of our own."""
 
-    def make(dataset, other=None):
+    def make(dataset, other=None, **wanted):
         labels = ("negative", "positive")
         samples = [
             manifest.Sample(
@@ -107,7 +107,7 @@ def texts(tmp_path, monkeypatch):
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
         bundles.text(tmp_path / "bundle")
         spec = replace(bundle.read(tmp_path / "bundle").manifest.spec, labels=labels)
-        return pools(tmp_path, "text", spec, other)
+        return pools(tmp_path, "text", spec, other, **wanted)
 
     return make
 
@@ -138,6 +138,13 @@ def test_texts_of_a_data_set_without_one_of_the_classes_are_refused(texts, monke
     monkeypatch.setattr(companions, "_open", lambda *_: iter(only))
     with pytest.raises(LooplineError, match="tweets has no 'positive', which the model knows"):
         texts("rt-polarity", "tweets")
+
+
+def test_more_labels_than_people_can_give_are_refused_before_anything_starts(texts, monkeypatch):
+    others = [RawSample(f"o:{n}", None, f"other {n}", ("negative", "positive")[n % 2], None, None) for n in range(9)]
+    monkeypatch.setattr(companions, "_open", lambda *_: iter(others))
+    with pytest.raises(LooplineError, match="--labels 5: people can label 4 samples of this drift at most"):
+        texts("rt-polarity", "tweets", labels=5)
 
 
 def test_texts_without_such_a_companion_get_typos(texts):
@@ -171,6 +178,23 @@ def test_people_label_each_drifted_training_image_once_and_only_when_asked(world
     said = prometheus.eventually(lambda: _labels(tmp_path / "journal", 2))
     assert sorted(line["label"] for line in said) == ["bright", "dark"]
     assert found.labelled == {0, 1}
+
+
+def test_people_label_what_the_journal_kept_and_what_it_kept_later(world, tmp_path):
+    asked = []
+
+    def kept(ids):
+        """Of a sample that is asked for the first time, nothing."""
+        asked.extend(set(ids) - set(asked))
+        return set(ids) & set(asked[40:])
+
+    drifted = [Sample(brightness.png(value), "dark", "train") for value in range(20)]
+    journal = ("--journal", tmp_path / "journal", "--journal-sample", 1)
+    found = world([Sample(BRIGHT, "bright", "test")], drifted, *journal, kept=kept)
+    found.drifted = found.labelling = True
+    said = prometheus.eventually(lambda: _labels(tmp_path / "journal", 20))
+    assert len(said) == 20, "each once"
+    assert {line["id"] for line in said} <= set(asked[40:])
 
 
 def _labels(folder, count):

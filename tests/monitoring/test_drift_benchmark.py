@@ -71,6 +71,24 @@ def test_harm_counts_what_was_called_and_what_was_missed(harness):
     assert found["error"]["shipped"] == pytest.approx(0.4 * 0.1)
 
 
+def test_the_limit_of_any_method_is_what_a_test_with_every_label_misses(harness):
+    page = harness("page")
+    at, of = ["s", 1, 1.0], {"before": 0.9, "error": 0.01, "harmful": False}
+    rows = [
+        row(1000, at, 2.0, cost=0.06, **of | {"harmful": True}) | {"quality": 0.83},  # both see it
+        row(1000, at, 2.0, cost=0.06, **of) | {"quality": 0.83},  # labels alone do: 7 points, over 2 + 1.645
+        row(1000, at, 2.0, cost=0.06, **of) | {"quality": 0.865},  # by chance the window lost 3.5 points: nobody does
+        row(1000, at, 0.5, cost=0.06, **of) | {"quality": 0.865},
+        row(1000, at, 2.0, cost=0.0, **of | {"harmful": True}),  # Loopline alone is wrong
+        row(1000, at, 2.0, cost=0.0, **of) | {"quality": 0.86},  # labels alone are
+        row(1000, at, 2.0, cost=0.03, **of),  # neither harmless nor harmful
+        row(500, at, 2.0, cost=0.06, **of),  # not of 1,000
+    ]
+    assert page.limit_of({"rows": rows}, ours=False) == (0.5, 0.5, (2, 4))
+    assert page.limit_of({"rows": rows}, ours=True) == (0.5, 0.75, (2, 4))
+    assert page.limit_of({"rows": rows[6:]}, ours=True) == (None, None, (0, 0))
+
+
 def test_another_data_set_is_mixed_in_at_one_strength(harness):
     protocol = harness("protocol")
     given = protocol.conditions([], classes=False, other=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Collection
+from contextlib import closing
 from pathlib import Path
 
 from loopline import processes
@@ -10,6 +13,7 @@ from loopline.delivery import state
 from loopline.delivery.gateway import Gateway
 from loopline.drill.record import Figure, Record
 from loopline.errors import LooplineError
+from loopline.journal import index
 from loopline.monitoring import query
 from loopline.monitoring.retrainer import RUNS_FOLDER
 from loopline.monitoring.retrainer.state import Run, Store
@@ -63,6 +67,17 @@ class Observer:
     def decided(self, action: str) -> decisions.Record | None:
         """The first decision of that kind after the first champion's."""
         return next((line for line in self.lines()[1:] if line.action == action), None)
+
+    def kept(self, ids: Collection[str]) -> set[str]:
+        """Those of these requests that the journal has."""
+        if not ids:
+            return set()
+        with closing(index.connect(self.folder / ".loopline/journal")) as found:
+            rows = found.execute(
+                "SELECT id FROM entry WHERE model = ? AND id IN (SELECT value FROM json_each(?))",
+                (self.model, json.dumps(list(ids))),
+            )
+            return {row["id"] for row in rows}
 
     def runs(self) -> list[Run]:
         """The retrainer's."""

@@ -7,7 +7,7 @@ types grows careless. Samples that people label are never those that accuracy is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,36 +44,50 @@ class Pools:
     content_type: str = "application/octet-stream"
 
 
-def pools(project: Path, model: str, spec: ModelSpec, dataset: str | None = None, seed: int = 0) -> Pools:
+def pools(project: Path, model: str, spec: ModelSpec, dataset: str | None = None, labels: int = 0) -> Pools:
     """Of a model with one class a sample. Clean: test and validation split; drifted: test and training split, or another data set.
 
-    dataset: that texts come from; of it, what is of the model's classes. Raises LooplineError where one of these is not in it.
+    dataset: that texts come from; of it, what is of the model's classes. labels: that people are to give. Raises LooplineError
+    where a class of the model is not in the data set, and where fewer samples can be labelled.
     """
-    path, rng = project / "data" / model / "manifest.parquet", np.random.default_rng(seed)
+    path, rng = project / "data" / model / "manifest.parquet", np.random.default_rng(0)
     clean = [*_samples(path, "val", spec, (), rng), *_samples(path, "test", spec, (), rng)]
-
-    def shifted(by: Iterable[tuple[str, int]]) -> list[Sample]:
-        return [*_samples(path, "test", spec, by, rng), *_samples(path, "train", spec, by, rng)]
-
     if spec.image is not None:
-        return Pools(clean, shifted(WORN), "The camera wears out: blur and noise", "worn camera")
-    companion = companions.COMPANIONS.get(settings.model(model, project / "params.yaml")[1].dataset)
-    known = catalog.load().get(companion or "")
-    if dataset or (companion and known and set(known.labels.values()) >= set(spec.labels)):
-        name = dataset or companion or ""
-        found = [(_body(one.text), one.label or "") for one in companions.read(name, "text", MOST)]
-        found = [one for one in found if one[1] in spec.labels]
-        if missing := sorted(set(spec.labels) - {label for _, label in found}):
-            raise LooplineError(
-                f"{name} has no {missing[0]!r}, which the model knows: name a data set with its classes"
-            )
-        drifted = [Sample(*one, "train" if number % 2 else "test") for number, one in enumerate(found)]
-        return Pools(clean, drifted, f"Texts come from elsewhere: {name}", "other texts", "application/json")
-    return Pools(clean, shifted(CARELESS), "Whoever types grows careless: typos", "typos", "application/json")
+        found = Pools(clean, _shifted(path, spec, WORN, rng), "The camera wears out: blur and noise", "worn camera")
+    elif source := dataset or _companion(project, model, spec):
+        said = f"Texts come from elsewhere: {source}"
+        found = Pools(clean, _elsewhere(source, spec), said, "other texts", "application/json")
+    else:
+        drifted = _shifted(path, spec, CARELESS, rng)
+        found = Pools(clean, drifted, "Whoever types grows careless: typos", "typos", "application/json")
+    people = sum(sample.part == "train" for sample in found.drifted)
+    if people < labels:
+        raise LooplineError(f"--labels {labels}: people can label {people} samples of this drift at most")
+    return found
+
+
+def _companion(project: Path, model: str, spec: ModelSpec) -> str | None:
+    """The companion of the model's data set, if it has the model's classes."""
+    name = companions.COMPANIONS.get(settings.model(model, project / "params.yaml")[1].dataset)
+    known = catalog.load().get(name or "")
+    return name if known and set(known.labels.values()) >= set(spec.labels) else None
+
+
+def _elsewhere(name: str, spec: ModelSpec) -> list[Sample]:
+    """Texts of another data set, every second one for people to label."""
+    found = [(_body(one.text), one.label or "") for one in companions.read(name, "text", MOST)]
+    found = [one for one in found if one[1] in spec.labels]
+    if missing := sorted(set(spec.labels) - {label for _, label in found}):
+        raise LooplineError(f"{name} has no {missing[0]!r}, which the model knows: name a data set with its classes")
+    return [Sample(*one, "train" if number % 2 else "test") for number, one in enumerate(found)]
+
+
+def _shifted(path: Path, spec: ModelSpec, by: Sequence[tuple[str, int]], rng: np.random.Generator) -> list[Sample]:
+    return [*_samples(path, "test", spec, by, rng), *_samples(path, "train", spec, by, rng)]
 
 
 def _samples(
-    path: Path, part: str, spec: ModelSpec, by: Iterable[tuple[str, int]], rng: np.random.Generator
+    path: Path, part: str, spec: ModelSpec, by: Sequence[tuple[str, int]], rng: np.random.Generator
 ) -> list[Sample]:
     split = manifest.load_split(path, part)
     found = []

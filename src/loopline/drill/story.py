@@ -95,6 +95,7 @@ class Drill:
         """Gateway, a server, sentinel, journal, Prometheus, Alertmanager, retrainer."""
         say = self.record.say
         say("act", "The champion serves", "champion serves")
+        sent = pools(self.folder, self.model, self.champion.manifest.spec, self.pace.dataset, labels=self.pace.labels)
         self.registered = ThreadPoolExecutor(1).submit(self._register)  # takes its time, and nobody waits for it yet
         first = faults.free_ports(8)
         policy = faults.policy(self.folder, self.pace)
@@ -110,8 +111,8 @@ class Drill:
         given += ["--window", self.pace.window, "--scrape", "1", "--sentinel", "5", "--gateway"]
         said = self.scratch.loopline("up", f"models/{self.model}/bundle", *given)
         say("note", f"{len(said.splitlines())} processes are up, bundle {self.champion.version:.12} is champion")
-        found = pools(self.folder, self.model, self.champion.manifest.spec, self.pace.dataset)
-        self.world = World(f"http://127.0.0.1:{first}", self.model, found, self.pace.rate, self.record.began)
+        began, kept = self.record.began, self.observed.kept
+        self.world = World(f"http://127.0.0.1:{first}", self.model, sent, self.pace.rate, began, kept)
         self.observed.watch(f"http://127.0.0.1:{first + 2}")
 
     def clean_traffic_is_quiet(self) -> None:

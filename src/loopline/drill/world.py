@@ -1,7 +1,7 @@
 """The world outside: traffic, people who know what is right, and what they get answered.
 
 Traffic goes on all the time, at a steady rate. Samples of the test split are only measured: nobody labels them, so that no model is
-trained on them.
+trained on them. People label what the journal kept, and it keeps a part of what is asked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.parse
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,8 @@ from loopline.drill.scenario import Pools, Sample
 CLIENTS = 6
 TIMEOUT = 30.0  # seconds; a machine that trains a model beside is slow, and slow is not lost
 LABEL_SECONDS = 0.5  # between two batches of labels
+BATCH = 1000  # labels that a server takes at once
+KEPT_SECONDS = 10.0  # in which the journal has a request that it keeps
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,14 @@ class Seen:
 
 @dataclass
 class World:
-    """Sends, measures and labels until it is closed. began: time.monotonic() of the drill's begin."""
+    """Sends, measures and labels until it is closed. began: time.monotonic() of the drill's begin. kept: ids that the journal has."""
 
     url: str
     model: str
     pools: Pools
     rate: float
     began: float
+    kept: Callable[[Collection[str]], set[str]]
     drifted: bool = False
     labelling: bool = False
     seen: list[Seen] = field(default_factory=list)
@@ -56,7 +59,7 @@ class World:
         """Start."""
         self._host = urllib.parse.urlsplit(self.url).netloc
         self._todo: queue.Queue[tuple[int, int, bool] | None] = queue.Queue(maxsize=CLIENTS * 50)
-        self._truths: deque[dict[str, str]] = deque()
+        self._asked: dict[str, tuple[int, float]] = {}  # id -> place in the pool, and when
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(CLIENTS)]
         self._threads += [threading.Thread(target=run, daemon=True) for run in (self._schedule, self._label)]
@@ -119,8 +122,7 @@ class World:
                 if status == 200:
                     right, version = said["predictions"][0]["label"] == sample.label, said["version"]
                     if drifted and sample.part == "train" and self.labelling and place not in self.labelled:
-                        self.labelled.add(place)
-                        self._truths.append({"id": identity, "label": sample.label, "source": "people"})
+                        self._asked[identity] = place, time.monotonic()
             except (OSError, ValueError, http.client.HTTPException):
                 connection.close()
             self.seen.append(Seen(time.monotonic() - self.began, drifted, sample.part, right, version, status))
@@ -128,17 +130,33 @@ class World:
 
     def _label(self) -> None:
         """People send what they know, a batch at a time; what does not arrive is sent again."""
-        connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
+        connection, truths = http.client.HTTPConnection(self._host, timeout=TIMEOUT), deque[dict[str, str]]()
         while not self._stop.wait(LABEL_SECONDS):
-            batch = [self._truths.popleft() for _ in range(len(self._truths))]
+            truths.extend(self._known())
+            batch = [truths.popleft() for _ in range(min(len(truths), BATCH))]
             try:
                 if batch:
                     connection.request("POST", f"/v2/models/{self.model}/feedback", json.dumps(batch))
                     answer = connection.getresponse()
                     answer.read()
                     if answer.status != 202:
-                        self._truths.extendleft(reversed(batch))
+                        truths.extendleft(reversed(batch))
             except (OSError, http.client.HTTPException):
-                self._truths.extendleft(reversed(batch))
+                truths.extendleft(reversed(batch))
                 connection.close()
         connection.close()
+
+    def _known(self) -> list[dict[str, str]]:
+        """Labels of what the journal kept since the last look. What it did not keep may be labelled when it is asked again."""
+        asked = dict(self._asked)
+        late = time.monotonic() - KEPT_SECONDS
+        kept = self.kept(asked)
+        for identity in [one for one, (_, at) in asked.items() if one in kept or at < late]:
+            del self._asked[identity]
+        places = {identity: asked[identity][0] for identity in sorted(kept)}
+        new = {place: identity for identity, place in places.items() if place not in self.labelled}
+        self.labelled.update(new)
+        return [
+            {"id": identity, "label": self.pools.drifted[place].label, "source": "people"}
+            for place, identity in new.items()
+        ]
