@@ -296,10 +296,14 @@ def test_the_lines_of_a_training_are_told_once_and_whole(tmp_path):
     store.decide(store.alerts()[0], Decision(Action.RETRAIN, ("a test",)), 0.0, "train")
     log = tmp_path / ".loopline/retrainer/runs/run-1/train.log"
     log.parent.mkdir(parents=True)
-    log.write_text("$ dvc repro\nRunning stage 'train@classifier':\n> loopline stage train\nepoch 1 of")
+    log.write_text(
+        "$ dvc repro\nStage 'batches@classifier' didn't change, skipping\nRunning stage 'train@classifier':\n> loopline stage train\nepoch 1 of"
+    )
     observer.relay()
     with log.open("a") as file:
-        file.write(" 3, loss 0.5\n\nUpdating lock file 'dvc.lock'\n")
+        file.write(
+            " 3, loss 0.5\n\nUpdating lock file 'dvc.lock'\nTo track the changes with git, run:\n\n\tgit add dvc.lock\n"
+        )
     for _ in range(2):
         observer.relay()
     store.close()

@@ -19,7 +19,18 @@ from loopline.monitoring.retrainer import RUNS_FOLDER
 from loopline.monitoring.retrainer.state import Run, Store
 from loopline.release import decisions
 
-QUIET = ("$ ", "> ", "Updating lock file", "Use `dvc push`")  # lines of DVC's that tell nothing of a training
+# Beginnings and an end of DVC's lines that tell nothing of a training.
+QUIET = (
+    "$ ",
+    "> ",
+    "Updating lock file",
+    "Use `dvc push`",
+    "To track",
+    "git add",
+    "To enable auto staging",
+    "dvc config",
+)
+SKIPPED = "didn't change, skipping"
 DRIFT_ALERTS = "DriftNotice|DriftWarning|RetrainCandidate"
 WANTED = {"gateway", "journal", "prometheus", "alertmanager", "retrainer"}  # processes that stay all the time
 
@@ -127,9 +138,9 @@ class Observer:
             file.seek(self.read)
             whole = file.read().rpartition(b"\n")[0]
         self.read += len(whole) + bool(whole)
-        for line in whole.decode("utf-8", "replace").splitlines():
-            if line.strip() and not line.startswith(QUIET):
-                self.record.say("note", f"  {line.strip()[:150]}")
+        for line in map(str.strip, whole.decode("utf-8", "replace").splitlines()):
+            if line and not line.startswith(QUIET) and not line.endswith(SKIPPED):
+                self.record.say("note", f"  {line[:150]}")
 
     def _figures(self, prometheus: str) -> None:
         while not self.over.wait(0.5):
