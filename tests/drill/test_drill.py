@@ -297,7 +297,8 @@ def test_the_lines_of_a_training_are_told_once_and_whole(tmp_path):
     log = tmp_path / ".loopline/retrainer/runs/run-1/train.log"
     log.parent.mkdir(parents=True)
     log.write_text(
-        "$ dvc repro\nStage 'batches@classifier' didn't change, skipping\nRunning stage 'train@classifier':\n> loopline stage train\nepoch 1 of"
+        "$ dvc repro\nStage 'batches@classifier' didn't change, skipping\n"
+        "Running stage 'train@classifier':\n> loopline stage train\nepoch 1 of"
     )
     observer.relay()
     with log.open("a") as file:
