@@ -1,6 +1,7 @@
 """The text model on small data: it learns, it exports, and any text goes through it."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,33 @@ def test_two_trainings_write_the_same_bytes(tmp_path):
         train(tmp_path / name, "words")
         sums.append(hashlib.sha256((tmp_path / name / "train/model.safetensors").read_bytes()).hexdigest())
     assert sums[0] == sums[1]
+
+
+def test_words_stay_where_characters_are_not_clearly_better():
+    same = np.arange(1200) % 4 > 0
+    other = same.copy()
+    other[:400:4] = True  # 100 more right
+    other[1:400:4] = False  # 100 fewer
+    assert not text.clearly_better(other, same)
+    other[1:81:4] = True  # now 20 more than fewer, of 1,200
+    assert not text.clearly_better(other, same)
+    other[81:161:4] = True  # and now 40
+    assert text.clearly_better(other, same)
+    assert not text.clearly_better(same, same)
+
+
+@pytest.mark.parametrize("kind", ["words", "characters"])
+def test_auto_takes_the_tokens_that_tell_the_classes(kind):
+    """A word that all have tells them, or letters in words that each text has for itself."""
+    _, model = settings.model("text", Path(__file__).parents[1] / "params.yaml")
+    model = model.model_copy(update={"train": model.train.model_copy(update={"tokenizer": "auto"})})
+
+    def made(count, seed):
+        random = np.random.default_rng(seed)
+        targets = np.arange(count) % 2
+        words = ["".join(random.choice(list("bcdfgh"), 9)) for _ in targets]
+        told = {"words": ("{} fine", "{} poor"), "characters": ("{}aei", "{}oua")}[kind]
+        texts = [told[target].format(word) for target, word in zip(targets, words, strict=True)]
+        return replace(split(count, seed), inputs=texts, targets=targets)
+
+    assert text._fresh(made(300, 0), made(80, 1), model)[0] == kind
