@@ -174,7 +174,7 @@ def _fresh(train: Split, val: Split, settings: Text) -> tuple[tokenizing.Kind, T
 def clearly_better(right: NDArray[np.bool_], than: NDArray[np.bool_]) -> bool:
     """Is the gain in accuracy over two standard errors? right, than: (n,) which samples each classifier got right (McNemar, 1947)."""
     gain = right.astype(float) - than
-    return float(gain.mean()) > 2 * float(gain.std()) / len(gain) ** 0.5
+    return bool(gain.mean() > 2 * gain.std() / np.sqrt(len(gain)))
 
 
 def _network(kind: tokenizing.Kind, *, rows: int, classes: int, embedding: int, word_dropout: float = 0.0) -> Network:
