@@ -279,7 +279,7 @@ By shift, over all sizes, strengths and shares:
 {_by_shift(trials)}
 ## False alarms of the shipped threshold
 
-A stream is 24 windows of 200 samples without drift, looked at 30 times a window. Each four have a reference and a
+A stream is 24 windows of 200 samples without drift, looked at 30 times a window. Each twenty have a reference and a
 threshold of their own.
 
 {table(["data set", "promised", "realised", "ratio", "streams"], alarms)}
