@@ -37,7 +37,7 @@ def main(name: str) -> None:
             work=files.scratch("work", name),
             log=run.log,
         )
-    except BaseException:
+    except BaseException:  # an interrupt too: MLflow would show the run as under way for ever
         run.fail()
         raise
     (out / "history.csv").replace(Path("models") / name / "history.csv")
