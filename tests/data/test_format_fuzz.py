@@ -82,7 +82,7 @@ VALID = {
     },
     ("yolo", "detection"): PICTURES
     | {f"labels/{name}.txt": "0 0.5 0.5 0.4 0.5\n1 0.1 0.1 0.3 0.2 0.2 0.6\n" for name in "abc"}
-    | {"data.yaml": "names:\n  0: cat\n  1: dog\ntrain: images/train\n"},
+    | {"data.yaml": "names:\n  0: cat\n  1: dog\ntrain: images\n"},
     ("coco", "detection"): PICTURES | {"instances.json": json.dumps(COCO)},
     ("voc", "detection"): PICTURES
     | {f"Annotations/{name}.xml": VOC.format(name) for name in "abc"}

@@ -387,9 +387,136 @@ def test_yolo_lines_that_are_not_boxes_show_the_line_and_the_reason(tmp_path, li
     assert reason in broken.detail
 
 
+TRACKS = ("0 .5 .5 .2 .2 .9 1", "0 .5 .5 .2 .2 .81 2", "0 .4 .5 .2 .2 .77 1")
+TRIANGLE = "0 .1 .1 .5 .1 .5 .9"
+
+
+def test_yolo_lines_of_a_tracker_are_no_outlines(tmp_path):
+    yolo(tmp_path, "0 .5 .5 .2 .2", *TRACKS)
+    broken = read(tmp_path)["images/a.png"].boxes[1:]
+    assert {box.problem for box in broken} == {"broken line of labels"}
+    assert all(
+        "7 columns, a box has 5; a confidence and the number of a track belong to" in box.detail for box in broken
+    )
+
+
+def test_yolo_outlines_of_three_points_may_touch_the_edge(tmp_path):
+    yolo(tmp_path, "0 .1 .1 .5 .1 .9 1", TRIANGLE)
+    assert box_problems(tmp_path) == [None, None]
+
+
+def test_yolo_outlines_that_leave_the_image_are_broken(tmp_path):
+    yolo(tmp_path, "0 .1 .1 .5 .1 .5 1.005", "0 .1 .1 .5 .1 .5 1.9", "0 -.1 .1 .5 .1 .5 .9", TRIANGLE)
+    assert box_problems(tmp_path) == [None, *["coordinates that are no shares of the image"] * 2, None]
+
+
 def test_yolo_lists_of_images_may_come_from_another_machine(tmp_path):
     yolo(tmp_path, "0 .5 .5 .5 .5", data_yaml="names: [a]\ntest: test.txt\n", test_txt="/home/x/set/images/a.png\n")
     assert read(tmp_path)["images/a.png"].split == "test"
+
+
+LINE = "0 .3 .5 .4 .5"
+
+
+def test_yolo_labels_in_another_case_are_those_of_the_image(tmp_path):
+    put(tmp_path, {f"images/{name}.png": picture() for name in ("I3", "a", "A", "Ü")})
+    put(tmp_path, {f"labels/{name}.txt": LINE for name in ("i3", "A", decomposed("ü"))})
+    assert {path: len(found) for path, found in boxes(tmp_path).items()} == {
+        "images/A.png": 1,
+        "images/I3.png": 1,
+        "images/a.png": 0,
+        "images/Ü.png": 1,
+    }
+
+
+def test_yolo_images_whose_labels_are_in_another_place_have_not_no_objects(tmp_path):
+    put(tmp_path, {f"images/val/{name}.png": picture() for name in "abc"})
+    put(tmp_path, {"labels/val/a.txt": LINE, "labels/validation/b.txt": LINE})
+    assert {path: len(found) for path, found in boxes(tmp_path).items()} == {
+        "images/val/a.png": 1,
+        "images/val/c.png": 0,
+    }
+    assert problems(tmp_path) == {
+        "images/val/b.png": "image whose labels are in another place",
+        "labels/validation/b.txt": "labels without an image",
+    }
+
+
+def test_yolo_images_in_a_folder_or_split_without_labels_are_set_aside(tmp_path):
+    put(tmp_path, {"train/images/a.png": picture(), "train/labels/a.txt": LINE, "train/images/b.png": picture()})
+    put(tmp_path, {"preview.png": picture(), "runs/train/batch.png": picture(), "test/images/c.png": picture()})
+    put(tmp_path, {"all/a.png": picture(), "all/a.txt": LINE, "all/d.png": picture(), "all/e.png": picture()})
+    put(tmp_path, {"val.txt": "all/e.png\n"})
+    assert set(boxes(tmp_path)) == {"train/images/a.png", "train/images/b.png", "all/a.png", "all/d.png"}
+    assert problems(tmp_path) == {
+        "all/e.png": "image in a split without labels",
+        "preview.png": "image in a folder without labels",
+        "runs/train/batch.png": "image in a folder without labels",
+        "test/images/c.png": "image in a folder without labels",
+    }
+
+
+DARKNET = "classes = 1\ntrain  = data/train.txt\nvalid  = data/valid.txt\nnames = data/my_names.txt\nbackup = backup/\n"
+
+
+def splits(root):
+    return {path: sample.split for path, sample in read(root).items() if not sample.problem}
+
+
+@pytest.mark.parametrize("settings", [{"obj.data": DARKNET, "my_names.txt": "cat\n"}, {"classes.txt": "cat\n"}])
+def test_yolo_splits_from_the_lists_of_darknet(tmp_path, settings):
+    files = {"obj_train_data/a.png": picture(), "obj_train_data/a.txt": "0 .3 .5 .4 .5"}
+    files |= {"obj_valid_data/b.png": picture(), "obj_valid_data/b.txt": "0 .3 .5 .4 .5"}
+    lists = {"train.txt": "data/obj_train_data/a.png\n\n", "valid.txt": "data/obj_valid_data/b.png\nx/gone.png\n"}
+    put(tmp_path, files | lists | settings)
+    assert splits(tmp_path) == {"obj_train_data/a.png": "train", "obj_valid_data/b.png": "val"}
+    assert problems(tmp_path) == {"valid.txt:2": "image file not found"}
+    assert [box[0] for box in boxes(tmp_path)["obj_train_data/a.png"]] == ["cat"]
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        "train: /home/u/ds/one.txt\nval: /home/u/ds/two.txt",
+        "train: /home/u/ds/a/images\nvalid: C:\\ds\\b\\images",
+        "train: ds/a/images\nvalidation: [ds/b/images]",
+        "path: /content/x\ntrain: a\nval: b",
+    ],
+)
+@pytest.mark.parametrize("above", ["", "more/"])
+def test_yolo_paths_of_another_machine_are_found_by_their_end(tmp_path, yaml, above):
+    files = {f"{name}/images/{name}.png": picture() for name in "ab"}
+    files |= {f"{name}/labels/{name}.txt": "0 .3 .5 .4 .5" for name in "ab"}
+    files |= {"data.yaml": f"names: [cat]\n{yaml}\n", "one.txt": "a/images/a.png\n", "two.txt": "b/images/b.png\n"}
+    put(tmp_path, {above + name: content for name, content in files.items()} | {"notes.md": "x"})
+    assert splits(tmp_path) == {f"{above}a/images/a.png": "train", f"{above}b/images/b.png": "val"}
+
+
+def test_yolo_paths_that_lead_nowhere_are_named(tmp_path):
+    yolo(tmp_path, "0 .5 .5 .5 .5", data_yaml="names: [a]\ntrain: images\nval: ../valid/images\n")
+    assert splits(tmp_path) == {"images/a.png": "train"}
+    assert problems(tmp_path) == {"data.yaml:val: ../valid/images": "split without a folder or a list of that name"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "kind: A\nmetadata:\n  namespace: x\n---\nkind: B\n",
+        "names:\n  first: bob\n",
+        "a: b: c\nnames:\n",
+        "names: bob\n",
+    ],
+)
+def test_yolo_is_read_beside_a_yaml_of_another_program(tmp_path, other):
+    yolo(tmp_path, "0 .5 .5 .5 .5", a_yaml=other, data_yaml="names: [cat]\n")
+    assert [box[0] for box in boxes(tmp_path)["images/a.png"]] == ["cat"]
+    assert problems(tmp_path) == {"a.yaml": "not used in the format YOLO"}
+
+
+@pytest.mark.parametrize("broken", ["names: {first: bob}\n", "a: b: c\nnames:\n", "{path: x, names: [a}\n"])
+def test_yolo_names_that_are_broken_are_refused_where_nothing_else_has_names(tmp_path, broken):
+    with pytest.raises(LooplineError, match=r"data\.yaml"):
+        read(yolo(tmp_path, "0 .5 .5 .5 .5", data_yaml=broken))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 The labels stand in a folder `labels` in place of `images`, or beside the images. A line with more numbers is an outline
 (class x y x y ...) and becomes the box around it. Points of poses follow the box where data.yaml has `kpt_shape`.
-An image without a label file has no object, as is the custom.
+An image without a label file, in a folder and a split with label files, has no object, as is the custom.
 """
 
 from __future__ import annotations
@@ -66,14 +66,44 @@ def _first_lines(folder: Folder, name: str) -> list[str]:
 
 
 def _pairs(folder: Folder) -> dict[str, str | None]:
-    """Image -> its label file, or None. Of two names that differ in form alone (NFC, NFD) the same form is taken."""
+    """Image -> its label file, or None. Of two names that differ in form alone (NFC, NFD) the same form is taken.
+
+    A label file whose name differs in case is taken where no other image has it.
+    """
     files = _label_files(folder)
     pairs: dict[str, str | None] = {}
     for image in folder.suffixed(IMAGES):
         candidates = [path for stem in _labels_of(image) for path in files.get(_folded(stem), [])]
-        same = [path for path in candidates if PurePosixPath(path).stem == PurePosixPath(image).stem]
+        same = [path for path in candidates if _stem(path) == _stem(image)]
         pairs[image] = next(iter(same or candidates), None)
+    used = set(pairs.values())
+    free: dict[str, list[str]] = {}
+    for stem, names in files.items():
+        free.setdefault(stem.casefold(), []).extend(name for name in names if name not in used)
+    for image in (image for image, labels in pairs.items() if labels is None):
+        places = [_folded(stem).casefold() for stem in _labels_of(image)]
+        pairs[image] = next((path for place in places for path in free.get(place, [])), None)
     return pairs
+
+
+def _stem(path: str) -> str:
+    return PurePosixPath(path).stem
+
+
+def _unlabelled(pairs: dict[str, str | None], splits: dict[str, str | None], orphans: list[str]) -> dict[str, str]:
+    """Image without a label file -> why it cannot be taken for one without objects."""
+    labelled = [image for image, labels in pairs.items() if labels]
+    folders, of_labels = {PurePosixPath(image).parent for image in labelled}, {splits[image] for image in labelled}
+    lost = {nfc(_stem(name)).casefold() for name in orphans}
+    problems = {}
+    for image in (image for image, labels in pairs.items() if not labels):
+        if nfc(_stem(image)).casefold() in lost:
+            problems[image] = "image whose labels are in another place"
+        elif PurePosixPath(image).parent not in folders:
+            problems[image] = "image in a folder without labels"
+        elif splits[image] and splits[image] not in of_labels:
+            problems[image] = "image in a split without labels"
+    return problems
 
 
 def _detect(folder: Folder) -> bool:
@@ -84,21 +114,26 @@ def _detect(folder: Folder) -> bool:
 def _read(folder: Folder) -> Iterator[RawSample]:
     files = [name for name in folder.files if _names_classes(folder, name)]
     settings = read_settings(folder, files)
-    finder = ImageFinder(folder)
-    published = {image: split for image, split in settings.splits(folder, finder) if image}
+    published, lost = settings.splits(folder, ImageFinder(folder))
     pairs = _pairs(folder)
     columns = Columns(settings.points)
     for labels in pairs.values():
         if labels:
             columns.look_at(folder, labels)
     columns.check(folder)
-    for image, labels in pairs.items():
-        sample = file_sample(folder, image, boxes=(), split=split_of_parts(image) or published.get(image))
-        yield _labelled(sample, folder, labels, settings, columns) if labels and sample.image else sample
     used = set(pairs.values())
-    for name in (name for names in _label_files(folder).values() for name in names if name not in used):
-        if is_labels(_first_lines(folder, name)):
-            yield broken(name, "labels without an image")
+    unused = (name for names in _label_files(folder).values() for name in names if name not in used)
+    orphans = [name for name in unused if is_labels(_first_lines(folder, name))]
+    splits = {image: split_of_parts(image) or published.get(image) for image in pairs}
+    unlabelled = _unlabelled(pairs, splits, orphans)
+    for image, labels in pairs.items():
+        if image in unlabelled:
+            yield broken(image, unlabelled[image], split=splits[image])
+            continue
+        sample = file_sample(folder, image, boxes=(), split=splits[image])
+        yield _labelled(sample, folder, labels, settings, columns) if labels and sample.image else sample
+    yield from (broken(name, "labels without an image") for name in orphans)
+    yield from lost
 
 
 def _labelled(sample: RawSample, folder: Folder, labels: str, settings: Settings, columns: Columns) -> RawSample:

@@ -11,8 +11,10 @@ from loopline.errors import LooplineError
 
 BOX = 5  # columns of a box: class x y width height
 _OUTLINE = 7  # columns of the smallest outline: a class and three points
-_FAR = 2  # shares of the image; what lies farther out is in pixels
-_SLACK = 0.01  # shares of the image by which a point of a pose may lie outside of its box
+_FAR = 2.0  # shares of the image; what lies farther out is in pixels
+_SLACK = (
+    0.01  # shares of the image by which a point may lie outside of its box (of a pose) or of the image (of an outline)
+)
 
 
 def is_labels(text: list[str]) -> bool:
@@ -32,12 +34,19 @@ class Columns:
     points: tuple[int, int] | None
     counts: set[int] = field(default_factory=set)
     outlines: int = 0  # lines that can only be outlines
+    triangles: bool = False  # a line of 7 columns ends in another number than a whole one, which may be that of a track
+    tracks: bool = False  # a line of 7 columns ends in a whole number
     example: str = ""
 
     @property
     def of_pose(self) -> int | None:
         """The columns of a line with points."""
         return BOX + self.points[0] * self.points[1] if self.points and self.points[0] else None
+
+    @property
+    def of_track(self) -> int | None:
+        """The columns of a box with a confidence and the number of a track: an outline of three points has as many."""
+        return _OUTLINE if self.tracks and not self.triangles else None
 
     def look_at(self, folder: Folder, name: str) -> None:
         """Take the lines of one label file into account."""
@@ -50,6 +59,10 @@ class Columns:
         for number, line in enumerate(text, 1):
             values = _numbers(line.split())
             if values is not None and len(values) >= _OUTLINE and len(values) % 2:
+                if len(values) == _OUTLINE and values[-1] % 1 == 0:
+                    self.tracks = True
+                    continue
+                self.triangles |= len(values) == _OUTLINE
                 self.counts.add(len(values))
                 self.outlines += not _could_be_pose(values[1:])
                 self.example = self.example or f"{name}:{number}"
@@ -95,17 +108,19 @@ def parse(line: str, where: str, size: tuple[int, int], names: dict[int, str], c
     index = int(values[0])
     if index != values[0] or index < 0:
         return _broken(shown, "the class is not a whole number")
+    low, high = -_FAR, _FAR
     if len(words) in (BOX, columns.of_pose):
         x, y, across, down = values[1:BOX]
         corners = (x - across / 2, y - down / 2, x + across / 2, y + down / 2)
-    elif len(words) >= _OUTLINE and len(words) % 2 and not columns.of_pose:
+    elif len(words) >= _OUTLINE and len(words) % 2 and not columns.of_pose and len(words) != columns.of_track:
         corners = (min(values[1::2]), min(values[2::2]), max(values[1::2]), max(values[2::2]))
+        low, high = -_SLACK, 1 + _SLACK
     else:
         return _broken(shown, _count_problem(len(words), columns))
     problem = None
     if names and index not in names:
         problem = "class number without a name"
-    elif any(abs(value) > _FAR for value in corners):
+    elif any(not low <= value <= high for value in corners):
         problem = "coordinates that are no shares of the image"
     width, height = size
     x1, y1, x2, y2 = corners
@@ -122,6 +137,8 @@ def _count_problem(count: int, columns: Columns) -> str:
         return f"{count} columns, a box has {BOX}"
     if columns.of_pose:
         return f"{count} columns, a box has {BOX}, a pose of this kpt_shape {columns.of_pose}"
+    if count == columns.of_track:
+        return f"{count} columns, a box has {BOX}; a confidence and the number of a track belong to a prediction"
     if count == BOX + 1:
         return f"{count} columns, a box has {BOX}; a confidence belongs to a prediction, not to a label"
     return f"{count} columns, a box has {BOX}, an outline an odd number, and a pose needs kpt_shape in data.yaml"

@@ -1,58 +1,118 @@
-"""Read what YOLO's data.yaml and classes.txt say: names of classes, published splits, points of poses."""
+"""Read what YOLO's data.yaml, Darknet's obj.data and classes.txt say: names of classes, published splits, points of poses."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
-from loopline.data.formats.common import Folder, NumberedNames, class_names, lines, nfc, suffix
+from loopline.data.formats.common import (
+    IMAGES,
+    SPLITS,
+    Folder,
+    NumberedNames,
+    broken,
+    class_names,
+    lines,
+    nfc,
+    split_of_file,
+    suffix,
+)
 from loopline.data.formats.finder import ImageFinder
+from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
+
+_SPEAKS_OF_DATA = re.compile(rb"""(?:^|[{,])\s*["']?(?:names|kpt_shape)["']?\s*:""", re.MULTILINE)
 
 
 @dataclass
 class Settings:
-    """names: class number -> name, {} where there are none. points: kpt_shape, None where it is not given."""
+    """names: class number -> name, {} where there are none. points: kpt_shape, None where it is not given.
+
+    entries: the split, the folder or the list of images that is meant (None where there is none of that name), and where
+    it stands.
+    """
 
     names: dict[int, str] = field(default_factory=dict)
     points: tuple[int, int] | None = None
-    entries: list[tuple[str, str]] = field(default_factory=list)  # split, and a path or a file that lists paths
+    entries: list[tuple[str, str | None, str]] = field(default_factory=list)
 
-    def splits(self, folder: Folder, finder: ImageFinder) -> Iterator[tuple[str, str]]:
-        """Image and split. What two splits claim counts as unpublished: small sets are often given as both."""
+    def splits(self, folder: Folder, finder: ImageFinder) -> tuple[dict[str, str], list[RawSample]]:
+        """Image -> split, and what leads to no image.
+
+        What two splits claim counts as unpublished: small sets are often given as both.
+        """
         claims: dict[str, set[str]] = {}
-        for split, entry in self.entries:
-            for image in _listed(folder, entry, finder):
-                claims.setdefault(image, set()).add(split)
-        return ((image, claim.pop()) for image, claim in claims.items() if len(claim) == 1)
+        lost: dict[str, RawSample] = {}
+        for split, target, where in self.entries:
+            if target is None:
+                lost[where] = replace(broken(where, "split without a folder or a list of that name"), unused=True)
+                continue
+            for image, line in _listed(folder, target, finder):
+                if image is None:
+                    lost[line] = broken(line, finder.missing, split=split)
+                else:
+                    claims.setdefault(image, set()).add(split)
+        return {image: claim.pop() for image, claim in claims.items() if len(claim) == 1}, list(lost.values())
 
 
 def read_settings(folder: Folder, files_of_names: Iterable[str]) -> Settings:
-    """Read every YAML with `names`, and the files of names. Raises LooplineError where two of them contradict."""
-    settings = Settings()
-    names = NumberedNames()
+    """Read every YAML with `names`, every obj.data, lists of images called like splits, and the files of names.
+
+    Raises LooplineError where two of them contradict, or where a YAML is broken and nothing else has names.
+    """
+    settings, names, listed = Settings(), NumberedNames(), list(files_of_names)
+    doubts = _read_yamls(folder, settings, names)
+    for file in folder.suffixed({".data"}):
+        pairs = (line.partition("=") for line in lines(folder.start(file)))
+        content = {key.strip(): value.strip() for key, _, value in pairs}
+        entries, target = list(_entries(folder, file, content)), _target(folder, content.get("names", ""), "", file)
+        if entries or target:
+            folder.read(file)  # it counts as used
+        settings.entries += entries
+        listed += [target] if target in folder.files and target not in listed else []
+    if not settings.entries:
+        settings.entries += _lists(folder)
+    for file in listed:
+        names.add(class_names(folder, [file]), folder.root / file)
+    if doubts and not names.names:
+        raise doubts[0]
+    settings.names = names.names
+    return settings
+
+
+def _read_yamls(folder: Folder, settings: Settings, names: NumberedNames) -> list[LooplineError]:
+    """Read every YAML with `names` or `kpt_shape`; what is wrong with the others, which may be another program's."""
+    doubts = []
     for file in folder.suffixed({".yaml", ".yml"}):
-        content = _load(folder, file)
-        if "names" not in content and "kpt_shape" not in content:
+        try:
+            content = _load(folder, file)
+            if "names" not in content and "kpt_shape" not in content:
+                continue
+            named = _names(folder, file, content.get("names") or [])
+        except LooplineError as error:
+            doubts.append(error)
             continue
         folder.read(file)  # it counts as used
-        names.add(_names(folder, file, content.get("names") or []), folder.root / file)
+        names.add(named, folder.root / file)
         points = _points(folder, file, content)
         if points is not None and settings.points not in (None, points):
             raise LooplineError(f"{folder.root / file} has another kpt_shape than a YAML before it")
         settings.points = points if points is not None else settings.points
-        base = str(content.get("path") or "")
-        for split in ("train", "val", "test"):
-            listed = content.get(split) or []
-            texts = [listed] if isinstance(listed, str) else [entry for entry in listed if isinstance(entry, str)]
-            settings.entries += [(split, _inside(entry, base)) for entry in texts]
-    for file in files_of_names:
-        names.add(class_names(folder, [file]), folder.root / file)
-    settings.names = names.names
-    return settings
+        settings.entries += _entries(folder, file, content)
+    return doubts
+
+
+def _lists(folder: Folder) -> Iterator[tuple[str, str, str]]:
+    """The lists of images that nothing names but their own name: train.txt, valid.txt."""
+    for file in folder.suffixed({".txt"}):
+        split = split_of_file(PurePosixPath(file).name)
+        if split and suffix(next(iter(lines(folder.start(file))), "").strip()) in IMAGES:
+            yield split, file, file
 
 
 def _load(folder: Folder, file: str) -> dict[str, Any]:
@@ -62,10 +122,20 @@ def _load(folder: Folder, file: str) -> dict[str, Any]:
         # The base loader makes text, lists and mappings of text alone.
         content = yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if b"names" in text:
+        if _SPEAKS_OF_DATA.search(text):
             raise LooplineError(f"{folder.root / file} is not valid YAML: {error}") from error
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _entries(folder: Folder, file: str, content: dict[str, Any]) -> Iterator[tuple[str, str | None, str]]:
+    """The entries of `Settings` that a file's content gives."""
+    base = str(content.get("path") or "")
+    for split, word in ((split, word) for split, words in SPLITS.items() for word in words):
+        listed = content.get(word) or []
+        for entry in [listed] if isinstance(listed, str) else listed:
+            if isinstance(entry, str):
+                yield split, _target(folder, entry, base, file), f"{file}:{word}: {entry}"
 
 
 def _names(folder: Folder, file: str, names: Any) -> dict[int, str]:
@@ -92,18 +162,28 @@ def _points(folder: Folder, file: str, content: dict[str, Any]) -> tuple[int, in
     return points, values
 
 
-def _inside(entry: str, base: str) -> str:
-    """The part of a path that lies in the dataset: exporters write `../train/images` and paths of their own machine."""
+def _target(folder: Folder, entry: str, base: str, file: str) -> str | None:
+    """The file or folder of the data set that a path in `file` means: exporters write paths of their own machine.
+
+    So ever shorter ends of it are looked for, as long as these name the split that the whole path names.
+    """
+    there = {nfc(name): name for name in folder.files}
+    there |= {above.as_posix(): above.as_posix() for name in there for above in PurePosixPath(name).parents}
     path = entry.replace("\\", "/").removeprefix(base.replace("\\", "/").rstrip("/"))
-    return "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
+    parts = [part for part in nfc(path).split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        end = "/".join(parts[start:])
+        for place in ((PurePosixPath(nfc(file)).parent / end).as_posix(), end):
+            if place in there and split_of_file(end) == split_of_file("/".join(parts)):
+                return there[place]
+    return None
 
 
-def _listed(folder: Folder, entry: str, finder: ImageFinder) -> Iterator[str]:
-    """The images of a folder, or those that a .txt file lists by their paths, perhaps of another machine."""
-    files = {nfc(name): name for name in folder.files}
-    if suffix(entry) == ".txt" and nfc(entry) in files:
-        for line in lines(folder.read(files[nfc(entry)])):
-            if image := finder.find(line.strip(), entry):
-                yield image
-    else:
-        yield from (name for folded, name in files.items() if folded.startswith(nfc(entry) + "/"))
+def _listed(folder: Folder, target: str, finder: ImageFinder) -> Iterator[tuple[str | None, str]]:
+    """The images of a folder, or those that a file lists by their paths, perhaps of another machine; and where it says so."""
+    if target not in folder.files:
+        yield from ((name, name) for name in folder.files if nfc(name).startswith(target + "/"))
+        return
+    for number, line in enumerate(lines(folder.read(target)), 1):
+        if line.strip():
+            yield finder.find(line.strip(), target), f"{target}:{number}"
