@@ -191,6 +191,23 @@ def test_empty_lines_are_no_rows(tmp_path):
     assert predicted(path) == ["a", "b"]
 
 
+def test_an_empty_line_between_two_texts_of_a_single_column_is_a_row(tmp_path):
+    path = write(tmp_path / "all.csv", "text\r\nhello\r\n\r\n\r\nthird\r\n\r\n")
+    assert predicted(path) == ["hello", "", "", "third"]
+    assert [item.id for item in tables.texts(str(path)).items] == [0, 1, 2, 3]
+    assert predicted(write(tmp_path / "b.csv", "text\n\n\n")) == []
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_header_that_is_there_again_is_no_sample(tmp_path, mark, name):
+    table = "id,text,label\n1,a,x\n2,text,label\n" + mark + "id,text,label\n1,b,y\n"
+    path = write(tmp_path / name, mark + table.replace(",", "\t" if name == "a.tsv" else ","))
+    assert ingested(path) == [("a", "x"), ("text", "label"), "header again", ("b", "y")]
+    assert predicted(path) == ["a", "text", "header again", "b"]
+    assert predicted(write(tmp_path / "b.csv", "text\na\ntext\n")) == ["a", "text"]
+
+
 def test_the_column_of_texts_is_found_by_name_or_told(tmp_path):
     path = write(tmp_path / "all.csv", "title;Text;name\na;b;c\n")
     assert predicted(path) == ["b"]
@@ -317,6 +334,7 @@ def test_an_unknown_list_is_told_with_its_keys(tmp_path):
     ("label", "read"),
     [
         (["a"], "a"), ([], None), (["a", "b"], "several labels: one label a text is wanted"), ({"a": 1}, "label of type object"),
+        ({"choices": ["a"]}, "a"), ({"choices": ["a", "b"]}, "several labels: one label a text is wanted"), ("1.0", "1"),
         (1.0, "1"), (0.5, "0.5"), (True, "true"), (None, None), ([[1]], "label of type list"), ("", ""),
     ],
 )  # fmt: skip
@@ -324,6 +342,40 @@ def test_a_label_is_one_value_or_its_type_is_told(tmp_path, label, read):
     path = write(tmp_path / "a.jsonl", json.dumps({"text": "t", "label": label}))
     wrong = isinstance(read, str) and " " in read
     assert ingested(path) == [read if wrong else ("t", read)]
+
+
+SEVERAL = "several labels: one label a text is wanted"
+
+
+@pytest.mark.parametrize(
+    ("label", "read"),
+    [
+        ("['sad', 'joy']", SEVERAL),
+        ('["sad","joy"]', SEVERAL),
+        ("['sad' 'joy']", SEVERAL),
+        ("['sad'\n 'joy']", SEVERAL),
+        ('{"choices":["pos","neg"]}', SEVERAL),
+        ("['sad']", "sad"),
+        (' ["it\'s"] ', "it's"),
+        ('{"choices": ["pos"]}', "pos"),
+        ("[]", None),
+        ("[sad, joy]", "[sad, joy]"),
+        ("['sad'] ['joy']", "['sad'] ['joy']"),
+        ("[deleted]", "[deleted]"),
+        ("{x}", "{x}"),
+        ("[" * 5000, "[" * 5000),
+        ('["\0"', '["\0"'),
+        ("1.0", "1"),
+        ("-0.00", "0"),
+        ("1.50", "1.50"),
+        ("['2.0']", "2"),
+        ("1.0.0", "1.0.0"),
+    ],
+)
+def test_lists_and_whole_numbers_in_a_csv_are_labels_as_in_json(tmp_path, label, read):
+    content = io.StringIO()
+    csv.writer(content).writerows([("text", "label"), ("t", label)])
+    assert ingested(write(tmp_path / "a.csv", content.getvalue())) == [SEVERAL if read == SEVERAL else ("t", read)]
 
 
 @pytest.mark.parametrize("header", ["text,label,label", "Text,text,label", 'text,label," Label"'])
@@ -335,6 +387,28 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path, header):
         ):
             ingested(path)
     assert ingested(write(tmp_path / "a.csv", "text,label,,\na,x,1,2\n")) == [("a", "x")]
+
+
+# Columns of the tools
+
+
+def test_what_an_annotator_of_prodigy_rejected_is_no_label(tmp_path):
+    answers = ["accept", "reject", "ignore", None, "in forty-two words"]
+    rows = [{"text": answer or "none", "label": "SPAM", "answer": answer} for answer in answers]
+    rejected = "answer that is not accept"
+    used = [("accept", "SPAM"), rejected, rejected, ("none", "SPAM"), (answers[4], "SPAM")]
+    for name, columns in (("a.jsonl", {}), ("b.jsonl", {"split": "train"})):
+        path = write(tmp_path / name, "\n".join(json.dumps(columns | row) for row in rows))
+        assert ingested(path) == used
+        assert len(predicted(path)) == 5
+
+
+def test_an_unknown_name_of_a_split_is_shown_with_its_column(tmp_path):
+    path = write(tmp_path / "a.csv", "text,label,Set\na,x,train\nb,x,A\n")
+    assert [(s.split, s.problem, s.detail) for s in formats.read(path, "text")] == [
+        ("train", None, ""),
+        (None, "unknown name of a split", "Set: 'A'"),
+    ]
 
 
 # Parquet
@@ -427,6 +501,11 @@ def test_a_header_of_unknown_columns_is_no_sample(tmp_path, lines):
     path = write(tmp_path / "train.tsv", "\n".join(lines))
     with pytest.raises(LooplineError, match=f"no column of texts.*: {', '.join(lines[0].split(chr(9)))}"):
         ingested(path)
+
+
+def test_labels_behind_a_tab_are_those_of_a_table(tmp_path):
+    path = write(tmp_path / "train.tsv", "a\t1.0\nb\t0\nc\t['x', 'y']\n")
+    assert ingested(path) == [("a", "1"), ("b", "0"), SEVERAL]
 
 
 def test_a_class_of_one_sample_in_the_first_line_is_no_header(tmp_path):

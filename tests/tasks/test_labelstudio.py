@@ -48,6 +48,31 @@ def test_a_rectangle_and_its_labels_may_be_two_results():
 
 
 @pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("bitmasklabels", {"imageDataURL": "data:image/png;base64,AA==", "bitmasklabels": ["car"]}),
+        ("vectorlabels", {"vertices": [{"id": "a", "x": 1, "y": 2}], "closed": True, "vectorlabels": ["car"]}),
+        ("cuboidlabels", {"cuboidlabels": ["car"]}),
+        ("videorectangle", {"sequence": [{"frame": 1, "x": 1, "y": 2}], "labels": ["car"]}),
+        ("bitmask", {"imageDataURL": "data:image/png;base64,AA=="}),
+        ("a kind of tomorrow", {"points": 3}),
+        (None, {"vertices": []}),
+    ],
+)
+def test_a_region_of_another_kind_is_a_region(kind, value):
+    (region,) = labelstudio.regions(
+        [{"id": "1", "type": kind, "original_width": 9, "original_height": 9, "value": value}]
+    )
+    assert region.problem == "region that is not a box, a polygon or an ellipse"
+
+
+def test_what_is_said_of_a_region_is_no_region():
+    size, corners = {"original_width": 9, "original_height": 9}, {"x": 1, "y": 1, "width": 2, "height": 2}
+    kinds = ("choices", "rating", "textarea", "number", "taxonomy", "datetime", "relation", "pairwise", "ranker")
+    assert labelstudio.regions([size | {"type": kind, "value": corners} for kind in kinds]) == []
+
+
+@pytest.mark.parametrize(
     ("result", "problem"),
     [
         (rectangle(names=("car", "bus")), "several classes"),

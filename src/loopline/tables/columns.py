@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -46,6 +48,8 @@ LABEL = (
 )
 SPLIT = ("split", "subset", "partition", "set")
 SEVERAL = "several labels: one label a text is wanted"
+_NEIGHBOURS = re.compile(r"""(['"])\s+\1""")  # two texts without a comma, as NumPy writes a list
+_WHOLE = re.compile(r"-?[0-9]+\.0+")  # a whole number as pandas writes it where others of its column are missing
 _HALVES = re.compile(r"[\ud800-\udfff]")
 
 
@@ -93,9 +97,30 @@ def cell(value: Any, what: str = "text") -> str | None:
 
 
 def label_cell(value: Any) -> str | None:
-    """The label that a cell holds; a list of one label is that label. Raises Unreadable."""
+    """The label that a cell holds; a list of one label is that label, and 1.0 is 1 in any kind of file. Raises Unreadable."""
+    if isinstance(value, str):
+        value = _listed(value)
+    if isinstance(value, dict) and value.keys() == {"choices"}:
+        value = value["choices"]
     if isinstance(value, list):
         if len(value) > 1:
             raise Unreadable(SEVERAL)
         value = value[0] if value else None
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        value = Decimal(value.strip())
     return cell(value, "label")
+
+
+def _listed(text: str) -> Any:
+    """The list of texts, or the {"choices": [...]}, that a text is: so pandas and Label Studio write it into CSV. Else the text."""
+    for parse in (json.loads, ast.literal_eval) if text.lstrip().startswith(("[", "{")) else ():
+        try:
+            value = parse(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        texts = value["choices"] if isinstance(value, dict) and value.keys() == {"choices"} else value
+        if isinstance(texts, list) and all(isinstance(one, str) for one in texts):
+            if parse is ast.literal_eval and _NEIGHBOURS.search(text):
+                raise Unreadable(SEVERAL)  # Python would join them
+            return texts
+    return text

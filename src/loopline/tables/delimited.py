@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from loopline.errors import LooplineError
+from loopline.tables.columns import normal
 
 DELIMITERS = (",", ";", "\t", "|")
 MOST_CELL = 1_000_000  # characters of one cell
@@ -134,9 +135,13 @@ class Delimited:
         return [name.replace(_RETURN, "\r") for name in names]
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
-        """Yield the cells of those columns for each row that is not empty, or what is wrong with it."""
+        """Yield the cells of those columns for each row that is not empty, or what is wrong with it.
+
+        In a table of one column an empty line is an empty cell, unless no row follows.
+        """
         places = [self.names.index(column) for column in columns]
         feed, reader = self._feed, csv.reader(self._feed, delimiter=self.delimiter, strict=True)
+        empty: list[Row] = []
         while True:
             feed.taken.clear()
             problem = None
@@ -149,11 +154,14 @@ class Delimited:
             except csv.Error as error:
                 problem, cells = self._alone(str(error))
             number = feed.number - len(feed.taken) + 1
-            if problem is None and cells:
-                problem = self._miscounted(cells)
-            if problem is not None:
+            if problem is None and not cells:
+                empty += [Row(number, [""] * len(places))] if len(self.names) == 1 else []
+                continue
+            yield from empty
+            empty.clear()
+            if problem := problem or self._misplaced(cells):
                 yield Row(number, problem=problem)
-            elif cells:
+            else:
                 self._remember(cells)
                 yield Row(number, [cells[place].replace(_RETURN, "\r") for place in places])
 
@@ -189,10 +197,13 @@ class Delimited:
             return "quote that is not closed", []
         return "text too long" if "field larger" in error else "text behind a closing quote", []
 
-    def _miscounted(self, cells: list[str]) -> str | None:
-        if len(cells) == len(self.names):
-            return None
-        return f"row with {'more' if len(cells) > len(self.names) else 'fewer'} columns than the header"
+    def _misplaced(self, cells: list[str]) -> str | None:
+        if len(cells) != len(self.names):
+            return f"row with {'more' if len(cells) > len(self.names) else 'fewer'} columns than the header"
+        again = len(cells) > 1 and all(
+            normal(cell.removeprefix("\ufeff")) == normal(name) for cell, name in zip(cells, self.names, strict=True)
+        )
+        return "header again" if again else None  # of two files, one behind the other
 
 
 def _unquoted(cell: str) -> str:

@@ -13,7 +13,10 @@ from typing import Any
 
 Corners = tuple[float, float, float, float]
 Result = dict[str, Any]
-SHAPES = ("rectangle", "polygon", "ellipse", "brush", "keypoint")
+# Kinds that say something of an image or a region. Any other is a shape: a new one must not read as an image without objects.
+_NO_SHAPES = frozenset(
+    {"choices", "taxonomy", "rating", "textarea", "number", "datetime", "relation", "pairwise", "ranker", "chatmessage"}
+)
 
 
 class UnusableResult(ValueError):
@@ -63,19 +66,18 @@ def choices(results: Iterable[Result]) -> list[str]:
 
 
 def regions(results: Iterable[Result]) -> list[Region]:
-    """Return a region for each shape. Relations, texts, ratings and choices are not shapes and are passed over."""
+    """Return a region for each shape, of a known kind or not. Relations, texts, ratings and choices are passed over."""
     shapes: dict[object, list[Result]] = {}  # a rectangle and its labels may be two results with one id
     for place, result in enumerate(results):
-        kind = _kind(result)
-        if _is_shape(kind):
+        if _is_shape(result):
             shapes.setdefault(str(result.get("id") or place), []).append(result)
     return [_region(group) for group in shapes.values()]
 
 
 def other_kinds(results: Iterable[Result], *, regions: bool) -> list[str]:
     """Return the kind of each result that `regions`, or else `choices`, passes over."""
-    kinds = [_kind(result) for result in results]
-    return [kind or "unknown" for kind in kinds if not (_is_shape(kind) if regions else kind == "choices")]
+    passed = [each for each in results if not (_is_shape(each) if regions else _kind(each) == "choices")]
+    return [_kind(result) or "unknown" for result in passed]
 
 
 def size(results: Iterable[Result]) -> tuple[int, int] | None:
@@ -87,8 +89,9 @@ def size(results: Iterable[Result]) -> tuple[int, int] | None:
     return None
 
 
-def _is_shape(kind: str) -> bool:
-    return kind == "labels" or kind.removesuffix("labels") in SHAPES
+def _is_shape(result: Result) -> bool:
+    kind = _kind(result)
+    return kind not in _NO_SHAPES if kind else "original_width" in result
 
 
 def _kind(result: Result) -> str:

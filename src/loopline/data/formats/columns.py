@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from loopline.data.formats.common import Folder, Format, broken, split_of_file, split_of_folder, suffix
@@ -12,12 +13,20 @@ from loopline.tables import reader
 from loopline.tables.columns import Unreadable, cell, label_cell, match, pick
 from loopline.tables.delimited import Row
 
+_NOT_ACCEPTED = ("reject", "ignore")  # in Prodigy's column `answer`
+
+
+def _roles(columns: Sequence[str], group: str | None = None) -> dict[str, str]:
+    """The columns that are read by what they mean: text, label, and split, answer and group where there are these."""
+    if not (chosen := pick(columns)):
+        return {}
+    found = dict(zip(("text", "label", "split"), chosen, strict=True))
+    found |= {"answer": match(columns, ["answer"]), "group": match(columns, [group]) if group else None}
+    return {role: column for role, column in found.items() if column is not None}
+
 
 def _choose(columns: Sequence[str], group: str | None = None) -> Sequence[str] | None:
-    if not (chosen := pick(columns)):
-        return None
-    column = match(columns, [group]) if group else None
-    return [name for name in (*chosen, column) if name is not None]
+    return list(_roles(columns, group).values()) or None
 
 
 def _columns(folder: Folder, name: str) -> list[str]:
@@ -63,24 +72,26 @@ def _read_table(folder: Folder, name: str) -> Iterator[RawSample]:
         if not table.chosen:
             yield broken(name, "table without a column of texts and one of labels")
             return
-        grouped = bool(folder.group and match(table.columns, [folder.group]))
+        roles = _roles(table.columns, folder.group)
         for row in table.rows:
-            yield _sample(f"{name}:{row.number}", row, split_of_file(name), grouped=grouped)
+            yield _sample(f"{name}:{row.number}", row, split_of_file(name), roles)
 
 
-def _sample(where: str, row: Row, published: str | None, *, grouped: bool) -> RawSample:
+def _sample(where: str, row: Row, published: str | None, roles: dict[str, str]) -> RawSample:
     if row.problem is not None:
         return broken(where, row.problem, split=published)
-    text, label, *split = row.values
+    values = dict(zip(roles, row.values, strict=True))
     try:
-        group = cell(split.pop(), "group") if grouped else None
-        own = cell(split[0], "split") if split else None
+        own = cell(values.get("split"), "split")
         at = split_of_folder(own) if own else published
         if own and at is None:
-            return broken(where, "unknown name of a split")
-        return RawSample(where, None, cell(text) or "", label_cell(label), None, at, group=group)
+            return replace(broken(where, "unknown name of a split"), detail=f"{roles['split'].strip()}: {own!r:.80}")
+        if values.get("answer") in _NOT_ACCEPTED:
+            return broken(where, "answer that is not accept", split=at)
+        text, label, group = cell(values["text"]) or "", label_cell(values["label"]), cell(values.get("group"), "group")
     except Unreadable as error:
         return broken(where, str(error), split=published)
+    return RawSample(where, None, text, label, None, at, group=group)
 
 
 TABLES = Format(

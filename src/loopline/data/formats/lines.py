@@ -145,7 +145,10 @@ def _read_tabbed(folder: Folder) -> Iterator[RawSample]:
             elif "\t" in right:
                 yield broken(where, "line with more than one tab", split=split)
             else:
-                yield RawSample(where, None, text, label, None, split)
+                try:
+                    yield RawSample(where, None, text, columns.label_cell(label), None, split)
+                except columns.Unreadable as error:
+                    yield broken(where, str(error), split=split)
     yield from _left_out(folder, names, "file without tab-separated lines")
 
 
