@@ -321,6 +321,30 @@ def test_a_broken_list_is_refused(tmp_path, content, problem):
         assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}},
+        {"text": {"first": "a"}, "label": {"first": "x"}},
+        {"text": ["a", "b"], "label": ["x", "y"]},
+    ],
+)
+def test_a_json_of_columns_is_refused(tmp_path, content):
+    path = write(tmp_path / "test.json", json.dumps(content))
+    write(tmp_path / "train.csv", "text,label\na,x\n")
+    for read, source in ((ingested, tmp_path), (predicted, path)):
+        if read is predicted and "first" in content["text"]:
+            continue  # one object may be anything
+        with pytest.raises(LooplineError, match=r"test\.json holds whole columns.*orient='records'"):
+            read(source)
+
+
+def test_a_json_of_one_record_is_one_row(tmp_path):
+    for text in ({"en": "a"}, {}, []):
+        path = write(tmp_path / "a.json", json.dumps({"text": text, "label": "x"}))
+        assert ingested(path) == predicted(path) == [f"text of type {'list' if text == [] else 'object'}"]
+
+
 def test_an_unknown_list_is_told_with_its_keys(tmp_path):
     write(tmp_path / "a.json", json.dumps([{"title": "a", "stars": 1}]))
     write(tmp_path / "b.json", "[{")

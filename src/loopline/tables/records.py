@@ -24,7 +24,7 @@ class Records:
 
     def __init__(self, lines: Iterator[str | None], fits: Callable[[Sequence[str]], bool], *, name: str) -> None:
         """Look at the first records, until there are enough and their keys fit. Raises LooplineError, as `rows` does."""
-        self._records = _records(lines, name)
+        self._name, self._records = name, _records(lines, name)
         self._first: list[Record] = []
         names: dict[str, None] = {}
         for record in itertools.islice(self._records, MOST_RECORDS):
@@ -38,6 +38,12 @@ class Records:
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         """Yield the values of those columns for each record, None where it lacks one, or what is wrong with it."""
         first, self._first = self._first, []
+        record = first[0][1] if len(first) == 1 else None
+        if isinstance(record, dict) and _whole_columns([record.get(column) for column in columns]):
+            raise LooplineError(
+                f"{self._name} holds whole columns in place of records: write a list of objects, one a row "
+                "(pandas: to_json(orient='records'))"
+            )
         for number, record in itertools.chain(first, self._records):
             if isinstance(record, str):
                 yield Row(number, problem=record)
@@ -45,6 +51,15 @@ class Records:
                 yield Row(number, problem="JSON object without a column that is wanted")
             else:
                 yield Row(number, [record.get(column) for column in columns])
+
+
+def _whole_columns(values: list[Any]) -> bool:
+    """Whether the values of a record are columns, as pandas writes them: objects with the same keys, or lists."""
+    if values and all(isinstance(value, dict) and value for value in values):
+        keys = {tuple(value) for value in values}
+        return len(keys) == 1 and (len(values) > 1 or all(key.isdecimal() for key in keys.pop()))
+    lengths = {len(value) if isinstance(value, list) else 0 for value in values}
+    return len(lengths) == 1 and lengths != {0}
 
 
 def _records(lines: Iterator[str | None], name: str) -> Iterator[Record]:
