@@ -1,6 +1,5 @@
 """Tables as people and tools write them: what ingest makes of them, and batch prediction of the same files."""
 
-import codecs
 import csv
 import datetime
 import io
@@ -230,15 +229,15 @@ def test_a_file_in_windows_1252_is_so_as_a_whole():
     assert encoding.decode(data) == "„Straße“\n„Gruß“\nSpaß“\n"
 
 
-def test_windows_1252_is_that_of_the_web():
-    assert encoding.decode(bytes(range(0x80, 0xA1))) == bytes(range(0x80, 0xA1)).decode("cp1252", "loopline.test")
-
-
-def _as_control(error):
-    return chr(error.object[error.start]), error.start + 1
-
-
-codecs.register_error("loopline.test", _as_control)
+def test_what_windows_1252_leaves_open_is_of_another_encoding(tmp_path):
+    neither = "that is neither UTF-8 nor Windows-1252"
+    data = b"text,label\na,x\n" + "ќ сказка,x\n".encode("cp1251") + "café – 5 €,y\n".encode("cp1252")
+    path = write(tmp_path / "all.csv", data)
+    assert ingested(path) == [("a", "x"), f"text {neither}", ("café – 5 €", "y")]
+    assert predicted(path) == ["a", f"text {neither}", "café – 5 €"]
+    lines = write(tmp_path / "b.txt", b"\x9d\tx\na\ty\nb\tx\n")
+    cleaned = clean([("b", formats.read(lines, "text"))], task="text", split=SPLIT)
+    assert (len(cleaned.samples), cleaned.aside.counts) == (2, {f"text {neither}": 1})
 
 
 @pytest.mark.parametrize("coding", ["utf-8", "utf-16", "utf-32"])

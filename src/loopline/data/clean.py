@@ -17,6 +17,7 @@ from loopline.data.formats.common import MAX_BYTES, nfc
 from loopline.data.manifest import SPLITS, Box, Sample
 from loopline.data.raw import RawBox, RawSample
 from loopline.settings import Split
+from loopline.tables import encoding
 from loopline.tasks.image import UnreadableImage, decode
 from loopline.tasks.spec import TaskName
 
@@ -236,10 +237,9 @@ def _text(text: str) -> tuple[str, str]:
         raise SetAside("empty text")
     if len(text) > MAX_CHARACTERS:
         raise SetAside("text too long", f"{len(text):,} characters, at most {MAX_CHARACTERS:,} are accepted")
-    try:
-        return text, hashlib.sha256(text.encode()).hexdigest()
-    except UnicodeEncodeError:
-        raise SetAside("text with halves of characters") from None  # lone surrogates, from JSON escapes
+    if unusable := encoding.problem(text):
+        raise SetAside(f"text {unusable}")
+    return text, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _size(image: bytes) -> tuple[int, int]:

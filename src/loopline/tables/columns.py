@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from loopline.tables.encoding import decode
+from loopline.tables.encoding import decode, problem
 
 # The first that a table has counts, so the more telling names come first.
 TEXT = (
@@ -50,7 +50,6 @@ SPLIT = ("split", "subset", "partition", "set")
 SEVERAL = "several labels: one label a text is wanted"
 _NEIGHBOURS = re.compile(r"""(['"])\s+\1""")  # two texts without a comma, as NumPy writes a list
 _WHOLE = re.compile(r"-?[0-9]+\.0+")  # a whole number as pandas writes it where others of its column are missing
-_HALVES = re.compile(r"[\ud800-\udfff]")
 
 
 class Unreadable(Exception):
@@ -91,8 +90,8 @@ def cell(value: Any, what: str = "text") -> str | None:
         value = str(value)
     if value is not None and not isinstance(value, str):
         raise Unreadable(f"{what} of type {'object' if isinstance(value, dict) else type(value).__name__}")
-    if value and not value.isascii() and _HALVES.search(value):
-        raise Unreadable(f"{what} with halves of characters")
+    if value and (unusable := problem(value)):
+        raise Unreadable(f"{what} {unusable}")
     return value
 
 

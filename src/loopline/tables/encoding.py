@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
@@ -16,10 +17,11 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# As WHATWG has it: the five bytes that Windows-1252 leaves open are control characters.
-_WINDOWS = {byte: char for byte in range(0x80, 0xA0) if (char := bytes([byte]).decode("cp1252", "ignore"))}
-# Stands for what UTF-16 cannot mean. No encoding can write it, so whoever checks a text finds it.
-_HALF = "\udcff"
+# Stand for what UTF-16 cannot mean, and for the five bytes that Windows-1252 leaves open: those of another encoding. None
+# can write them, so whoever checks a text finds them.
+_HALF, _OPEN = "\udcff", "\udc81"
+_WINDOWS = {byte: bytes([byte]).decode("cp1252", "ignore") or _OPEN for byte in range(0x80, 0xA0)}
+_HALVES = re.compile(r"[\ud800-\udfff]")
 
 
 def _half(error: UnicodeError) -> tuple[str, int]:
@@ -38,6 +40,13 @@ def decode(data: bytes) -> str:
     except UnicodeDecodeError:
         windows = _is_windows(data)
         return "\n".join(_decode_line(line, windows) for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n"))
+
+
+def problem(text: str) -> str | None:
+    """Why a decoded text cannot be used; None where it can."""
+    if text.isascii() or not _HALVES.search(text):
+        return None
+    return "that is neither UTF-8 nor Windows-1252" if _OPEN in text else "with halves of characters"
 
 
 def lines(file: IO[bytes]) -> Iterator[str | None]:
