@@ -286,6 +286,50 @@ def test_names_are_compared_composed_in_every_format(tmp_path, form, of_file, of
     } == {image: [("cat", 1, 2, 5, 6)]}
 
 
+SPLIT_FOLDERS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def of_folders(form):
+    """Annotations that name no split of pictures in images/train, images/validation and images/test, and of one more there."""
+    names = [f"images/{folder}/{folder}.png" for folder in SPLIT_FOLDERS]
+    ids = list(enumerate(names))
+    coco = {
+        "images": [{"id": n, "file_name": Path(name).name if n else name} for n, name in ids],
+        "annotations": [{"image_id": n, "category_id": 1, "bbox": [1, 2, 4, 4]} for n, _ in ids],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    box = '<box label="cat" xtl="1" ytl="2" xbr="5" ybr="6"/><tag label="cat"/>'
+    cvat = "".join(f'<image name="{name}">{box}</image>' for name in names)
+    return {
+        "coco": {"instances.json": json.dumps(coco)},
+        "voc": {f"Annotations/{Path(name).stem}.xml": "<annotation></annotation>" for name in names},
+        "cvat": {"annotations.xml": f"<annotations>{cvat}</annotations>"},
+        "label studio": {"project.json": json.dumps([rectangle(f"/data/local-files/?d={name}") for name in names])},
+        "choices": {"project.json": json.dumps([choice("cat", image=name) for name in names])},
+    }[form]
+
+
+@pytest.mark.parametrize(
+    ("form", "task"),
+    [
+        ("coco", "detection"),
+        ("voc", "detection"),
+        ("cvat", "detection"),
+        ("cvat", "classification"),
+        ("label studio", "detection"),
+        ("choices", "classification"),
+    ],
+)
+def test_the_folders_of_images_are_their_splits_if_annotations_name_none(tmp_path, form, task):
+    images = [f"images/{folder}/{name}.png" for folder in SPLIT_FOLDERS for name in (folder, f"other_{folder}")]
+    put(tmp_path, of_folders(form) | {image: picture(n) for n, image in enumerate(images)})
+    samples = read(tmp_path, task)
+    assert {path: sample.split for path, sample in samples.items()} == {
+        image: SPLIT_FOLDERS[image.split("/")[1]] for image in images
+    }
+    assert [path for path, sample in samples.items() if sample.problem] == [path for path in samples if "other" in path]
+
+
 def test_classes_that_look_the_same_are_one(tmp_path):
     put(tmp_path, {f"{name}/{n}.png": picture(n) for n, name in enumerate((COMPOSED, decomposed(COMPOSED), "other"))})
     cleaned = clean([("set", formats.read(tmp_path, "classification"))], task="classification", split=SPLIT)
@@ -533,6 +577,67 @@ def test_xml_that_cannot_be_read_says_why(data, reason):
     with pytest.raises(UnusableXml) as refusal:
         parse(data)
     assert refusal.value.args[0] == reason
+
+
+# Pascal VOC
+
+
+def voc(root, *names, **files):
+    corners = "<xmin>1</xmin><ymin>2</ymin><xmax>5</xmax><ymax>6</ymax>"
+    entry = f"<object><name>cat</name><bndbox>{corners}</bndbox></object>"
+    for number, name in enumerate(names):
+        put(
+            root,
+            {f"JPEGImages/{name}.png": picture(number), f"Annotations/{name}.xml": f"<annotation>{entry}</annotation>"},
+        )
+    return put(root, {name.replace("__", "/") + ".txt": content for name, content in files.items()})
+
+
+@pytest.mark.parametrize("folder", ["SegmentationClass", "SegmentationObject", "voc/SegmentationClassAug"])
+def test_voc_masks_are_no_images(tmp_path, folder):
+    voc(tmp_path / Path(folder).parent, "a", "b")
+    put(tmp_path, {f"{folder}/{name}.png": picture(9) for name in "ab"})
+    assert len(boxes(tmp_path)) == 2
+    assert problems(tmp_path) == {f"{folder}/{name}.png": "not used in the format Pascal VOC" for name in "ab"}
+
+
+def test_voc_lists_under_any_name_of_a_split_with_or_without_suffixes(tmp_path):
+    voc(
+        tmp_path,
+        *("a", "b", "c", "d.x", "e", "f g"),
+        ImageSets__Main__Train="a\n",
+        ImageSets__Main__Validation="b.PNG\n\nf g\n",
+        ImageSets__Main__test_set="JPEGImages\\c.png\nd.x\n",
+        ImageSets__Main__trainval="a\nb\ne\n",
+        ImageSets__Main__cat_test="e 1\n",
+    )
+    assert {Path(path).stem: sample.split for path, sample in read(tmp_path).items() if not sample.problem} == {
+        "a": "train",
+        "b": "val",
+        "c": "test",
+        "d.x": "test",
+        "e": "train",
+        "f g": "val",
+    }
+
+
+def test_voc_lists_may_name_the_image_and_what_they_name_in_vain_is_counted(tmp_path):
+    voc(
+        tmp_path,
+        "a",
+        "b",
+        ImageSets__Main__test="cow.png\ngone\nunannotated.png\n",
+        ImageSets__Main__trainval="gone\na\n",
+    )
+    put(tmp_path, {"Annotations/1.xml": "<annotation><filename>cow.png</filename></annotation>"})
+    put(tmp_path, {f"JPEGImages/{name}.png": picture(7) for name in ("cow", "unannotated")})
+    samples = read(tmp_path)
+    assert (samples["JPEGImages/cow.png"].split, samples["JPEGImages/a.png"].split) == ("test", "train")
+    assert problems(tmp_path) == {
+        "ImageSets/Main/test.txt:2": "listed without an annotation",
+        "JPEGImages/unannotated.png": "image without annotation",
+    }
+    assert samples["ImageSets/Main/test.txt:2"].split == "test"
 
 
 # CVAT

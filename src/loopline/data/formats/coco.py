@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from loopline.data.formats.common import Folder, Format, broken, file_sample, load_json, split_of_file
+from loopline.data.formats.common import Folder, Format, broken, file_sample, load_json, split_of_file, split_of_parts
 from loopline.data.formats.finder import ImageFinder
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
@@ -47,8 +47,7 @@ def _read(folder: Folder) -> Iterator[RawSample]:
     finder = ImageFinder(folder)
     for file in _files(folder):
         yield from _read_file(folder, file, finder)
-    for image in finder.unused():
-        yield broken(image, "image without annotation")
+    yield from finder.unused()
 
 
 def _read_file(folder: Folder, file: str, finder: ImageFinder) -> Iterator[RawSample]:
@@ -78,7 +77,7 @@ def _read_file(folder: Folder, file: str, finder: ImageFinder) -> Iterator[RawSa
         elif (path := finder.find(name, file, split=split)) is None:
             yield broken(f"{file}:{name}", finder.missing, split=split)
         else:
-            sample = file_sample(folder, path, boxes=tuple(boxes[image["id"]]), split=split)
+            sample = file_sample(folder, path, boxes=tuple(boxes[image["id"]]), split=split or split_of_parts(path))
             yield sample if sample.problem else replace(sample, size=_size(image))
 
 

@@ -20,6 +20,7 @@ from loopline.data.formats.common import (
     file_sample,
     split_of_file,
     split_of_folder,
+    split_of_parts,
 )
 from loopline.data.formats.finder import ImageFinder
 from loopline.data.formats.xmlfile import UnusableXml, parse, root_tag
@@ -53,8 +54,7 @@ def _read(folder: Folder, *, tags: bool) -> Iterator[RawSample]:
             yield replace(broken(where, "track of a video"), detail="export the task as CVAT for images")
         for place, image in enumerate(root.iter("image")):
             yield _sample(folder, file, place, image, finder, tags=tags)
-    for path in finder.unused():
-        yield broken(path, "image without annotation")
+    yield from finder.unused()
 
 
 def _sample(
@@ -65,6 +65,7 @@ def _sample(
     path = finder.find(name, file, split=split)
     if path is None:
         return broken(f"{file}:{name or f'image {place}'}", finder.missing, split=split)
+    split = split or split_of_parts(path)
     if tags:
         return _tagged(folder, path, image, split)
     boxes = tuple(_box(shape, f"{file}:{name}") for shape in image if shape.tag in _SHAPES)

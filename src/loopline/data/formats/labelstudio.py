@@ -23,6 +23,7 @@ from loopline.data.formats.common import (
     load_json,
     nfc,
     split_of_file,
+    split_of_parts,
     suffix,
 )
 from loopline.data.formats.finder import ImageFinder
@@ -79,8 +80,7 @@ def _read(folder: Folder, task: str) -> Iterator[RawSample]:
                 reason = error.args[0] if len(error.args) > 1 else "task that is not one of the JSON export"
                 yield replace(broken(where, reason, split=split), detail=str(error.args[-1]))
     if task != "text":
-        for image in finder.unused():
-            yield broken(image, "image without annotation")
+        yield from finder.unused()
 
 
 def _sample(
@@ -102,6 +102,7 @@ def _sample(
     path = _image(
         _the_one(data, lambda value: isinstance(value, str) and bool(_names(value)), "image"), where, finder, split
     )
+    split = split or split_of_parts(path)
     if not annotations:
         return replace(broken(path, "task without annotation", split=split), detail=where)
     if task == "classification":
