@@ -16,7 +16,7 @@ from PIL import Image
 
 from loopline.data import formats
 from loopline.data.clean import clean
-from loopline.data.formats.common import split_of_folder
+from loopline.data.formats.common import split_of_file, split_of_folder
 from loopline.data.formats.folders import written
 from loopline.data.formats.xmlfile import UnusableXml, parse
 from loopline.errors import LooplineError
@@ -166,6 +166,17 @@ def test_a_pipe_is_not_read(tmp_path):
     assert problems(tmp_path, "classification") == {"a/2.png": "not a regular file"}
 
 
+@pytest.mark.parametrize(
+    "folder", ["@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information", "__pycache__", "__MACOSX"]
+)
+@pytest.mark.parametrize("above", ["", "a/"])
+def test_folders_of_the_system_are_no_classes_and_hold_no_samples(tmp_path, folder, above):
+    put(tmp_path, {"a/1.png": picture(), "b/1.png": picture(1), f"{above}{folder}/a/SYNO_THUMB.png": picture(2)})
+    samples = read(tmp_path, "classification")
+    assert [sample.label for sample in samples.values() if not sample.unused] == ["a", "b"]
+    assert problems(tmp_path, "classification") == {f"{above}{folder}/": "folder of the system"}
+
+
 # Names of splits
 
 
@@ -191,10 +202,46 @@ def test_a_pipe_is_not_read(tmp_path):
         ("train_test", None),
         ("2017", None),
         ("devices", None),
+        ("evaluation", "val"),
+        ("train_fold_1", "train"),
+        ("evaluate_me", None),
     ],
 )
 def test_a_name_stands_for_a_split_if_its_other_words_say_nothing(name, split):
     assert split_of_folder(name) == split
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("reviews_train.csv", "train"),
+        ("trainset.csv", "train"),
+        ("testdata.manual.csv", "test"),
+        ("training.1600000.processed.noemoticon.csv", "train"),
+        ("reviewsTest.csv", "test"),
+        ("trainCoco.json", "train"),
+        ("eval.csv", "val"),
+        ("validate.csv", "val"),
+        ("instances_val2017.json", "val"),
+        ("t10k-images-idx3-ubyte", "test"),
+        ("训练train.csv", "train"),
+        ("train.parquet/part-00000-9f1c-c000.snappy.parquet", "train"),
+        ("test.csv/part-0.csv", "test"),
+        ("testset/reviews.csv", "test"),
+        ("trainval.json", "train"),
+        ("train_test.csv", None),
+        ("contrast.csv", None),
+        ("latest.csv", None),
+        ("latestData.csv", None),
+        ("developer.csv", None),
+        ("validity.csv", None),
+        ("retrieval.csv", None),
+        ("trainer.csv", None),
+        ("reviews.csv", None),
+    ],
+)
+def test_a_file_belongs_to_a_split_if_a_word_of_its_name_says_so(name, split):
+    assert split_of_file(name) == split
 
 
 @pytest.mark.parametrize(
