@@ -275,6 +275,127 @@ def test_other_folders_beside_published_splits_change_nothing(tmp_path):
     assert {path for path, sample in samples.items() if sample.unused} == {"meta/x.pdf", "1.csv"}
 
 
+# Folders of classes
+
+
+def labels(files, head="image_id,dx", word=str):
+    """A table of labels as Kaggle has it: the label is another than the folder."""
+    return "\n".join([head, *(f"{word(file)},{'ab'[number // 2 % 2]}" for number, file in enumerate(files))])
+
+
+def stem(path):
+    return Path(path).stem
+
+
+PARTS = [f"HAM10000_images_part_{part}/ISIC_{number}" for number in range(8) for part in (number % 2 + 1,)]
+SITES = [f"{('north', 'south')[number % 2]}/{number}" for number in range(8)]
+CLASSES = [f"{('cat', 'dog')[number % 2]}/{number}" for number in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("files", "table", "named"),
+    [
+        (
+            PARTS,
+            {"HAM10000_metadata.csv": labels(PARTS, "lesion_id,dx", stem)},
+            "HAM10000_images_part_1, HAM10000_images_part_2",
+        ),
+        (PARTS, {}, "HAM10000_images_part_1, HAM10000_images_part_2"),
+        (["part1/1", "part2/2"], {}, "part1, part2"),
+        (["images/1", "masks/1"], {}, "images, masks"),
+        (["images/1", "thumbs/1"], {}, "images, thumbs"),
+        (["train/batch_a/1", "train/batch_b/2", "test/batch_a/3"], {}, "batch_a, batch_b"),
+        (SITES, {"labels.csv": labels(SITES)}, "labels.csv"),
+        (SITES, {"labels.csv": labels(SITES, "file,x,dx", lambda file: f"{stem(file)},")}, "labels.csv"),
+        (
+            SITES,
+            {"labels.csv": labels(SITES, word=lambda file: f"C:\\set\\{Path(file).name}").replace(",", ";")},
+            "labels.csv",
+        ),
+        (SITES, {"a/train.csv": labels(SITES[:3]), "b/test.csv": labels(SITES[3:])}, "a/train.csv"),
+        (SITES, {"x.jsonl": "\n".join(json.dumps({"file": f, "dx": n % 3}) for n, f in enumerate(SITES))}, "x.jsonl"),
+        (SITES[::2], {"labels.csv": labels(SITES[::2], word=stem)}, "labels.csv"),
+    ],
+)
+@pytest.mark.parametrize(("task", "suffix"), [("classification", ".png"), ("text", ".txt")])
+def test_folders_are_no_classes_if_a_table_labels_their_files_or_their_names_say_nothing(
+    tmp_path, files, table, named, task, suffix
+):
+    put(tmp_path, {name + suffix: picture(n) for n, name in enumerate(files)} | table)
+    with pytest.raises(LooplineError, match="a table of labels is not read with images") as refusal:
+        read(tmp_path, task)
+    assert named in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "id,name\n0,cat\n1,dog\n",  # classes.csv, while files are called 0.png and 1.png
+        "epoch,loss\n" + "".join(f"{number},0.5\n" for number in range(8)),
+        "file,label\n" + "".join(f"{name}.png,{name[:3]}\n" for name in CLASSES),
+        "class index;filepaths;labels\n"
+        + "".join(f"{'cd'.index(name[0])};train/{name}.png;{name[:3].upper()}\n" for name in CLASSES),
+        "file,reason\ncat/0.png,blurred\n",
+        "file\n" + "\n".join(CLASSES),
+        '"file,label\n',
+        "a,a\n1,2\n",
+    ],
+)
+@pytest.mark.parametrize(("task", "suffix"), [("classification", ".png"), ("text", ".txt")])
+def test_a_stray_table_beside_folders_of_classes_is_left_out(tmp_path, table, task, suffix):
+    put(tmp_path, {name + suffix: picture(n) for n, name in enumerate(CLASSES)} | {"table.csv": table})
+    samples = read(tmp_path, task)
+    assert {path: sample.label for path, sample in samples.items() if not sample.problem} == {
+        name + suffix: name[:3] for name in CLASSES
+    }
+    assert samples["table.csv"].unused
+
+
+def test_one_class_of_a_batch_may_have_a_table_that_says_the_same(tmp_path):
+    put(tmp_path, {"cat/0.png": picture(), "cat/1.png": picture(1), "labels.csv": "file,label\n0.png,Cat\n1.png,Cat\n"})
+    assert {sample.label for sample in read(tmp_path, "classification").values() if not sample.unused} == {"cat"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("0", "1"), ("A", "B"), ("label_0", "label_1"), ("photo", "document"), ("s1", "s2"), ("cat images", "dog images")],
+)
+def test_plain_names_may_be_classes(tmp_path, names):
+    put(tmp_path, {f"{name}/{n}.png": picture(n) for n, name in enumerate(names)})
+    assert {sample.label for sample in read(tmp_path, "classification").values()} == set(names)
+
+
+@pytest.mark.parametrize("above", ["", "train/"])
+@pytest.mark.parametrize(
+    ("task", "suffix", "other", "reason"),
+    [
+        ("classification", ".png", ".HEIC", "unreadable image"),
+        ("classification", ".png", ".avif", "unreadable image"),
+        ("text", ".txt", ".html", "file that is not .txt"),
+        ("text", ".txt", ".docx", "file that is not .txt"),
+    ],
+)
+def test_a_class_whose_files_are_all_of_another_kind_is_set_aside(tmp_path, above, task, suffix, other, reason):
+    put(tmp_path, {f"{above}{name}/{name}{n}{suffix}": picture(n) + name.encode() for name in "ab" for n in range(2)})
+    put(tmp_path, {f"{above}c/IMG_{n}{other}": f"{n}" for n in range(3)} | {"scripts/run.py": "x"})
+    cleaned = clean([("set", formats.read(tmp_path, task, unused=True))], task=task, split=SPLIT)
+    assert (len(cleaned.samples), cleaned.aside.counts) == (4, {reason: 3})
+    assert cleaned.left_out.examples == {f"not used in the format {FOLDER_FORMATS[task]}": ["scripts/run.py"]}
+
+
+FOLDER_FORMATS = {"classification": "a folder per class", "text": "a folder of texts per class"}
+
+
+@pytest.mark.parametrize("name", ["unsup", "Unlabeled", "un-labelled", "unlabeled_images"])
+@pytest.mark.parametrize(("task", "suffix"), [("classification", ".png"), ("text", ".txt")])
+def test_a_folder_without_labels_is_no_class(tmp_path, name, task, suffix):
+    put(tmp_path, {f"train/{label}/1{suffix}": picture(n) for n, label in enumerate(("pos", "neg", name))})
+    put(tmp_path, {f"test/{label}/2{suffix}": picture(n + 9) for n, label in enumerate(("pos", "neg"))})
+    cleaned = clean([("set", formats.read(tmp_path, task))], task=task, split=SPLIT)
+    assert {sample.label for sample in cleaned.samples} == {"pos", "neg"}
+    assert cleaned.aside.examples == {"no label": [f"train/{name}/1{suffix}"]}
+
+
 # Names
 
 

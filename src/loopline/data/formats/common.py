@@ -50,11 +50,11 @@ SPLITS = {
 }
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 # Words that say nothing of a folder's content: `train_images` and `testset` are splits, `train_station` is a class.
-_PLAIN = (
+PLAIN = (
     "images?|imgs?|photos?|pictures?|pics?|frames?|texts?|docs?|documents?|files?|samples?|data|dataset|set|split|folder|dir"
     "|part|fold|batch|chunk|shard|crops?|labels?|annotations?|jpe?g|png|txt|csv|tsv|jsonl?|parquet"
 )
-_SPLIT_WORD = re.compile(f"({'|'.join(_SPLIT_OF)})(?:{_PLAIN})?")
+_SPLIT_WORD = re.compile(f"({'|'.join(_SPLIT_OF)})(?:{PLAIN})?")
 _SIDEWAYS = range(5, 9)  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
 
@@ -183,7 +183,7 @@ def suffix(name: str) -> str:
 
 def split_of_folder(name: str) -> str | None:
     """The split that a folder's (or a column's) whole name stands for: `train`, `valid`, `test_images`, ... or None."""
-    splits = {_split_of_word(word) for word in words(name) if not re.fullmatch(_PLAIN, word)}
+    splits = {_split_of_word(word) for word in words(name) if not re.fullmatch(PLAIN, word)}
     return splits.pop() if len(splits) == 1 else None
 
 
