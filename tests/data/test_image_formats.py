@@ -679,6 +679,51 @@ def test_coco_that_cannot_be_read_at_all_is_one_message(tmp_path, changes):
         boxes(coco(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(("image", "annotation"), [(8, "8"), ("8", 8), ("a", "a")])
+def test_coco_ids_may_be_numbers_here_and_texts_there(tmp_path, image, annotation):
+    coco(tmp_path, images=[{"id": image, "file_name": "a.png"}], annotations=[GOOD | {"image_id": annotation}])
+    assert boxes(tmp_path) == {"a.png": [("cat", 1, 2, 5, 6)]}
+    assert problems(tmp_path) == {}
+
+
+def test_coco_ids_that_only_their_kind_tells_apart_are_not_mixed_up(tmp_path):
+    images = [{"id": 8, "file_name": "a.png"}, {"id": "8", "file_name": "b.png"}, {"id": 9.0, "file_name": "c.png"}]
+    coco(
+        tmp_path,
+        images=images,
+        annotations=[GOOD | {"image_id": "8"}, GOOD | {"image_id": 9}, GOOD | {"image_id": "x"}],
+    )
+    put(tmp_path, {f"{name}.png": picture(n) for n, name in enumerate("bc")})
+    assert boxes(tmp_path) == {"a.png": [], "b.png": [("cat", 1, 2, 5, 6)], "c.png": [("cat", 1, 2, 5, 6)]}
+    assert problems(tmp_path) == {"coco.json:annotations[2]": "annotation without an image"}
+
+
+@pytest.mark.parametrize(
+    ("form", "encoding"),
+    [
+        *(
+            (form, encoding)
+            for form in ("coco", "label studio")
+            for encoding in ("utf-8-sig", "utf-16", "utf-16-be", "utf-32")
+        ),
+        *(("cvat", encoding) for encoding in ("utf-8-sig", "utf-16")),
+    ],
+)
+def test_annotations_are_recognised_in_the_encodings_in_which_they_are_read(tmp_path, form, encoding):
+    ((name, content),) = annotated("é")[form].items()
+    put(tmp_path, {"é.png": picture(), name: content.encode(encoding)})
+    assert [box[0] for box in boxes(tmp_path)["é.png"]] == ["cat"]
+
+
+def test_label_studio_json_min_is_named_in_any_encoding(tmp_path):
+    put(
+        tmp_path,
+        {"min.json": json.dumps([{"image": "a.png", "annotation_id": 3}]).encode("utf-16"), "a.png": picture()},
+    )
+    with pytest.raises(LooplineError, match=r"min\.json looks like Label Studio's JSON-MIN"):
+        read(tmp_path)
+
+
 def test_coco_images_with_one_id_do_not_share_boxes(tmp_path):
     put(coco(tmp_path, images=[{"id": 1, "file_name": name} for name in ("a.png", "b.png")]), {"b.png": picture(1)})
     assert set(problems(tmp_path).values()) == {"image whose id another image has too", "image without annotation"}

@@ -272,6 +272,11 @@ def load_json(folder: Folder, name: str) -> Any:
         raise LooplineError(f"{folder.root / name} is not valid JSON: {error}") from error
 
 
+def json_text(data: bytes) -> str:
+    """The text of a JSON file, or of its first bytes, in the encoding in which `load_json` reads it; no byte order mark, no space."""
+    return data.decode(json.detect_encoding(data), "replace").lstrip("\ufeff \t\r\n")
+
+
 def upright_size(data: bytes) -> tuple[int, int] | None:
     """Width and height after EXIF rotation, from the image's header; None where it has none."""
     try:

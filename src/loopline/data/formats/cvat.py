@@ -23,7 +23,7 @@ from loopline.data.formats.common import (
     split_of_parts,
 )
 from loopline.data.formats.finder import ImageFinder
-from loopline.data.formats.xmlfile import UnusableXml, parse, root_tag
+from loopline.data.formats.xmlfile import UnusableXml, parse, root_tag, text
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
 
@@ -37,8 +37,8 @@ def _files(folder: Folder) -> list[str]:
 
 def _holds(folder: Folder, tags: tuple[str, ...]) -> bool:
     """Whether one of the files has one of these elements."""
-    element = re.compile(f"<(?:{'|'.join(tags)})[\\s/>]".encode())
-    return any(element.search((folder.root / name).read_bytes()) for name in _files(folder))
+    element = re.compile(f"<(?:{'|'.join(tags)})[\\s/>]")
+    return any(element.search(text((folder.root / name).read_bytes())) for name in _files(folder))
 
 
 def _read(folder: Folder, *, tags: bool) -> Iterator[RawSample]:

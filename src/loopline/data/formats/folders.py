@@ -39,7 +39,7 @@ _UNLABELLED = re.compile(rf"(unsup(ervised)?|un[ _-]?labell?ed|no[ _-]?labels?)(
 _PARTS = (
     "images?|imgs?|parts?|folder|dir|files?|data|dataset|fold|batch|chunk|shard|masks?|thumbs?|thumbnails?|previews?"
 )
-_SAYS_NOTHING = re.compile(f"{PLAIN}|{_PARTS}|[a-z]")
+_SAYS_NOTHING = re.compile(f"{PLAIN}|{_PARTS}|extra|more|[a-z]")
 _ESCAPES = {"%25": "%", "%2F": "/", "%2E": "."}
 _PLAIN_SPLITS = {word for words in SPLITS.values() for word in words}
 
@@ -142,8 +142,9 @@ def _refuse_table_of_labels(folder: Folder, classes: dict[tuple[str, ...], str])
     """Raise LooplineError where a table labels most of the files, and not as their folders do."""
     if table := table_of_labels(folder, classes):
         raise LooplineError(
-            f"{folder.root / table} names the files in the folders, and no column of it says the same as the folders. Put a folder for "
-            "each class, as in cat/1.jpg; a table of labels is not read with images. If the folders are the classes, move the table away."
+            f"{folder.root / table} names the files in the folders, and no column of it says the same as the folders. "
+            "Put a folder for each class, as in cat/1.jpg; a table of labels is not read with images. If the folders are the "
+            "classes, move the table away."
         )
 
 
