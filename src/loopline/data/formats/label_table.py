@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
 
 from loopline.data.formats.common import Folder, nfc
 from loopline.errors import LooplineError
@@ -15,7 +14,7 @@ from loopline.tables.columns import normal
 
 Path = tuple[str, ...]
 _TABLES = {".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet"}
-_ROWS = 100_000  # of a table that are looked at
+_ROWS, _COLUMNS = 100_000, 20  # of a table that are looked at: some have a column for each pixel
 _OF_FILES = re.compile("id$|image|img|file|path|name|photo|picture|frame", re.IGNORECASE)
 
 
@@ -35,11 +34,18 @@ def _by_ends(classes: Mapping[Path, str]) -> dict[str, Path | None]:
     """Each end of a file's path, with and without its suffix -> the file; None where several files have it."""
     ends: dict[str, Path | None] = {}
     for path in classes:
-        for start in range(len(path)):
-            whole = PurePosixPath(*map(nfc, path[start:]))
-            for end in (whole.as_posix(), whole.with_suffix("").as_posix()):
+        whole = nfc("/".join(path))
+        for name in (whole, whole.rpartition(".")[0]):
+            for end in _ends(name):
                 ends[end] = None if end in ends else path
     return ends
+
+
+def _ends(path: str) -> Iterator[str]:
+    """The path, and what is left of it without its first folder, its first two, ..."""
+    while path:
+        yield path
+        path = path.partition("/")[2]
 
 
 def _labelled(folder: Folder, table: str, files: Mapping[str, Path | None], classes: Mapping[Path, str]) -> set[Path]:
@@ -66,17 +72,15 @@ def _labelled(folder: Folder, table: str, files: Mapping[str, Path | None], clas
 
 
 def _columns(names: Sequence[str]) -> list[str] | None:
-    """The columns that share their name with no other, if there are several."""
+    """The first columns that share their name with no other, if there are several."""
     counts = Counter(map(normal, names))
     own = [name for name in names if counts[normal(name)] == 1]
-    return own if len(own) > 1 else None
+    return own[:_COLUMNS] if len(own) > 1 else None
 
 
 def _file(cell: str, files: Mapping[str, Path | None]) -> Path | None:
     """The file that a cell names by the end of its path."""
-    parts = nfc(cell.strip()).replace("\\", "/").split("/")
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((path for end in ends if (path := files.get(end))), None)
+    return next((path for end in _ends(nfc(cell.strip()).replace("\\", "/")) if (path := files.get(end))), None)
 
 
 def _are_one_to_one(pairs: set[tuple[str, str]]) -> bool:
