@@ -834,6 +834,16 @@ def test_voc_lists_under_any_name_of_a_split_with_or_without_suffixes(tmp_path):
     }
 
 
+def test_voc_trainval_gives_way_to_train_and_val_whatever_its_folder_is_called(tmp_path):
+    root = tmp_path / "VOCtrainval_06-Nov-2007"
+    voc(root, "a", "b", ImageSets__Main__train="a", ImageSets__Main__trainval="a\nb", ImageSets__Main__val="b.xml")
+    put(tmp_path, {"more/x.html": "x"})
+    assert {Path(path).stem: sample.split for path, sample in read(tmp_path).items() if not sample.unused} == {
+        "a": "train",
+        "b": "val",
+    }
+
+
 def test_voc_lists_may_name_the_image_and_what_they_name_in_vain_is_counted(tmp_path):
     voc(
         tmp_path,

@@ -37,7 +37,6 @@ SYSTEM = {  # folders that an operating system, a network drive or Python made
     "@recycle",
     "#recycle",
     "$recycle.bin",
-    "recycler",
     "lost+found",
     "system volume information",
     "__pycache__",

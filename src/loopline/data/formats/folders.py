@@ -34,7 +34,7 @@ _UNREAD = {
     IMAGES: {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".tga", ".dng", ".cr2", ".nef", ".dcm", ".pdf"},
     TEXTS: {".text", ".html", ".htm", ".md", ".rtf", ".doc", ".docx", ".odt", ".pdf", ".eml"},
 }
-_UNLABELLED = re.compile(rf"(unsup(ervised)?|un[ _-]?labell?ed|no[ _-]?labels?)([ _-]?({PLAIN}))?", re.IGNORECASE)
+_UNLABELLED = re.compile(rf"(unsup(ervised)?|un[ _-]?labell?ed)([ _-]?({PLAIN}))?", re.IGNORECASE)
 # Folders are parts of the data if one has such a word, and all that their names differ in says nothing.
 _PARTS = (
     "images?|imgs?|parts?|folder|dir|files?|data|dataset|fold|batch|chunk|shard|masks?|thumbs?|thumbnails?|previews?"

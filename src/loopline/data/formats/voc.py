@@ -44,14 +44,12 @@ def _published(folder: Folder, stems: set[str]) -> dict[tuple[str, str], tuple[s
     stems: of the annotations and images that there are.
     """
     lists = [
-        (split, found[1] or "", found[0])
+        (found[2].lower() == "trainval", list(SPLITS).index(split), split, found[1] or "", found[0])
         for found in filter(None, map(_LIST.fullmatch, folder.files))
         if (split := split_of_folder(found[2]))
     ]
     published: dict[tuple[str, str], tuple[str, str]] = {}
-    for split, base, name in sorted(
-        lists, key=lambda each: ("trainval" in each[2].lower(), list(SPLITS).index(each[0]))
-    ):
+    for _, _, split, base, name in sorted(lists):
         for number, line in enumerate(lines(folder.read(name)), 1):
             # A name may hold spaces; numbers may stand behind it.
             entries = [_stem(entry) for entry in (line.strip().strip('"'), *line.split()[:1]) if entry]
@@ -62,9 +60,9 @@ def _published(folder: Folder, stems: set[str]) -> dict[tuple[str, str], tuple[s
 
 
 def _stem(entry: str) -> str:
-    """The name without folders, and without the suffix of an image: a dot may be part of a name."""
+    """The name without folders, and without the suffix of an image or annotation: a dot may be part of a name."""
     path = PurePosixPath(entry.replace("\\", "/"))
-    return nfc(path.stem if path.suffix.lower() in IMAGES else path.name)
+    return nfc(path.stem if path.suffix.lower() in IMAGES | {".xml"} else path.name)
 
 
 def _read(folder: Folder) -> Iterator[RawSample]:
