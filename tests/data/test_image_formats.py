@@ -16,7 +16,7 @@ from PIL import Image
 
 from loopline.data import formats
 from loopline.data.clean import clean
-from loopline.data.formats.common import split_of_folder
+from loopline.data.formats.common import split_of_file, split_of_folder
 from loopline.data.formats.folders import written
 from loopline.data.formats.xmlfile import UnusableXml, parse
 from loopline.errors import LooplineError
@@ -166,6 +166,17 @@ def test_a_pipe_is_not_read(tmp_path):
     assert problems(tmp_path, "classification") == {"a/2.png": "not a regular file"}
 
 
+@pytest.mark.parametrize(
+    "folder", ["@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information", "__pycache__", "__MACOSX"]
+)
+@pytest.mark.parametrize("above", ["", "a/"])
+def test_folders_of_the_system_are_no_classes_and_hold_no_samples(tmp_path, folder, above):
+    put(tmp_path, {"a/1.png": picture(), "b/1.png": picture(1), f"{above}{folder}/a/SYNO_THUMB.png": picture(2)})
+    samples = read(tmp_path, "classification")
+    assert [sample.label for sample in samples.values() if not sample.unused] == ["a", "b"]
+    assert problems(tmp_path, "classification") == {f"{above}{folder}/": "folder of the system"}
+
+
 # Names of splits
 
 
@@ -191,10 +202,46 @@ def test_a_pipe_is_not_read(tmp_path):
         ("train_test", None),
         ("2017", None),
         ("devices", None),
+        ("evaluation", "val"),
+        ("train_fold_1", "train"),
+        ("evaluate_me", None),
     ],
 )
 def test_a_name_stands_for_a_split_if_its_other_words_say_nothing(name, split):
     assert split_of_folder(name) == split
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("reviews_train.csv", "train"),
+        ("trainset.csv", "train"),
+        ("testdata.manual.csv", "test"),
+        ("training.1600000.processed.noemoticon.csv", "train"),
+        ("reviewsTest.csv", "test"),
+        ("trainCoco.json", "train"),
+        ("eval.csv", "val"),
+        ("validate.csv", "val"),
+        ("instances_val2017.json", "val"),
+        ("t10k-images-idx3-ubyte", "test"),
+        ("训练train.csv", "train"),
+        ("train.parquet/part-00000-9f1c-c000.snappy.parquet", "train"),
+        ("test.csv/part-0.csv", "test"),
+        ("testset/reviews.csv", "test"),
+        ("trainval.json", "train"),
+        ("train_test.csv", None),
+        ("contrast.csv", None),
+        ("latest.csv", None),
+        ("latestData.csv", None),
+        ("developer.csv", None),
+        ("validity.csv", None),
+        ("retrieval.csv", None),
+        ("trainer.csv", None),
+        ("reviews.csv", None),
+    ],
+)
+def test_a_file_belongs_to_a_split_if_a_word_of_its_name_says_so(name, split):
+    assert split_of_file(name) == split
 
 
 @pytest.mark.parametrize(
@@ -226,6 +273,127 @@ def test_other_folders_beside_published_splits_change_nothing(tmp_path):
         "test_images/b/1.png": ("b", "test"),
     }
     assert {path for path, sample in samples.items() if sample.unused} == {"meta/x.pdf", "1.csv"}
+
+
+# Folders of classes
+
+
+def labels(files, head="image_id,dx", word=str):
+    """A table of labels as Kaggle has it: the label is another than the folder."""
+    return "\n".join([head, *(f"{word(file)},{'ab'[number // 2 % 2]}" for number, file in enumerate(files))])
+
+
+def stem(path):
+    return Path(path).stem
+
+
+PARTS = [f"HAM10000_images_part_{part}/ISIC_{number}" for number in range(8) for part in (number % 2 + 1,)]
+SITES = [f"{('north', 'south')[number % 2]}/{number}" for number in range(8)]
+CLASSES = [f"{('cat', 'dog')[number % 2]}/{number}" for number in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("files", "table", "named"),
+    [
+        (
+            PARTS,
+            {"HAM10000_metadata.csv": labels(PARTS, "lesion_id,dx", stem)},
+            "HAM10000_images_part_1, HAM10000_images_part_2",
+        ),
+        (PARTS, {}, "HAM10000_images_part_1, HAM10000_images_part_2"),
+        (["part1/1", "part2/2"], {}, "part1, part2"),
+        (["images/1", "masks/1"], {}, "images, masks"),
+        (["images/1", "thumbs/1"], {}, "images, thumbs"),
+        (["train/batch_a/1", "train/batch_b/2", "test/batch_a/3"], {}, "batch_a, batch_b"),
+        (SITES, {"labels.csv": labels(SITES)}, "labels.csv"),
+        (SITES, {"labels.csv": labels(SITES, "file,x,dx", lambda file: f"{stem(file)},")}, "labels.csv"),
+        (
+            SITES,
+            {"labels.csv": labels(SITES, word=lambda file: f"C:\\set\\{Path(file).name}").replace(",", ";")},
+            "labels.csv",
+        ),
+        (SITES, {"a/train.csv": labels(SITES[:3]), "b/test.csv": labels(SITES[3:])}, "a/train.csv"),
+        (SITES, {"x.jsonl": "\n".join(json.dumps({"file": f, "dx": n % 3}) for n, f in enumerate(SITES))}, "x.jsonl"),
+        (SITES[::2], {"labels.csv": labels(SITES[::2], word=stem)}, "labels.csv"),
+    ],
+)
+@pytest.mark.parametrize(("task", "suffix"), [("classification", ".png"), ("text", ".txt")])
+def test_folders_are_no_classes_if_a_table_labels_their_files_or_their_names_say_nothing(
+    tmp_path, files, table, named, task, suffix
+):
+    put(tmp_path, {name + suffix: picture(n) for n, name in enumerate(files)} | table)
+    with pytest.raises(LooplineError, match="a table of labels is not read with images") as refusal:
+        read(tmp_path, task)
+    assert named in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "id,name\n0,cat\n1,dog\n",  # classes.csv, while files are called 0.png and 1.png
+        "epoch,loss\n" + "".join(f"{number},0.5\n" for number in range(8)),
+        "file,label\n" + "".join(f"{name}.png,{name[:3]}\n" for name in CLASSES),
+        "class index;filepaths;labels\n"
+        + "".join(f"{'cd'.index(name[0])};train/{name}.png;{name[:3].upper()}\n" for name in CLASSES),
+        "file,reason\ncat/0.png,blurred\n",
+        "file\n" + "\n".join(CLASSES),
+        '"file,label\n',
+        "a,a\n1,2\n",
+    ],
+)
+@pytest.mark.parametrize(("task", "suffix"), [("classification", ".png"), ("text", ".txt")])
+def test_a_stray_table_beside_folders_of_classes_is_left_out(tmp_path, table, task, suffix):
+    put(tmp_path, {name + suffix: picture(n) for n, name in enumerate(CLASSES)} | {"table.csv": table})
+    samples = read(tmp_path, task)
+    assert {path: sample.label for path, sample in samples.items() if not sample.problem} == {
+        name + suffix: name[:3] for name in CLASSES
+    }
+    assert samples["table.csv"].unused
+
+
+def test_one_class_of_a_batch_may_have_a_table_that_says_the_same(tmp_path):
+    put(tmp_path, {"cat/0.png": picture(), "cat/1.png": picture(1), "labels.csv": "file,label\n0.png,Cat\n1.png,Cat\n"})
+    assert {sample.label for sample in read(tmp_path, "classification").values() if not sample.unused} == {"cat"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("0", "1"), ("A", "B"), ("label_0", "label_1"), ("photo", "document"), ("s1", "s2"), ("cat images", "dog images")],
+)
+def test_plain_names_may_be_classes(tmp_path, names):
+    put(tmp_path, {f"{name}/{n}.png": picture(n) for n, name in enumerate(names)})
+    assert {sample.label for sample in read(tmp_path, "classification").values()} == set(names)
+
+
+@pytest.mark.parametrize("above", ["", "train/"])
+@pytest.mark.parametrize(
+    ("task", "suffix", "other", "reason"),
+    [
+        ("classification", ".png", ".HEIC", "unreadable image"),
+        ("classification", ".png", ".avif", "unreadable image"),
+        ("text", ".txt", ".html", "file that is not .txt"),
+        ("text", ".txt", ".docx", "file that is not .txt"),
+    ],
+)
+def test_a_class_whose_files_are_all_of_another_kind_is_set_aside(tmp_path, above, task, suffix, other, reason):
+    put(tmp_path, {f"{above}{name}/{name}{n}{suffix}": picture(n) + name.encode() for name in "ab" for n in range(2)})
+    put(tmp_path, {f"{above}c/IMG_{n}{other}": f"{n}" for n in range(3)} | {"scripts/run.py": "x"})
+    cleaned = clean([("set", formats.read(tmp_path, task, unused=True))], task=task, split=SPLIT)
+    assert (len(cleaned.samples), cleaned.aside.counts) == (4, {reason: 3})
+    assert cleaned.left_out.examples == {f"not used in the format {FOLDER_FORMATS[task]}": ["scripts/run.py"]}
+
+
+FOLDER_FORMATS = {"classification": "a folder per class", "text": "a folder of texts per class"}
+
+
+@pytest.mark.parametrize("name", ["unsup", "Unlabeled", "un-labelled", "unlabeled_images"])
+@pytest.mark.parametrize(("task", "suffix"), [("classification", ".png"), ("text", ".txt")])
+def test_a_folder_without_labels_is_no_class(tmp_path, name, task, suffix):
+    put(tmp_path, {f"train/{label}/1{suffix}": picture(n) for n, label in enumerate(("pos", "neg", name))})
+    put(tmp_path, {f"test/{label}/2{suffix}": picture(n + 9) for n, label in enumerate(("pos", "neg"))})
+    cleaned = clean([("set", formats.read(tmp_path, task))], task=task, split=SPLIT)
+    assert {sample.label for sample in cleaned.samples} == {"pos", "neg"}
+    assert cleaned.aside.examples == {"no label": [f"train/{name}/1{suffix}"]}
 
 
 # Names
@@ -284,6 +452,50 @@ def test_names_are_compared_composed_in_every_format(tmp_path, form, of_file, of
     assert {
         path: [(label, *map(round, corners)) for label, *corners in found] for path, found in boxes(tmp_path).items()
     } == {image: [("cat", 1, 2, 5, 6)]}
+
+
+SPLIT_FOLDERS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def of_folders(form):
+    """Annotations that name no split of pictures in images/train, images/validation and images/test, and of one more there."""
+    names = [f"images/{folder}/{folder}.png" for folder in SPLIT_FOLDERS]
+    ids = list(enumerate(names))
+    coco = {
+        "images": [{"id": n, "file_name": Path(name).name if n else name} for n, name in ids],
+        "annotations": [{"image_id": n, "category_id": 1, "bbox": [1, 2, 4, 4]} for n, _ in ids],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    box = '<box label="cat" xtl="1" ytl="2" xbr="5" ybr="6"/><tag label="cat"/>'
+    cvat = "".join(f'<image name="{name}">{box}</image>' for name in names)
+    return {
+        "coco": {"instances.json": json.dumps(coco)},
+        "voc": {f"Annotations/{Path(name).stem}.xml": "<annotation></annotation>" for name in names},
+        "cvat": {"annotations.xml": f"<annotations>{cvat}</annotations>"},
+        "label studio": {"project.json": json.dumps([rectangle(f"/data/local-files/?d={name}") for name in names])},
+        "choices": {"project.json": json.dumps([choice("cat", image=name) for name in names])},
+    }[form]
+
+
+@pytest.mark.parametrize(
+    ("form", "task"),
+    [
+        ("coco", "detection"),
+        ("voc", "detection"),
+        ("cvat", "detection"),
+        ("cvat", "classification"),
+        ("label studio", "detection"),
+        ("choices", "classification"),
+    ],
+)
+def test_the_folders_of_images_are_their_splits_if_annotations_name_none(tmp_path, form, task):
+    images = [f"images/{folder}/{name}.png" for folder in SPLIT_FOLDERS for name in (folder, f"other_{folder}")]
+    put(tmp_path, of_folders(form) | {image: picture(n) for n, image in enumerate(images)})
+    samples = read(tmp_path, task)
+    assert {path: sample.split for path, sample in samples.items()} == {
+        image: SPLIT_FOLDERS[image.split("/")[1]] for image in images
+    }
+    assert [path for path, sample in samples.items() if sample.problem] == [path for path in samples if "other" in path]
 
 
 def test_classes_that_look_the_same_are_one(tmp_path):
@@ -594,6 +806,51 @@ def test_coco_that_cannot_be_read_at_all_is_one_message(tmp_path, changes):
         boxes(coco(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(("image", "annotation"), [(8, "8"), ("8", 8), ("a", "a")])
+def test_coco_ids_may_be_numbers_here_and_texts_there(tmp_path, image, annotation):
+    coco(tmp_path, images=[{"id": image, "file_name": "a.png"}], annotations=[GOOD | {"image_id": annotation}])
+    assert boxes(tmp_path) == {"a.png": [("cat", 1, 2, 5, 6)]}
+    assert problems(tmp_path) == {}
+
+
+def test_coco_ids_that_only_their_kind_tells_apart_are_not_mixed_up(tmp_path):
+    images = [{"id": 8, "file_name": "a.png"}, {"id": "8", "file_name": "b.png"}, {"id": 9.0, "file_name": "c.png"}]
+    coco(
+        tmp_path,
+        images=images,
+        annotations=[GOOD | {"image_id": "8"}, GOOD | {"image_id": 9}, GOOD | {"image_id": "x"}],
+    )
+    put(tmp_path, {f"{name}.png": picture(n) for n, name in enumerate("bc")})
+    assert boxes(tmp_path) == {"a.png": [], "b.png": [("cat", 1, 2, 5, 6)], "c.png": [("cat", 1, 2, 5, 6)]}
+    assert problems(tmp_path) == {"coco.json:annotations[2]": "annotation without an image"}
+
+
+@pytest.mark.parametrize(
+    ("form", "encoding"),
+    [
+        *(
+            (form, encoding)
+            for form in ("coco", "label studio")
+            for encoding in ("utf-8-sig", "utf-16", "utf-16-be", "utf-32")
+        ),
+        *(("cvat", encoding) for encoding in ("utf-8-sig", "utf-16")),
+    ],
+)
+def test_annotations_are_recognised_in_the_encodings_in_which_they_are_read(tmp_path, form, encoding):
+    ((name, content),) = annotated("é")[form].items()
+    put(tmp_path, {"é.png": picture(), name: content.encode(encoding)})
+    assert [box[0] for box in boxes(tmp_path)["é.png"]] == ["cat"]
+
+
+def test_label_studio_json_min_is_named_in_any_encoding(tmp_path):
+    put(
+        tmp_path,
+        {"min.json": json.dumps([{"image": "a.png", "annotation_id": 3}]).encode("utf-16"), "a.png": picture()},
+    )
+    with pytest.raises(LooplineError, match=r"min\.json looks like Label Studio's JSON-MIN"):
+        read(tmp_path)
+
+
 def test_coco_images_with_one_id_do_not_share_boxes(tmp_path):
     put(coco(tmp_path, images=[{"id": 1, "file_name": name} for name in ("a.png", "b.png")]), {"b.png": picture(1)})
     assert set(problems(tmp_path).values()) == {"image whose id another image has too", "image without annotation"}
@@ -660,6 +917,77 @@ def test_xml_that_cannot_be_read_says_why(data, reason):
     with pytest.raises(UnusableXml) as refusal:
         parse(data)
     assert refusal.value.args[0] == reason
+
+
+# Pascal VOC
+
+
+def voc(root, *names, **files):
+    corners = "<xmin>1</xmin><ymin>2</ymin><xmax>5</xmax><ymax>6</ymax>"
+    entry = f"<object><name>cat</name><bndbox>{corners}</bndbox></object>"
+    for number, name in enumerate(names):
+        put(
+            root,
+            {f"JPEGImages/{name}.png": picture(number), f"Annotations/{name}.xml": f"<annotation>{entry}</annotation>"},
+        )
+    return put(root, {name.replace("__", "/") + ".txt": content for name, content in files.items()})
+
+
+@pytest.mark.parametrize("folder", ["SegmentationClass", "SegmentationObject", "voc/SegmentationClassAug"])
+def test_voc_masks_are_no_images(tmp_path, folder):
+    voc(tmp_path / Path(folder).parent, "a", "b")
+    put(tmp_path, {f"{folder}/{name}.png": picture(9) for name in "ab"})
+    assert len(boxes(tmp_path)) == 2
+    assert problems(tmp_path) == {f"{folder}/{name}.png": "not used in the format Pascal VOC" for name in "ab"}
+
+
+def test_voc_lists_under_any_name_of_a_split_with_or_without_suffixes(tmp_path):
+    voc(
+        tmp_path,
+        *("a", "b", "c", "d.x", "e", "f g"),
+        ImageSets__Main__Train="a\n",
+        ImageSets__Main__Validation="b.PNG\n\nf g\n",
+        ImageSets__Main__test_set="JPEGImages\\c.png\nd.x\n",
+        ImageSets__Main__trainval="a\nb\ne\n",
+        ImageSets__Main__cat_test="e 1\n",
+    )
+    assert {Path(path).stem: sample.split for path, sample in read(tmp_path).items() if not sample.problem} == {
+        "a": "train",
+        "b": "val",
+        "c": "test",
+        "d.x": "test",
+        "e": "train",
+        "f g": "val",
+    }
+
+
+def test_voc_trainval_gives_way_to_train_and_val_whatever_its_folder_is_called(tmp_path):
+    root = tmp_path / "VOCtrainval_06-Nov-2007"
+    voc(root, "a", "b", ImageSets__Main__train="a", ImageSets__Main__trainval="a\nb", ImageSets__Main__val="b.xml")
+    put(tmp_path, {"more/x.html": "x"})
+    assert {Path(path).stem: sample.split for path, sample in read(tmp_path).items() if not sample.unused} == {
+        "a": "train",
+        "b": "val",
+    }
+
+
+def test_voc_lists_may_name_the_image_and_what_they_name_in_vain_is_counted(tmp_path):
+    voc(
+        tmp_path,
+        "a",
+        "b",
+        ImageSets__Main__test="cow.png\ngone\nunannotated.png\n",
+        ImageSets__Main__trainval="gone\na\n",
+    )
+    put(tmp_path, {"Annotations/1.xml": "<annotation><filename>cow.png</filename></annotation>"})
+    put(tmp_path, {f"JPEGImages/{name}.png": picture(7) for name in ("cow", "unannotated")})
+    samples = read(tmp_path)
+    assert (samples["JPEGImages/cow.png"].split, samples["JPEGImages/a.png"].split) == ("test", "train")
+    assert problems(tmp_path) == {
+        "ImageSets/Main/test.txt:2": "listed without an annotation",
+        "JPEGImages/unannotated.png": "image without annotation",
+    }
+    assert samples["ImageSets/Main/test.txt:2"].split == "test"
 
 
 # CVAT

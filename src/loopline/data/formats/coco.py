@@ -12,7 +12,16 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from loopline.data.formats.common import Folder, Format, broken, file_sample, load_json, split_of_file
+from loopline.data.formats.common import (
+    Folder,
+    Format,
+    broken,
+    file_sample,
+    json_text,
+    load_json,
+    split_of_file,
+    split_of_parts,
+)
 from loopline.data.formats.finder import ImageFinder
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
@@ -37,18 +46,17 @@ def _files(folder: Folder) -> list[str]:
 
 
 def _has_keys(folder: Folder, name: str) -> bool:
-    if not folder.start(name).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+    if not json_text(folder.start(name)).startswith("{"):
         return False
-    data = (folder.root / name).read_bytes()
-    return all(f'"{key}"'.encode() in data for key in _KEYS)
+    text = json_text((folder.root / name).read_bytes())
+    return all(f'"{key}"' in text for key in _KEYS)
 
 
 def _read(folder: Folder) -> Iterator[RawSample]:
     finder = ImageFinder(folder)
     for file in _files(folder):
         yield from _read_file(folder, file, finder)
-    for image in finder.unused():
-        yield broken(image, "image without annotation")
+    yield from finder.unused()
 
 
 def _read_file(folder: Folder, file: str, finder: ImageFinder) -> Iterator[RawSample]:
@@ -63,14 +71,19 @@ def _read_file(folder: Folder, file: str, finder: ImageFinder) -> Iterator[RawSa
             yield broken(f"{file}:images[{place}]", "image entry without id and file_name", split=split)
     ids = Counter(image["id"] for image in images)
     boxes: dict[Any, list[RawBox]] = {image: [] for image in ids}
+    texts = Counter(map(str, ids))
+    by_text = {str(image): image for image in ids if texts[str(image)] == 1}  # some tools write 8 here and "8" there
     for place, annotation in enumerate(content["annotations"]):
         where = f"{file}:annotations[{place}]"
         if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
             yield broken(where, "annotation without image_id", split=split)
-        elif annotation["image_id"] not in boxes:
+            continue
+        image_id = annotation["image_id"]
+        own = boxes.get(image_id if image_id in boxes else by_text.get(str(image_id)))
+        if own is None:
             yield broken(where, "annotation without an image", split=split)
         else:
-            boxes[annotation["image_id"]].append(_box(annotation, names, where))
+            own.append(_box(annotation, names, where))
     for image in images:
         name = image["file_name"]
         if ids[image["id"]] > 1:
@@ -78,7 +91,7 @@ def _read_file(folder: Folder, file: str, finder: ImageFinder) -> Iterator[RawSa
         elif (path := finder.find(name, file, split=split)) is None:
             yield broken(f"{file}:{name}", finder.missing, split=split)
         else:
-            sample = file_sample(folder, path, boxes=tuple(boxes[image["id"]]), split=split)
+            sample = file_sample(folder, path, boxes=tuple(boxes[image["id"]]), split=split or split_of_parts(path))
             yield sample if sample.problem else replace(sample, size=_size(image))
 
 

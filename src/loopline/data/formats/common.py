@@ -31,19 +31,29 @@ DOCUMENTS = re.compile(
     r"|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
+SYSTEM = {  # folders that an operating system, a network drive or Python made
+    "__macosx",
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "$recycle.bin",
+    "lost+found",
+    "system volume information",
+    "__pycache__",
+}
 CLASS_NAMES = re.compile(r"classes\.txt|labels\.txt|.+\.names|_darknet\.labels", re.IGNORECASE)  # one class name a line
 SPLITS = {
     "train": ("train", "training", "trainval"),
-    "val": ("val", "valid", "validation", "dev"),
+    "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation"),
     "test": ("test", "testing", "t10k"),
 }
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 # Words that say nothing of a folder's content: `train_images` and `testset` are splits, `train_station` is a class.
-_PLAIN = (
+PLAIN = (
     "images?|imgs?|photos?|pictures?|pics?|frames?|texts?|docs?|documents?|files?|samples?|data|dataset|set|split|folder|dir"
-    "|part|crops?|labels?|annotations?|jpe?g|png|txt"
+    "|part|fold|batch|chunk|shard|crops?|labels?|annotations?|jpe?g|png|txt|csv|tsv|jsonl?|parquet"
 )
-_SPLIT_WORD = re.compile(f"({'|'.join(_SPLIT_OF)})(?:{_PLAIN})?")
+_SPLIT_WORD = re.compile(f"({'|'.join(_SPLIT_OF)})(?:{PLAIN})?")
 _SIDEWAYS = range(5, 9)  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
 
@@ -144,8 +154,10 @@ def list_folder(root: Path) -> Folder:
 
 
 def _unlisted(folder: str, seen: bool) -> str | None:
-    if folder.startswith((".", "__MACOSX")):
+    if folder.startswith("."):
         return "hidden folder"
+    if folder.lower() in SYSTEM:
+        return "folder of the system"
     return "link to a folder that is read already" if seen else None
 
 
@@ -170,10 +182,19 @@ def suffix(name: str) -> str:
 
 def split_of_folder(name: str) -> str | None:
     """The split that a folder's (or a column's) whole name stands for: `train`, `valid`, `test_images`, ... or None."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.strip()).lower().replace("t10k", "test")
-    words = [word for word in re.split(r"[\W\d_]+", spaced) if word and not re.fullmatch(_PLAIN, word)]
-    splits = {_SPLIT_OF[match[1]] if (match := _SPLIT_WORD.fullmatch(word)) else None for word in words}
+    splits = {_split_of_word(word) for word in words(name) if not re.fullmatch(PLAIN, word)}
     return splits.pop() if len(splits) == 1 else None
+
+
+def words(name: str) -> list[str]:
+    """The words of a file's or folder's name in lower case, without numbers: `reviewsTest_2` is reviews and test."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower().replace("t10k", "test")
+    return [word for word in re.split(r"[\W\d_]+", spaced) if word]
+
+
+def _split_of_word(word: str) -> str | None:
+    match = _SPLIT_WORD.fullmatch(word)
+    return _SPLIT_OF[match[1]] if match else None
 
 
 def split_of_parts(name: str) -> str | None:
@@ -183,9 +204,9 @@ def split_of_parts(name: str) -> str | None:
 
 
 def split_of_file(name: str) -> str | None:
-    """The split named by one word of a file's name (`reviews_train.csv`), else by its folders; of two, None."""
-    words = re.findall(r"t10k|[a-z]+", PurePosixPath(name).stem.lower())
-    found = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
+    """The split named by one word of a file's name (`reviews_train.csv`, `testset.csv`), else by its folders; of two, None."""
+    # Letters of another script may touch the word.
+    found = {_split_of_word(word) for word in re.findall("[a-z]+", " ".join(words(PurePosixPath(name).stem)))} - {None}
     if not found:
         return split_of_parts(name)
     return found.pop() if len(found) == 1 else None
@@ -248,6 +269,11 @@ def load_json(folder: Folder, name: str) -> Any:
         return json.loads(folder.read(name).removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError) as error:
         raise LooplineError(f"{folder.root / name} is not valid JSON: {error}") from error
+
+
+def json_text(data: bytes) -> str:
+    """The text of a JSON file, or of its first bytes, in the encoding in which `load_json` reads it; no byte order mark, no space."""
+    return data.decode(json.detect_encoding(data), "replace").lstrip("\ufeff \t\r\n")
 
 
 def upright_size(data: bytes) -> tuple[int, int] | None:

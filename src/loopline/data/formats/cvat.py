@@ -20,9 +20,10 @@ from loopline.data.formats.common import (
     file_sample,
     split_of_file,
     split_of_folder,
+    split_of_parts,
 )
 from loopline.data.formats.finder import ImageFinder
-from loopline.data.formats.xmlfile import UnusableXml, parse, root_tag
+from loopline.data.formats.xmlfile import UnusableXml, parse, root_tag, text
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
 
@@ -36,8 +37,8 @@ def _files(folder: Folder) -> list[str]:
 
 def _holds(folder: Folder, tags: tuple[str, ...]) -> bool:
     """Whether one of the files has one of these elements."""
-    element = re.compile(f"<(?:{'|'.join(tags)})[\\s/>]".encode())
-    return any(element.search((folder.root / name).read_bytes()) for name in _files(folder))
+    element = re.compile(f"<(?:{'|'.join(tags)})[\\s/>]")
+    return any(element.search(text((folder.root / name).read_bytes())) for name in _files(folder))
 
 
 def _read(folder: Folder, *, tags: bool) -> Iterator[RawSample]:
@@ -53,8 +54,7 @@ def _read(folder: Folder, *, tags: bool) -> Iterator[RawSample]:
             yield replace(broken(where, "track of a video"), detail="export the task as CVAT for images")
         for place, image in enumerate(root.iter("image")):
             yield _sample(folder, file, place, image, finder, tags=tags)
-    for path in finder.unused():
-        yield broken(path, "image without annotation")
+    yield from finder.unused()
 
 
 def _sample(
@@ -65,6 +65,7 @@ def _sample(
     path = finder.find(name, file, split=split)
     if path is None:
         return broken(f"{file}:{name or f'image {place}'}", finder.missing, split=split)
+    split = split or split_of_parts(path)
     if tags:
         return _tagged(folder, path, image, split)
     boxes = tuple(_box(shape, f"{file}:{name}") for shape in image if shape.tag in _SHAPES)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
-from loopline.data.formats.common import IMAGES, Folder, nfc, split_of_parts
+from loopline.data.formats.common import IMAGES, Folder, broken, nfc, split_of_parts
+from loopline.data.raw import RawSample
 
 NOT_FOUND = "image file not found"
 AMBIGUOUS = "several images of that name"
+_MASKS = re.compile(r"(?:.*/)?Segmentation(?:Class|Object)[^/]*/", re.IGNORECASE)  # of VOC: named like its photographs
 
 
 class ImageFinder:
     """The images of a folder by name. Names are compared after NFC, then in any case; `missing` says why none was found."""
 
     def __init__(self, folder: Folder) -> None:
-        self.images = folder.suffixed(IMAGES)
+        self.images = tuple(image for image in folder.suffixed(IMAGES) if not _MASKS.match(image))
         self.used: set[str] = set()
         self.missing = NOT_FOUND
         self._by_stem: dict[str, list[str]] = {}
@@ -46,9 +49,10 @@ class ImageFinder:
         self.used.add(candidates[0])
         return candidates[0]
 
-    def unused(self) -> list[str]:
-        """The images that no annotation named."""
-        return [image for image in self.images if image not in self.used]
+    def unused(self) -> Iterator[RawSample]:
+        """What stands in for the images that no annotation named."""
+        unnamed = (image for image in self.images if image not in self.used)
+        return (broken(image, "image without annotation", split=split_of_parts(image)) for image in unnamed)
 
 
 def _folded(name: str) -> str:

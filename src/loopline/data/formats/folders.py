@@ -12,10 +12,34 @@ from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from loopline.data.formats.common import IMAGES, SPLITS, Folder, Format, broken, file_sample, split_of_folder, suffix
+from loopline.data.formats.common import (
+    IMAGES,
+    PLAIN,
+    SPLITS,
+    Folder,
+    Format,
+    broken,
+    file_sample,
+    split_of_folder,
+    suffix,
+    words,
+)
+from loopline.data.formats.label_table import table_of_labels
 from loopline.data.raw import RawSample
+from loopline.errors import LooplineError
 
 TEXTS = frozenset({".txt"})
+# A class may come as files that are not read. Files of any other kind beside the classes are no samples.
+_UNREAD = {
+    IMAGES: {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".tga", ".dng", ".cr2", ".nef", ".dcm", ".pdf"},
+    TEXTS: {".text", ".html", ".htm", ".md", ".rtf", ".doc", ".docx", ".odt", ".pdf", ".eml"},
+}
+_UNLABELLED = re.compile(rf"(unsup(ervised)?|un[ _-]?labell?ed)([ _-]?({PLAIN}))?", re.IGNORECASE)
+# Folders are parts of the data if one has such a word, and all that their names differ in says nothing.
+_PARTS = (
+    "images?|imgs?|parts?|folder|dir|files?|data|dataset|fold|batch|chunk|shard|masks?|thumbs?|thumbnails?|previews?"
+)
+_SAYS_NOTHING = re.compile(f"{PLAIN}|{_PARTS}|extra|more|[a-z]")
 _ESCAPES = {"%25": "%", "%2F": "/", "%2E": "."}
 _PLAIN_SPLITS = {word for words in SPLITS.values() for word in words}
 
@@ -40,6 +64,26 @@ def _direct(folder: Folder, suffixes: frozenset[str]) -> set[str]:
     """The folders of classes that hold files themselves, not in deeper folders alone."""
     depth = 2 if _published(folder, suffixes) else 1
     return {path[depth - 1] for path in _paths(folder, suffixes) if len(path) == depth + 1}
+
+
+def _no_classes(folder: Folder, suffixes: frozenset[str]) -> str:
+    """What is wrong where the names of the folders are those of splits or of parts of the data, not of classes; else ""."""
+    return _splits_as_classes(folder, suffixes) or _parts_as_classes(folder, suffixes)
+
+
+def _parts_as_classes(folder: Folder, suffixes: frozenset[str]) -> str:
+    """What is wrong where the names of the folders say nothing of classes: part_1, part_2; images, masks; else ""."""
+    classes = sorted(_classes(folder, suffixes))
+    found = [set(words(name)) for name in classes]
+    every = set[str]().union(*found)
+    differing = {word for word in every if not all(word in names for names in found)}
+    silent = all(map(_SAYS_NOTHING.fullmatch, differing)) and any(re.fullmatch(_PARTS, word) for word in every)
+    if len(classes) < 2 or not silent:
+        return ""
+    return (
+        f"The names of the folders say nothing of classes: {', '.join(classes):.200}. Put a folder for each class in their place, "
+        "as in cat/1.jpg; a table of labels is not read with images."
+    )
 
 
 def _splits_as_classes(folder: Folder, suffixes: frozenset[str]) -> str:
@@ -73,14 +117,15 @@ def _detect(folder: Folder, suffixes: frozenset[str], *, at_least: int) -> bool:
     classes = _direct(folder, suffixes)
     if len(classes) < at_least or len(folder.suffixed(suffixes)) <= len(folder.suffixed(other)):
         return False
-    return not _splits_as_classes(folder, suffixes) and (at_least > 1 or len(_classes(folder, suffixes)) == 1)
+    return not _no_classes(folder, suffixes) and (at_least > 1 or len(_classes(folder, suffixes)) == 1)
 
 
 def _read(folder: Folder, suffixes: frozenset[str]) -> Iterator[RawSample]:
     published = _published(folder, suffixes)
     depth = 2 if published else 1
     text = suffixes is TEXTS
-    classes = _classes(folder, suffixes)
+    _refuse_table_of_labels(folder, {path: path[depth - 1] for path in _paths(folder, suffixes) if len(path) > depth})
+    classes = {path[depth - 1] for path in _paths(folder, suffixes | _UNREAD[suffixes]) if len(path) > depth}
     for name in folder.files:
         parts = PurePosixPath(name).parts
         split = split_of_folder(parts[0]) if published and len(parts) > 1 else None
@@ -93,8 +138,20 @@ def _read(folder: Folder, suffixes: frozenset[str]) -> Iterator[RawSample]:
             yield broken(name, "not inside a class's folder", split=split)
 
 
-def _label(folder: str) -> str:
-    """The class of a folder's name: only what `loopline label batch` writes as in addresses is one."""
+def _refuse_table_of_labels(folder: Folder, classes: dict[tuple[str, ...], str]) -> None:
+    """Raise LooplineError where a table labels most of the files, and not as their folders do."""
+    if table := table_of_labels(folder, classes):
+        raise LooplineError(
+            f"{folder.root / table} names the files in the folders, and no column of it says the same as the folders. "
+            "Put a folder for each class, as in cat/1.jpg; a table of labels is not read with images. If the folders are the "
+            "classes, move the table away."
+        )
+
+
+def _label(folder: str) -> str | None:
+    """The class of a folder's name, None for `unsup` and the like; what `loopline label batch` wrote as in addresses is undone."""
+    if _UNLABELLED.fullmatch(folder):
+        return None
     label = re.sub("|".join(_ESCAPES), lambda escape: _ESCAPES[escape[0]], folder)
     return label if folder == written(label) else folder
 
@@ -111,7 +168,7 @@ IMAGE_FOLDERS = Format(
     layout="a folder per class: cat/1.jpg, dog/2.jpg; optionally train/, val/, test/ above",
     detect=partial(_detect, suffixes=IMAGES, at_least=2),
     read=partial(_read, suffixes=IMAGES),
-    advise=partial(_splits_as_classes, suffixes=IMAGES),
+    advise=partial(_no_classes, suffixes=IMAGES),
 )
 TEXT_FOLDERS = Format(
     name="a folder of texts per class",
@@ -119,7 +176,7 @@ TEXT_FOLDERS = Format(
     layout="a folder per class, one text a file: pos/1.txt, neg/2.txt; optionally train/, val/, test/ above",
     detect=partial(_detect, suffixes=TEXTS, at_least=2),
     read=partial(_read, suffixes=TEXTS),
-    advise=partial(_splits_as_classes, suffixes=TEXTS),
+    advise=partial(_no_classes, suffixes=TEXTS),
 )
 ONE_IMAGE_FOLDER = replace(IMAGE_FOLDERS, detect=partial(_detect, suffixes=IMAGES, at_least=1))
 ONE_TEXT_FOLDER = replace(TEXT_FOLDERS, detect=partial(_detect, suffixes=TEXTS, at_least=1))

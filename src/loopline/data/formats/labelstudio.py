@@ -20,9 +20,11 @@ from loopline.data.formats.common import (
     Format,
     broken,
     file_sample,
+    json_text,
     load_json,
     nfc,
     split_of_file,
+    split_of_parts,
     suffix,
 )
 from loopline.data.formats.finder import ImageFinder
@@ -39,10 +41,9 @@ def _files(folder: Folder) -> list[str]:
     """The JSON files that are lists of tasks."""
     names = []
     for name in folder.suffixed({".json"}):
-        start = folder.start(name).lstrip(b"\xef\xbb\xbf \t\r\n")
-        if start.startswith(b"[") and start[1:].lstrip().startswith(b"{"):
-            data = (folder.root / name).read_bytes()
-            if b'"annotations"' in data and b'"data"' in data and b'"result"' in data:
+        if re.match(r"\[\s*\{", json_text(folder.start(name))):
+            text = json_text((folder.root / name).read_bytes())
+            if all(f'"{key}"' in text for key in ("annotations", "data", "result")):
                 names.append(name)
     return names
 
@@ -50,16 +51,16 @@ def _files(folder: Folder) -> list[str]:
 def _minimal(folder: Folder) -> str:
     """What to do where a file is Label Studio's other export; "" where none is."""
     for name in folder.suffixed({".json"}):
-        if b'"annotation_id"' in folder.start(name) and name not in _files(folder):
+        if '"annotation_id"' in json_text(folder.start(name)) and name not in _files(folder):
             return f"{name} looks like Label Studio's JSON-MIN, which leaves out what is needed: export as JSON."
     return ""
 
 
 def _detect(folder: Folder, task: str) -> bool:
-    wanted = (b'"x"',) if task == "detection" else (b'"choices"',)
+    wanted = '"x"' if task == "detection" else '"choices"'
     images = bool(folder.suffixed(IMAGES))
     return images == (task != "text") and any(
-        word in (folder.root / name).read_bytes() for name in _files(folder) for word in wanted
+        wanted in json_text((folder.root / name).read_bytes()) for name in _files(folder)
     )
 
 
@@ -79,8 +80,7 @@ def _read(folder: Folder, task: str) -> Iterator[RawSample]:
                 reason = error.args[0] if len(error.args) > 1 else "task that is not one of the JSON export"
                 yield replace(broken(where, reason, split=split), detail=str(error.args[-1]))
     if task != "text":
-        for image in finder.unused():
-            yield broken(image, "image without annotation")
+        yield from finder.unused()
 
 
 def _sample(
@@ -102,6 +102,7 @@ def _sample(
     path = _image(
         _the_one(data, lambda value: isinstance(value, str) and bool(_names(value)), "image"), where, finder, split
     )
+    split = split or split_of_parts(path)
     if not annotations:
         return replace(broken(path, "task without annotation", split=split), detail=where)
     if task == "classification":

@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML an image with `object/name` and `object/bndbox`; published splits in ImageSets/Main.
+"""Pascal VOC: an XML an image with `object/name` and `object/bndbox`; published splits in lists in ImageSets/Main.
 
 Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/index.html. Corners are taken as edges as they stand, as
 today's labelling tools write them, whole or with decimals. VOC's own count pixels from 1: a pixel off at most.
@@ -13,6 +13,8 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from loopline.data.formats.common import (
+    IMAGES,
+    SPLITS,
     Folder,
     Format,
     broken,
@@ -20,6 +22,7 @@ from loopline.data.formats.common import (
     file_sample,
     lines,
     nfc,
+    split_of_folder,
     split_of_parts,
 )
 from loopline.data.formats.finder import ImageFinder
@@ -27,7 +30,7 @@ from loopline.data.formats.xmlfile import UnusableXml, parse, root_tag
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
 
-_LISTS = {"train": "train", "val": "val", "test": "test", "trainval": "train"}
+_LIST = re.compile(r"(.*/)?ImageSets/(?:Main/)?([^/]+)\.txt", re.IGNORECASE)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -35,26 +38,46 @@ def _detect(folder: Folder) -> bool:
     return any(root_tag(folder.start(name)) == "annotation" for name in folder.suffixed({".xml"})[:50])
 
 
-def _published(folder: Folder) -> dict[tuple[str, str], str]:
-    """(folder that holds ImageSets, image's name without suffix) -> split. train and val go before trainval."""
-    splits: dict[tuple[str, str], str] = {}
-    for listing, split in _LISTS.items():
-        for name in folder.files:
-            found = re.fullmatch(r"(.*/)?ImageSets/Main/" + listing + r"\.txt", name, re.IGNORECASE)
-            for line in lines(folder.read(name)) if found else ():
-                if words := line.split():
-                    splits.setdefault(((found and found[1]) or "", nfc(PurePosixPath(words[0]).name)), split)
-    return splits
+def _published(folder: Folder, stems: set[str]) -> dict[tuple[str, str], tuple[str, str]]:
+    """(folder that holds ImageSets, image's name without suffix) -> split and line. train and val go before trainval.
+
+    stems: of the annotations and images that there are.
+    """
+    lists = [
+        (found[2].lower() == "trainval", list(SPLITS).index(split), split, found[1] or "", found[0])
+        for found in filter(None, map(_LIST.fullmatch, folder.files))
+        if (split := split_of_folder(found[2]))
+    ]
+    published: dict[tuple[str, str], tuple[str, str]] = {}
+    for _, _, split, base, name in sorted(lists):
+        for number, line in enumerate(lines(folder.read(name)), 1):
+            # A name may hold spaces; numbers may stand behind it.
+            entries = [_stem(entry) for entry in (line.strip().strip('"'), *line.split()[:1]) if entry]
+            if entries:
+                entry = next((entry for entry in entries if entry in stems), entries[-1])
+                published.setdefault((base, entry), (split, f"{name}:{number}"))
+    return published
+
+
+def _stem(entry: str) -> str:
+    """The name without folders, and without the suffix of an image or annotation: a dot may be part of a name."""
+    path = PurePosixPath(entry.replace("\\", "/"))
+    return nfc(path.stem if path.suffix.lower() in IMAGES | {".xml"} else path.name)
 
 
 def _read(folder: Folder) -> Iterator[RawSample]:
-    published = _published(folder)
-    bases = {base for base, _ in published}
     finder = ImageFinder(folder)
-    for file in folder.suffixed({".xml"}):
-        stem = nfc(PurePosixPath(file).stem)
-        listed = (published.get((base, stem)) for base in bases if file.startswith(base))
-        split = next(filter(None, listed), None) or split_of_parts(file)
+    files = folder.suffixed({".xml"})
+    stems = {nfc(PurePosixPath(name).stem) for name in (*files, *finder.images)}
+    published = _published(folder, stems)
+    bases = {base for base, _ in published}
+
+    def listed(file: str, name: str) -> str | None:
+        keys = ((base, nfc(PurePosixPath(name).stem)) for base in bases if file.startswith(base))
+        return next((published[key][0] for key in keys if key in published), None)
+
+    for file in files:
+        split = listed(file, file) or split_of_parts(file)
         try:
             root = _parse(folder, file)
         except (LooplineError, UnusableXml) as error:
@@ -70,9 +93,12 @@ def _read(folder: Folder) -> Iterator[RawSample]:
             yield replace(broken(file, "annotation without an image", split=split), detail=finder.missing)
             continue
         boxes = tuple(_box(entry) for entry in root.iter("object"))
+        split = split or listed(file, image) or split_of_parts(image)
         yield file_sample(folder, image, boxes=boxes, split=split, size=_size(root))
-    for image in finder.unused():
-        yield broken(image, "image without annotation")
+    for (_, stem), (split, where) in published.items():
+        if stem not in stems:
+            yield replace(broken(where, "listed without an annotation", split=split), detail=stem)
+    yield from finder.unused()
 
 
 def _parse(folder: Folder, file: str) -> ElementTree.Element:

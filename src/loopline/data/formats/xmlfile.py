@@ -17,24 +17,28 @@ class UnusableXml(ValueError):
 
 def parse(data: bytes) -> ElementTree.Element:
     """Return the root element. Raises UnusableXml."""
-    text = _decode(data)
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+    content = _decode(data)
+    if "<!DOCTYPE" in content or "<!ENTITY" in content:
         raise UnusableXml("broken XML", "a document type is not read")
     try:
         # The parser would refuse encodings of several bytes a character, so it gets UTF-8 whatever is declared.
-        return ElementTree.fromstring(text.encode(), parser=ElementTree.XMLParser(encoding="utf-8"))  # noqa: S314 - no DTD
+        return ElementTree.fromstring(content.encode(), parser=ElementTree.XMLParser(encoding="utf-8"))  # noqa: S314 - no DTD
     except (ElementTree.ParseError, ValueError, RecursionError) as error:
         raise UnusableXml("broken XML", str(error)) from error
 
 
 def root_tag(data: bytes) -> str | None:
     """Return the name of the root element from the first bytes of a file; None where there is none."""
-    try:
-        text = _decode(data, errors="replace")  # the last character may be cut
-    except UnusableXml:
-        return None
-    name = re.match(r"(?:\s|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>)*<([\w:.-]+)", text, re.DOTALL)
+    name = re.match(r"(?:\s|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>)*<([\w:.-]+)", text(data), re.DOTALL)
     return name[1] if name else None
+
+
+def text(data: bytes) -> str:
+    """Return the text of a file or of its first bytes, whose last character may be cut; "" where its encoding is not read."""
+    try:
+        return _decode(data, errors="replace")
+    except UnusableXml:
+        return ""
 
 
 def _decode(data: bytes, errors: str = "strict") -> str:
