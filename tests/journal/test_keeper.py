@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from journals import entry, label, write
 
+from loopline.data import manifest
 from loopline.errors import LooplineError
 from loopline.journal import index
 from loopline.journal import keeper as keepers
@@ -253,6 +254,20 @@ def test_a_part_that_is_gone_is_named(keep, tmp_path):
     next((tmp_path / "parts").iterdir()).unlink()
     with pytest.raises(LooplineError, match=r"part .*parquet cannot be read"):
         Store(tmp_path).latest("classifier", 1)
+
+
+def test_reading_a_part_or_a_manifest_leaves_pyarrows_scanner_alone(keep, tmp_path):
+    """A thread of it that outlives the reading aborts the process at its end, one time in forty."""
+    write(tmp_path, entry("a"), entry("b"))
+    keep(AT_ONCE).round()
+    manifest.write(tmp_path / "m.parquet", [], task="text", labels=("x",))
+    script = (
+        "import sys; from pathlib import Path; from loopline.data import manifest; from loopline.journal.store import Store\n"
+        "assert Store(Path()).answered('classifier', ['b', 'c']).keys() == {'b'}\n"
+        "assert manifest.table(Path('m.parquet'), ['split', 'id']).column_names == ['split', 'id']\n"
+        "assert 'pyarrow.parquet' in sys.modules and 'pyarrow._dataset' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
 
 
 def test_a_store_without_a_journal_says_what_to_start(tmp_path):
