@@ -258,7 +258,7 @@ def test_label_studios_export_is_read_in_every_encoding_of_json(tmp_path, encodi
     (tmp_path / "x.json").write_bytes(json.dumps([task], ensure_ascii=False).encode(encoding))
     assert annotations.read(tmp_path / "x.json").labels["a"][0][0]["value"] == {"choices": ["größe"]}
     (tmp_path / "x.json").write_bytes(json.dumps([task], ensure_ascii=False).encode("latin-1"))
-    with pytest.raises(LooplineError, match="not Label Studio's JSON export: .*utf-8"):
+    with pytest.raises(LooplineError, match=r"not Label Studio's JSON export: .*utf-8"):
         annotations.read(tmp_path / "x.json")
 
 
