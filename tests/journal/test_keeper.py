@@ -122,6 +122,14 @@ def test_a_corrected_label_replaces_the_first_and_the_totals_count_a_sample_once
     assert Store(tmp_path).label_counts("classifier") == {"dark": 1}, "what is disputed counts for no class"
 
 
+def test_sources_that_send_the_same_boxes_in_another_order_agree(keep, tmp_path):
+    boxes = [journals.box(), journals.box(x1=50.0, x2=60.0)]
+    write(tmp_path, entry("a", prediction={"boxes": []}), label("a", boxes), label("a", boxes[::-1], source="ben"))
+    keep().round()
+    assert Store(tmp_path).conflicts("classifier") == {}
+    assert Store(tmp_path).label_counts("classifier") == {"spot": 2}
+
+
 def test_only_a_fair_sample_counts_for_the_labelled_quality(keep, tmp_path):
     """What was kept because it was doubtful, or labelled because it looked so, would make the model look worse than it is."""
     write(tmp_path, entry("fair"), entry("doubtful", fair=False, reason="uncertain"), entry("chosen"))

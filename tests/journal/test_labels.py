@@ -330,6 +330,19 @@ UNPLACED = REGION | {"value": {"format": "rle", "rle": [1], "brushlabels": ["spo
             {"region without a class": 1},
         ),
         ([labelled(REGION)], detected(image=picture((80, 200))), {"boxes drawn for another size of the image": 1}),
+        (
+            [labelled(REGION, REGION | {"original_width": 100})],
+            detected(),
+            {"boxes drawn for another size of the image": 1},
+        ),
+        (
+            [labelled({"type": "choices", "value": {"choices": ["unusable"]}})],
+            detected(),
+            {
+                "result of another kind: choices": 1,
+                "results without a region: only an empty annotation says that there is nothing": 1,
+            },
+        ),
     ],
 )
 def test_what_cannot_be_taken_is_counted_with_its_reason(tmp_path, tasks, entries, reasons):
@@ -346,6 +359,15 @@ def test_results_of_other_kinds_are_passed_over_and_the_labels_taken(tmp_path):
 
 def test_an_image_without_an_object_has_a_label_of_no_boxes(tmp_path):
     assert imported(tmp_path, [labelled()], detected()) == ({"a": []}, {})
+
+
+def test_two_annotations_agree_in_whatever_order_their_boxes_were_drawn(tmp_path):
+    other = REGION | {"value": RECTANGLE | {"x": 0}}
+    task = labelled(REGION, other)
+    task["annotations"].append({"id": 2, "result": [other, REGION]})
+    found, passed_over = imported(tmp_path, [task], detected())
+    assert passed_over == {}
+    assert [box["x1"] for box in found["a"]] == [0, 20]
 
 
 def test_a_table_of_classes_does_not_label_a_detectors_samples(tmp_path):

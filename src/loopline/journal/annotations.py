@@ -164,12 +164,15 @@ def _boxes(results: list[labelstudio.Result], entry: Entry) -> list[dict[str, An
     for region in regions:
         if region.problem or not region.label:
             raise _PassedOver(region.problem or "region without a class")
-    drawn = labelstudio.size(results)
-    if drawn and isinstance(entry.input, bytes):
+    if results and not regions:
+        raise _PassedOver("results without a region: only an empty annotation says that there is nothing")
+    sizes = {drawn for result in results if (drawn := labelstudio.size([result]))}
+    if sizes and isinstance(entry.input, bytes):
         size = upright(entry.input)
-        if any(abs(side - real) > ROUNDING for side, real in zip(drawn, size, strict=True)):
+        if any(abs(side - real) > ROUNDING for drawn in sizes for side, real in zip(drawn, size, strict=True)):
             raise _PassedOver("boxes drawn for another size of the image")
-    return [{"label": nfc(region.label), **dict(zip(CORNERS, region.corners, strict=True))} for region in regions]
+    boxes = [{"label": nfc(region.label), **dict(zip(CORNERS, region.corners, strict=True))} for region in regions]
+    return sorted(boxes, key=json.dumps)  # two annotations agree in whatever order their boxes were drawn
 
 
 def nfc(label: str) -> str:
