@@ -15,7 +15,8 @@ def secret(name: str) -> str | None:
     """Return the variable `name`, or the file that NAME_FILE names, without the white space around it.
 
     A secret made with `echo` ends in a newline, which no header can carry. None where neither is set, or the variable is empty.
-    Raises LooplineError for a blank secret, for one with other control characters, and for a file that cannot be read.
+    Raises LooplineError for a blank secret, for one with other control characters, for a token that is not ASCII (RFC 6750), and for
+    a file that cannot be read.
     """
     value, source = os.environ.get(name), name
     if not value and (path := os.environ.get(f"{name}_FILE", "").strip()):
@@ -27,10 +28,15 @@ def secret(name: str) -> str | None:
     elif not value:
         return None
     value = value.strip()
-    if not value or not value.isprintable():
-        problem = "holds control characters" if value else "is blank"
-        raise LooplineError(f"{source} {problem}: set a secret of one line, as `openssl rand -hex 32` makes it")
-    return value
+    if not value:
+        problem = "is blank"
+    elif not value.isprintable():
+        problem = "holds control characters"
+    elif name.endswith("TOKEN") and not value.isascii():  # passwords and keys of an HMAC go into no header
+        problem = "holds characters that are not ASCII"
+    else:
+        return value
+    raise LooplineError(f"{source} {problem}: set a secret of one line, as `openssl rand -hex 32` makes it")
 
 
 def bearer(header: bytes, token: bytes) -> bool:

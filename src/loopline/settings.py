@@ -263,6 +263,10 @@ def load(path: Path = PARAMS) -> Settings:
         raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise LooplineError(f"{path} not found: run this from the repository's root") from error
+    except OSError as error:
+        raise LooplineError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise LooplineError(f"{path} is not UTF-8, at byte {error.start}: save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise LooplineError(f"{path} is not valid YAML: {error}") from error
     try:

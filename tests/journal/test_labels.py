@@ -1,6 +1,7 @@
 """Which samples are worth a label, which labels may be trusted, and the ways out and back."""
 
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -185,6 +186,23 @@ def test_a_table_that_was_filled_in_comes_back_without_what_is_empty(tmp_path):
         annotations.read(tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"PK\3\4\x14\0\6\0" + b"\0" * 100, "is an Excel workbook or a zip archive: save the sheet as CSV UTF-8"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 100, "is an Excel workbook: save the sheet as CSV UTF-8"),
+        (gzip.compress(b"id,label\na,b\n"), "is packed with gzip: unpack it"),
+        (b"\1\2\xff" * 50_000, "its first line must name the columns id and label"),
+        (",".join(map(str, range(9999))).encode(), r"it has \['0', '1', '2', '3', '4', '\.\.\.'\]"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_in_a_short_message(tmp_path, content, why):
+    (tmp_path / "l.csv").write_bytes(content)
+    with pytest.raises(LooplineError, match=why) as caught:
+        annotations.read(tmp_path / "l.csv")
+    assert len(str(caught.value)) < len(str(tmp_path)) + 400
+
+
 CHOICE = {"type": "choices", "value": {"choices": ["dark"]}}
 RECTANGLE = {"x": 10, "y": 20, "width": 50, "height": 25, "rotation": 0, "rectanglelabels": ["spot"]}
 REGION = {"type": "rectanglelabels", "original_width": 200, "original_height": 80, "value": RECTANGLE}
@@ -232,6 +250,16 @@ def test_a_turned_box_is_the_box_around_it(tmp_path):
     found, passed_over = imported(tmp_path, [labelled(turned)], detected())
     assert passed_over == {}
     assert found["a"] == [{"label": "spot", "x1": 0, "y1": 16, "x2": pytest.approx(20), "y2": pytest.approx(116)}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_label_studios_export_is_read_in_every_encoding_of_json(tmp_path, encoding):
+    task = labelled(CHOICE | {"value": {"choices": ["größe"]}})
+    (tmp_path / "x.json").write_bytes(json.dumps([task], ensure_ascii=False).encode(encoding))
+    assert annotations.read(tmp_path / "x.json").labels["a"][0][0]["value"] == {"choices": ["größe"]}
+    (tmp_path / "x.json").write_bytes(json.dumps([task], ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(LooplineError, match=r"not Label Studio's JSON export: .*utf-8"):
+        annotations.read(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(
@@ -302,6 +330,19 @@ UNPLACED = REGION | {"value": {"format": "rle", "rle": [1], "brushlabels": ["spo
             {"region without a class": 1},
         ),
         ([labelled(REGION)], detected(image=picture((80, 200))), {"boxes drawn for another size of the image": 1}),
+        (
+            [labelled(REGION, REGION | {"original_width": 100})],
+            detected(),
+            {"boxes drawn for another size of the image": 1},
+        ),
+        (
+            [labelled({"type": "choices", "value": {"choices": ["unusable"]}})],
+            detected(),
+            {
+                "result of another kind: choices": 1,
+                "results without a region: only an empty annotation says that there is nothing": 1,
+            },
+        ),
     ],
 )
 def test_what_cannot_be_taken_is_counted_with_its_reason(tmp_path, tasks, entries, reasons):
@@ -318,6 +359,15 @@ def test_results_of_other_kinds_are_passed_over_and_the_labels_taken(tmp_path):
 
 def test_an_image_without_an_object_has_a_label_of_no_boxes(tmp_path):
     assert imported(tmp_path, [labelled()], detected()) == ({"a": []}, {})
+
+
+def test_two_annotations_agree_in_whatever_order_their_boxes_were_drawn(tmp_path):
+    other = REGION | {"value": RECTANGLE | {"x": 0}}
+    task = labelled(REGION, other)
+    task["annotations"].append({"id": 2, "result": [other, REGION]})
+    found, passed_over = imported(tmp_path, [task], detected())
+    assert passed_over == {}
+    assert [box["x1"] for box in found["a"]] == [0, 20]
 
 
 def test_a_table_of_classes_does_not_label_a_detectors_samples(tmp_path):

@@ -18,6 +18,7 @@ import pytest
 import requests
 from servers import until
 
+from loopline import credentials
 from loopline.errors import LooplineError
 from loopline.serving import server
 
@@ -223,12 +224,20 @@ def test_the_white_space_around_a_token_is_none_of_it(serve, folders, tmp_path, 
     assert requests.get(url, headers={"Authorization": "Bearer other"}, timeout=60).status_code == 401
 
 
-@pytest.mark.parametrize(("token", "said"), [(" \n", "is blank"), ("a\nb", "holds control characters")])
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [(" \n", "is blank"), ("a\nb", "holds control characters"), ("größe", "holds characters that are not ASCII")],
+)
 def test_a_token_that_nobody_can_send_stops_the_start(folders, monkeypatch, token, said):
     monkeypatch.setenv("LOOPLINE_TOKEN", token)
     code, printed = fails(folders["classifier"])
     assert code == 1
     assert f"LOOPLINE_TOKEN {said}" in printed
+
+
+def test_a_password_goes_into_no_header_and_may_hold_any_letter(monkeypatch):
+    monkeypatch.setenv("LOOPLINE_SIGN_PASSWORD", "größe")
+    assert credentials.secret("LOOPLINE_SIGN_PASSWORD") == "größe"
 
 
 def test_the_slots_follow_the_cores_that_the_process_may_use(folders):

@@ -1,6 +1,7 @@
 """Decoding and resizing: the same pixels for training and serving, whatever a camera or an editor wrote."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -64,6 +65,13 @@ def test_transparency_is_laid_on_white(mode):
     assert (image.decode(encode(picture, **options), 3) == 255).all()
 
 
+def test_a_transparent_grey_of_sixteen_bits_is_laid_on_white():
+    deep = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    data = encode(Image.fromarray(deep), transparency=int(deep[0, 1]))
+    pixels = image.decode(data, 1)[:, :, 0]
+    assert np.array_equal(pixels, np.where(deep == deep[0, 1], 255, deep // 257))
+
+
 def test_a_floating_point_image_is_refused_with_the_reason():
     with pytest.raises(image.UnreadableImage, match="8 or 16 bits"):
         image.decode(encode(Image.new("F", (4, 4), 0.5), "TIFF"), 3)
@@ -72,6 +80,13 @@ def test_a_floating_point_image_is_refused_with_the_reason():
 def test_too_many_pixels_are_refused_before_they_are_decoded():
     with pytest.raises(image.UnreadableImage, match="at most 100 are"):
         image.decode(encode(quarters()), 3, max_pixels=100)
+
+
+def test_more_pixels_than_pillow_opens_are_too_many_not_a_broken_image():
+    data = bytearray(encode(quarters(), "BMP"))
+    data[18:26] = struct.pack("<ii", 16320, 12240)
+    with pytest.raises(image.TooLarge, match="too many pixels, at most 50000000 are"):
+        image.decode(bytes(data), 3)
 
 
 def test_a_truncated_image_is_refused():

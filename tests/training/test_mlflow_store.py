@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -22,6 +23,12 @@ ANSWERS = {
     "401 of MLflow": ((401, "You are not authenticated.", "text/plain"), "MLFLOW_TRACKING_USERNAME", False),
     "401 of a gateway": ((401, '{"detail": "Unauthorized"}'), "MLFLOW_TRACKING_PASSWORD", False),
     "403": ((403, '{"error_code": "PERMISSION_DENIED", "message": "no"}'), "this user may not use it", False),
+    "403 of MLflow's host check": (
+        (403, "Invalid Host header - possible DNS rebinding attack detected", "text/plain; charset=utf-8"),
+        "possible DNS rebinding attack detected): its own option lets this host in: `mlflow server --allowed-hosts HOST`",
+        False,
+    ),
+    "403 in many words": ((403, "Blocked by rule 7.\n" * 99, "text/plain"), "(Blocked by rule 7. Blocked", False),
     "404": ((404, "Not Found", "text/html"), "check the address", False),
     "page of a proxy": ((200, LOGIN_PAGE, "text/html"), "answers with other content (text/html)", False),
     "a list": ((200, "[]"), "not MLflow's answer", False),
@@ -186,6 +193,40 @@ def test_a_folder_of_runs_is_a_message_that_names_sqlite(folder, monkeypatch, ca
     assert "MLFLOW_TRACKING_URI=sqlite:///mlflow.db" in refused()
     for said in verbs(capfd):
         assert "sqlite:///mlflow.db" in said
+
+
+NO_ADDRESSES = ["http://h:notaport", "http://127.0.0.1:99999", "http://127.0.0.1:0", "http://", "http://my host:5000"]
+NO_ADDRESSES += ["http://[::1", "http://a..b:5000", "http://*:5000", "http://me:ge#heim@h", "http://me:ge/heim@h:5000"]
+NO_ADDRESSES += ["127.0.0.1:5000", "localhost:5000", "databricks", '"http://127.0.0.1:5000"']
+
+
+@pytest.mark.parametrize("uri", NO_ADDRESSES)
+def test_an_address_that_no_server_can_have_is_a_message_that_shows_one(folder, monkeypatch, uri):
+    """Not the spool: what waits there would never be sent."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    message = refused()
+    assert "MLFLOW_TRACKING_URI=http://127.0.0.1:5000" in message
+    assert not {"'ge'", "heim"} & set(re.findall(r"[\w']+", message)), "a password is in no message"
+    assert spooled() == []
+
+
+def test_the_white_space_around_an_address_is_none_of_it(folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f" sqlite:///{folder}/mlflow.db\n")
+    assert mlflow_store.client().tracking_uri == f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.mark.parametrize("broken", ["folder", "database"])
+def test_a_spool_that_fails_as_well_is_a_message_before_the_training(folder, monkeypatch, capfd, broken):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{odd_servers.free_port()}")
+    if broken == "folder":
+        shutil.rmtree(".loopline")
+        Path(".loopline").write_text("")
+    else:
+        (mlflow_store.SPOOL / "mlflow.db").write_text("no database")
+    message = refused()
+    assert "Connection refused. .loopline/spool cannot keep the run: " in message
+    assert {"folder": "Not a directory", "database": "file is not a database"}[broken] in message
+    assert "the run is kept in" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

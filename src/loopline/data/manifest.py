@@ -107,7 +107,9 @@ def table(path: Path, columns: list[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        loaded = pq.read_table(path, columns=columns)
+        # Not read_table: a thread of pyarrow's scanner may outlive it and abort the process at its end.
+        with pq.ParquetFile(path) as file:
+            loaded = file.read(columns, use_threads=False)
     except FileNotFoundError as error:
         raise LooplineError(f"{path} not found: run `dvc repro ingest`") from error
     except pa.ArrowInvalid as error:
@@ -115,7 +117,7 @@ def table(path: Path, columns: list[str] | None = None) -> pa.Table:
     found = _metadata(loaded.schema, path)["schema"]
     if found != SCHEMA_VERSION:
         raise LooplineError(f"{path} has schema {found}, this version reads {SCHEMA_VERSION}: run `dvc repro ingest`")
-    return loaded
+    return loaded.select(columns) if columns else loaded
 
 
 def _metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:

@@ -15,11 +15,17 @@ from typing import Any
 
 from loopline.errors import LooplineError
 from loopline.journal.store import Entry
-from loopline.tables import columns, reader
+from loopline.tables import columns, encoding, reader
 from loopline.tasks import image, labelstudio
 
 CORNERS = ("x1", "y1", "x2", "y2")
 ROUNDING = 2  # pixels that a region's original size may differ from the image's
+# How files begin that are no text, and what to do.
+NO_TEXT = {
+    b"PK\3\4": "is an Excel workbook or a zip archive: save the sheet as CSV UTF-8, or unpack the archive",
+    b"\xd0\xcf\x11\xe0": "is an Excel workbook: save the sheet as CSV UTF-8",
+    b"\x1f\x8b": "is packed with gzip: unpack it",
+}
 FOREIGN = {"annotation_id", "lead_time"}  # columns of Label Studio's own CSV, whose `id` is the task's
 
 
@@ -51,9 +57,12 @@ def read(path: Path) -> Returned:
     """Read a file of labels. Raises LooplineError where it is none of the known ones."""
     try:
         with path.open("rb") as file:
-            json_export = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"[", b"{"))
-        return _tasks(path, path.read_text(encoding="utf-8-sig")) if json_export else _table(path)
-    except (OSError, UnicodeDecodeError) as error:
+            head = file.read(1024)
+        if no_text := next((what for start, what in NO_TEXT.items() if head.startswith(start)), None):
+            raise LooplineError(f"{path} {no_text}")
+        json_export = encoding.decode(head).lstrip().startswith(("[", "{"))
+        return _tasks(path, path.read_bytes()) if json_export else _table(path)
+    except OSError as error:
         raise LooplineError(f"{path} cannot be read: {error}") from error
 
 
@@ -70,7 +79,8 @@ def _table(path: Path) -> Returned:
         if {columns.normal(name) for name in table.columns} & FOREIGN:
             raise LooplineError(f"{path} is Label Studio's CSV, whose ids are those of its tasks: export as JSON")
         if table.chosen is None:
-            raise LooplineError(f"{path}: its first line must name the columns id and label; it has {table.columns}")
+            names = [name[:40] for name in table.columns[:5]] + ["..."] * (len(table.columns) > 5)
+            raise LooplineError(f"{path}: its first line must name the columns id and label; it has {names}")
         for row in table.rows:
             if row.problem is not None:
                 raise LooplineError(f"{path}, line {row.number}: {row.problem}")
@@ -87,10 +97,10 @@ def _table(path: Path) -> Returned:
     return Returned(labels, passed_over)
 
 
-def _tasks(path: Path, text: str) -> Returned:
+def _tasks(path: Path, content: bytes) -> Returned:
     wrong = f"{path} is not Label Studio's JSON export"
     try:
-        tasks = json.loads(text)
+        tasks = json.loads(content)  # in UTF-8, UTF-16 or UTF-32
     except (ValueError, RecursionError) as error:
         raise LooplineError(f"{wrong}: {error}") from error
     if not isinstance(tasks, list):
@@ -154,12 +164,15 @@ def _boxes(results: list[labelstudio.Result], entry: Entry) -> list[dict[str, An
     for region in regions:
         if region.problem or not region.label:
             raise _PassedOver(region.problem or "region without a class")
-    drawn = labelstudio.size(results)
-    if drawn and isinstance(entry.input, bytes):
+    if results and not regions:
+        raise _PassedOver("results without a region: only an empty annotation says that there is nothing")
+    sizes = {drawn for result in results if (drawn := labelstudio.size([result]))}
+    if sizes and isinstance(entry.input, bytes):
         size = upright(entry.input)
-        if any(abs(side - real) > ROUNDING for side, real in zip(drawn, size, strict=True)):
+        if any(abs(side - real) > ROUNDING for drawn in sizes for side, real in zip(drawn, size, strict=True)):
             raise _PassedOver("boxes drawn for another size of the image")
-    return [{"label": nfc(region.label), **dict(zip(CORNERS, region.corners, strict=True))} for region in regions]
+    boxes = [{"label": nfc(region.label), **dict(zip(CORNERS, region.corners, strict=True))} for region in regions]
+    return sorted(boxes, key=json.dumps)  # two annotations agree in whatever order their boxes were drawn
 
 
 def nfc(label: str) -> str:

@@ -89,8 +89,10 @@ def _entry(index: sqlite3.Connection, line: dict[str, Any]) -> int:
 
 
 def _label(index: sqlite3.Connection, line: dict[str, Any]) -> int:
-    key = line["model"], line["id"], line["source"]
-    row = (*key, json.dumps(line["label"]), line["time"], line.get("chosen", False))
+    key, label = (line["model"], line["id"], line["source"]), line["label"]
+    if isinstance(label, list):  # boxes in one order, for sources agree where their texts are equal
+        label = sorted(label, key=json.dumps)
+    row = (*key, json.dumps(label), line["time"], line.get("chosen", False))
     index.execute("INSERT OR REPLACE INTO label VALUES (?,?,?,?,?,?)", row)
     _join(index, index.execute("SELECT * FROM label WHERE model=? AND id=? AND source=?", key).fetchone())
     return 1

@@ -67,15 +67,17 @@ class Parts:
     def read(self, name: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The rows with these ids, by id. Raises LooplineError where the part is gone or damaged."""
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(
-                pa.BufferReader(self.fs.cat_file(f"{self.root}/{name}")), filters=[("id", "in", list(ids))]
-            )
-        except (OSError, pa.ArrowException) as error:
+            content = pa.BufferReader(self.fs.cat_file(f"{self.root}/{name}"))
+            # Not read_table with its filters: a thread of pyarrow's scanner may outlive it and abort the process at its end.
+            table = pq.ParquetFile(content).read(use_threads=False)
+            wanted = pc.is_in(table["id"], pa.array(list(ids), pa.string()))
+        except (OSError, KeyError, pa.ArrowException) as error:
             raise LooplineError(f"the journal's part {self.root}/{name} cannot be read: {error}") from error
-        return {row["id"]: row for row in table.to_pylist()}
+        return {row["id"]: row for row in table.filter(wanted).to_pylist()}
 
     def remove(self, name: str) -> None:
         """One that is gone already is fine."""

@@ -55,6 +55,8 @@ def decode(
                 return _to_uint8(upright, channels)
     except UnreadableImage:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit comes before ours
+        raise TooLarge(f"too many pixels, at most {max_pixels} are accepted") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"not an image in any of {', '.join(formats)}") from error
     except Exception as error:  # decoders raise a dozen kinds, from SyntaxError to struct.error, on broken bytes
@@ -65,6 +67,8 @@ def _to_uint8(image: Image.Image, channels: int) -> Pixels:
     mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith("I"):  # 16 bits a pixel, also where Pillow keeps them in 32
         deep = np.asarray(image, np.int64)
+        if isinstance(clear := image.info.get("transparency"), int):  # a grey that PNG's tRNS makes transparent
+            deep = np.where(deep == clear, 65535, deep)
         image = Image.fromarray((np.clip(deep, 0, 65535) // 257).astype(np.uint8))
     elif image.mode == "F":
         raise UnreadableImage("floating-point pixels have no agreed range: save the image with 8 or 16 bits")

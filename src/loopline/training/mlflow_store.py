@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ SPOOL = Path(".loopline/spool")
 LATER = f"the run is kept in {SPOOL}; send it later with `loopline track sync`"
 PROBE = "/api/2.0/mlflow/experiments/search"
 LONGEST_REASON = 300  # characters of what a server or a library says
+LONGEST_BODY = 200  # characters of a server's plain text
 DATABASE_TRIES = 3  # MLflow's own ten take 100 seconds
 # MLflow's defaults wait up to 2 minutes for an answer, eight times, and as long as a server's Retry-After says.
 ENVIRONMENT = {
@@ -48,6 +50,7 @@ LOGGERS = {
 LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 DENIED = "this user may not use it: MLFLOW_TRACKING_USERNAME names the user, the server's administrator gives the right"
 NOT_MLFLOW = "this is not MLflow's answer: check the address in MLFLOW_TRACKING_URI, and a proxy between here and there"
+ADDRESS = f"set MLFLOW_TRACKING_URI=http://127.0.0.1:5000 for a server, or MLFLOW_TRACKING_URI={DEFAULT_URI} for a file of SQLite"
 TLS = "MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the server's certificate authority"
 ADVICE_BY_CODE = {
     "UNAUTHENTICATED": LOGIN,
@@ -60,6 +63,9 @@ ADVICE_BY_STATUS = {401: LOGIN, 403: DENIED, 407: "the proxy wants a login: HTTP
 ADVICE_BY_TEXT = {
     "WRONG_VERSION_NUMBER": "no TLS is spoken there: the address begins with http://, not https://",
     "SSLError": TLS,
+    "Invalid Host header": "its own option lets this host in: `mlflow server --allowed-hosts HOST`",
+    "Invalid url": ADDRESS,
+    "Failed to parse": ADDRESS,
     "not in a valid JSON format": NOT_MLFLOW,
     "redirects": NOT_MLFLOW,
     "out-of-date database schema": "copy the database, then run `mlflow db upgrade {uri}`",
@@ -83,7 +89,7 @@ class StoreError(LooplineError):
 
 def configured_uri() -> str:
     """The store that the user wants: `MLFLOW_TRACKING_URI`, or the local SQLite file."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or DEFAULT_URI
 
 
 def client(uri: str | None = None) -> MlflowClient:
@@ -92,11 +98,8 @@ def client(uri: str | None = None) -> MlflowClient:
     Raises StoreError within a minute where it cannot be used.
     """
     uri = uri or configured_uri()
-    if urlsplit(uri).scheme in ("", "file"):
-        raise StoreError(
-            f"tracking store {uri}: MLflow no longer keeps runs in folders. Use a file of SQLite, such as "
-            f"MLFLOW_TRACKING_URI={DEFAULT_URI}; `mlflow migrate-filestore` takes old runs over"
-        )
+    if problem := _problem(uri):
+        raise StoreError(f"tracking store {shown(uri)}: {problem}. To mend it: {ADDRESS}")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -118,6 +121,21 @@ def client(uri: str | None = None) -> MlflowClient:
     return store
 
 
+def _problem(uri: str) -> str | None:
+    """What is wrong with an address that no store can have: such a store is not away, for it never comes back."""
+    try:
+        parts = urlsplit(uri)
+        server = parts.scheme in ("http", "https")
+        wrong = server and (not parts.hostname or parts.port == 0 or any(character.isspace() for character in uri))
+    except ValueError:  # a port that is no number, a bracket that is not closed; its message may hold half a password
+        wrong = True
+    if wrong:
+        return "no server has such an address"
+    if parts.scheme in ("", "file") or "://" not in uri:
+        return "not an address. MLflow no longer keeps runs in folders, `mlflow migrate-filestore` takes old ones over"
+    return None
+
+
 def _probe(uri: str) -> None:
     """Ask a server as MLflow's own client does (login, proxy, certificates), but look at the status, which it does not tell."""
     from mlflow.utils import credentials, rest_utils
@@ -129,7 +147,10 @@ def _probe(uri: str) -> None:
     if answer.status_code in (408, 429) or answer.status_code >= 500:
         raise StoreError(reason, away=True)
     if answer.status_code != 200:
-        raise StoreError(f"{reason}: {ADVICE_BY_STATUS.get(answer.status_code, NOT_MLFLOW)}")
+        plain = answer.headers.get("Content-Type", "").startswith("text/plain")
+        text = " ".join(answer.text.split())[:LONGEST_BODY] if plain else ""
+        advice = _advice(text) or ADVICE_BY_STATUS.get(answer.status_code, NOT_MLFLOW)
+        raise StoreError(f"{reason}{text and f' ({text})'}: {advice}")
     try:
         content = answer.json()
     except ValueError:
@@ -149,11 +170,14 @@ def explain(error: Exception, uri: str) -> StoreError:
     told = told if len(told) <= LONGEST_REASON else told[:LONGEST_REASON] + "..."
     code, is_server = getattr(error, "error_code", None), uri.startswith(("http://", "https://"))
     reason = f"tracking {'server' if is_server else 'store'} {shown(uri)}: {told.rstrip('.')}"
-    advice = next((advice for part, advice in ADVICE_BY_TEXT.items() if part in f"{text} {cause}"), None)
-    advice = advice or ADVICE_BY_CODE.get(str(code))
+    advice = _advice(f"{text} {cause}") or ADVICE_BY_CODE.get(str(code))
     if advice:
         return StoreError(f"{reason}. To mend it: {advice.format(uri=shown(uri))}")
     return StoreError(reason, away=(code is None or code in PASSING) and not uri.startswith("sqlite:"))
+
+
+def _advice(text: str) -> str | None:
+    return next((advice for part, advice in ADVICE_BY_TEXT.items() if part in text), None)
 
 
 def _cause(error: BaseException) -> str:
@@ -169,10 +193,7 @@ def _cause(error: BaseException) -> str:
 
 def shown(uri: str) -> str:
     """The address without the password in it."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+    return re.sub(r"(://[^/@:]*:).*@", r"\1***@", uri)  # not urlsplit: the address may be none
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -202,9 +223,15 @@ def on_the_store(action: Callable[[MlflowClient], None]) -> MlflowClient:
     except StoreError as error:
         if not error.away:
             raise
-        print(f"{error}: {LATER}", file=sys.stderr)  # noqa: T201 - a stage's line
+        reason = str(error)
+    else:
+        return store
+    try:  # not in the handler above: the server's failure would count as the cause of the spool's
         store = open_spool()
         action(store)
+    except (StoreError, *failures()) as error:  # no disk, for instance
+        raise StoreError(f"{reason}. {SPOOL} cannot keep the run: {explain(error, spool_uri())}") from error
+    print(f"{reason}: {LATER}", file=sys.stderr)  # noqa: T201 - a stage's line
     return store
 
 

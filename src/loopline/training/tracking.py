@@ -102,16 +102,18 @@ class Training:
                 action(self._store, self.id)
             except Exception as error:  # whatever it is, the training goes on
                 reason = mlflow_store.explain(error, self._store.tracking_uri)
-                try:
-                    if mlflow_store.is_spool(self._store):
-                        raise
-                    self._store = mlflow_store.open_spool()
-                    self._open(self._store)
-                    action(self._store, self.id)
-                    _say(f"{reason}. The training goes on, {mlflow_store.LATER}")
-                except Exception as failure:  # no disk, for instance
-                    self._store = None
-                    _say(f"{reason}. The training goes on without a record: {mlflow_store.SPOOL} fails too ({failure})")
+            else:
+                return
+            try:  # not in the handler above: the server's failure would count as the cause of the spool's
+                if mlflow_store.is_spool(self._store):
+                    raise reason
+                self._store = mlflow_store.open_spool()
+                self._open(self._store)
+                action(self._store, self.id)
+                _say(f"{reason}. The training goes on, {mlflow_store.LATER}")
+            except Exception as failure:  # no disk, for instance
+                self._store = None
+                _say(f"{reason}. The training goes on without a record: {mlflow_store.SPOOL} fails too ({failure})")
 
 
 def _say(text: str) -> None:
