@@ -226,10 +226,11 @@ def on_the_store(action: Callable[[MlflowClient], None]) -> MlflowClient:
         reason = str(error)
     else:
         return store
+    unusable: tuple[type[Exception], ...] = (StoreError, *failures())  # no disk, for instance
     try:  # not in the handler above: the server's failure would count as the cause of the spool's
         store = open_spool()
         action(store)
-    except (StoreError, *failures()) as error:  # no disk, for instance
+    except unusable as error:
         raise StoreError(f"{reason}. {SPOOL} cannot keep the run: {explain(error, spool_uri())}") from error
     print(f"{reason}: {LATER}", file=sys.stderr)  # noqa: T201 - a stage's line
     return store
