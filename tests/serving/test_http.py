@@ -6,11 +6,19 @@ import re
 import socket
 import time
 import zlib
+from http.client import HTTPConnection
 
 import pytest
 
 from loopline.serving import http, messages
-from loopline.serving.connection import BODY_SECONDS, HEAD_BYTES, HEAD_SECONDS, IDLE_SECONDS
+from loopline.serving.connection import (
+    BODY_SECONDS,
+    HEAD_BYTES,
+    HEAD_SECONDS,
+    IDLE_SECONDS,
+    LINGER_BYTES,
+    LINGER_SECONDS,
+)
 
 INFER = "/v2/models/classifier/infer"
 BODY = json.dumps(
@@ -97,7 +105,10 @@ def test_a_body_may_come_byte_by_byte_and_in_chunks(connect):
     assert read(one)[0] == 200
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(BODY[i : i + 99]), BODY[i : i + 99]) for i in range(0, len(BODY), 99))
     assert (
-        ask(one, f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + chunks + b"0\r\n\r\n")[0]
+        ask(
+            one,
+            f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + chunks + b"0\r\n\r\n",
+        )[0]
         == 200
     )
 
@@ -109,6 +120,79 @@ def test_a_client_that_asks_first_is_told_to_go_on(connect):
     assert ask(one, BODY)[0] == 200
 
 
+def test_the_go_ahead_waits_for_the_answer_before_it(connect):
+    one = connect()
+    asking = request(body=b"", headers=["Expect: 100-continue"]).replace(b"Length: 0", b"Length: %d" % len(BODY))
+    one.sendall(request() + asking)
+    assert read(one)[0] == 200
+    assert (read.rest or one.recv(100)) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert ask(one, BODY)[0] == 200
+
+
+def test_white_space_behind_a_header_is_none_of_it(connect):
+    one = connect()
+    headers = ["X-Request-Id: abc \t", "X-Request-Timeout-Ms: 60000 ", "Expect: 100-continue "]
+    one.sendall(request(body=b"", headers=headers).replace(b"Length: 0", b"Length: %d" % len(BODY)))
+    assert one.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    status, headers, _ = ask(one, BODY)
+    assert (status, headers["x-request-id"]) == (200, "abc")
+
+
+def test_a_list_may_come_in_several_lines(connect):
+    body = gzip.compress(zlib.compress(BODY))
+    assert ask(connect(), request(body=body, headers=["Content-Encoding: deflate", "Content-Encoding: gzip"]))[0] == 200
+    weighed = ["Accept-Encoding: gzip;q=0.5", "Accept-Encoding: deflate"]
+    headers = ask(connect(), request("/metrics", b"", method="GET", headers=weighed))[1]
+    assert headers["content-encoding"] == "deflate"
+
+
+LONG = bytes(20 << 20)  # more than a route takes, and than the system holds for a reader
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/predict/classifier", 413),
+        ("POST", INFER, 413),
+        ("POST", "/v2/repository/index", 413),
+        ("POST", "/predict/nope", 404),
+        ("POST", "/v2/health/ready", 405),
+        ("GET", "/v2", 413),
+    ],
+)
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_client_that_sends_all_before_it_reads_gets_the_refusal(server, method, path, status, framing):
+    """A close with input that nobody has read resets the connection, and the answer with it."""
+    client = HTTPConnection(server.host, server.port, timeout=60)
+    body = LONG if framing == "length" else (LONG[start : start + (1 << 20)] for start in range(0, len(LONG), 1 << 20))
+    client.request(
+        method, path, body, encode_chunked=framing == "chunks", headers=CHUNKED if framing == "chunks" else {}
+    )
+    answer = client.getresponse()
+    assert (answer.status, answer.headers["connection"]) == (status, "close")
+    assert json.loads(answer.read())["error"]
+    client.close()
+
+
+CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_refusal_before_a_long_body_stays_what_it_is(connect, framing):
+    """Read to its end to keep the connection, or too long for that: the size is not what was wrong."""
+    late, body = "X-Request-Timeout-Ms: 0\r\n", LONG[: 3 << 19]
+    if framing == "length":
+        asked = request(body=body, headers=[late.strip()])
+    else:
+        asked = IN_CHUNKS + late.encode() + b"\r\n" + chunked(body, 1 << 16)
+    status, _, said = ask(connect(), asked)
+    assert (status, "X-Request-Timeout-Ms" in json.loads(said)["error"]) == (400, True)
+
+
+def test_the_reason_of_the_parser_is_told(connect):
+    assert "Invalid method" in json.loads(ask(connect(), b"hello\r\n\r\n")[2])["error"]
+
+
 def chunked(body, size, trailers=""):
     pieces = [body[start : start + size] for start in range(0, len(body), size)]
     content = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
@@ -116,7 +200,7 @@ def chunked(body, size, trailers=""):
 
 
 OFFER = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAA")
-IN_CHUNKS = f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n".encode()
+IN_CHUNKS = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n".encode()
 
 
 @pytest.mark.parametrize("offer", [OFFER, ("Upgrade: websocket", "Connection: upgrade")])
@@ -146,7 +230,7 @@ def test_an_offer_of_another_protocol_is_declined_and_the_request_answered(conne
     [(f"POST {INFER}", 10**9, 413), ("GET http://[", 0, 400)],
 )
 def test_a_request_with_an_offer_is_refused_like_any_other(connect, line, length, status):
-    lines = [f"{line} HTTP/1.1", *OFFER, f"Content-Length: {length}", "", ""]
+    lines = [f"{line} HTTP/1.1", "Host: x", *OFFER, f"Content-Length: {length}", "", ""]
     got, headers, body = ask(connect(), "\r\n".join(lines).encode())
     assert (got, headers["connection"]) == (status, "close")
     assert json.loads(body)["error"]
@@ -163,7 +247,7 @@ def test_an_offer_may_wait_for_a_go_ahead(connect):
 def test_a_pipeline_of_offers_is_answered_and_not_a_matter_of_depth(connect):
     one = connect()
     count = 1500
-    one.sendall(b"GET /v2 HTTP/1.1\r\nUpgrade:a\r\nConnection:upgrade\r\n\r\n" * count)
+    one.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nUpgrade:a\r\nConnection:upgrade\r\n\r\n" * count)
     content = b""
     while content.count(b"HTTP/1.1 200 OK") < count:
         piece = one.recv(1 << 16)
@@ -191,16 +275,22 @@ def test_trailers_are_passed_over(connect, cut):
 
 
 class Transport:
-    """What a connection writes to; `closed` holds the clock's time of each close."""
+    """What a connection writes to; `ended` and `closed` hold the clock's time of each end of what is written, and of both sides."""
 
     def __init__(self, clock):
-        self.clock, self.written, self.closed = clock, [], []
+        self.clock, self.written, self.ended, self.closed = clock, [], [], []
 
     def write(self, data):
         self.written.append(data)
 
+    def write_eof(self):
+        self.ended.append(self.clock[0])
+
     def close(self):
+        self.ended.append(self.clock[0])
         self.closed.append(self.clock[0])
+
+    abort = close
 
     def is_closing(self):
         return bool(self.closed)
@@ -244,13 +334,57 @@ def test_trailers_have_bounds(alone, trailers, cut):
     for start in range(0, len(trailers), cut):
         connection.data_received(trailers[start : start + cut])
     assert [data[:12] for data in transport.written] == [b"HTTP/1.1 431"]
-    assert transport.closed
+    assert transport.ended
+
+
+@pytest.fixture
+def lingering(alone):
+    """lingering(clock) -> a connection that was refused in the middle of a request, and its transport."""
+
+    def make(clock):
+        connection, transport = alone(clock)
+        connection.data_received(IN_CHUNKS + b"\r\nzz\r\n")
+        assert [data[:12] for data in transport.written] == [b"HTTP/1.1 400"]
+        assert transport.ended, "it says that nothing more comes"
+        assert not transport.closed, "and goes on reading"
+        return connection, transport
+
+    return make
+
+
+def test_a_refused_client_that_never_closes_is_cut_off(lingering):
+    clock = [100.0]
+    connection, transport = lingering(clock)
+    clock[0] += LINGER_SECONDS - 1
+    connection.sweep(clock[0])
+    assert not transport.closed
+    clock[0] += 2
+    connection.sweep(clock[0])
+    assert transport.closed == [101.0 + LINGER_SECONDS]
+
+
+def test_a_refused_client_that_sends_for_ever_is_cut_off(lingering):
+    connection, transport = lingering([100.0])
+    sent = 0
+    while not transport.closed:
+        connection.data_received(LONG[: 1 << 20])
+        sent += 1 << 20
+    assert sent == LINGER_BYTES + (1 << 20)
+    assert len(transport.written) == 1
+
+
+def test_a_refused_client_that_ends_is_let_go(lingering):
+    connection, transport = lingering([100.0])
+    connection.data_received(b"more")
+    assert not transport.closed
+    assert not connection.eof_received(), "asyncio closes it then"
 
 
 @pytest.mark.parametrize("path", ["/v2/health/ready", "/nothing"])
-def test_a_client_of_http_1_0_is_told_whether_the_connection_stays(connect, path):
+@pytest.mark.parametrize("header", ["Connection", "Proxy-Connection"])
+def test_a_client_of_http_1_0_is_told_whether_the_connection_stays(connect, path, header):
     """It waits for the connection's end otherwise: `ab -k` did until it gave up."""
-    kept = f"GET {path} HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n".encode()
+    kept = f"GET {path} HTTP/1.0\r\n{header}: Keep-Alive\r\n\r\n".encode()
     one = connect()
     for _ in range(2):
         assert ask(one, kept)[1]["connection"] == "keep-alive"
@@ -288,10 +422,12 @@ def test_a_head_request_has_no_body(connect):
         (request("/" + "a" * 40_000), 414),
         (b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 20_000, 431),
         (b"CONNECT x:1 HTTP/1.1\r\n\r\n", 405),
-        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", 413),
-        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
-        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", 413),
+        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
         (b"GET /v2 HTTP/9.9\r\n\r\n", 400),
+        (request(headers=["Host: y"]), 400),
+        (request(headers=["Transfer-Encoding: gzip, chunked"]).replace(b"Content-Length", b"X"), 501),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     ],
 )
@@ -306,6 +442,7 @@ def test_nonsense_is_refused_and_the_connection_closed(connect, data, status):
     ("data", "status"),
     [
         (request("/nothing"), 404),
+        (request("/v2", b"", method="GET").replace(b"Host: x\r\n", b""), 400),
         (request(method="PUT"), 405),
         (request("/v2", b"", method="POST"), 405),
         (request(body=b"{"), 400),
@@ -327,6 +464,16 @@ def test_a_mistake_costs_the_request_and_not_the_connection(connect, data, statu
     assert headers["content-type"] == "application/json"
     assert json.loads(body)["error"]
     works(one)
+
+
+def test_a_refused_encoding_names_those_that_are_understood(connect):
+    status, headers, _ = ask(connect(), request(headers=["Content-Encoding: zstd"]))
+    assert (status, headers["accept-encoding"]) == (415, "gzip, deflate")
+
+
+@pytest.mark.parametrize(("path", "method"), [("/v2", "GET"), ("/v2/repository/index", "POST")])
+def test_no_body_has_no_encoding(connect, path, method):
+    assert ask(connect(), request(path, b"", method=method, headers=["Content-Encoding: br"]))[0] == 200
 
 
 def test_a_body_that_unpacks_to_too_much_is_refused_without_unpacking_it(connect):
@@ -433,6 +580,7 @@ def test_an_answer_is_packed_as_the_client_weighs_it(connect, accepted, chosen):
         connect(), request("/metrics", b"", method="GET", headers=[f"Accept-Encoding: {accepted}"])
     )
     assert (status, headers.get("content-encoding")) == (200, chosen)
+    assert headers["vary"] == "accept-encoding"
     assert b"loopline_" in (zlib.decompress(body, wbits=47) if chosen else body)
 
 
@@ -462,7 +610,7 @@ def test_a_client_that_leaves_in_the_middle_harms_nobody(connect):
     [
         (b"", IDLE_SECONDS, []),
         (b"GET / HT", HEAD_SECONDS, [b"HTTP/1.1 408"]),
-        (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", BODY_SECONDS, [b"HTTP/1.1 408"]),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc", BODY_SECONDS, [b"HTTP/1.1 408"]),
     ],
 )
 def test_a_slow_head_a_slow_body_and_idleness_are_cut_off(alone, sent, limit, answer):
@@ -471,10 +619,10 @@ def test_a_slow_head_a_slow_body_and_idleness_are_cut_off(alone, sent, limit, an
     connection.data_received(sent)
     clock[0] += limit - 1
     connection.sweep(clock[0])
-    assert not transport.closed
+    assert not transport.ended
     clock[0] += 2
     connection.sweep(clock[0])
-    assert transport.closed == [100.0 + limit + 1]
+    assert transport.ended == [100.0 + limit + 1]
     assert [data[:12] for data in transport.written] == answer
 
 

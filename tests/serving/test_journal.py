@@ -135,6 +135,8 @@ def test_labels_come_back_and_are_on_the_disk_when_they_are_acknowledged(serve, 
         ({"label": "bright"}, "id must be a text"),
         ({"id": "one", "label": "bright", "source": 3}, "source must be a text"),
         ({"id": "x" * 200, "label": "bright"}, "id must be a text"),
+        ({"id": " one", "label": "bright"}, "no answer has the id ' one'"),
+        ({"id": "n\u00e4chste", "label": "bright"}, "ids are ASCII without spaces"),
         ([], "there is no label"),
         ([{"id": "a", "label": "bright"}] * 1001, "1001 labels, at most 1000"),
         ([{"id": "a", "label": "bright"}, "b"], "feedback 1: send"),
@@ -159,6 +161,7 @@ def test_a_detectors_labels_are_boxes(serve, folders, kept):
         "spot",
         [3],
         [box | {"x1": "1"}],
+        [box | {"x1": True, "x2": 3}],
         [box | {"x1": 3}],
         [box | {"y1": None}],
         [box | {"label": "moon"}],
@@ -172,12 +175,14 @@ def test_the_route_for_labels_is_in_the_openapi_document_with_an_example_that_wo
     server = serve(*folders.values(), "--journal", kept)
     document = requests.get(server.url + "/openapi.json", timeout=60).json()
     validate(document, cls=OpenAPIV31SpecValidator)
-    for name in folders:
-        content = document["paths"][f"/v2/models/{name}/feedback"]["post"]["requestBody"]["content"]["application/json"]
-        answer = requests.post(f"{server.url}/v2/models/{name}/feedback", json=content["example"], timeout=60)
+    routes = [path for path in document["paths"] if path.endswith("/feedback")]
+    assert len(routes) == 2 * len(folders), "of each model, and of its version"
+    for path in routes:
+        content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        answer = requests.post(server.url + path, json=content["example"], timeout=60)
         assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
         assert jsonschema.Draft202012Validator(content["schema"]).is_valid(content["example"])
-    assert len(lines(kept, "label")) == 3
+    assert len(lines(kept, "label")) == len(routes)
 
 
 def test_without_a_journal_there_is_no_route_for_labels(serve, folders):

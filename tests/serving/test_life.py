@@ -138,11 +138,21 @@ def test_a_client_that_never_ends_does_not_keep_the_server(serve, folders):
     server = serve(folders["classifier"], "--drain", 1)
     connection = HTTPConnection(server.host, server.port)
     connection.connect()
-    head = b"POST " + CALL.encode() + b" HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n"
+    head = b"POST " + CALL.encode() + b" HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n"
     connection.sock.sendall(head + b"abc")
     assert connection.sock.recv(100).startswith(b"HTTP/1.1 100"), "it waits for the rest"
     assert server.stop() == 1
     connection.close()
+
+
+def test_a_refused_client_that_never_closes_does_not_keep_the_server(serve, folders):
+    server = serve(folders["classifier"], "--drain", 60)
+    with socket.create_connection((server.host, server.port), 60) as one:
+        one.sendall(b"POST " + CALL.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        assert one.recv(100).startswith(b"HTTP/1.1 413")
+        start = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - start < 20, "neither until it is swept nor until the drain is over"
 
 
 def test_an_idle_server_sleeps(serve, folders):

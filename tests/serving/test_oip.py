@@ -87,7 +87,7 @@ def test_bytes_come_back_as_they_were_sent(elements):
         ({"inputs": [row(datatype="FP32")]}, "datatype FP32"),
         ({"inputs": [row(shape=[2])]}, "shape"),
         ({"inputs": [row(shape=[1, 3])]}, "shape"),
-        ({"inputs": [row(shape=[0, 2])]}, "shape"),
+        ({"inputs": [row(shape=[0, 2])]}, r"shape \[0, 2\], the model takes \[1 or more, 2\]"),
         ({"inputs": [row(shape=[-1, 2])]}, "shape"),
         ({"inputs": [row(shape=[True, 2])]}, "shape"),
         ({"inputs": [row(shape=[2**40, 2])]}, "shape"),
@@ -99,6 +99,12 @@ def test_bytes_come_back_as_they_were_sent(elements):
         ({"inputs": [row(data=[1, 1.5])]}, "2 values"),
         ({"inputs": [row(data=[1, "a"])]}, "2 values"),
         ({"inputs": [row(data=[1, None])]}, "2 values"),
+        ({"inputs": [row(data=[1, True])]}, "2 values of UINT8"),
+        ({"inputs": [row(data=[[False, 1]])]}, "2 values of UINT8"),
+        (
+            {"inputs": [row(shape=[3, 2], data=[[1, 2, 3], [4, 5, 6]])]},
+            r"nested as \[2, 3\], and its shape is \[3, 2\]",
+        ),
         ({"inputs": [row(data=[[1], [2, 3]])]}, "different length|values|outside"),
         ({"inputs": [row(parameters=[])]}, "parameters"),
         ({"inputs": [row(parameters={"binary_data_size": 2})]}, "both"),
@@ -126,6 +132,23 @@ def test_a_mistake_is_named(body, said):
     import re
 
     assert re.search(said, refused(body))
+
+
+@pytest.mark.parametrize("nested", [(2, 4, 3, 1), (2, 4, 3), (2, 12), (8, 3)])
+def test_rows_of_nested_data_may_be_flat(nested):
+    """Or leave out a side of 1: each value is where the shape has it."""
+    values = np.arange(24, dtype=np.uint8)
+    given_row = row(shape=[2, 4, 3, 1], data=values.reshape(nested).tolist())
+    body = json.dumps({"inputs": [given_row], "parameters": {"binary_data_output": True}}).encode()
+    found = parse(body, {}, Tensor(name="x", datatype="UINT8", shape=(-1, 4, 3, 1)))
+    np.testing.assert_array_equal(found.tensors["x"], values.reshape(2, 4, 3, 1))
+
+
+@pytest.mark.parametrize("nested", [(2, 1, 3, 4), (2, 3, 4), (3, 8), (1, 2, 12, 1)])
+def test_nested_data_of_another_shape_is_refused(nested):
+    data = np.arange(24).reshape(nested).tolist()
+    tensor = Tensor(name="x", datatype="UINT8", shape=(-1, 4, 3, 1))
+    assert "is nested as" in refused({"inputs": [row(shape=[2, 4, 3, 1], data=data)]}, tensor=tensor)
 
 
 def test_values_that_are_no_numbers_are_refused():

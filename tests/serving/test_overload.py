@@ -46,7 +46,9 @@ def slow(serve, tmp_path):
 def test_four_times_too_much_is_shed_and_over_when_it_is_over(slow):
     """How fast it answers meanwhile is for the benchmark to say: here other tests take the processor."""
     body = brightness.png(200)
-    request = b"POST /predict/slow HTTP/1.1\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
+    request = (
+        b"POST /predict/slow HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
+    )
     url = f"{slow.url}/predict/slow"
     with requests.Session() as session:
         alone = []

@@ -73,7 +73,10 @@ def test_a_large_image_takes_the_line_for_decoding(server):
         ('"great"', "application/json", ["good"]),
         ('{"text": "good", "texts": null}', "application/json", ["good"]),
         ('{"text": null, "texts": ["bad"]}', "application/json", ["bad"]),
+        ('{"text": "good", "texts": []}', "application/json", ["good"]),
         ("poor poor", "text/plain; charset=utf-8", ["bad"]),
+        ("poor poor", 'text/plain;CharSet="UTF-8"; format=flowed', ["bad"]),
+        ("poor poor", "text/plain; charset=us-ascii", ["bad"]),
         ('{"text": "good \\ud800"}', "application/json", ["good"]),
     ],
 )
@@ -88,6 +91,21 @@ def test_texts_in_every_form(server, data, kind, labels):
 def test_a_text_in_a_form(server):
     answer = post(server, "/predict/text", files={"text": (None, "good")})
     assert answer.json()["predictions"][0]["label"] == "good"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text():
+    part = b"--x\r\nContent-Disposition: form-data; name=text\r\n\r\n\xef\xbb\xbfbad\r\n--x--\r\n"
+    for body, kind in ((b"\xef\xbb\xbfbad", b"text/plain"), (part, b"multipart/form-data; boundary=x")):
+        assert intake.texts(body, {b"content-type": kind}).items == ["bad"]
+
+
+@pytest.mark.parametrize("charset", ["utf-16le", "iso-8859-1", '"windows-1252"'])
+def test_a_text_of_another_charset_is_refused_and_not_guessed(server, charset):
+    kind = f"text/plain; charset={charset}"
+    raw = post(server, "/predict/text", "good".encode("utf-16-le"), headers={"Content-Type": kind})
+    part = post(server, "/predict/text", files={"text": (None, "good".encode("utf-16-le"), kind)})
+    for answer in (raw, part):
+        assert (answer.status_code, "send it in UTF-8" in answer.json()["error"]) == (415, True)
 
 
 def test_an_empty_text_is_a_text(server):
@@ -117,6 +135,7 @@ def test_the_request_id_and_the_trace_pass_through(server):
         ("/predict/text", b'{"text": 1}', "application/json", 400, "send"),
         ("/predict/text", b'{"text": null, "texts": null}', "application/json", 400, "send"),
         ("/predict/text", b'{"texts": []}', "application/json", 400, "no text"),
+        ("/predict/text", b'{"text": "a", "texts": ["b"]}', "application/json", 400, "not both"),
         ("/predict/text", b"\xff\xfe", "text/plain", 400, "not UTF-8"),
         ("/predict/text", b"[" * 100_000, "application/json", 400, "not JSON"),
         ("/predict/text", json.dumps(["x"] * (intake.MOST_ITEMS + 1)).encode(), "application/json", 413, "at most"),

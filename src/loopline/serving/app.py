@@ -99,15 +99,18 @@ class App:
             "/metrics": {"GET": Route(self._metrics)},
         }
         for model in self.models.values():
+            # No model in the route: a full queue of inputs is no reason to refuse a label.
+            back = self.journal and Route(
+                feedback.handler(model, self.journal, self.metrics), feedback.BODY_BYTES, name="feedback"
+            )
             for base in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
                 table[base] = {"GET": Route(self._metadata(model))}
                 table[f"{base}/ready"] = {"GET": Route(self._ready)}
                 table[f"{base}/infer"] = {
                     "POST": Route(self.inference.infer(model), self.limits.body_bytes, model, "infer")
                 }
-            if self.journal:  # no model in the route: a full queue of inputs is no reason to refuse a label
-                back = feedback.handler(model, self.journal, self.metrics)
-                table[f"/v2/models/{model.name}/feedback"] = {"POST": Route(back, feedback.BODY_BYTES, name="feedback")}
+                if back:
+                    table[f"{base}/feedback"] = {"POST": back}
             table[f"/predict/{model.name}"] = {
                 "POST": Route(self.inference.predict(model), self.limits.body_bytes, model, "predict")
             }
@@ -155,7 +158,7 @@ class App:
         """See `http.Application`."""
         route = self._route(request.method, request.path)
         with _about(route):
-            if encodings := request.headers.get(b"content-encoding"):
+            if request.body and (encodings := request.headers.get(b"content-encoding")):
                 request.body = decompress(request.body, encodings, route.limit)
             return route.handle(request, respond)
 

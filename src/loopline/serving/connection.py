@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import httptools
 
-from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response, acceptable, encode
+from loopline.serving import messages
+from loopline.serving.messages import Cancel, Headers, Refusal, Request, Response, acceptable, encode
 
 if TYPE_CHECKING:
     from loopline.serving.http import Server
@@ -19,25 +20,7 @@ PIPELINED = 16  # requests of one connection that are answered at a time, and in
 HEAD_SECONDS = 10.0  # to send the head
 BODY_SECONDS = 60.0  # to send the body
 IDLE_SECONDS = 75.0  # between two requests
-
-
-class Application(Protocol):
-    """What answers. Both calls are made in the event loop's thread."""
-
-    def turn(self) -> None:
-        """Something is about to be read."""
-
-    def admit(self, method: str, path: str, headers: Headers) -> int:
-        """The head is there: how many bytes of body are welcome. Raises Refusal, and the body is thrown away unread."""
-
-    def about(self, method: str, path: str, refusal: Refusal) -> Refusal:
-        """The refusal, with a note of what it is about."""
-
-    def answer(self, request: Request, respond: Respond) -> Cancel | None:
-        """Call `respond` once, now or later. Returns what to call if the client goes away before. Raises Refusal."""
-
-    def refusal(self, refusal: Refusal) -> Response:
-        """The answer that tells the client."""
+LINGER_SECONDS, LINGER_BYTES = 30.0, 64 << 20  # of a refused request that the client goes on sending
 
 
 class _Slot:
@@ -63,16 +46,16 @@ class Connection(asyncio.Protocol):
         self.parser = httptools.HttpRequestParser(self)
         self.transport: Any = None
         self.slots: deque[_Slot] = deque()
-        self.parked: deque[tuple[_Slot, Request | Refusal]] = (
-            deque()
-        )  # read, and not begun; at most what one read brought
+        # Read, and not begun; at most what one read brought.
+        self.parked: deque[tuple[_Slot, Request | Refusal]] = deque()
         self.begun = 0  # in this turn of the event loop
         self.pumping = False  # `_pump` is due
-        self.closing = False  # nothing more is read
+        self.closing = False  # nothing more is taken in
+        self.unread = False  # a request was refused before its end, so more of it may come
         self.clogged = False  # the client does not read its answers
         self.reading = True
         self._fresh()
-        self.since = server.now()  # of the current phase: idle, head or body
+        self.since = server.now()  # of the current phase: idle, head, body or lingering
 
     def _fresh(self) -> None:
         self.url = b""
@@ -83,6 +66,7 @@ class Connection(asyncio.Protocol):
         self.phase = "idle"
         self.refused: Refusal | None = None
         self.plain = b""  # the head of a request that offers another protocol, without the offer
+        self.waits = False  # the client sends the body once it is told to
         self.slot = _Slot()
 
     # The transport's side
@@ -105,6 +89,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         if self.closing:
+            self.size += len(data)
+            if self.size > LINGER_BYTES:
+                self.transport.abort()
             return
         self.application.turn()
         self.begun = 0
@@ -115,8 +102,8 @@ class Connection(asyncio.Protocol):
             if not isinstance(cause, Refusal):
                 raise
             self._fail(cause)
-        except httptools.HttpParserError:
-            self._fail(Refusal(400, "this is not HTTP/1.1"))
+        except httptools.HttpParserError as error:
+            self._fail(Refusal(400, f"this is not HTTP/1.1: {error}"))
         else:
             if self.head > HEAD_BYTES and self.phase != "idle":
                 self._fail(Refusal(431, f"a head or trailers over {HEAD_BYTES} bytes"))
@@ -139,18 +126,9 @@ class Connection(asyncio.Protocol):
             self._fresh()
             self.parser.feed_data(plain)
 
-    def _without_offer(self) -> bytes:
-        """The head that was read, as plain HTTP/1.1. Raises Refusal for a tunnel."""
-        method = self.parser.get_method()
-        if method == b"CONNECT":
-            raise Refusal(405, "no tunnels: this is no proxy", close=True)
-        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode("ascii"))]
-        lines += [b"%b: %b" % header for header in self.headers.items() if header[0] != b"upgrade"]
-        return b"\r\n".join([*lines, b"", b""])
-
     def eof_received(self) -> bool:
         """See asyncio.Protocol. A client that has closed its side may still wait for its answers."""
-        self.closing = True
+        self.closing, self.unread = True, False
         return bool(self.slots or self.parked)
 
     def pause_writing(self) -> None:
@@ -166,7 +144,7 @@ class Connection(asyncio.Protocol):
 
     def _read_on(self) -> None:
         """Read from the client if what it sent before has been begun, and it reads what it gets."""
-        wanted = not self.parked and not self.clogged
+        wanted = (not self.parked and not self.clogged) or self.phase == "lingering"
         if wanted != self.reading and not self.transport.is_closing():
             self.reading = wanted
             (self.transport.resume_reading if wanted else self.transport.pause_reading)()
@@ -185,22 +163,26 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or a trailer behind a chunked body."""
-        self.headers[name.lower()] = value
-        self.fields += len(name) + len(value)
-        if len(self.headers) > HEADERS or self.fields > HEAD_BYTES:
+        name, value, headers = name.lower(), value.strip(b" \t"), self.headers
+        if name in headers and self.phase == "head":
+            value = messages.again(name, headers[name], value)
+        headers[name] = value
+        self.fields = fields = self.fields + len(name) + len(value)
+        if fields > HEAD_BYTES or len(headers) > HEADERS:
             raise Refusal(431, f"a head or trailers over {HEADERS} lines or {HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
         """Is this request welcome, and how long may it be?"""
         if self.parser.should_upgrade():
-            self.plain = self._without_offer()
+            self.plain = messages.without_offer(self.parser, self.url, self.headers)
             return
         self.head = self.fields = 0
         self.phase = "body"
         slot, headers = self.slot, self.headers
         self.asked, self.headers = headers, {}
         slot.keep_alive = self.parser.should_keep_alive()
-        slot.say_kept = b"connection" in headers and self.parser.get_http_version() == "1.0"
+        said = b"connection" in headers or b"proxy-connection" in headers
+        slot.say_kept = said and self.parser.get_http_version() == "1.0"
         self.method = self.parser.get_method().decode("ascii")
         slot.head_only = self.method == "HEAD"
         if accepted := headers.get(b"accept-encoding"):
@@ -211,8 +193,12 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
             raise Refusal(400, "the address cannot be read") from None
         try:
+            if b"host" not in headers and self.parser.get_http_version() == "1.1":
+                raise Refusal(400, "HTTP/1.1 wants a Host header")
             self.limit = self.application.admit(self.method, self.path, headers)
             length = headers.get(b"content-length")
+            if length is None and headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+                raise Refusal(501, "Transfer-Encoding: only chunked is understood", close=True)
             if length is not None and int(length) > self.limit:
                 large = Refusal(413, f"a body of {int(length)} bytes, at most {self.limit} are accepted", close=True)
                 raise self.application.about(self.method, self.path, large)
@@ -224,6 +210,13 @@ class Connection(asyncio.Protocol):
         if headers.get(b"expect", b"").lower() == b"100-continue" and self.parser.get_http_version() != "1.0":
             if self.refused:
                 raise self.refused
+            self.waits = True
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Ask for the body, unless answers to earlier requests must leave first."""
+        if not self.slots and not self.parked:
+            self.waits = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -232,7 +225,7 @@ class Connection(asyncio.Protocol):
         self.size += len(body)
         if self.size > self.limit:
             large = Refusal(413, f"a body of more than {self.limit} bytes")
-            raise self.application.about(self.method, self.path, large)
+            raise self.refused or self.application.about(self.method, self.path, large)
         if self.refused is None:
             self.body.append(body)
 
@@ -292,9 +285,9 @@ class Connection(asyncio.Protocol):
         except Refusal as refusal:
             respond(self.application.refusal(refusal))
 
-    def _fail(self, refusal: Refusal) -> None:
+    def _fail(self, refusal: Refusal, *, unread: bool = True) -> None:
         """Answer what can still be answered, then close: the stream cannot be trusted any more."""
-        self.closing = True
+        self.closing, self.unread, self.size = True, unread, 0
         slot = _Slot()
         slot.keep_alive = False
         if self._full():
@@ -319,12 +312,21 @@ class Connection(asyncio.Protocol):
                         behind.cancel()
                 slots.clear()
                 self.parked.clear()
-                transport.close()
+                self._end()
                 return
         if self.parked:
             self._pump_soon()
-        elif self.closing and not slots:
-            transport.close()
+        elif not slots and (self.closing or self.waits):
+            (self._end if self.closing else self._go_on)()
+
+    def _end(self) -> None:
+        """Close. What the client still sends is read first: TCP would take back the answer that it has not read (RFC 9112, 9.6)."""
+        if not self.unread or self.server.draining:
+            self.transport.close()
+        elif self.phase != "lingering" and not self.transport.is_closing():
+            self.phase, self.since = "lingering", self.server.now()
+            self.transport.write_eof()
+            self._read_on()
 
     # The server's side
 
@@ -336,10 +338,12 @@ class Connection(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         """Close what has waited too long."""
         waited = now - self.since
+        if self.phase == "lingering" and waited > LINGER_SECONDS:
+            self.transport.abort()
         if self.closing or self.slots or self.parked:
             return
         if self.phase == "idle":
             if waited > IDLE_SECONDS:
                 self.transport.close()
         elif waited > (HEAD_SECONDS if self.phase == "head" else BODY_SECONDS):
-            self._fail(Refusal(408, "the request took too long to arrive"))
+            self._fail(Refusal(408, "the request took too long to arrive"), unread=self.phase == "body")

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from loopline.serving.inference import Handler
+from loopline.serving.inference import PRINTABLE, Handler
 from loopline.serving.journal import Journal
 from loopline.serving.messages import Refusal, Request, Respond, Response
 from loopline.serving.metrics import Metrics
@@ -67,7 +67,12 @@ def read(body: bytes, model: Model) -> list[tuple[str, Any, str]]:
             raise Refusal(400, f'feedback {place}: send {{"id": ..., "label": ..., "source": ...}}')
         given = row.get("source")
         source = _word("source", "feedback" if given is None else given, place)
-        found.append((_word("id", row.get("id"), place), label(row.get("label"), model, place), source))
+        identity = _word("id", row.get("id"), place)
+        if not PRINTABLE.issuperset(identity.encode()):
+            raise Refusal(
+                400, f"feedback {place}: no answer has the id {identity[:40]!r}: ids are ASCII without spaces"
+            )
+        found.append((identity, label(row.get("label"), model, place), source))
     return found
 
 
@@ -85,7 +90,7 @@ def label(given: Any, model: Model, place: int) -> Any:
         raise Refusal(400, f"feedback {place}: label must be a list of at most {MOST_BOXES} boxes")
     boxes = []
     for box in given:
-        corners = [float(c) for name in CORNERS if isinstance(c := box.get(name), int | float) and math.isfinite(c)]
+        corners = [float(c) for name in CORNERS if type(c := box.get(name)) in (int, float) and math.isfinite(c)]
         if len(corners) < len(CORNERS):
             raise Refusal(400, f"feedback {place}: a box has x1, y1, x2, y2 in pixels of the image")
         x1, y1, x2, y2 = corners

@@ -9,10 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Protocol
 
-from loopline.serving.connection import Application, Connection
+from loopline.serving.connection import Connection
+from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response
 
 SWEEP_SECONDS = 1.0
+
+
+class Application(Protocol):
+    """What answers. Both calls are made in the event loop's thread."""
+
+    def turn(self) -> None:
+        """Something is about to be read."""
+
+    def admit(self, method: str, path: str, headers: Headers) -> int:
+        """The head is there: how many bytes of body are welcome. Raises Refusal, and the body is thrown away unread."""
+
+    def about(self, method: str, path: str, refusal: Refusal) -> Refusal:
+        """The refusal, with a note of what it is about."""
+
+    def answer(self, request: Request, respond: Respond) -> Cancel | None:
+        """Call `respond` once, now or later. Returns what to call if the client goes away before. Raises Refusal."""
+
+    def refusal(self, refusal: Refusal) -> Response:
+        """The answer that tells the client."""
 
 
 class Server:
@@ -62,6 +83,8 @@ class Server:
         self.draining = True
         end = self.now() + seconds
         quiet = min(self.now() + idle_seconds, end)
+        for connection in [c for c in self.connections if c.phase == "lingering"]:
+            connection.transport.abort()  # it has its answer
         while self.connections and self.now() < end:
             if self.now() >= quiet:
                 for connection in [c for c in self.connections if c.idle]:

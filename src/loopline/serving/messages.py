@@ -9,6 +9,8 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
+import httptools
+
 COMPRESS_FROM = 1024  # bytes; less is not worth it
 COMPRESS_TO = 1 << 20  # more would hold up everybody: a bundle's 4 MB take 80 ms
 GZIP, ZLIB, RAW = 31, 15, -15  # zlib's names of the formats
@@ -17,6 +19,13 @@ MOST_ENCODINGS = 2  # of one body
 MOST_MEMBERS = 1024  # of a gzip: with 64 KB in each, 64 MB
 PIECE = 16 * 1024  # bytes that are unpacked at a time
 JSON, TEXT, BINARY = b"application/json", b"text/plain; charset=utf-8", b"application/octet-stream"
+LISTS = {
+    b"accept-encoding",
+    b"connection",
+    b"content-encoding",
+    b"expect",
+    b"transfer-encoding",
+}  # headers that are read as such
 Headers = dict[bytes, bytes]
 
 
@@ -32,7 +41,7 @@ class Refusal(Exception):
 
 @dataclass(slots=True)
 class Request:
-    """A request whose body is complete. headers: names in lower case; of several of one name the last."""
+    """A request whose body is complete. headers: names in lower case; of several of one name the last, but see `again`."""
 
     method: str
     path: str
@@ -64,6 +73,23 @@ def number(given: bytes, most: int) -> int | None:
     return found if found is not None and found <= most else None
 
 
+def again(name: bytes, before: bytes, value: bytes) -> bytes:
+    """The value of a header that comes once more. Lines of a list are one list (RFC 9110, 5.3). Raises Refusal for a second Host."""
+    if name == b"host":
+        raise Refusal(400, "more than one Host header", close=True)
+    return before + b", " + value if name in LISTS else value
+
+
+def without_offer(parser: httptools.HttpRequestParser, url: bytes, headers: Headers) -> bytes:
+    """The head that was read, which offers another protocol, as plain HTTP/1.1. Raises Refusal for a tunnel."""
+    method = parser.get_method()
+    if method == b"CONNECT":
+        raise Refusal(405, "no tunnels: this is no proxy", close=True)
+    lines = [b"%b %b HTTP/%b" % (method, url, parser.get_http_version().encode("ascii"))]
+    lines += [b"%b: %b" % header for header in headers.items() if header[0] != b"upgrade"]
+    return b"\r\n".join([*lines, b"", b""])
+
+
 @lru_cache(64)
 def acceptable(accepted: bytes) -> bytes | None:
     """Choose gzip, deflate or None (as it is) by the weights of an Accept-Encoding header (RFC 9110, 12.5.3)."""
@@ -85,9 +111,11 @@ def encode(response: Response, connection: bytes | None, *, compression: bytes |
     """The answer on the wire. connection: the header's value, if any. compression: what the client understands."""
     body = response.body[0] if len(response.body) == 1 else b"".join(response.body)
     lines = [_STATUS[response.status], b"content-type: ", response.content_type]
-    if compression and COMPRESS_FROM <= len(body) <= COMPRESS_TO and b"content-encoding" not in response.headers:
-        body = compress(body, compression)
-        lines += [b"\r\ncontent-encoding: ", compression]
+    if COMPRESS_FROM <= len(body) <= COMPRESS_TO and b"content-encoding" not in response.headers:
+        lines.append(b"\r\nvary: accept-encoding")
+        if compression:
+            body = compress(body, compression)
+            lines += [b"\r\ncontent-encoding: ", compression]
     lines.append(b"\r\ncontent-length: %d" % len(body))
     for name, value in response.headers.items():
         lines += [b"\r\n", name, b": ", value]
@@ -112,7 +140,8 @@ def decompress(body: bytes, encodings: bytes, limit: int) -> bytes:
     """
     names = [name for part in encodings.lower().split(b",") if (name := part.strip()) not in (b"", b"identity")]
     if len(names) > MOST_ENCODINGS or not set(names) <= WINDOWS.keys():
-        raise Refusal(415, "Content-Encoding: gzip and deflate are understood")
+        known = {b"accept-encoding": b"gzip, deflate"}
+        raise Refusal(415, "Content-Encoding: gzip and deflate are understood", headers=known)
     for name in reversed(names):
         for window in WINDOWS[name]:
             try:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -90,7 +92,10 @@ class Reader:
         start = 0
         for part in plan.parts:
             if part.size is None:
-                tensors[part.tensor.name] = _from_json(part.row, part.tensor, part.shape)
+                bools = (
+                    b"true" in head or b"false" in head
+                )  # somewhere: a look at each value would cost what numpy does
+                tensors[part.tensor.name] = _from_json(part.row, part.tensor, part.shape, bools=bools)
             else:
                 tensors[part.tensor.name] = _from_binary(part, tail, start)
                 start += part.size
@@ -183,14 +188,12 @@ def _shape(given: list[Any], tensor: Tensor) -> tuple[int, ...]:
     for side, wanted in zip(given, tensor.shape, strict=False):
         ok = ok and type(side) is int and (1 <= side < MOST_SIDE if wanted < 0 else side == wanted)
     if not ok:
-        free = ["any" if side < 0 else side for side in tensor.shape]
-        raise Refusal(
-            400, f"input {tensor.name!r} has shape {given!r:.80}, the model takes {free}".replace("'any'", "any")
-        )
+        free = ", ".join("1 or more" if side < 0 else str(side) for side in tensor.shape)
+        raise Refusal(400, f"input {tensor.name!r} has shape {given!r:.80}, the model takes [{free}]")
     return tuple(given)
 
 
-def _from_json(row: Any, tensor: Tensor, shape: tuple[int, ...]) -> Parsed:
+def _from_json(row: Any, tensor: Tensor, shape: tuple[int, ...], *, bools: bool) -> Parsed:
     what = f"input {tensor.name!r}"
     data = _get(row, "data", list, what)
     if tensor.datatype == "BYTES":
@@ -206,8 +209,12 @@ def _from_json(row: Any, tensor: Tensor, shape: tuple[int, ...]) -> Parsed:
     except (ValueError, OverflowError):
         raise Refusal(400, f"{what}: data has rows of different length") from None
     fits = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
-    if found.size != math.prod(shape) or found.dtype.kind not in fits:
+    mixed = bools and dtype.kind != "b" and bool in set(map(type, _flat(data)))  # numpy takes true for 1
+    if found.size != math.prod(shape) or found.dtype.kind not in fits or mixed:
         raise Refusal(400, f"{what}: data must be {math.prod(shape)} values of {tensor.datatype}")
+    # The rows of nested data may be flat, but each must be one of the shape's: else its values would change their places.
+    if found.ndim > 1 and not set(accumulate(found.shape, mul)) <= set(accumulate(shape, mul)):
+        raise Refusal(400, f"{what}: data is nested as {list(found.shape)}, and its shape is {list(shape)}")
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if found.min() < limits.min or found.max() > limits.max:

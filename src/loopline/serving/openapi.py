@@ -86,10 +86,7 @@ def _server_paths(models: Sequence[Model]) -> Json:
 def _model_paths(model: Model) -> Json:
     name = model.name
     paths: Json = {}
-    for base, key, told in (
-        (f"/v2/models/{name}", "", ""),
-        (f"/v2/models/{name}/versions/{model.version}", "version_", " of this version"),
-    ):
+    for base, key, told in _bases(model):
         metadata = _operation(name, f"{key}metadata", f"Inputs, outputs, labels{told}", _metadata(model))
         ready = _operation(name, f"{key}ready", f"Readiness{told}", None, "503")
         infer = _operation(name, f"{key}infer", f"Tensors in, tensors out{told}", _answer(model), *REFUSALS)
@@ -116,15 +113,26 @@ def _feedback(model: Model) -> Json:
             [{"label": truth, **dict(zip(corners, (1, 1, 9, 9), strict=True))}],
         )
     word = {"type": "string", "minLength": 1, "maxLength": feedback.MOST_CHARACTERS}
-    row = _object({"id": word, "label": one, "source": word}) | {"required": ["id", "label"]}
+    row = _object({"id": word | {"pattern": "^[!-~]+$"}, "label": one, "source": word}) | {"required": ["id", "label"]}
     schema = {"oneOf": [row, _array(row, minItems=1, maxItems=feedback.MOST_LABELS)]}
-    taken = _operation(model.name, "feedback", "The truth about an earlier answer", None, "400", "413", "415", "503")
+    example = {"id": "5f3a9c01b7d20000", "label": truth, "source": "a person"}
     accepted = {"application/json": {"schema": _object({"accepted": {"type": "integer"}})}}
-    taken["responses"]["202"] = {"description": "The labels are in the journal.", "content": accepted}
-    del taken["responses"]["200"]
-    example = {"id": "the id of the answer", "label": truth, "source": "a person"}
-    taken["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
-    return {f"/v2/models/{model.name}/feedback": {"post": taken}}
+    paths: Json = {}
+    for base, key, told in _bases(model):
+        summary = f"The truth about an earlier answer{told}"
+        taken = _operation(model.name, f"{key}feedback", summary, None, "400", "413", "415", "503")
+        taken["responses"]["202"] = {"description": "The labels are in the journal.", "content": accepted}
+        del taken["responses"]["200"]
+        content = {"application/json": {"schema": schema, "example": example}}
+        taken["requestBody"] = {"required": True, "content": content}
+        paths[f"{base}/feedback"] = {"post": taken}
+    return paths
+
+
+def _bases(model: Model) -> list[tuple[str, str, str]]:
+    """A model's two addresses, and what tells their operations apart."""
+    base = f"/v2/models/{model.name}"
+    return [(base, "", ""), (f"{base}/versions/{model.version}", "version_", " of this version")]
 
 
 _PREDICT = {

@@ -91,6 +91,8 @@ def _file(path: Path) -> Callable[[Request, Respond], None]:
     """Read at each request: what nobody asks for takes no memory."""
     headers = SAFE | {b"cache-control": b"max-age=86400" if path.parent.name == "assets" else b"no-cache"}
     packed = path.suffix == ".gz"
+    if packed:
+        headers[b"vary"] = b"accept-encoding"
     kind = TYPES[path.with_suffix("").suffix if packed else path.suffix]
 
     def answer(request: Request, respond: Respond) -> None:
