@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from loopline import settings
+from loopline.data import catalog
 from loopline.errors import LooplineError
+from loopline.monitoring.retrainer import policy
 from loopline.release import bundle
 from loopline.tasks import spec
 
@@ -66,17 +68,22 @@ def test_broken_yaml_is_no_traceback(tmp_path):
         settings.load(path)
 
 
+READERS = [settings.load, catalog.load, policy.load]
+
+
+@pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_settings_in_another_encoding_are_one_message(tmp_path, encoding):
+def test_settings_in_another_encoding_are_one_message(tmp_path, encoding, read):
     path = tmp_path / "params.yaml"
     path.write_bytes("seed: 1  # größe\n".encode(encoding))
     with pytest.raises(LooplineError, match=r"params\.yaml is not UTF-8, at byte \d+: save it as UTF-8"):
-        settings.load(path)
+        read(path)
 
 
-def test_a_folder_in_the_settings_place_is_one_message(tmp_path):
+@pytest.mark.parametrize("read", READERS)
+def test_a_folder_in_the_settings_place_is_one_message(tmp_path, read):
     with pytest.raises(LooplineError, match="cannot be read: Is a directory"):
-        settings.load(tmp_path)
+        read(tmp_path)
 
 
 NO_NAMES = ["", "../x", "größe", "٣", "-a", "a-", "A", "a_b", "a.b", "a b", "a\n", "x" * 64, "--force"]

@@ -257,10 +257,10 @@ class Settings(Strict):
     promotion: Promotion
 
 
-def load(path: Path = PARAMS) -> Settings:
-    """Read and check `path`. Raises LooplineError with one line for each wrong key."""
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file of ours. Raises LooplineError where it is missing, unreadable, or not valid."""
     try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise LooplineError(f"{path} not found: run this from the repository's root") from error
     except OSError as error:
@@ -269,6 +269,11 @@ def load(path: Path = PARAMS) -> Settings:
         raise LooplineError(f"{path} is not UTF-8, at byte {error.start}: save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise LooplineError(f"{path} is not valid YAML: {error}") from error
+
+
+def load(path: Path = PARAMS) -> Settings:
+    """Read and check `path`. Raises LooplineError with one line for each wrong key."""
+    raw = read_yaml(path)
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:

@@ -77,6 +77,7 @@ def test_a_large_image_takes_the_line_for_decoding(server):
         ("poor poor", "text/plain; charset=utf-8", ["bad"]),
         ("poor poor", 'text/plain;CharSet="UTF-8"; format=flowed', ["bad"]),
         ("poor poor", "text/plain; charset=us-ascii", ["bad"]),
+        ('\ufeff{"text": "good"}', "application/json", ["good"]),
         ('{"text": "good \\ud800"}', "application/json", ["good"]),
     ],
 )
@@ -125,6 +126,7 @@ def test_the_request_id_and_the_trace_pass_through(server):
         (CALLS, b"", "image/png", 400, "empty"),
         (CALLS, b"hello", "image/png", 415, "JPEG, PNG and WebP"),
         (CALLS, b"GIF89a" + bytes(50), "image/gif", 415, "JPEG, PNG and WebP"),
+        (CALLS, b"RIFF\x24\0\0\0WAVEfmt " + bytes(28), "audio/wav", 415, "JPEG, PNG and WebP"),
         (CALLS, brightness.png(1)[:45], "image/png", 400, "broken image"),
         (CALLS, b'{"image": 1}', "application/json", 415, "the image file itself"),
         (CALLS, b"--x\r\n", "multipart/form-data; boundary=x", 400, "the form is cut off"),

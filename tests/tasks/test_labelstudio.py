@@ -103,6 +103,8 @@ def test_submitted_annotations_count_and_ground_truth_alone_where_it_is_marked()
     task = {"data": {}, "predictions": [{"result": [first]}]}
     skipped = {"result": [first], "was_cancelled": True}
     assert labelstudio.submitted(task | {"annotations": [skipped, {"result": [second]}]}) == [[second]]
+    old = {"result": [first], "skipped": True}
+    assert labelstudio.submitted(task | {"completions": [old, {"result": [second]}]}) == [[second]]
     truth = {"result": [second], "ground_truth": True}
     assert labelstudio.submitted(task | {"annotations": [{"result": [first]}, truth]}) == [[second]]
 

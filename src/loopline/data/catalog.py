@@ -12,11 +12,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from loopline.errors import LooplineError
-from loopline.settings import Strict, repository
+from loopline.settings import Strict, read_yaml, repository
 from loopline.tasks.spec import TaskName
 
 CATALOG = Path("data/catalog.yaml")
@@ -82,12 +81,7 @@ class Dataset(Strict):
 
 def load(path: Path = CATALOG) -> dict[str, Dataset]:
     """Read the catalogue: name -> dataset. Raises LooplineError that names each wrong key."""
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LooplineError(f"{path} not found: run this from the repository's root") from error
-    except yaml.YAMLError as error:
-        raise LooplineError(f"{path} is not valid YAML: {error}") from error
+    entries = read_yaml(path)
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise LooplineError(f"{path} must map names to datasets")
     datasets = {}

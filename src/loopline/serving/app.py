@@ -6,13 +6,14 @@ body is read.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
 from loopline import __version__, credentials
-from loopline.serving import feedback, openapi, pages
+from loopline.serving import feedback, oip, openapi, pages
 from loopline.serving import journal as journals
 from loopline.serving.inference import Handler, Inference, Limits, broken
 from loopline.serving.messages import Cancel, Headers, Refusal, Request, Respond, Response, decompress
@@ -160,6 +161,8 @@ class App:
         with _about(route):
             if request.body and (encodings := request.headers.get(b"content-encoding")):
                 request.body = decompress(request.body, encodings, route.limit)
+            if request.body.startswith(BOM_UTF8) and oip.LENGTH not in request.headers:
+                request.body = request.body[len(BOM_UTF8) :]  # files of Windows' editors begin with it
             return route.handle(request, respond)
 
     def refusal(self, refusal: Refusal) -> Response:

@@ -215,7 +215,8 @@ class Decoder:
 
 def kind_of(data: bytes) -> str | None:
     """PNG, JPEG or WEBP, by its first bytes; None for what is not accepted."""
-    return next((name for signature, name in SIGNATURES.items() if data.startswith(signature)), None)
+    found = next((name for signature, name in SIGNATURES.items() if data.startswith(signature)), None)
+    return found if found != "WEBP" or data[8:12] == b"WEBP" else None  # a sound begins with RIFF too
 
 
 def _decode(data: bytes, channels: int) -> image.Pixels:

@@ -46,7 +46,7 @@ def submitted(task: object) -> list[list[Result]]:
     entries = task.get("annotations", task.get("completions"))
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UnusableResult("its `annotations` are not a list of objects")
-    finished = [entry for entry in entries if not entry.get("was_cancelled")]
+    finished = [entry for entry in entries if not (entry.get("was_cancelled") or entry.get("skipped"))]
     chosen = [entry for entry in finished if entry.get("ground_truth")] or finished
     results = [entry.get("result") or [] for entry in chosen]
     if not all(isinstance(each, list) and all(isinstance(result, dict) for result in each) for each in results):

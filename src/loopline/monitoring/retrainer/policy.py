@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from loopline.errors import LooplineError
-from loopline.settings import Strict
+from loopline.settings import Strict, read_yaml
 
 POLICY = Path("monitoring/retraining.yaml")
 PLACES = frozenset({"model", "run", "version", "repository", "worktree", "journal", "policy"})
@@ -104,12 +103,7 @@ class Policy(Strict):
 def load(path: Path = POLICY) -> Policy:
     """Read and check the file. Raises LooplineError with one line for each wrong key."""
     try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Policy.model_validate(raw)
-    except FileNotFoundError as error:
-        raise LooplineError(f"{path} not found: run this from the repository's root, or name a policy") from error
-    except yaml.YAMLError as error:
-        raise LooplineError(f"{path} is not valid YAML: {error}") from error
+        return Policy.model_validate(read_yaml(path))
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()]
         raise LooplineError(f"{path} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from error
