@@ -389,8 +389,11 @@ FOLDER_FORMATS = {"classification": "a folder per class", "text": "a folder of t
 @pytest.mark.parametrize("name", ["unsup", "Unlabeled", "un-labelled", "unlabeled_images"])
 @pytest.mark.parametrize(("task", "suffix"), [("classification", ".png"), ("text", ".txt")])
 def test_a_folder_without_labels_is_no_class(tmp_path, name, task, suffix):
-    put(tmp_path, {f"train/{label}/1{suffix}": picture(n) for n, label in enumerate(("pos", "neg", name))})
-    put(tmp_path, {f"test/{label}/2{suffix}": picture(n + 9) for n, label in enumerate(("pos", "neg"))})
+    def content(number):
+        return picture(number) if suffix == ".png" else f"text {number}".encode()
+
+    put(tmp_path, {f"train/{label}/1{suffix}": content(n) for n, label in enumerate(("pos", "neg", name))})
+    put(tmp_path, {f"test/{label}/2{suffix}": content(n + 9) for n, label in enumerate(("pos", "neg"))})
     cleaned = clean([("set", formats.read(tmp_path, task))], task=task, split=SPLIT)
     assert {sample.label for sample in cleaned.samples} == {"pos", "neg"}
     assert cleaned.aside.examples == {"no label": [f"train/{name}/1{suffix}"]}

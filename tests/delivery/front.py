@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from random import Random
 
 import brightness
 import prometheus
@@ -36,12 +37,13 @@ class Sender:
 
     def _send(self, port, number, pause):
         connection, count = http.client.HTTPConnection("127.0.0.1", port, timeout=30), 0
+        random = Random(number)  # in no order: in one, a lane could get the bright images and the other the dark ones
         while not self.stop.is_set():
             count += 1
             identity = f"{number}-{count}"
             try:
-                body = self.images[(count * 7 + number) % len(self.images)]
-                connection.request("POST", "/predict/classifier", body, self.headers | {"X-Request-Id": identity})
+                headers = self.headers | {"X-Request-Id": identity}
+                connection.request("POST", "/predict/classifier", random.choice(self.images), headers)
                 answer = connection.getresponse()
                 content = answer.read()
                 version = json.loads(content).get("version")
