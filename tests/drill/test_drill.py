@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from loopline.drill.scenario import Pools, Sample, pools
 from loopline.drill.scratch import Scratch
 from loopline.drill.world import Seen, World
 from loopline.errors import LooplineError
+from loopline.journal import index
 from loopline.monitoring import companions
 from loopline.monitoring.guard import Action, Alert, Decision
 from loopline.monitoring.retrainer.state import Store
@@ -310,6 +312,18 @@ def test_the_lines_of_a_training_are_told_once_and_whole(tmp_path):
     store.close()
     told = [event.text.strip() for event in record.events]
     assert told == ["retraining, step train", "Running stage 'train@classifier':", "epoch 1 of 3, loss 0.5"]
+
+
+def test_what_the_journal_kept_is_read_from_its_index_and_nothing_where_there_is_none(tmp_path):
+    observer = Observer(tmp_path, "classifier", Record(out=io.StringIO()))
+    assert observer.kept(["a"]) == set(), "the keeper has not begun"
+    (tmp_path / ".loopline/journal").mkdir(parents=True)
+    (tmp_path / ".loopline/journal/index.db").write_text("no database")
+    assert observer.kept(["a"]) == set()
+    (tmp_path / ".loopline/journal/index.db").unlink()
+    with closing(index.connect(tmp_path / ".loopline/journal", write=True)) as journal:
+        journal.executemany("INSERT INTO entry (model, id) VALUES (?, ?)", [("classifier", "a"), ("text", "b")])
+    assert observer.kept(["a", "b", "c"]) == {"a"}
 
 
 def test_a_clone_begins_with_results_that_nobody_committed(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """The parts of `make bench-drift` that could lie."""
 
+import re
 from importlib import import_module
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -97,6 +99,23 @@ def test_the_limit_of_any_method_is_what_a_test_with_every_label_misses(harness)
     assert page.limit_of({"rows": rows}, ours=False) == (0.5, 0.5, (2, 4))
     assert page.limit_of({"rows": rows}, ours=True) == (0.5, 0.75, (2, 4))
     assert page.limit_of({"rows": rows[6:]}, ours=True) == (None, None, (0, 0))
+
+
+def test_the_page_on_drift_says_what_a_test_with_every_label_finds():
+    """The normal approximation to the power of a one-sided test at 5 % of two shares: 1,000 labels beside 533."""
+    page = (ROOT / "docs/drift.md").read_text(encoding="utf-8")
+    (head,) = re.findall(r"\| loss, points \|(.+)\|", page)
+    losses = [int(cell) / 100 for cell in head.split("|")]
+    asked = {"anything lost": 0.0, "over two points lost": 0.02}
+    shown = re.findall(r"\| (anything lost|over two points lost), accuracy (\.\d+) \|(.+)\|", page)
+    assert len(shown) == 4
+    for what, accuracy, cells in shown:
+        before = float(accuracy)
+        for loss, cell in zip(losses, cells.split("|"), strict=True):
+            now = before - loss
+            error = (now * (1 - now) / 1000 + before * (1 - before) / 533) ** 0.5
+            power = NormalDist().cdf((loss - asked[what]) / error - 1.645)
+            assert float(cell) == pytest.approx(power, abs=0.006), (what, accuracy, loss)
 
 
 def test_another_data_set_is_mixed_in_at_one_strength(harness):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Collection
 from contextlib import closing
@@ -80,15 +81,18 @@ class Observer:
         return next((line for line in self.lines()[1:] if line.action == action), None)
 
     def kept(self, ids: Collection[str]) -> set[str]:
-        """Those of these requests that the journal has."""
+        """Those of these requests that the journal has; none while its index cannot be read, for it is asked again."""
         if not ids:
             return set()
-        with closing(index.connect(self.folder / ".loopline/journal")) as found:
-            rows = found.execute(
-                "SELECT id FROM entry WHERE model = ? AND id IN (SELECT value FROM json_each(?))",
-                (self.model, json.dumps(list(ids))),
-            )
-            return {row["id"] for row in rows}
+        try:
+            with closing(index.connect(self.folder / ".loopline/journal")) as found:
+                rows = found.execute(
+                    "SELECT id FROM entry WHERE model = ? AND id IN (SELECT value FROM json_each(?))",
+                    (self.model, json.dumps(list(ids))),
+                )
+                return {row["id"] for row in rows}
+        except (LooplineError, sqlite3.Error):
+            return set()
 
     def runs(self) -> list[Run]:
         """The retrainer's."""
