@@ -114,36 +114,39 @@ def commands() -> None:
 STEPS = """
 import time, torch
 network = torch.nn.Sequential(*[torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(8)])
-images = torch.zeros(64, 16, 28, 28)
+images = torch.zeros(8, 16, 28, 28)
 network(images).sum().backward()
 start = time.perf_counter()
-for _ in range(20):
+for _ in range(100):
     network(images).sum().backward()
 print(time.perf_counter() - start)
 """
+THREADS = {
+    "one": {"OMP_NUM_THREADS": "1"},  # as here
+    "two that sleep": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
+    "two that spin": {"OMP_NUM_THREADS": "2"},  # OpenMP's default
+}
 
 
-def waiting() -> None:
-    """Training steps whose waiting threads sleep, as here, or spin, OpenMP's default: alone, and beside a busy loop a core."""
-    print("\n| beside | asleep s | spinning s | ratio |\n|---|---|---|---|")
-    spin = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    sleep = spin | {"OMP_WAIT_POLICY": "passive"}
-    for count in (0, os.cpu_count() or 1):
+def threads() -> None:
+    """Training steps by the threads of OpenMP, which sleep or spin while they wait: alone, and beside busy loops."""
+    print(f"\n| beside | {' s | '.join(THREADS)} s |\n|---|---|---|---|")
+    plain = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for count in range((os.cpu_count() or 1) + 1):
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-        spent: dict[int, list[float]] = {0: [], 1: []}
+        spent: dict[str, list[float]] = {name: [] for name in THREADS}
         try:
             for _ in range(ROUNDS):
-                for side, environment in enumerate((sleep, spin)):
+                for name, environment in THREADS.items():
                     done = subprocess.run(
-                        [sys.executable, "-c", STEPS], check=True, capture_output=True, env=environment
+                        [sys.executable, "-c", STEPS], check=True, capture_output=True, env=plain | environment
                     )
-                    spent[side].append(float(done.stdout))
+                    spent[name].append(float(done.stdout))
         finally:
             for process in busy:
                 process.kill()
                 process.wait()
-        a, b = median(spent[0]), median(spent[1])
-        print(f"| {count} busy loops | {a:.2f} | {b:.2f} | {b / a:.2f} |")
+        print(f"| {count} busy loops | {' | '.join(f'{median(times):.2f}' for times in spent.values())} |", flush=True)
 
 
 def _median(call: Callable[[], object]) -> float:
@@ -159,5 +162,5 @@ if __name__ == "__main__":
     print(f"{cpu_name()}\n")
     models()
     drift_signals()
-    waiting()
+    threads()
     commands()

@@ -17,8 +17,9 @@ for _name, _value in {
     # Not telemetry: what CUDA's matrix products need to give the same sums each time.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     # Nor these: another number of threads gives weights with other last bits, so it follows neither the machine's cores nor its load.
-    # Threads that wait sleep: OpenMP's default is to spin, and beside other work that takes many times as long.
-    "OMP_NUM_THREADS": "2",
+    # One: steps of small networks are too short to share. A second thread that sleeps between them makes a training slower, one that
+    # spins (OpenMP's default) gains a fifth on idle cores and loses several times that beside other work.
+    "OMP_NUM_THREADS": "1",
     "MKL_DYNAMIC": "FALSE",  # or it lowers the number to that of the cores
     "OMP_WAIT_POLICY": "passive",
 }.items():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ LARGEST_GRADIENT = 10.0  # norm
 MOST_INERTIA = 0.99  # of the running average: about the last hundred steps
 NMS_IOU = 0.6  # while training; what serves is chosen on the validation split afterwards
 EVALUATION_BATCH = 32
+Batch = tuple[Any, list[Any]]  # images and, of each, its boxes
 
 
 class Average:
@@ -98,7 +100,7 @@ def fit(
     while state.epoch < recipe.epochs and state.epoch - state.best_epoch < recipe.patience:
         network.train()
         total = 0.0
-        for number, (pixels, boxes) in enumerate(_batches(train, recipe, seed=seed, epoch=state.epoch)):
+        for number, (pixels, boxes) in enumerate(_ahead(_batches(train, recipe, seed=seed, epoch=state.epoch))):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(state.epoch + number / steps, recipe)
             loss = _loss(network, pixels, boxes)
@@ -180,7 +182,16 @@ def _loss(network: Detector, pixels: Any, boxes: list[Any]) -> torch.Tensor:
     return network.loss(raw, [torch.from_numpy(b) for b in boxes], _size(pixels))
 
 
-def _batches(train: Scenes, recipe: DetectionTrain, *, seed: int, epoch: int) -> Any:
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; each is made in a second thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, batches, None)
+        while batch := following.result():
+            following = pool.submit(next, batches, None)
+            yield batch
+
+
+def _batches(train: Scenes, recipe: DetectionTrain, *, seed: int, epoch: int) -> Iterator[Batch]:
     """Every image once, augmented, in batches of nearly equal size."""
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(train.boxes))
