@@ -1114,9 +1114,12 @@ def test_label_studio_texts_that_are_missing_are_not_taken_from_other_fields(tmp
 def test_label_studio_reports_what_it_cannot_use(tmp_path):
     turned = rectangle("a.png")
     turned["annotations"][0]["result"][0]["image_rotation"] = 90
+    resized = rectangle("d.png")
+    resized["annotations"][0]["result"] += rectangle("d.png")["annotations"][0]["result"]
+    resized["annotations"][0]["result"][1] |= {"original_width": 99}
     skipped = rectangle("b.png", annotations=[{"was_cancelled": True, "result": []}])
-    entries = [turned, skipped, rectangle("gone.png"), {"image": "c.png", "label": []}, None, rectangle(7)]
-    studio(tmp_path, *entries, **{"b.png": picture(), "c.png": picture()})
+    entries = [turned, skipped, rectangle("gone.png"), {"image": "c.png", "label": []}, None, rectangle(7), resized]
+    studio(tmp_path, *entries, **{f"{name}.png": picture() for name in "bcd"})
     assert box_problems(tmp_path) == ["region drawn while the image was turned"]
     assert problems(tmp_path) == {
         "b.png": "task without annotation",
@@ -1125,6 +1128,7 @@ def test_label_studio_reports_what_it_cannot_use(tmp_path):
         "project-1.json:tasks[3]": "task that is not one of the JSON export",
         "project-1.json:tasks[4]": "task that is not one of the JSON export",
         "project-1.json:tasks[5]": "task without one image",
+        "project-1.json:tasks[6]": "regions drawn on images of several sizes",
     }
 
 

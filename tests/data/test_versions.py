@@ -99,11 +99,14 @@ def ingested(model: str) -> tuple[int, dict[str, int]]:
 def test_a_batch_with_a_new_class_becomes_a_version_and_the_old_one_comes_back(home: Path, tmp_path: Path) -> None:
     incoming = images(tmp_path / "incoming", circle=5, star=20)
     shutil.copy("shapes/square/0.png", images(incoming, square=0) / "square/known.png")
+    shutil.copytree(incoming / "star", incoming / "@eaDir/star")  # thumbnails of a network drive
+    (incoming / ".gitignore").write_text("star\n")
     assert ingested("classifier") == (60, {"circle": 30, "square": 30})
     commits = git("rev-list", "--count", "HEAD")
 
     told = versions.add("classifier", incoming)
 
+    assert sorted(path.name for path in Path("data/batches/classifier/v2").iterdir()) == ["circle", "square", "star"]
     assert "classifier v2: 25 new samples, new classes star" in told
     assert "1 x already in the dataset" in told
     assert "star         0  +20     20" in told

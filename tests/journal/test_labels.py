@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,10 +175,10 @@ def test_a_table_that_was_filled_in_comes_back_without_what_is_empty(tmp_path):
     (tmp_path / "l.csv").write_bytes("ID;Label\na;für\n".encode("cp1252"))  # as Excel writes it
     assert annotations.read(tmp_path / "l.csv").labels == {"a": ["für"]}
     for text, why in {
-        "name,label\na,b\n": "must name the columns",
+        "name,label\na,b\n": "the columns id and label are needed",
         "id,label\n,b\n": "line 2: no id",
         'id,label\na,"b\nc,d\n': "line 2: quote that is not closed",
-        "": "must name",
+        "": "id and label are needed",
     }.items():
         (tmp_path / "l.csv").write_text(text)
         with pytest.raises(LooplineError, match=why):
@@ -192,7 +193,7 @@ def test_a_table_that_was_filled_in_comes_back_without_what_is_empty(tmp_path):
         (b"PK\3\4\x14\0\6\0" + b"\0" * 100, "is an Excel workbook or a zip archive: save the sheet as CSV UTF-8"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 100, "is an Excel workbook: save the sheet as CSV UTF-8"),
         (gzip.compress(b"id,label\na,b\n", mtime=0), "is packed with gzip: unpack it"),
-        (b"\1\2\xff" * 50_000, "its first line must name the columns id and label"),
+        (b"\1\2\xff" * 50_000, "the columns id and label are needed"),
         (",".join(map(str, range(9999))).encode(), r"it has \['0', '1', '2', '3', '4', '\.\.\.'\]"),
     ],
 )
@@ -266,22 +267,33 @@ def test_label_studios_export_is_read_in_every_encoding_of_json(tmp_path, encodi
     ("content", "why"),
     [
         (
-            [{"id": 1, "image": "x", "label": "7", "annotator": 1}],
-            "task 0: it has no `data`: export as JSON, not as JSON-MIN",
+            [{"id": 1, "image": "x", "label": "7", "annotator": 1, "annotation_id": 2}],
+            "Label Studio's CSV or JSON-MIN, whose ids are those of its tasks: export as JSON",
         ),
         ([{"data": {"id": "a"}, "predictions": []}], "its `annotations` are not a list"),
         ([{"data": {"id": "a"}, "annotations": [7]}], "not a list of objects"),
         ([{"data": {"id": "a"}, "annotations": [{"result": {"value": {}}}]}], "a `result` is not a list"),
         ({"images": [], "annotations": [], "categories": []}, "it is an object, not a list of tasks"),
-        ([7], "task 0"),
+        ([7], "line 1: .*object"),
+        ([{"annotations": []}, 7], "task 0: it has no `data`"),
         ('[{"data": ', "not Label Studio's JSON export"),
-        ("[" * 100_000, "not Label Studio's JSON export"),
+        ("[" * 100_000, "the JSON list breaks off at item 1"),
     ],
 )
 def test_what_is_no_json_export_is_refused_with_the_reason(tmp_path, content, why):
     (tmp_path / "x.json").write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(LooplineError, match=why):
         annotations.read(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name", ["labels.json", "labels.jsonl", "labels.txt"])
+def test_json_records_with_id_and_label_are_read(tmp_path, name):
+    records = [{"id": "a", "label": "dark"}, {"id": "b", "label": 7}, {"id": "c", "label": None}]
+    lines = "\n".join(map(json.dumps, records))
+    (tmp_path / name).write_text(json.dumps(records) if name == "labels.json" else lines)
+    assert annotations.read(tmp_path / name) == annotations.Returned(
+        {"a": ["dark"], "b": ["7"]}, Counter({"without a label": 1})
+    )
 
 
 def test_a_label_is_read_as_ingest_reads_it(tmp_path):

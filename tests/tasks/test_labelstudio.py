@@ -47,6 +47,12 @@ def test_a_rectangle_and_its_labels_may_be_two_results():
     assert labelstudio.regions([shape, name, text, relation]) == [labelstudio.Region("car", (0, 0, 5, 5))]
 
 
+def test_two_shapes_with_one_id_are_two_regions():
+    """A script that prepares annotations may write `id` once for all."""
+    found = labelstudio.regions([rectangle(id="r1"), rectangle(id="r1", x=0, names=("bus",)), rectangle(id="r1")])
+    assert [(region.label, region.corners[0]) for region in found] == [("car", 64), ("bus", 0)]
+
+
 @pytest.mark.parametrize(
     ("kind", "value"),
     [

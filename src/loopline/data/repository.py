@@ -15,14 +15,13 @@ from pathlib import Path
 
 import yaml
 
+from loopline.data.formats.common import SYSTEM
 from loopline.errors import LooplineError
 
 INCOMING = Path(".loopline/incoming")
 # New files that belong to the pipeline. Others, a data set in a folder of the repository for one, may be large or secret.
 PIPELINE = ("models", "src", *(f":(glob)data/{name}" for name in ("*/*.json", "*/*.csv", "**/*.dvc", "**/.gitignore")))
 IDENTITY = ("-c", "user.name=Loopline", "-c", "user.email=loopline@localhost")
-# Never data; and some of them would make git or DVC look away from a part of the batch.
-_HIDDEN = shutil.ignore_patterns(".*", "*.dvc", "__MACOSX")
 
 
 def git(*arguments: str, **environment: str) -> str:
@@ -130,11 +129,16 @@ def _copy(source: Path, target: Path) -> None:
     aside = INCOMING / target.parent.name / target.name
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        shutil.copytree(source, aside, ignore=_HIDDEN)
+        shutil.copytree(source, aside, ignore=_never_data)
     except OSError as error:
         raise LooplineError(f"{source} cannot be copied: {error}") from error
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(aside, target)
+
+
+def _never_data(_folder: str, names: list[str]) -> set[str]:
+    """What is not copied. Some of it would make git or DVC look away from a part of the batch."""
+    return {name for name in names if name.startswith(".") or name.endswith(".dvc") or name.lower() in SYSTEM}
 
 
 def _restore(target: Path, pointer: Path, ignored: Path, content: bytes | None) -> None:

@@ -1,4 +1,4 @@
-"""Labels that come back in a file: a CSV with `id` and `label`, or Label Studio's JSON export.
+"""Labels that come back in a file: a table or JSON records with `id` and `label`, or Label Studio's JSON export.
 
 Nothing is counted as taken that cannot be joined to a sample: what is passed over has a reason and a count.
 """
@@ -60,8 +60,11 @@ def read(path: Path) -> Returned:
             head = file.read(1024)
         if no_text := next((what for start, what in NO_TEXT.items() if head.startswith(start)), None):
             raise LooplineError(f"{path} {no_text}")
-        json_export = encoding.decode(head).lstrip().startswith(("[", "{"))
-        return _tasks(path, path.read_bytes()) if json_export else _table(path)
+        if not encoding.decode(head).lstrip().startswith(("[", "{")):
+            return _table(path, path.name)
+        content = path.read_bytes()
+        tasks = any(f'"{key}"' in encoding.decode(content) for key in ("data", "annotations", "completions"))
+        return _tasks(path, content) if tasks else _table(path, f"{path.name}.jsonl")
     except OSError as error:
         raise LooplineError(f"{path} cannot be read: {error}") from error
 
@@ -71,16 +74,19 @@ def _columns(names: Sequence[str]) -> list[str] | None:
     return None if identity is None or label is None else [identity, label]
 
 
-def _table(path: Path) -> Returned:
+def _table(path: Path, name: str) -> Returned:
+    """name: ends as a file of this kind does."""
     labels: dict[str, list[Any]] = {}
     passed_over: Counter[str] = Counter()
     with path.open("rb") as file:
-        table = reader.read(file, str(path), path.name, _columns)
+        table = reader.read(file, str(path), name, _columns)
         if {columns.normal(name) for name in table.columns} & FOREIGN:
-            raise LooplineError(f"{path} is Label Studio's CSV, whose ids are those of its tasks: export as JSON")
+            raise LooplineError(
+                f"{path} is Label Studio's CSV or JSON-MIN, whose ids are those of its tasks: export as JSON"
+            )
         if table.chosen is None:
             names = [name[:40] for name in table.columns[:5]] + ["..."] * (len(table.columns) > 5)
-            raise LooplineError(f"{path}: its first line must name the columns id and label; it has {names}")
+            raise LooplineError(f"{path}: the columns id and label are needed; it has {names}")
         for row in table.rows:
             if row.problem is not None:
                 raise LooplineError(f"{path}, line {row.number}: {row.problem}")
@@ -166,7 +172,7 @@ def _boxes(results: list[labelstudio.Result], entry: Entry) -> list[dict[str, An
             raise _PassedOver(region.problem or "region without a class")
     if results and not regions:
         raise _PassedOver("results without a region: only an empty annotation says that there is nothing")
-    sizes = {drawn for result in results if (drawn := labelstudio.size([result]))}
+    sizes = labelstudio.sizes(results)
     if sizes and isinstance(entry.input, bytes):
         size = upright(entry.input)
         if any(abs(side - real) > ROUNDING for drawn in sizes for side, real in zip(drawn, size, strict=True)):

@@ -6,6 +6,7 @@ of the upright image and turns a rectangle clockwise around its upper left corne
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,10 +68,11 @@ def choices(results: Iterable[Result]) -> list[str]:
 
 def regions(results: Iterable[Result]) -> list[Region]:
     """Return a region for each shape, of a known kind or not. Relations, texts, ratings and choices are passed over."""
-    shapes: dict[object, list[Result]] = {}  # a rectangle and its labels may be two results with one id
+    # A rectangle and its labels may be two results with one id and one shape. Scripts also give one id to several shapes.
+    shapes: dict[tuple[str, str], list[Result]] = {}
     for place, result in enumerate(results):
         if _is_shape(result):
-            shapes.setdefault(str(result.get("id") or place), []).append(result)
+            shapes.setdefault((str(result.get("id") or place), _shape(result)), []).append(result)
     return [_region(group) for group in shapes.values()]
 
 
@@ -80,13 +82,14 @@ def other_kinds(results: Iterable[Result], *, regions: bool) -> list[str]:
     return [_kind(result) or "unknown" for result in passed]
 
 
-def size(results: Iterable[Result]) -> tuple[int, int] | None:
-    """Return the (width, height) in pixels on which the regions were drawn; None where none states it."""
+def sizes(results: Iterable[Result]) -> list[tuple[int, int]]:
+    """Return each different (width, height) in pixels on which regions were drawn; [] where none states it."""
+    stated: dict[tuple[int, int], None] = {}
     for result in results:
         width, height = (number(result.get(f"original_{side}")) for side in ("width", "height"))
         if width and height and width > 0 and height > 0:
-            return round(width), round(height)
-    return None
+            stated[round(width), round(height)] = None
+    return list(stated)
 
 
 def _is_shape(result: Result) -> bool:
@@ -98,6 +101,17 @@ def _kind(result: Result) -> str:
     value = result.get("value")
     named = [key for key in value if str(key).endswith("labels")] if isinstance(value, dict) else []
     return str(result.get("type") or next(iter(named), "")).lower()
+
+
+def _shape(result: Result) -> str:
+    """Return what tells a region's shape from another's: its value without the names of classes and the text in it."""
+    value = result.get("value")
+    drawn = (
+        {key: value[key] for key in value if not str(key).endswith("labels") and key != "text"}
+        if isinstance(value, dict)
+        else {}
+    )
+    return json.dumps(drawn, sort_keys=True, default=str)
 
 
 def _region(group: Sequence[Result]) -> Region:

@@ -110,7 +110,11 @@ def _sample(
         return file_sample(folder, path, label=label if isinstance(label, str) else None, split=split)
     boxes = _agreed([_boxes(results, where) for results in annotations])
     sample = file_sample(folder, path, boxes=boxes if isinstance(boxes, tuple) else (), split=split)
-    sizes = [size for results in annotations if (size := labelstudio.size(results))]
+    sizes = labelstudio.sizes(result for results in annotations for result in results)
+    if len(sizes) > 1:
+        raise UnusableResult(
+            "regions drawn on images of several sizes", ", ".join(f"{width}x{height}" for width, height in sizes)
+        )
     return sample if sample.problem else replace(sample, size=next(iter(sizes), None))
 
 
