@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,15 @@ def test_the_hash_takes_only_what_is_not_published(name):
     assert assign(name, "train", {"train", "test"}, SPLIT) in ("train", "val")
     assert assign(name, "train", {"train", "val"}, SPLIT) in ("train", "test")
     assert assign(name, None, {"train", "val", "test"}, SPLIT) == "train"  # no publisher called it val or test
+
+
+def test_a_published_test_without_labels_is_counted_and_another_is_drawn():
+    """So publishes a competition its data."""
+    rows = [say(f"train {number}", split="train") for number in range(500)]
+    cleaned = texts(*rows, *(say(f"test {number}", None, split="test") for number in range(50)))
+    assert cleaned.aside.counts == {"no label": 50}
+    drawn = Counter(sample.split for sample in cleaned.samples)
+    assert sum(drawn.values()) == 500 and 70 < drawn["test"] < 130 and 70 < drawn["val"] < 130
 
 
 def test_published_train_gives_the_share_of_val_that_was_asked_for():

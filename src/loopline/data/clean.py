@@ -123,13 +123,13 @@ def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName,
                 continue
             seen += 1
             boxes.seen += len(raw.boxes or ())
-            if raw.split:
-                of_source.add(raw.split)
             try:
                 sample = _check(raw, source, task, boxes)
             except SetAside as verdict:
                 aside.add(verdict.args[0], raw.path, *verdict.args[1:])
             else:
+                if raw.split:  # a competition publishes its test split without labels: then it is none
+                    of_source.add(raw.split)
                 group = split.group.of(raw.path, raw.group) if split.group else None
                 _join(contents, sample, group, raw.split)
     kept = list(_settle(contents, published, split, aside))

@@ -142,7 +142,7 @@ def _write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
 def _fresh(train: Split, val: Split, settings: Text) -> tuple[tokenizing.Kind, Tokenizer, Network]:
     """The kind of tokens asked for. For `auto`: words, unless characters are clearly better with naive Bayes on `val`.
 
-    A network on words takes a tenth of the time. Without the margin the next batch of labels could turn the choice over.
+    A network on words takes a ninth of the time. Without the margin the next batch of labels could turn the choice over.
     """
     from loopline.training.text import ngrams
 
