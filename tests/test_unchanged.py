@@ -17,6 +17,7 @@ OTHERS = {  # all of one name, each of another kind than this machine
     "features": HERE | {"features": "avx2 fma sse2"},
     "maker": HERE | {"processor": "x86_64 OtherMaker 1 2"},
     "torch": HERE | {"torch": "1.0.0"},
+    "threads": HERE | {"threads": "5"},
     "onnxruntime": HERE | {"onnxruntime": "1.0.0"},
     "features not recorded": {"cpu": "AMD EPYC", "features": ["avx2"]},
 }
@@ -27,14 +28,14 @@ def git(repository, *words):
     return subprocess.run(["git", *words], cwd=repository, env=os.environ | identity, check=True, capture_output=True)
 
 
-def write(repository, *, accuracy, machine, models=("text",), n=2000, interval=0.02):
+def write(repository, *, accuracy, machine, models=("text",), n=2000, interval=0.02, metric="accuracy"):
     """The results of a run: a report and a dvc.lock."""
     digest, lock = f"{accuracy} {machine}", {}
     for name in models:
         folder = repository / "models" / name
         folder.mkdir(parents=True, exist_ok=True)
         figure = {"value": accuracy, "low": accuracy - interval, "high": accuracy + interval}
-        report = {"headline": "accuracy", "n": n, "metrics": {"accuracy": figure}, "machine": machine}
+        report = {"headline": metric, "n": n, "metrics": {metric: figure}, "machine": machine}
         (folder / "report.json").write_text(json.dumps(report))
         lock[f"evaluate@{name}"] = {"outs": digest}
     (repository / "dvc.lock").write_text(yaml.safe_dump({"stages": lock}))
@@ -102,11 +103,12 @@ def test_on_another_kind_figures_outside_the_band_fail(committed, kind, accuracy
     assert f"accuracy {accuracy} is outside 0.8100 to 0.8500" in done.stdout
 
 
-def test_a_narrow_interval_leaves_a_point_to_each_side(committed):
-    repository = committed(OTHERS["features"], interval=0.0)
-    write(repository, accuracy=0.821, machine=HERE)
+@pytest.mark.parametrize(("metric", "within", "outside"), [("accuracy", 0.821, 0.819), ("map50", 0.801, 0.799)])
+def test_a_band_is_no_narrower_than_what_rounding_does_to_a_training(committed, metric, within, outside):
+    repository = committed(OTHERS["features"], interval=0.0, metric=metric)
+    write(repository, accuracy=within, machine=HERE, metric=metric)
     assert judged(repository).returncode == 0
-    write(repository, accuracy=0.819, machine=HERE)
+    write(repository, accuracy=outside, machine=HERE, metric=metric)
     assert judged(repository).returncode == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from importlib.metadata import version
@@ -47,7 +48,8 @@ def kind() -> dict[str, str]:
     """Name what decides the bits of a result: two machines of one kind give the same.
 
     The maker, family and model number stand beside the features, since libraries also choose by the maker and by the sizes of caches.
-    The name does not: two different processors may both be called "AMD EPYC", and one may have several names.
+    The name does not: two different processors may both be called "AMD EPYC", and one may have several names. Torch's threads share a
+    sum, so their number decides its last bits.
     """
     import onnxruntime  # whichever of its packages is installed: onnxruntime or onnxruntime-gpu
 
@@ -55,6 +57,7 @@ def kind() -> dict[str, str]:
     return {
         "processor": " ".join([platform.machine(), *filter(None, map(_cpuinfo, numbers))]),
         "features": " ".join(sorted(flag for flag in set(_flags()) if COMPUTES.match(flag))),
+        "threads": os.environ["OMP_NUM_THREADS"],  # the package sets it where the user has not
         "torch": version("torch"),
         "onnxruntime": onnxruntime.__version__,
     }
