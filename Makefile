@@ -32,7 +32,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-repro: setup ## data to three released bundles: what is up to date is left alone (5 min; MODEL=text: one; ARGS=--force: nothing is)
+repro: setup ## data to three released bundles: what is up to date is left alone (6 min; MODEL=text: one; ARGS=--force: nothing is)
 	dvc repro $(ARGS) $(if $(MODEL),package@$(MODEL))
 	@loopline results $(MODEL)
 
