@@ -1,5 +1,6 @@
 """The command line: its answers, its exit codes, and how long it keeps one waiting is for `make bench` to say."""
 
+import io
 import os
 import socket
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from loopline import cli
 from loopline.errors import LooplineError
 from loopline.monitoring import sentinel
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments):
@@ -101,3 +104,33 @@ def test_a_new_models_folder_of_batches_is_made_and_git_would_keep_it(tmp_path, 
     assert cli.main(["data", "prepare", "../other"]) == 1
     assert "no model '../other'" in capsys.readouterr().err
     assert not (tmp_path / "data/other").exists()
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY", "all_proxy"])
+@pytest.mark.parametrize("own", [{}, {"NO_PROXY": "corp.example"}, {"no_proxy": "corp.example"}])
+def test_a_proxy_is_not_asked_for_this_machines_own_servers(name, own):
+    code = (
+        "import loopline, urllib.request as u, requests.utils as r\n"
+        "print(*(bool(u.proxy_bypass(h)) for h in ('127.0.0.1:80', 'localhost', '[::1]:80', 'corp.example', 'a.example')),"
+        " r.should_bypass_proxies('http://127.0.0.1:80/x', None))"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    environment = clean | {name: "http://127.0.0.1:9"} | own
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["True", "True", "True", str(bool(own)), "False", "True"], done.stderr
+
+
+def test_what_the_system_refuses_is_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").write_text("a file where a folder is wanted")
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    assert cli.main(["data", "prepare", "text"]) == 1
+    assert capsys.readouterr().err.startswith("loopline: [Errno 20] Not a directory: 'data/batches/text'")
+
+
+def test_a_terminal_of_another_encoding_shows_what_it_can(monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("loopline.data.catalog.listing", lambda: "Grün")
+    assert cli.main(["data", "list"]) == 0
+    assert screen.buffer.getvalue() == b"Gr\\xfcn\n"

@@ -5,8 +5,10 @@ import socketserver
 import threading
 
 import psutil
+import pytest
 
 from loopline import processes
+from loopline.errors import LooplineError
 
 
 def test_an_answer_that_is_no_http_is_none_yet(tmp_path):
@@ -26,3 +28,20 @@ def test_an_answer_that_is_no_http_is_none_yet(tmp_path):
         processes.wait(here, f"{address}/-/ready", tmp_path)
         server.shutdown()
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("content", ["", "null", "7", '[{"name": "a"}]', '[{"of": "tomorrow"}]', "[7]"])
+def test_a_damaged_note_of_what_runs_is_one_message(tmp_path, content):
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(LooplineError, match=r"state\.json is damaged, or of another version: remove it"):
+        processes.running(tmp_path)
+
+
+def test_another_users_process_is_named(monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.kill", refuse)
+    ours = processes.Process("server-1", os.getpid(), psutil.Process().create_time(), "")
+    with pytest.raises(LooplineError, match="server-1 was started by another user"):
+        processes.end([ours])

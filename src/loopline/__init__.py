@@ -1,6 +1,7 @@
 """Loopline: from data to a monitored service and back again.
 
-Importing it switches telemetry off in every library that has it, and sets OpenMP's threads, before any of them is imported.
+Importing it switches telemetry off in every library that has it, sets OpenMP's threads and keeps proxies away from this machine's own
+servers, before any of them is imported.
 """
 
 import os
@@ -24,3 +25,9 @@ for _name, _value in {
     "OMP_WAIT_POLICY": "passive",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# What listens on this machine is never asked by way of a proxy. `[::1]` is how urllib compares it.
+if any(name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in os.environ):
+    _hosts = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+    _value = ",".join(dict.fromkeys([*filter(None, _hosts), "127.0.0.1", "localhost", "::1", "[::1]"]))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = _value

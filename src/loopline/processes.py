@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,14 +96,34 @@ def running(folder: Path) -> list[Process]:
     """What is noted in the folder and still runs."""
     try:
         rows = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        noted = [Process(**row) for row in rows]
     except FileNotFoundError:
         return []
-    return [process for process in (Process(**row) for row in rows) if alive(process)]
+    except (ValueError, TypeError) as error:
+        raise LooplineError(
+            f"{folder}/state.json is damaged, or of another version: remove it, and end what still runs by hand"
+        ) from error
+    return [process for process in noted if alive(process)]
 
 
 def save(processes: Sequence[Process], folder: Path) -> None:
     """Note these, in place of what was noted."""
     write(folder / "state.json", json.dumps([asdict(process) for process in processes]))
+
+
+def taken(ports: Iterable[int]) -> list[int]:
+    """Those of the ports of 127.0.0.1 that a process listens on."""
+    found = []
+    for port in ports:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has ended does not count
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                found.append(port)
+    return found
 
 
 @contextmanager
@@ -147,4 +169,7 @@ def end(processes: Sequence[Process]) -> None:
 
 def _signal(process: Process, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):  # it ended since we looked
-        os.kill(process.pid, number)
+        try:
+            os.kill(process.pid, number)
+        except PermissionError as error:
+            raise LooplineError(f"{process.name} was started by another user, who alone can end it") from error

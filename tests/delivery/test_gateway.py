@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -160,10 +161,29 @@ def test_nobody_there_is_said(tmp_path):
         fleet.read(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a b", "a,b", "a)b", "a#b", "a'b", 'a"b', "a[b]", "Löhne"])
+def test_haproxy_reads_a_configuration_whatever_the_folder_is_called(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    checked = subprocess.run(["haproxy", "-c", "-f", write(folder, port=1, metrics_port=2)], capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_haproxy_wants_no_more_files_than_the_system_allows(tmp_path, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 4096))
+    config = write(tmp_path, port=1, metrics_port=2)
+    command = ["bash", "-c", f"ulimit -n 4096; exec haproxy -c -f {config}"]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert (checked.returncode, "limit" in checked.stderr) == (0, False), checked.stderr
+    assert "maxconn 1948" in config.read_text()
+
+
 def test_a_folder_too_long_for_a_socket_has_it_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp")
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
     assert len(str(socket_path(deep))) < 90
     assert str(socket_path(deep)) in write(deep, port=1, metrics_port=2).read_text()
     assert Path(socket_path(deep)).parent.stat().st_mode & 0o077 == 0
+    before = socket_path(deep)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # of another shell
+    assert socket_path(deep) == before

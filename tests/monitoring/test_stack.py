@@ -198,14 +198,28 @@ def test_each_start_has_an_empty_store_unless_the_last_one_is_to_go_on(started, 
 
 
 def test_what_does_not_start_leaves_nothing_running(folder):
-    first = prometheus.free_ports(6)
-    taken = socket.create_server(("127.0.0.1", first + 5))
-    done = loopline("up", *ports(first))
-    taken.close()
+    done = loopline("up", "--webhook", "gopher://hole", *ports(prometheus.free_ports(6)))
     assert done.returncode == 1
     assert "alertmanager did not get ready" in done.stderr
-    assert "address already in use" in done.stderr
+    assert "unsupported scheme" in done.stderr
     assert processes.running(folder / ".loopline/up") == []
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_port_that_another_process_has_is_named_before_anything_starts(folder, place):
+    """Debian starts a Prometheus of its own on 9090: it would answer in place of ours."""
+    first = prometheus.free_ports(6)
+    with socket.create_server(("", first + place)):
+        done = loopline("up", "--replicas", 2, *ports(first))
+    assert done.returncode == 1
+    assert f"loopline: port {first + place} (--" in done.stderr and "another process listens there" in done.stderr
+    assert not (folder / ".loopline/up/state.json").exists()
+
+
+def test_the_second_of_two_starts_at_once_is_refused(folder):
+    with processes.locked(folder / ".loopline/up", "up.lock"):
+        done = loopline("up", *ports(prometheus.free_ports(6)))
+    assert (done.returncode, done.stderr) == (1, "loopline: another `loopline up` is at work here: wait for it\n")
 
 
 def test_a_machine_without_prometheus_gets_advice(folder, monkeypatch):

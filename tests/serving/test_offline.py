@@ -348,6 +348,20 @@ def test_an_image_in_place_of_a_list_is_refused(folders, pictures, tmp_path):
         predict(folders["classifier"], str(pictures / "b/2.png"), str(tmp_path / "out.csv"), Options())
 
 
+def test_pyarrow_reads_from_memory_alone(folders, tmp_path, monkeypatch):
+    """A thread of its reader may outlive the reading. If it holds a file of Python's, it aborts the process at its end, now and then."""
+    sources = []
+
+    def noting(read):
+        return lambda source, *more, **options: sources.append(type(source)) or read(source, *more, **options)
+
+    monkeypatch.setattr(parts.pq, "ParquetFile", noting(pq.ParquetFile))
+    monkeypatch.setattr(parts.pyarrow.json, "read_json", noting(parts.pyarrow.json.read_json))
+    source = table(tmp_path / "in.csv", TEXTS)
+    predict(folders["text"], str(source), str(tmp_path / "out.csv"), Options())
+    assert len(sources) > 1 and set(sources) == {pa.BufferReader}
+
+
 def test_memory_does_not_grow_with_the_input(folders, tmp_path):
     code = (
         "import pathlib, re, sys; from loopline import cli\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -37,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns the exit code. A user's mistake is one message, never a traceback."""
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a label may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = int(options.run(options))
         sys.stdout.flush()
@@ -46,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # who reads has seen enough: `loopline data list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to say at the end either
         return 128 + signal.SIGPIPE
+    except OSError as error:  # a full disk, a folder of another user: the system's own words name it
+        print(f"loopline: {error}", file=sys.stderr)
+        return LooplineError.code
     except KeyboardInterrupt:
         print("loopline: interrupted", file=sys.stderr)
         return 130

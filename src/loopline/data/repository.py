@@ -62,7 +62,9 @@ def _run(name: str, *command: str, **variables: str) -> str:
     except FileNotFoundError as error:
         raise LooplineError(f"`{name}` did not start: dataset versions need git") from error
     if done.returncode:
-        raise LooplineError(f"`{name}` failed: {(done.stderr or done.stdout).strip()}")
+        raise LooplineError(
+            f"`{name}` failed: {(done.stderr or done.stdout).strip() or f'exit code {done.returncode}, without a word'}"
+        )
     return done.stdout.rstrip("\n")
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import resource
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,10 @@ from loopline.errors import LooplineError
 CHAMPION, BASELINE, CHALLENGER = "champion", "baseline", "challenger"
 SLOTS = 32  # servers of a lane: while a new champion takes over, its and the old one's
 LONGEST = 90  # bytes of a socket's path: the system takes 107, of which HAProxy wants some for a temporary name
+PLAIN = re.compile(r"[\w./-]+")
+TEMPORARY = Path("/tmp")  # noqa: S108 - what is in it is in a folder that no other user can read
+CONNECTIONS = 4096
+OTHER_FILES = 200  # of HAProxy itself: 189 were counted
 SECONDS = 10.0  # to answer a command, or to see that a server is up
 DRAIN_SECONDS = 35.0
 MAINTENANCE = 0x01  # of srv_admin_state: by hand; the slots begin with another, which is the configuration's
@@ -32,7 +37,7 @@ global
   stats socket {socket} mode 600 level admin
   log stdout format raw local0 info
   tune.bufsize 131072   # a request up to this size can be sent again if its server dies
-  maxconn 4096
+  maxconn {connections}
 defaults
   mode http
   timeout connect 1s
@@ -128,7 +133,7 @@ class Slot(NamedTuple):
 
 def write(folder: Path, *, port: int, metrics_port: int, host: str = "127.0.0.1") -> Path:
     """Write haproxy.cfg and an empty map of shares into the folder; returns the file."""
-    text = _fronts(str(socket_path(folder)), str(_shares(folder)), host, port, metrics_port)
+    text = _fronts(str(socket_path(folder)), str(_shares(folder)), host, port, metrics_port, _connections())
     text += PROCESSES.format(champion=CHAMPION, slots=SLOTS)
     text += "".join(TRIAL.format(lane=lane, slots=SLOTS) for lane in (BASELINE, CHALLENGER))
     _shares(folder).write_text("", encoding="ascii")
@@ -141,20 +146,21 @@ def containers(at: str) -> str:
 
     Shares are read at a reload. The baseline are the champion's own servers.
     """
-    text = _fronts("/tmp/gateway.sock", f"{at}/shares.map", "0.0.0.0", 8080, 8081) + CONTAINERS  # noqa: S104, S108 - in there
+    text = _fronts("/tmp/gateway.sock", f"{at}/shares.map", "0.0.0.0", 8080, 8081, CONNECTIONS) + CONTAINERS  # noqa: S104, S108 - in there
     champion = "".join(CONTAINER.format(name=name, options="on-error fastinter") for name in COLOURS)
     text += "".join(LANE.format(lane=lane) + champion for lane in (CHAMPION, BASELINE))
     text += LANE.format(lane=CHALLENGER) + CONTAINER.format(name=CHALLENGER, options="on-error mark-down")
     return text + "".join(CONTAINER.format(name=name, options="backup") for name in COLOURS)
 
 
-def _fronts(socket: str, shares: str, host: str, port: int, metrics_port: int) -> str:
+def _fronts(socket: str, shares: str, host: str, port: int, metrics_port: int, connections: int) -> str:
     return CONFIGURATION.format(
         socket=socket,
         shares=shares,
         host=host,
         port=port,
         metrics_port=metrics_port,
+        connections=connections,
         champion=CHAMPION,
         baseline=BASELINE,
         challenger=CHALLENGER,
@@ -162,19 +168,35 @@ def _fronts(socket: str, shares: str, host: str, port: int, metrics_port: int) -
 
 
 def _shares(folder: Path) -> Path:
-    return folder.absolute() / "shares.map"
+    return _plain(folder) / "shares.map"
 
 
 def socket_path(folder: Path) -> Path:
-    """Of the runtime socket: in the folder, or where that is too long for a socket, in a private one for temporary files."""
-    path = folder.absolute() / "gateway.sock"
-    if len(os.fsencode(path)) <= LONGEST:
+    """Of the runtime socket."""
+    return _plain(folder) / "gateway.sock"
+
+
+def _plain(folder: Path) -> Path:
+    """The folder, or a private one where its path is too long for a socket or has characters that mean something to HAProxy.
+
+    The private one is under /tmp whatever TMPDIR says: every shell must find the same.
+    """
+    path = folder.absolute()
+    if PLAIN.fullmatch(str(path)) and len(os.fsencode(path / "gateway.sock")) <= LONGEST:
         return path
-    short = Path(tempfile.gettempdir()) / f"loopline-{os.getuid()}"
-    short.mkdir(mode=0o700, exist_ok=True)
-    if short.is_symlink() or short.stat().st_uid != os.getuid() or short.stat().st_mode & 0o077:
-        raise LooplineError(f"{short} is not a folder of yours alone: remove it, or set TMPDIR")
-    return short / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.sock"
+    own = TEMPORARY / f"loopline-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.is_symlink() or own.stat().st_uid != os.getuid() or own.stat().st_mode & 0o077:
+        raise LooplineError(f"{own} is not a folder of yours alone: remove it")
+    plain = own / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    plain.mkdir(mode=0o700, exist_ok=True)
+    return plain
+
+
+def _connections() -> int:
+    """How many HAProxy may have: each takes two files, and it will not start where the system allows fewer."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS if most == resource.RLIM_INFINITY else min(CONNECTIONS, (most - OTHER_FILES) // 2)
 
 
 class Gateway:

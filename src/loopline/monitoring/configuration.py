@@ -39,7 +39,9 @@ def write(options: Options, folder: Path) -> None:
         if job["job_name"] in targets
     ]
     if options.gateway:  # which servers there are changes while it runs
-        files = [str(folder.absolute() / "targets/*.json")]
+        files = [
+            "targets/*.json"
+        ]  # beside this configuration: a path of ours could hold what a pattern means otherwise
         prometheus["scrape_configs"][0] = {
             "job_name": "loopline",
             "file_sd_configs": [{"files": files, "refresh_interval": "5s"}],

@@ -73,18 +73,30 @@ def binary(names: Sequence[str], advice: str = ADVICE) -> str:
 
 def up(options: Options, folder: Path = FOLDER) -> list[Process]:
     """Start everything and wait until it answers. Raises LooplineError, with nothing left running, if something does not."""
-    if processes.running(folder):
-        raise LooplineError("it is up already: `loopline down` ends it")
     if not options.bundles:
         raise LooplineError("no bundle under models/: run `make repro` first, or name some")
     programs = binary(PROMETHEUS), binary(ALERTMANAGER)
     haproxy = binary(["haproxy"], HAPROXY_ADVICE) if options.gateway else ""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with processes.locked(folder, "up.lock", wait=False):
+            return _up(options, folder, haproxy, *programs)
+    except BlockingIOError as error:
+        raise LooplineError("another `loopline up` is at work here: wait for it") from error
+
+
+def _up(options: Options, folder: Path, haproxy: str, prometheus: str, alertmanager: str) -> list[Process]:
+    if processes.running(folder):
+        raise LooplineError("it is up already: `loopline down` ends it")
+    _refuse_taken_ports(options)
     configuration.write(options, folder)
     (folder / "fleet.json").unlink(missing_ok=True)  # of the last time
     if not options.keep_metrics:
         _set_aside(folder / STORE)
-    parts = [*_front(options, folder, haproxy), *_parts(options, folder, *programs), supervisor.part(folder)]
+    parts = [
+        *_front(options, folder, haproxy),
+        *_parts(options, folder, prometheus, alertmanager),
+        supervisor.part(folder),
+    ]
     supervisor.note(parts, folder)
     started: list[Process] = []
     try:
@@ -100,6 +112,22 @@ def up(options: Options, folder: Path = FOLDER) -> list[Process]:
         down(folder)
         raise
     return started
+
+
+def _refuse_taken_ports(options: Options) -> None:
+    """Whoever listens there would answer in place of what we start, and count as ours."""
+    ports = {"--port": options.port, "--sentinel-port": options.sentinel_port}
+    ports |= {"--prometheus-port": options.prometheus_port, "--alertmanager-port": options.alertmanager_port}
+    ports |= {"--journal-port": options.journal_port} if options.journal else {}
+    ports |= {"--retrainer-port": options.retrainer_port} if options.retrainer_port else {}
+    metrics = range(options.port + 1, options.port + 1 + (1 if options.gateway else options.replicas))
+    asked = {port: option for option, port in ports.items()}
+    asked |= dict.fromkeys(metrics, "--port, and the next ones")
+    if taken := processes.taken(asked):
+        raise LooplineError(
+            f"{', '.join(f'port {port} ({asked[port]})' for port in taken)}: another process listens there. End it, or give another "
+            "port. Debian starts its own Prometheus: `sudo systemctl disable --now prometheus prometheus-alertmanager`"
+        )
 
 
 def _set_aside(store: Path) -> None:

@@ -6,7 +6,6 @@ OUTPUT                                   the parts joined, likewise; Parquet, CS
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -76,8 +75,10 @@ class Output:
         """The first `count` parts."""
         for number in range(count):
             with self.fs.open(self.part(number), "rb") as file:
-                # read_table imports pandas, see `_table`
-                yield pq.ParquetFile(file).read().replace_schema_metadata(None)
+                # read_table imports pandas, see `_table`. Bytes and one thread: a thread of pyarrow's that holds a file of Python's
+                # may outlive it, and then aborts the process at its end.
+                content = pa.BufferReader(file.read())
+            yield pq.ParquetFile(content).read(use_threads=False).replace_schema_metadata(None)
 
     def join(self, count: int, facts: dict[str, Any], look: Callable[[pa.Table], None]) -> None:
         """Join the first `count` parts to the output, then remove all. look: sees each part's table."""
@@ -146,7 +147,7 @@ def _table(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Through JSON: pyarrow's own way from lists imports pandas wherever that is installed, which takes a second."""
     data = b"".join(orjson.dumps(row) + b"\n" for row in rows)
     return pyarrow.json.read_json(
-        io.BytesIO(data),
+        pa.BufferReader(data),
         read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(data)),
         parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
     )

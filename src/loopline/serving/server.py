@@ -155,6 +155,7 @@ async def _serve(models: list[Model], listener: socket.socket, options: Options)
         await loop.create_server(server.protocol, sock=own)
     app.ready = True
     host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     log("info", "ready", address=f"http://{host}:{port}", models=list(app.models), slots=app.inference.batcher.slots)
     await stop.wait()
     app.ready = False
