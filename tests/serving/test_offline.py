@@ -349,7 +349,7 @@ def test_an_image_in_place_of_a_list_is_refused(folders, pictures, tmp_path):
 
 
 def test_pyarrow_reads_from_memory_alone(folders, tmp_path, monkeypatch):
-    """A thread of its reader may outlive the reading. If it holds a file of Python's, it aborts the process at its end, now and then."""
+    """A thread of its reader may outlive the reading. With a file of Python's it then aborts the process, now and then."""
     sources = []
 
     def noting(read):
