@@ -39,9 +39,8 @@ def write(options: Options, folder: Path) -> None:
         if job["job_name"] in targets
     ]
     if options.gateway:  # which servers there are changes while it runs
-        files = [
-            "targets/*.json"
-        ]  # beside this configuration: a path of ours could hold what a pattern means otherwise
+        # Relative to this configuration: a pattern's characters in our own path would mean something.
+        files = ["targets/*.json"]
         prometheus["scrape_configs"][0] = {
             "job_name": "loopline",
             "file_sd_configs": [{"files": files, "refresh_interval": "5s"}],
