@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--results", type=Path, default=Path(".loopline/bench-drift.json"), help="all figures")
     parser.add_argument("--docs", type=Path, help="where to write (default: docs; nowhere if quick)")
+    parser.add_argument("--go-on", action="store_true", help="keep the sets that a run which was cut off has finished")
     parser.add_argument("--report", action="store_true", help="only write the page anew from the figures")
     parser.add_argument("--rules", action="store_true", help="what the rules cost Prometheus, too: 3 minutes")
     options = parser.parse_args()
@@ -42,14 +43,22 @@ def main() -> int:
             sys.exit("no bundles under models/: run `make repro` first")
         began = time.monotonic()
         size = QUICK if options.quick else protocol.Size()
+        results = {"trials": [], "minutes": 0.0, "machine": page.machine()}
+        if options.go_on and options.results.exists():
+            results = json.loads(options.results.read_text(encoding="utf-8"))
+        before, places = results["minutes"], [f"{project}: {name}" for project, name in todo]
         with ProcessPoolExecutor() as pool:
-            jobs = [pool.submit(trial.run, project, name, size, MOST) for project, name in todo]
+            jobs = {
+                pool.submit(trial.run, project, name, size, MOST): place
+                for (project, name), place in zip(todo, places, strict=True)
+                if place not in [known["place"] for known in results["trials"]]
+            }
             for job in as_completed(jobs):
-                done = job.result()
-                print(f"{done['model']} of {done['dataset']}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
-            found = [job.result() for job in jobs]
-        results = {"trials": found, "minutes": (time.monotonic() - began) / 60, "machine": page.machine()}
-        _save(results, options.results)
+                done = job.result() | {"place": jobs[job]}
+                results["trials"] = sorted([*results["trials"], done], key=lambda one: places.index(one["place"]))
+                results["minutes"] = before + (time.monotonic() - began) / 60
+                print(f"{done['model']} of {done['dataset']}: {results['minutes']:.1f} min", flush=True)
+                _save(results, options.results)
     results = json.loads(options.results.read_text(encoding="utf-8"))
     if options.rules:
         results["rules"] = rules.measure(sorted(Path("models").glob("*/bundle")))
