@@ -15,7 +15,6 @@ from pathlib import Path
 
 import yaml
 
-from loopline.data.formats.common import SYSTEM
 from loopline.errors import LooplineError
 
 INCOMING = Path(".loopline/incoming")
@@ -140,6 +139,8 @@ def _copy(source: Path, target: Path) -> None:
 
 def _never_data(_folder: str, names: list[str]) -> set[str]:
     """What is not copied. Some of it would make git or DVC look away from a part of the batch."""
+    from loopline.data.formats.common import SYSTEM  # with Pillow, which the retrainer's container has not
+
     return {name for name in names if name.startswith(".") or name.endswith(".dvc") or name.lower() in SYSTEM}
 
 
