@@ -346,3 +346,10 @@ def test_killed_at_any_moment_it_ends_with_one_run_and_each_decision_once(retrai
     done = (one.folder / "done").read_text().split()
     assert list(dict.fromkeys(done)) == ["one", "two", "three"], "in order, none left out"
     assert done == sorted(done, key=["one", "two", "three"].index), "no step of the past comes back"
+
+
+def test_it_listens_without_pillow():
+    """Its container has none: nothing there reads an image."""
+    code = "import sys; sys.modules['PIL'] = None; from loopline.monitoring.retrainer import service"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
