@@ -43,10 +43,14 @@ def main() -> int:
             sys.exit("no bundles under models/: run `make repro` first")
         began = time.monotonic()
         size = QUICK if options.quick else protocol.Size()
-        results = {"trials": [], "minutes": 0.0, "machine": page.machine()}
+        places = [f"{project}: {name}" for project, name in todo]
+        results = {"trials": [], "minutes": 0.0, "machine": page.machine(), "size": repr(size), "places": places}
         if options.go_on and options.results.exists():
-            results = json.loads(options.results.read_text(encoding="utf-8"))
-        before, places = results["minutes"], [f"{project}: {name}" for project, name in todo]
+            saved = json.loads(options.results.read_text(encoding="utf-8"))
+            if any(saved.get(key) != results[key] for key in ("machine", "size", "places")):
+                sys.exit(f"{options.results} is of another machine, size or choice of models: run without --go-on")
+            results = saved
+        before = results["minutes"]
         with ProcessPoolExecutor() as pool:
             jobs = {
                 pool.submit(trial.run, project, name, size, MOST): place

@@ -267,7 +267,7 @@ def test_label_studios_export_is_read_in_every_encoding_of_json(tmp_path, encodi
     ("content", "why"),
     [
         (
-            [{"id": 1, "image": "x", "label": "7", "annotator": 1, "annotation_id": 2}],
+            [{"id": 1, "image": "x", "label": "7", "annotator": 1}],
             "Label Studio's CSV or JSON-MIN, whose ids are those of its tasks: export as JSON",
         ),
         ([{"data": {"id": "a"}, "predictions": []}], "its `annotations` are not a list"),
@@ -288,11 +288,16 @@ def test_what_is_no_json_export_is_refused_with_the_reason(tmp_path, content, wh
 
 @pytest.mark.parametrize("name", ["labels.json", "labels.jsonl", "labels.txt"])
 def test_json_records_with_id_and_label_are_read(tmp_path, name):
-    records = [{"id": "a", "label": "dark"}, {"id": "b", "label": 7}, {"id": "c", "label": None}]
+    records = [
+        {"id": "a", "label": "dark"},
+        {"id": "b", "label": 7},
+        {"id": "c", "label": None},
+        {"id": "d", "label": "data"},
+    ]
     lines = "\n".join(map(json.dumps, records))
     (tmp_path / name).write_text(json.dumps(records) if name == "labels.json" else lines)
     assert annotations.read(tmp_path / name) == annotations.Returned(
-        {"a": ["dark"], "b": ["7"]}, Counter({"without a label": 1})
+        {"a": ["dark"], "b": ["7"], "d": ["data"]}, Counter({"without a label": 1})
     )
 
 

@@ -6,9 +6,10 @@ Nothing is counted as taken that cannot be joined to a sample: what is passed ov
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ NO_TEXT = {
     b"\xd0\xcf\x11\xe0": "is an Excel workbook: save the sheet as CSV UTF-8",
     b"\x1f\x8b": "is packed with gzip: unpack it",
 }
-FOREIGN = {"annotation_id", "lead_time"}  # columns of Label Studio's own CSV, whose `id` is the task's
+FOREIGN = frozenset({"annotation_id", "lead_time"})  # columns of Label Studio's own CSV, whose `id` is the task's
+TASK = re.compile(r'"(data|annotations|completions)"\s*:')  # keys of its JSON export; a class may have such a name
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ def read(path: Path) -> Returned:
         if not encoding.decode(head).lstrip().startswith(("[", "{")):
             return _table(path, path.name)
         content = path.read_bytes()
-        tasks = any(f'"{key}"' in encoding.decode(content) for key in ("data", "annotations", "completions"))
-        return _tasks(path, content) if tasks else _table(path, f"{path.name}.jsonl")
+        if TASK.search(encoding.decode(content)):
+            return _tasks(path, content)
+        return _table(path, f"{path.name}.jsonl", FOREIGN | {"annotator"})
     except OSError as error:
         raise LooplineError(f"{path} cannot be read: {error}") from error
 
@@ -74,13 +77,13 @@ def _columns(names: Sequence[str]) -> list[str] | None:
     return None if identity is None or label is None else [identity, label]
 
 
-def _table(path: Path, name: str) -> Returned:
-    """name: ends as a file of this kind does."""
+def _table(path: Path, name: str, foreign: Set[str] = FOREIGN) -> Returned:
+    """name: ends as a file of this kind does. foreign: columns of another tool's export."""
     labels: dict[str, list[Any]] = {}
     passed_over: Counter[str] = Counter()
     with path.open("rb") as file:
         table = reader.read(file, str(path), name, _columns)
-        if {columns.normal(name) for name in table.columns} & FOREIGN:
+        if {columns.normal(name) for name in table.columns} & foreign:
             raise LooplineError(
                 f"{path} is Label Studio's CSV or JSON-MIN, whose ids are those of its tasks: export as JSON"
             )
