@@ -78,12 +78,12 @@ rules: setup ## write Prometheus' rules anew, as a file and for the Prometheus o
 	loopline rules
 	loopline rules --operator --out serving/kubernetes/monitoring/rules.yaml
 
-ASSETS := src/loopline/serving/pages/assets
+ASSETS := src/loopline/server/pages/assets
 demo: $(ASSETS)/ready ## let the demo page run models in the browser: onnxruntime-web from npm (4 MB, once)
 
-$(ASSETS)/ready: src/loopline/serving/pages/package-lock.json
+$(ASSETS)/ready: src/loopline/server/pages/package-lock.json
 	mkdir -p .loopline/npm $(ASSETS)
-	cp src/loopline/serving/pages/package*.json .loopline/npm
+	cp src/loopline/server/pages/package*.json .loopline/npm
 	npm ci --prefix .loopline/npm --ignore-scripts --no-audit --no-fund
 	cp .loopline/npm/node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs $(ASSETS)
 	gzip -9 --no-name --stdout .loopline/npm/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm > $(ASSETS)/ort-wasm-simd-threaded.wasm.gz

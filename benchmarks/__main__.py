@@ -18,15 +18,15 @@ from typing import Any
 
 from loopline import settings
 from loopline.data import manifest
-from loopline.release import runner
-from loopline.serving.metrics import Metrics
-from loopline.serving.model import Encoded, Model
-from loopline.serving.watching import PERIOD, ROWS_A_SECOND, Watcher
+from loopline.lib import sessions
+from loopline.lib.machine import cpu_name
+from loopline.server.drift_counter import PERIOD, ROWS_A_SECOND, Watcher
+from loopline.server.metrics import Metrics
+from loopline.server.model import Encoded, Model
 from loopline.stages import files
 from loopline.stages.quantize import best_candidate
 from loopline.tasks.signals import CLASS
 from loopline.tasks.spec import ModelSpec
-from loopline.training.hardware import cpu_name
 
 ROUNDS = 7
 SIGNALS_SECONDS = 6
@@ -52,7 +52,7 @@ def models() -> None:
             for batch in (1, 32):
                 inputs = preprocess(test[:batch])
                 spent = _median(lambda batch=batch, preprocess=preprocess, test=test: preprocess(test[:batch]))
-                seconds = runner.side_by_side(source, int8, inputs)
+                seconds = sessions.side_by_side(source, int8, inputs)
                 times = f"{spent * 1e3:.3f} | {seconds['a'] * 1e3:.3f} | {seconds['b'] * 1e3:.3f}"
                 print(f"| {name} | {batch} | {times} | {seconds['a'] / seconds['b']:.2f}x | {ratio:.2f} |")
 

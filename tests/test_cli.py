@@ -12,7 +12,7 @@ import pytest
 
 from loopline import cli
 from loopline.errors import LooplineError
-from loopline.monitoring import sentinel
+from loopline.observability import sentinel
 
 ROOT = Path(__file__).parents[1]
 

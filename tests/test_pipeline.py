@@ -19,9 +19,10 @@ from PIL import Image
 from loopline import settings, tasks, training
 from loopline.data import manifest
 from loopline.errors import LooplineError
-from loopline.release import bundle, runner
+from loopline.lib import machine, sessions
+from loopline.release import bundle
 from loopline.stages import calibrate, evaluate, export, ingest, package, quantize, train, validate
-from loopline.training import hardware, parity, quantization
+from loopline.training import parity, quantization
 
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
 from servers import Process
@@ -58,7 +59,7 @@ def test_from_data_to_a_verified_bundle_and_a_run_in_mlflow(here):
     assert made.manifest.quantization in ("int8", "fp32")
     assert not list(here.rglob("*.partial"))
 
-    from loopline.training import mlflow_store
+    from loopline.release import mlflow_store
 
     store = mlflow_store.client()
     run = mlflow_store.find(store, "classifier", tag="bundle_sha256", value=made.version)
@@ -82,7 +83,7 @@ def torch_fp32_int8_and_http_agree(here):
     spec = bundle.read(stages / "bundle").manifest.spec
     inputs = tasks.classification.preprocessor(spec, stages)(files)
     torch = training.classification.reference(stages / "train")(inputs)
-    fp32, shipped = (runner.run(stages / part / "model.onnx", inputs) for part in ("export", "bundle"))
+    fp32, shipped = (sessions.run(stages / part / "model.onnx", inputs) for part in ("export", "bundle"))
     server = Process("--port", 0, stages / "bundle")
     try:
         url = f"{server.url}/predict/classifier"
@@ -125,7 +126,7 @@ def test_forty_percent_of_labels_flipped_are_refused_by_evaluate(tmp_path, monke
         evaluate.main("classifier")
     report = json.loads(Path("models/classifier/report.json").read_text(encoding="utf-8"))
     assert report["metrics"]["accuracy"]["value"] < 0.9
-    assert report["machine"] == hardware.kind()  # and no name: machines of one kind have several
+    assert report["machine"] == machine.kind()  # and no name: machines of one kind have several
 
 
 def test_a_training_killed_half_way_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):

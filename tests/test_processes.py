@@ -7,8 +7,8 @@ import threading
 import psutil
 import pytest
 
-from loopline import processes
 from loopline.errors import LooplineError
+from loopline.lib import processes
 
 
 def test_an_answer_that_is_no_http_is_none_yet(tmp_path):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from loopline import cli, errors
-from loopline.delivery import gateway
-from loopline.serving import metrics
+from loopline.fleet import gateway
+from loopline.server import metrics
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/golden"

@@ -11,8 +11,8 @@ import yaml
 from loopline import settings
 from loopline.data import catalog
 from loopline.errors import LooplineError
-from loopline.monitoring.retrainer import policy
 from loopline.release import bundle
+from loopline.retraining import policy
 from loopline.tasks import spec
 
 PARAMS = Path(__file__).with_name("params.yaml")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loopline.training import hardware
+from loopline.lib import machine as hardware
 
 ROOT = Path(__file__).parents[1]
 HERE = {"cpu": "AMD EPYC"} | hardware.kind()

@@ -21,8 +21,8 @@ from benchmarks.serving.asks import Ask
 from benchmarks.serving.figures import table
 from benchmarks.serving.servers import cores
 
-from loopline import processes
-from loopline.monitoring import sentinel
+from loopline.lib import processes
+from loopline.observability import sentinel
 from loopline.planning import measure
 from loopline.planning.inputs import Profile
 from loopline.planning.queueing import Service

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from benchmarks.drift.protocol import MANY, OTHER, RATE
 
-from loopline.training.hardware import cpu_name
+from loopline.lib.machine import cpu_name
 
 Figures = dict[str, Any]
 OURS = "Loopline"

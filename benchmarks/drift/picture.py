@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from benchmarks.drift.page import OURS, RATE, Figures, detections, methods
 
-from loopline.training.drawing import BLUE, GREEN, PURPLE, RED, SKY, sheet
+from loopline.lib.drawing import BLUE, GREEN, PURPLE, RED, SKY, sheet
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, SKY)
 ACROSS = 3  # panels

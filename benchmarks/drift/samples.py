@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from loopline import settings
 from loopline.data import manifest
-from loopline.monitoring import companions, shifts
-from loopline.release import bundle, runner
+from loopline.lib import sessions
+from loopline.release import bundle
+from loopline.simulate import other_domain, shifts
 from loopline.tasks import image, signals
 from loopline.tasks.spec import ModelSpec
 
@@ -93,7 +94,7 @@ def _rewritten(sample: Any) -> Any:
 
 def _foreign(companion: str, spec: ModelSpec, rows: int) -> _Truth:
     """So many samples of another data set, some repeatedly. Right is the class of the same name; where there is none, nothing is."""
-    found = companions.read(companion, spec.task, rows)
+    found = other_domain.read(companion, spec.task, rows)
     chosen = [found[k % len(found)] for k in range(rows)]
     labels = {name: number for number, name in enumerate(spec.labels)}
     targets: Any = np.array([labels.get(one.label or "", -1) for one in chosen])
@@ -115,7 +116,7 @@ def pool(project: Path, name: str, most: int) -> Pool:
     def features(truth: _Truth, *, known: bool = True) -> Features:
         """known: there is a right answer; without one, none is."""
         prepared = preprocess(truth.inputs)
-        outputs = runner.run(opened.model, prepared)
+        outputs = sessions.run(opened.model, prepared)
         found = signals.signals(prepared, outputs, spec, truth.inputs, truth.sizes if spec.image else None)
         quality = task.quality(outputs, truth, spec) if known else np.zeros(len(truth.inputs))
         return Features(found, _answers(outputs, spec), outputs["embedding"].astype(float), quality)
@@ -127,7 +128,7 @@ def pool(project: Path, name: str, most: int) -> Pool:
             inputs = [shifts.shifted(one, shift, strength, rng) for one in both.inputs]
             shifted[shift, strength] = features(replace(both, inputs=inputs))
     dataset = settings.model(name, project / "params.yaml")[1].dataset
-    companion = companions.COMPANIONS.get(dataset)
+    companion = other_domain.COMPANIONS.get(dataset)
     if companion:
         foreign = _foreign(companion, spec, len(both.inputs))
         shifted[OTHER, 1] = features(foreign, known=spec.task != "detection")

@@ -12,8 +12,8 @@ from benchmarks.drift import peers, protocol, samples
 from benchmarks.drift.samples import Features, Pool
 
 from loopline import settings
-from loopline.monitoring import shifts
-from loopline.monitoring.drift import calibration, harm, reference, statistic
+from loopline.drift import harm, reference, statistic, thresholds
+from loopline.simulate import shifts
 from loopline.stages import calibrate
 
 OURS = "Loopline"
@@ -101,7 +101,7 @@ def _quality(pool: Pool, at: protocol.Condition) -> float:
 
 def realised(pool: Pool, options: settings.Calibrate, references: int, n: int = 200) -> float:
     """The share of streams of `options.windows` windows without drift, of n samples each, that raise an alarm."""
-    alarms, steps = [], options.windows * calibration.EVALUATIONS
+    alarms, steps = [], options.windows * thresholds.EVALUATIONS
     groups = np.arange(options.windows * n) * steps // (options.windows * n)
     quick = options.model_copy(update={"streams": 100})
     for number in range(references):
@@ -120,7 +120,7 @@ def _worst(pool: Pool, name: str, rows: Any, groups: Any, n: int, ref: reference
     width = len(signal.counts)
     table = np.bincount(groups * width + bins, minlength=steps * width).reshape(steps, width)
     sums = np.concatenate([np.zeros((1, width)), np.cumsum(table, axis=0)])
-    seen = sums[calibration.EVALUATIONS :] - sums[: -calibration.EVALUATIONS]
+    seen = sums[thresholds.EVALUATIONS :] - sums[: -thresholds.EVALUATIONS]
     largest = float(evidence(seen, np.array(signal.counts)).max())
     return (largest - signal.mean) / signal.sd / statistic.threshold(n, ref.samples, ref)
 

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from loopline import processes
-from loopline.delivery import fleet, state
 from loopline.drill import story
 from loopline.drill.observer import Observer
 from loopline.errors import LooplineError
+from loopline.fleet import members
+from loopline.lib import processes
+from loopline.rollout import state
 
 SPAN = 90.0  # seconds from the drift on, in which all but the last kills are spread
 LATE, LATE_SPAN = 2, 8.0  # kills while the rollout is under way, each within so many seconds
@@ -101,7 +102,7 @@ def play(drill: story.Drill, kills: int, rng: np.random.Generator) -> Counter[st
 
 def _complete(drill: story.Drill) -> bool:
     there = {process.name for process in processes.running(drill.observed.up)}
-    wanted = fleet.read(drill.observed.up)
+    wanted = members.read(drill.observed.up)
     servers = {name for lane, of in wanted.lanes().items() for name in of.names(lane)}
     trial = {name for name in there if name.startswith(("challenger-", "baseline-"))}
     found = drill.observed.rollout()
@@ -149,7 +150,7 @@ def flaws(drill: story.Drill) -> list[str]:
         champion = last.challenger if last.stage == "promoted" else last.champion
         result = {"promoted": "succeeded", "rolled back": "refused"}[last.stage]
         check(runs[0].result == result, f"the rollout is {last.stage}, the run {runs[0].result}")
-    served = {Path(folder).name for folder in fleet.read(drill.observed.up).champion.bundles.values()}
+    served = {Path(folder).name for folder in members.read(drill.observed.up).champion.bundles.values()}
     check(served == {champion}, f"{served} should serve, the log says {champion}")
     check(drill.observed.share() == 0, "a challenger still has traffic")
     asked = drill.world.ask(drill.world.pools.clean[:20])  # type: ignore[union-attr]

@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.rollout.simulation import ACCURACY, ERRORS, LOOKS, LUCK, PATIENCE, SPREAD, Fault
 
-from loopline.delivery.judge import Policy
-from loopline.training.drawing import BLUE, GREEN, GREY, ORANGE, RED, sheet
+from loopline.lib.drawing import BLUE, GREEN, GREY, ORANGE, RED, sheet
+from loopline.rollout.judge import Policy
 
 Figures = dict[str, Any]
 SIZES = (100, 250, 500, 1000, 2000, 4000)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.delivery import judge
-from loopline.delivery.judge import Evidence, Lane, Policy
+from loopline.rollout import judge
+from loopline.rollout.judge import Evidence, Lane, Policy
 
 STEPS = 3  # 5, 25 and 50 %: each lane gets its minimum in each
 LOOKS = 10  # at the evidence, before a step has its minimum

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.data.embedded import digit_scenes, digits
-from loopline.release import bundle, runner
+from loopline.lib import sessions
+from loopline.release import bundle
 
 JSON = {"Content-Type": "application/json"}
 TOLERANCE = 1e-4
@@ -57,7 +58,7 @@ def samples(folders: Sequence[Path]) -> list[Sample]:
         raw: Any = image or "Vereinigte Staaten"
         array = import_module(f"loopline.tasks.{spec.task}").preprocessor(spec, folder)([raw])[tensor.name]
         names = [output.name for output in opened.manifest.outputs if output.name != "embedding"]
-        expected = dict(zip(names, runner.session(opened.model).run(names, {tensor.name: array}), strict=True))
+        expected = dict(zip(names, sessions.session(opened.model).run(names, {tensor.name: array}), strict=True))
         found.append(Sample(opened.manifest.name, spec.task, tensor.name, tensor.datatype, array, image, expected))
     return found
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from loopline.release import runner
+from loopline.lib import sessions
 
 ROWS = (2, 4, 8, 16, 32, 64)
 
 
 def main(folder: str, outputs: str, sample: str, seconds: str) -> None:
     """Print samples a second, and milliseconds of a run with one sample."""
-    session = runner.session(Path(folder) / "model.onnx")
+    session = sessions.session(Path(folder) / "model.onnx")
     name, wanted, array = session.get_inputs()[0].name, outputs.split(","), np.load(sample)
 
     def timed(rows: int, limit: float) -> list[float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.serving.figures import OURS, Figures, Medians
 
-from loopline.training.drawing import BLUE, GREY, INK, SKY, sheet
+from loopline.lib.drawing import BLUE, GREY, INK, SKY, sheet
 
 
 def picture(results: Figures, path: Path) -> None:

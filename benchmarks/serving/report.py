@@ -13,7 +13,7 @@ from benchmarks.serving.goals import goals_of, losses
 from benchmarks.serving.servers import HERE, KINDS
 
 from loopline import __version__
-from loopline.training.hardware import cpu_features, cpu_name
+from loopline.lib.machine import cpu_features, cpu_name
 
 TITLES = {"classifier": "Classifier (digits, 28 x 28)", "detector": "Detector (scenes, 128 x 128 x 3)"}
 

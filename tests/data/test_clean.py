@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from loopline.data import account
+from loopline.data import ingest_report
 from loopline.data.clean import EXAMPLES, MAX_CHARACTERS, assign, clean
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
@@ -340,7 +340,7 @@ def test_few_examples_are_kept_of_many():
 
 def test_classes_are_in_natural_order():
     cleaned = texts(*(say(f"{name}{n}", name) for name in ("10", "2", "b10", "B2", "a") for n in range(3)))
-    assert account.labels(cleaned.samples) == ("2", "10", "a", "B2", "b10")
+    assert ingest_report.labels(cleaned.samples) == ("2", "10", "a", "B2", "b10")
 
 
 def test_the_summary_adds_up():
@@ -350,7 +350,7 @@ def test_the_summary_adds_up():
         draw(box, box, image=b"no", split="train"),
         draw(image=picture(shade=1), split="test"),
     )
-    report = account.summary(cleaned)
+    report = ingest_report.summary(cleaned)
     assert (report["seen"], report["samples"], report["sources"]) == (3, 2, {"set": 2})
     assert report["classes"]["cat"]["train"] + report["classes"]["cat"]["val"] == 1
     boxes = report["boxes"]
@@ -373,11 +373,11 @@ def test_the_summary_adds_up():
     ],
 )
 def test_obstacles_are_named(rows, said):
-    assert said in account.obstacles(texts(*rows))
+    assert said in ingest_report.obstacles(texts(*rows))
 
 
 def test_a_sound_set_has_no_obstacles():
-    assert account.obstacles(texts(*(say(f"{label} {n}", label) for label in "ab" for n in range(50)))) == []
+    assert ingest_report.obstacles(texts(*(say(f"{label} {n}", label) for label in "ab" for n in range(50)))) == []
 
 
 # Annotators who draw the same
@@ -416,7 +416,7 @@ def test_copies_whose_boxes_differ_are_set_aside(boxes):
 def test_reasons_of_boxes_stand_beside_those_of_samples():
     line = RawBox("", 0, 0, 0, 0, problem="broken line of labels", detail="a.txt:3: 0 .5")
     cleaned = scenes(draw(line, image=picture()))
-    assert account.reasons(cleaned) == [
+    assert ingest_report.reasons(cleaned) == [
         "1 x no usable box left, e.g. p (broken line of labels)",
         "1 x box: broken line of labels, e.g. p (a.txt:3: 0 .5)",
     ]
@@ -425,7 +425,7 @@ def test_reasons_of_boxes_stand_beside_those_of_samples():
 def test_files_that_are_not_samples_are_named_and_not_counted():
     rest = RawSample("b.cache", None, None, None, None, None, problem="not used", unused=True)
     cleaned = images(show(picture()), rest)
-    assert account.summary(cleaned)["left_out"] == {"not used": {"count": 1, "examples": ["b.cache"]}}
+    assert ingest_report.summary(cleaned)["left_out"] == {"not used": {"count": 1, "examples": ["b.cache"]}}
     assert (cleaned.seen, cleaned.aside.total) == (1, 0)
 
 
@@ -433,8 +433,10 @@ def test_names_with_halves_of_characters_are_written(tmp_path):
     from loopline.data import manifest
 
     cleaned = scenes(draw(RawBox("\ud800", 0, 0, 5, 5), path="\ud800"), draw(RawBox("\ud800", 0, 0, -5, 5), image=b"x"))
-    manifest.write(tmp_path / "m.parquet", cleaned.samples, task="detection", labels=account.labels(cleaned.samples))
-    json.dumps(account.summary(cleaned)).encode()
+    manifest.write(
+        tmp_path / "m.parquet", cleaned.samples, task="detection", labels=ingest_report.labels(cleaned.samples)
+    )
+    json.dumps(ingest_report.summary(cleaned)).encode()
     assert manifest.labels(tmp_path / "m.parquet") == (r"\ud800",)
 
 
@@ -477,14 +479,14 @@ def test_frames_of_one_video_stay_together_by_a_pattern_of_their_path():
         by_video.setdefault(sample.path[:6], set()).add(sample.split)
     assert {len(found) for found in by_video.values()} == {1}
     assert set.union(*by_video.values()) == {"train", "val", "test"}
-    assert account.summary(cleaned)["groups"] == {
+    assert ingest_report.summary(cleaned)["groups"] == {
         "count": 40,
         "samples_without": 0,
         "torn": {"count": 0, "examples": []},
     }
     alone = clean([("set", frames(40))], task="classification", split=SPLIT)
     assert any(sample.split != cleaned.samples[row].split for row, sample in enumerate(alone.samples))
-    assert "groups" not in account.summary(alone)
+    assert "groups" not in ingest_report.summary(alone)
 
 
 def test_a_published_split_is_kept_and_a_group_that_it_tears_apart_is_named():
@@ -492,7 +494,7 @@ def test_a_published_split_is_kept_and_a_group_that_it_tears_apart_is_named():
     split = Split(seed=0, val=0.0, test=0.2, group=Group(path=r"^(clip\d+)/"))
     cleaned = clean([("set", published)], task="classification", split=split)
     assert all((sample.split == "test") == ("_3." in sample.path) for sample in cleaned.samples)
-    assert account.summary(cleaned)["groups"]["torn"] == {"count": 2, "examples": ["clip00", "clip01"]}
+    assert ingest_report.summary(cleaned)["groups"]["torn"] == {"count": 2, "examples": ["clip00", "clip01"]}
 
 
 def test_what_a_batch_publishes_does_not_part_it_from_its_group():
@@ -513,7 +515,7 @@ def test_what_a_batch_publishes_does_not_part_it_from_its_group():
 def test_a_pattern_that_groups_nothing_is_an_obstacle():
     split = Split(seed=0, val=0.2, test=0.2, group=Group(path=r"^video(\d+)/"))
     cleaned = clean([("set", frames(4))], task="classification", split=split)
-    assert account.obstacles(cleaned) == [
+    assert ingest_report.obstacles(cleaned) == [
         "split.group finds a group for no sample, as clip00/frame_0.png: correct its path or column."
     ]
 

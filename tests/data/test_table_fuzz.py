@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loopline.batch import texts
 from loopline.data import formats
 from loopline.data.clean import clean
 from loopline.errors import LooplineError
-from loopline.offline import tables
 from loopline.settings import Split
 
 RECORDS = [
@@ -99,7 +99,7 @@ def check(folder):
         assert all(sample.text and sample.label for sample in cleaned.samples)
     for path in folder.iterdir():
         try:
-            items = list(tables.texts(str(path)).items)
+            items = list(texts.texts(str(path)).items)
         except LooplineError as error:
             assert path.name in str(error)
         else:
@@ -144,7 +144,7 @@ def test_any_json_is_used_counted_or_refused(name, values):
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8")
         check(Path(folder))
-        assert len(list(formats.read(path, "text"))) == len(list(tables.texts(str(path)).items)) == len(records)
+        assert len(list(formats.read(path, "text"))) == len(list(texts.texts(str(path)).items)) == len(records)
 
 
 COLUMNS = [
@@ -175,4 +175,4 @@ def test_columns_of_any_type_are_used_counted_or_refused(text, label, split):
         path = Path(folder) / "a.parquet"
         pq.write_table(pa.table({"text": text, "label": label, "split": split}), path)
         check(Path(folder))
-        assert len(list(formats.read(path, "text"))) == len(list(tables.texts(str(path)).items)) == 2
+        assert len(list(formats.read(path, "text"))) == len(list(texts.texts(str(path)).items)) == 2

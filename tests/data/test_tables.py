@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from loopline.batch import texts as tables
 from loopline.data import formats
 from loopline.data.clean import clean
 from loopline.errors import LooplineError
-from loopline.offline import tables
 from loopline.settings import Split
 from loopline.tables import encoding
 

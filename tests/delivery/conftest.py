@@ -5,9 +5,8 @@ import cluster
 import prometheus
 import pytest
 
-from loopline.delivery import fleet
-from loopline.delivery.gateway import Gateway
-from loopline.monitoring import stack
+from loopline.fleet import members, stack
+from loopline.fleet.gateway import Gateway
 from loopline.release import bundle
 
 
@@ -49,7 +48,7 @@ def versions(place):
 
 @pytest.fixture
 def gateway(up):
-    return Gateway(fleet.FOLDER)
+    return Gateway(members.FOLDER)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import brightness
 import prometheus
 import pytest
 
-from loopline.delivery import rollout
+from loopline.rollout import controller as rollout
 
 needed = pytest.mark.skipif(
     not (shutil.which("haproxy") or os.environ.get("LOOPLINE_REQUIRE_HAPROXY")),

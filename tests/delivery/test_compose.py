@@ -24,11 +24,12 @@ import yaml
 
 from loopline import cli
 from loopline.cli import deploy
-from loopline.delivery import compose, gateway
-from loopline.delivery.judge import Policy
-from loopline.delivery.state import Plan
+from loopline.deploy import compose
 from loopline.errors import LooplineError
+from loopline.fleet import gateway
 from loopline.release import decisions, signature
+from loopline.rollout.judge import Policy
+from loopline.rollout.state import Plan
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,11 +9,12 @@ import front
 import prometheus
 import pytest
 
-from loopline import processes
 from loopline.cli import monitoring
-from loopline.delivery import fleet, supervisor
-from loopline.delivery.state import FOLDER, read
+from loopline.deploy import supervisor
+from loopline.fleet import members, supervised
+from loopline.lib import processes
 from loopline.release import decisions
+from loopline.rollout.state import FOLDER, read
 
 pytestmark = [front.needed, prometheus.needed]
 CANARY = ["--inputs=0", "--steps=50", "--requests=60", "--slice=5", "--points=10", "--slower=20", "--every=0.1"]
@@ -34,11 +35,11 @@ def deployed(place):
     ports += [f"--alertmanager-port={first + 5}", f"--journal-port={first + 6}", "--scrape=1", "--sentinel=1"]
     yield first, ports
     front.loopline("down").communicate(timeout=120)
-    assert not fleet.strays(), "nothing stays behind"
+    assert not members.strays(), "nothing stays behind"
 
 
 def serving():
-    return [process for process in processes.running(fleet.FOLDER) if process.name.startswith("champion-")]
+    return [process for process in processes.running(members.FOLDER) if process.name.startswith("champion-")]
 
 
 def test_a_second_version_is_deployed_and_taken_back_under_load_and_no_request_is_lost(deployed, place, versions):
@@ -95,7 +96,7 @@ def test_a_first_deployment_that_fails_its_verification_leaves_nothing_up(deploy
     bundles.classifier(place / "wrong", threshold=10.0)
     code, text = said("deploy", "--bundle", "wrong", *deployed[1])
     assert (code, "golden input 0: different" in text) == (1, True), text
-    assert processes.running(fleet.FOLDER) == []
+    assert processes.running(members.FOLDER) == []
     code, text = said("verify")
     assert (code, "no gateway is up" in text or "not ready" in text) == (1, True), text
 
@@ -128,10 +129,12 @@ def test_what_ends_is_started_anew_by_the_supervisor(deployed, place, versions):
         prometheus.eventually(lambda: len(serving()) == 2 and killed not in serving())
         sender.more()
     for name in ("prometheus", "gateway"):
-        [gone] = [process for process in processes.running(fleet.FOLDER) if process.name == name]
+        [gone] = [process for process in processes.running(members.FOLDER) if process.name == name]
         os.kill(gone.pid, signal.SIGKILL)
         prometheus.eventually(
-            lambda gone=gone: [p for p in processes.running(fleet.FOLDER) if p.name == gone.name and p.pid != gone.pid]
+            lambda gone=gone: [
+                p for p in processes.running(members.FOLDER) if p.name == gone.name and p.pid != gone.pid
+            ]
         )
     prometheus.eventually(lambda: said("verify")[0] == 0)
     prometheus.eventually(lambda: prometheus.query(f"http://127.0.0.1:{first + 4}", 'up{job="loopline"} == 1'))
@@ -139,7 +142,7 @@ def test_what_ends_is_started_anew_by_the_supervisor(deployed, place, versions):
 
 def test_without_its_supervisor_verification_fails_and_deploy_brings_it_back(deployed, place):
     assert said("deploy", *deployed[1])[0] == 0
-    [supervisor] = [process for process in processes.running(fleet.FOLDER) if process.name == "supervisor"]
+    [supervisor] = [process for process in processes.running(members.FOLDER) if process.name == "supervisor"]
     os.kill(supervisor.pid, signal.SIGKILL)
     _, text = prometheus.eventually(lambda: (found := said("verify"))[0] and found)
     assert "supervisor does not run" in text
@@ -169,7 +172,7 @@ def test_a_rollout_whose_controller_is_killed_goes_on(deployed, place, versions)
         waiting.kill()
         waiting.communicate()
         prometheus.eventually(lambda: read().stage == "promoted")
-    assert "rollout" in (fleet.FOLDER / "supervisor.log").read_text()
+    assert "rollout" in (members.FOLDER / "supervisor.log").read_text()
     assert [record.action for record in decisions.read().records].count("promote") == 1
 
 
@@ -177,8 +180,8 @@ def test_the_state_of_another_version_does_not_end_the_supervisor(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     FOLDER.mkdir(parents=True)
     (FOLDER / "state.json").write_text('{"schema": 99}')
-    fleet.FOLDER.mkdir(parents=True)
-    supervisor.note([], fleet.FOLDER)
+    members.FOLDER.mkdir(parents=True)
+    supervised.note([], members.FOLDER)
     assert supervisor.mend() == ["rollout"]
     assert "is of another version of Loopline" in caplog.text
 
@@ -189,4 +192,4 @@ def test_what_cannot_be_deployed_is_refused(deployed, place):
     assert (
         "two of the bundles are of one model" in said("deploy", "--bundle", "elsewhere", "challenger", *deployed[1])[1]
     )
-    assert processes.running(fleet.FOLDER) == []
+    assert processes.running(members.FOLDER) == []

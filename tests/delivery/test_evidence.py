@@ -10,13 +10,13 @@ import prometheus
 import pytest
 from servers import Process
 
-from loopline.delivery import evidence, rollout
-from loopline.delivery.evidence import Log, Tally
-from loopline.delivery.gateway import BASELINE, CHALLENGER
-from loopline.delivery.judge import Policy
-from loopline.delivery.state import Plan, State
 from loopline.errors import LooplineError
-from loopline.journal.keeper import Keeper
+from loopline.fleet.gateway import BASELINE, CHALLENGER
+from loopline.journal.collector import Keeper
+from loopline.rollout import controller, evidence
+from loopline.rollout.evidence import Log, Tally
+from loopline.rollout.judge import Policy
+from loopline.rollout.state import Plan, State
 
 LINES = """\
 [WARNING]  (1) : Server champion/s1 is UP/READY (leaving forced maintenance).
@@ -57,16 +57,16 @@ def test_the_status_of_a_canary_has_the_counts_of_its_step_and_the_time_that_is_
         since=2.0,
         plan=plan,
     )
-    lines = rollout.progress(state, tmp_path)
+    lines = controller.progress(state, tmp_path)
     assert lines == [
         "challenger: 2 of 80 requests, 1 of 50 points of latency, 2 errors since the canary began",
         "baseline: 2 of 80 requests, 1 of 50 points of latency, 0 errors since the canary began",
         "0.0 of 10.0 min are left, then it is rolled back",
     ]
-    assert "of 10.0 min are left" in rollout.progress(replace(state, since=time.time()), tmp_path)[-1]
-    assert rollout.progress(replace(state, stage="rolled back"), tmp_path) == []
+    assert "of 10.0 min are left" in controller.progress(replace(state, since=time.time()), tmp_path)[-1]
+    assert controller.progress(replace(state, stage="rolled back"), tmp_path) == []
     with pytest.raises(LooplineError, match=r"the gateway's log cannot be read: .*gateway\.log"):
-        rollout.progress(state, tmp_path / "nowhere")
+        controller.progress(state, tmp_path / "nowhere")
 
 
 def test_a_line_that_is_not_yet_whole_is_left_for_the_next_time(tmp_path):

@@ -12,9 +12,10 @@ import prometheus
 import pytest
 import requests
 
-from loopline.delivery import evidence, fleet
-from loopline.delivery.gateway import BASELINE, CHALLENGER, Gateway, socket_path, write
 from loopline.errors import LooplineError
+from loopline.fleet import members
+from loopline.fleet.gateway import BASELINE, CHALLENGER, Gateway, socket_path, write
+from loopline.rollout import evidence
 
 pytestmark = [front.needed, prometheus.needed]
 
@@ -22,12 +23,12 @@ pytestmark = [front.needed, prometheus.needed]
 @pytest.fixture
 def lanes(up, place):
     """All three lanes have a server."""
-    wanted = fleet.read()
-    _, challenger = fleet.keep(place / "challenger")
+    wanted = members.read()
+    _, challenger = members.keep(place / "challenger")
     ours, theirs = (
-        fleet.Lane({"classifier": str(path)}, 1) for path in (challenger.folder, place / "models/classifier/bundle")
+        members.Lane({"classifier": str(path)}, 1) for path in (challenger.folder, place / "models/classifier/bundle")
     )
-    fleet.apply(replace(wanted, challenger=ours, baseline=theirs))
+    members.apply(replace(wanted, challenger=ours, baseline=theirs))
     return up
 
 
@@ -110,18 +111,18 @@ def test_a_lane_whose_server_is_killed_falls_back_to_the_champion_at_once(lanes,
     with front.sending(lanes) as sender:  # which asserts that every answer is 200
         prometheus.eventually(lambda: versions[1] in sender.since(0))
         for lane in (CHALLENGER, BASELINE):
-            os.kill(fleet.servers(lane)[0].pid, signal.SIGKILL)
+            os.kill(members.servers(lane)[0].pid, signal.SIGKILL)
         sender.more(50)
         mark = sender.more(200)
         assert set(sender.since(mark)) == {versions[0]}
 
 
 def test_a_server_that_was_killed_is_started_again_by_wanting_the_same(lanes):
-    before = fleet.servers(CHALLENGER)
+    before = members.servers(CHALLENGER)
     os.kill(before[0].pid, signal.SIGKILL)
-    prometheus.eventually(lambda: not fleet.servers(CHALLENGER))
-    fleet.apply(fleet.read())
-    after = fleet.servers(CHALLENGER)
+    prometheus.eventually(lambda: not members.servers(CHALLENGER))
+    members.apply(members.read())
+    after = members.servers(CHALLENGER)
     assert len(after) == 1
     assert after[0].pid != before[0].pid
 
@@ -143,7 +144,7 @@ def test_a_server_that_does_not_start_changes_nothing(lanes, place, versions):
     (place / "broken").mkdir()
     with front.sending(lanes) as sender:
         with pytest.raises(LooplineError, match="did not get ready"):
-            fleet.apply(fleet.read().with_champion("classifier", str(place / "broken")))
+            members.apply(members.read().with_champion("classifier", str(place / "broken")))
         mark = sender.more()
         assert set(sender.since(mark)) == {versions[0]}
 
@@ -158,7 +159,7 @@ def test_nobody_there_is_said(tmp_path):
     with pytest.raises(LooplineError, match="loopline up --gateway"):
         Gateway(tmp_path).ask("show info")
     with pytest.raises(LooplineError, match="no gateway is up"):
-        fleet.read(tmp_path)
+        members.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a b", "a,b", "a)b", "a#b", "a'b", 'a"b', "a[b]", "Löhne"])

@@ -9,8 +9,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.delivery import judge
-from loopline.delivery.judge import Evidence, Lane, Policy, Shadow
+from loopline.rollout import judge
+from loopline.rollout.judge import Evidence, Lane, Policy, Shadow
 
 POLICY = Policy(requests=200, slice=10, points=20)
 RNG = np.random.default_rng(0)

@@ -8,9 +8,10 @@ import prometheus
 import pytest
 
 from loopline import cli
-from loopline.delivery import images, kubernetes, soak
-from loopline.delivery.state import Plan
+from loopline.deploy import kubectl, kubernetes
 from loopline.errors import LooplineError
+from loopline.rollout import canary_metrics
+from loopline.rollout.state import Plan
 
 pytestmark = manifests.needed
 PRODUCTION = manifests.FOLDER / "overlays/production"
@@ -19,7 +20,7 @@ PRODUCTION = manifests.FOLDER / "overlays/production"
 @pytest.fixture
 def ours(api):
     """Deployed once, with three servers: the autoscaler wanted them."""
-    made = kubernetes.Cluster(PRODUCTION)
+    made = kubectl.Cluster(PRODUCTION)
     made.deploy("r/loopline:1")
     api.scale("champion", 3)
     api.asked.clear()
@@ -27,20 +28,20 @@ def ours(api):
 
 
 def test_a_deployment_brings_the_whole_overlay_in_with_the_image_that_is_named(api):
-    status = kubernetes.Cluster(PRODUCTION).deploy("r/loopline:1")
-    assert status.champion == kubernetes.Lane("r/loopline:1", 1, 1)
+    status = kubectl.Cluster(PRODUCTION).deploy("r/loopline:1")
+    assert status.champion == kubectl.Lane("r/loopline:1", 1, 1)
     assert (status.challenger.replicas, status.share, status.previous) == (0, 0, "")
     assert api.asked[0] == "namespaces/loopline"  # the others are in it
     wanted = {(one["kind"], one["metadata"]["name"]) for one in manifests.documents("overlays/production")}
     assert {(one["kind"], one["metadata"]["name"]) for one in api.objects.values()} == wanted
     assert (
-        kubernetes.Cluster(PRODUCTION).deploy().champion.image == "registry.example.com/loopline:0.1.0"
+        kubectl.Cluster(PRODUCTION).deploy().champion.image == "registry.example.com/loopline:0.1.0"
     )  # the overlay's own
 
 
 def test_the_next_deployment_keeps_the_autoscalers_replicas_and_can_be_rolled_back(ours, api):
     status = ours.deploy("r/loopline:2")
-    assert status.champion == kubernetes.Lane("r/loopline:2", 3, 3)
+    assert status.champion == kubectl.Lane("r/loopline:2", 3, 3)
     assert status.previous == "r/loopline:1"
     assert ours.deploy("r/loopline:2") == status  # who was cut off calls again, and what it noted is kept
     back = ours.rollback()
@@ -59,14 +60,14 @@ def test_an_image_that_does_not_get_ready_never_takes_the_place(ours, api):
 
 def test_the_first_image_that_does_not_get_ready_is_named_and_stays_to_be_looked_at(api):
     with pytest.raises(LooplineError, match="progress deadline"):
-        kubernetes.Cluster(PRODUCTION).deploy("r/loopline:broken")
+        kubectl.Cluster(PRODUCTION).deploy("r/loopline:broken")
     with pytest.raises(LooplineError, match="champion: 0 of 1 servers of r/loopline:broken are ready"):
-        kubernetes.Cluster(PRODUCTION).verify()
+        kubectl.Cluster(PRODUCTION).verify()
 
 
 def test_a_canary_has_its_servers_before_its_share(ours, api):
     status = ours.canary(5, "r/loopline:2")
-    assert status.challenger == kubernetes.Lane("r/loopline:2", 1, 1)
+    assert status.challenger == kubectl.Lane("r/loopline:2", 1, 1)
     assert (status.champion.image, status.share) == ("r/loopline:1", 5)
     assert api.asked[-2:] == ["deployments/loopline-challenger", "httproutes/loopline"]
     assert ours.canary(50).challenger.replicas == 2  # half of the champion's three
@@ -98,7 +99,7 @@ def test_a_promotion_ends_the_canary_once_the_champion_has_the_image(ours, api):
     ours.canary(50, "r/loopline:2")
     api.asked.clear()
     status = ours.promote()
-    assert status.champion == kubernetes.Lane("r/loopline:2", 3, 3)
+    assert status.champion == kubectl.Lane("r/loopline:2", 3, 3)
     assert (status.share, status.challenger.replicas, status.previous) == (0, 0, "r/loopline:1")
     assert api.asked == ["deployments/loopline-champion", "httproutes/loopline", "deployments/loopline-challenger"]
     assert ours.rollback().champion.image == "r/loopline:1"
@@ -156,12 +157,12 @@ def test_what_cannot_be_done_is_said_in_one_line(ours, api, tmp_path, monkeypatc
     with pytest.raises(LooplineError, match="nothing to roll back to"):
         ours.rollback()
     with pytest.raises(LooplineError, match="kubectl kustomize"):
-        kubernetes.Cluster(tmp_path / "none")
+        kubectl.Cluster(tmp_path / "none")
     with pytest.raises(LooplineError, match="has no Deployment loopline-champion"):
-        kubernetes.Cluster(manifests.FOLDER / "knative")
+        kubectl.Cluster(manifests.FOLDER / "knative")
     with pytest.raises(LooplineError, match="context"):
-        kubernetes.Cluster(PRODUCTION, context="elsewhere").status()
-    local = kubernetes.Cluster(manifests.FOLDER / "overlays/local")
+        kubectl.Cluster(PRODUCTION, context="elsewhere").status()
+    local = kubectl.Cluster(manifests.FOLDER / "overlays/local")
     assert local.deploy("r/loopline:1").share == 0
     assert local.verify().champion.ready
     with pytest.raises(LooplineError, match="no HTTPRoute"):
@@ -174,7 +175,7 @@ def test_what_cannot_be_done_is_said_in_one_line(ours, api, tmp_path, monkeypatc
 
 def test_nothing_is_deployed_yet(api):
     with pytest.raises(LooplineError, match="`deploy` makes it"):
-        kubernetes.Cluster(PRODUCTION).status()
+        kubectl.Cluster(PRODUCTION).status()
 
 
 def test_a_status_can_be_read(ours):
@@ -184,7 +185,7 @@ def test_a_status_can_be_read(ours):
 
 
 def image(name, share=5):
-    return images.Images(cluster=kubernetes.Cluster(PRODUCTION), image=name, share=share)
+    return kubernetes.Images(cluster=kubectl.Cluster(PRODUCTION), image=name, share=share)
 
 
 def test_the_verbs_take_an_image_from_canary_to_champion_and_back(ours, capsys):
@@ -238,7 +239,7 @@ def test_the_judge_asks_the_clusters_prometheus_and_ends_what_does_not_pass(
 
 
 def judged(cluster, hold=0.1):
-    return images.Images(cluster=cluster, image="r/loopline:2", plan=Plan(hold=hold, every=0.1), scrape=0.1)
+    return kubernetes.Images(cluster=cluster, image="r/loopline:2", plan=Plan(hold=hold, every=0.1), scrape=0.1)
 
 
 def test_a_prometheus_that_is_not_there_never_lets_a_canary_pass(ours):
@@ -248,7 +249,7 @@ def test_a_prometheus_that_is_not_there_never_lets_a_canary_pass(ours):
 
 
 def test_a_canary_that_is_ended_by_hand_is_not_ended_again(ours, monkeypatch):
-    monkeypatch.setattr(soak.time, "sleep", lambda _: ours.rollback())
+    monkeypatch.setattr(canary_metrics.time, "sleep", lambda _: ours.rollback())
     with pytest.raises(LooplineError, match="ended by hand"):
         judged(ours, hold=60).canary([])
     assert ours.status().champion.image == "r/loopline:1"

@@ -14,9 +14,9 @@ import yaml
 from manifests import FOLDER, OVERLAYS, documents, of, offences, open_doors, pods
 
 from loopline.cli import main
-from loopline.delivery import kubernetes
-from loopline.monitoring import rules
-from loopline.serving.server import Options
+from loopline.deploy import kubectl
+from loopline.observability import rules
+from loopline.server.run import Options
 
 pytestmark = manifests.needed
 CUSTOM = {  # groups that Kubernetes itself does not know -> the npm package with their types and schemas
@@ -100,7 +100,7 @@ def test_what_is_not_kubernetes_own_is_valid_too(tmp_path, api):
 
     found = [document for overlay in OVERLAYS for document in documents(overlay) if group(document) in CUSTOM]
     assert {one["kind"] for one in found} == {"HTTPRoute", "ServiceMonitor", "PrometheusRule", "Service"}
-    ours = kubernetes.Cluster(FOLDER / "overlays/production")
+    ours = kubectl.Cluster(FOLDER / "overlays/production")
     ours.deploy()
     ours.canary(0, "r/loopline:2")
     found.append({key: api.route()[key] for key in ("apiVersion", "kind", "metadata", "spec")})  # with a mirror

@@ -12,12 +12,12 @@ import front
 import prometheus
 import pytest
 
-from loopline import processes
-from loopline.delivery import fleet, supervisor
-from loopline.delivery.judge import Policy
-from loopline.delivery.state import FOLDER, Plan, read
 from loopline.errors import LooplineError
+from loopline.fleet import members, supervised
+from loopline.lib import processes
 from loopline.release import decisions, signature
+from loopline.rollout.judge import Policy
+from loopline.rollout.state import FOLDER, Plan, read
 
 pytestmark = [front.needed, prometheus.needed]
 QUICK = Plan(
@@ -32,12 +32,12 @@ INPUTS = [brightness.png(value) for value in range(0, 250, 5)]
 
 def consistent(version, place):
     """One champion server of this version, nobody on trial, nothing shared, nothing left over."""
-    wanted = fleet.read()
+    wanted = members.read()
     assert (wanted.baseline.replicas, wanted.challenger.replicas) == (0, 0)
-    names = [process.name for process in processes.running(fleet.FOLDER)]
+    names = [process.name for process in processes.running(members.FOLDER)]
     assert len([n for n in names if n.startswith("champion-")]) == 1
     assert not [n for n in names if n.startswith(("baseline-", "challenger-"))]
-    assert set(fleet.strays()) <= set(names)
+    assert set(members.strays()) <= set(names)
     assert wanted.champion.bundles["classifier"].rpartition("/")[2].startswith(version)
 
 
@@ -103,7 +103,7 @@ def test_a_killed_challenger_costs_no_request_and_is_rolled_back(up, place, vers
         front.controller().start(place / "challenger", ENDLESS)
         running = front.loopline("rollout", "resume")
         prometheus.eventually(lambda: versions[1] in sender.since(0))
-        os.kill(fleet.servers("challenger")[0].pid, signal.SIGKILL)
+        os.kill(members.servers("challenger")[0].pid, signal.SIGKILL)
         mark = sender.more(50)
         said, _ = running.communicate(timeout=120)
         assert running.returncode == 2, said
@@ -214,7 +214,7 @@ def test_by_hand_it_is_over_in_seconds_whatever_the_controller_is_at(up, place, 
 MORTAL = """
 import os, signal, sys
 from loopline import processes
-from loopline.delivery import rollout, state
+from loopline.rollout import rollout, state
 
 stage, name = sys.argv[1:]
 do = getattr(processes, name)
@@ -236,7 +236,9 @@ rollout.Controller(lambda *_: []).run()
 def test_a_controller_killed_at_any_stage_is_followed_by_one_that_goes_on(up, place, versions, stage, after):
     """It dies the moment the stage is on the disk; in `shadow` and `promote`, with a server that it started and did not note."""
     plan = replace(QUICK, inputs=0) if stage != "roll back" else replace(ENDLESS, hold=0.5)
-    processes.end([one for one in processes.running(fleet.FOLDER) if one.name == supervisor.NAME])  # it too would go on
+    processes.end(
+        [one for one in processes.running(members.FOLDER) if one.name == supervised.SUPERVISOR]
+    )  # it too would go on
     with front.sending(up) as sender:
         state = front.controller().start(place / "challenger", plan)
         killed = subprocess.run([sys.executable, "-c", MORTAL, stage, after], timeout=240)
@@ -314,7 +316,7 @@ def test_what_was_promoted_and_serves_no_more_begins_anew(up, place):
     first = controller.start(place / "challenger", ENDLESS)
     assert controller.promote("classifier").stage == "promoted"
     assert controller.start(place / "challenger", ENDLESS).id == first.id
-    fleet.apply(fleet.read().with_champion("classifier", str(place / "models/classifier/bundle")))
+    members.apply(members.read().with_champion("classifier", str(place / "models/classifier/bundle")))
     assert controller.start(place / "challenger", ENDLESS).id != first.id
 
 
@@ -350,12 +352,12 @@ def test_down_ends_a_rollout_with_all_its_servers(up, place):
     front.controller().start(place / "challenger", ENDLESS)
     done = front.loopline("rollout", "start", "classifier", "--bundle", "challenger")
     done.communicate()
-    prometheus.eventually(lambda: fleet.servers("challenger") and fleet.servers("baseline"))
-    found = processes.running(fleet.FOLDER)
+    prometheus.eventually(lambda: members.servers("challenger") and members.servers("baseline"))
+    found = processes.running(members.FOLDER)
     assert "rollout" in {process.name for process in found}
     front.loopline("down").communicate()
     assert not any(map(processes.alive, found))
-    assert fleet.strays() == {}
+    assert members.strays() == {}
 
 
 def test_a_model_that_was_never_on_trial_cannot_be_rolled_back(tmp_path, monkeypatch):

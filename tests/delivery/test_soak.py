@@ -7,11 +7,11 @@ import lanes
 import prometheus
 import pytest
 
-from loopline.delivery.judge import Policy
-from loopline.delivery.soak import Soak
-from loopline.delivery.state import Plan
 from loopline.errors import LooplineError
-from loopline.monitoring import query
+from loopline.observability import prometheus_api
+from loopline.rollout.canary_metrics import Soak
+from loopline.rollout.judge import Policy
+from loopline.rollout.state import Plan
 
 pytestmark = prometheus.needed
 PLAN = Plan(hold=60, every=0.2, policy=Policy(requests=100, points=6))
@@ -26,7 +26,7 @@ def verdicts(tmp_path_factory):
     """Model -> verdict: each in a soak of its own, all at once on one Prometheus."""
     exporter = lanes.Lanes()
     made = prometheus.Prometheus(tmp_path_factory.mktemp("prometheus"), [exporter.address], "")
-    ask = partial(query.instant, made.url)
+    ask = partial(prometheus_api.instant, made.url)
     prometheus.eventually(lambda: ask("loopline_requests_total"))
     found, asked, again = {}, {}, set()
 

@@ -30,10 +30,10 @@ from loopline.drill.scratch import Scratch
 from loopline.drill.world import Seen, World
 from loopline.errors import LooplineError
 from loopline.journal import index
-from loopline.monitoring import companions
-from loopline.monitoring.guard import Action, Alert, Decision
-from loopline.monitoring.retrainer.state import Store
 from loopline.release import bundle, decisions
+from loopline.retraining.guard import Action, Alert, Decision
+from loopline.retraining.state import Store
+from loopline.simulate import other_domain
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,7 +117,7 @@ def texts(tmp_path, monkeypatch):
 def test_texts_come_from_the_companion_where_it_has_the_same_classes(texts, monkeypatch):
     others = [RawSample(f"o:{n}", None, f"other {n}", ("negative", "positive")[n % 2], None, None) for n in range(8)]
     monkeypatch.setattr(
-        companions, "_open", lambda name, _: iter(others if name == "sentiment-labelled-sentences" else [])
+        other_domain, "_open", lambda name, _: iter(others if name == "sentiment-labelled-sentences" else [])
     )
     found = texts("rt-polarity")
     assert {json.loads(sample.body)["text"][:5] for sample in found.drifted} == {"other"}
@@ -131,20 +131,20 @@ def test_texts_of_a_named_data_set_are_those_of_the_models_classes(texts, monkey
         RawSample(f"o:{n}", None, f"other {n}", ("negative", "neutral", "positive")[n % 3], None, None)
         for n in range(9)
     ]
-    monkeypatch.setattr(companions, "_open", lambda name, _: iter(others if name == "tweets" else others[:1]))
+    monkeypatch.setattr(other_domain, "_open", lambda name, _: iter(others if name == "tweets" else others[:1]))
     assert {sample.label for sample in texts("rt-polarity", "tweets").drifted} == {"negative", "positive"}
 
 
 def test_texts_of_a_data_set_without_one_of_the_classes_are_refused(texts, monkeypatch):
     only = [RawSample("o:1", None, "other", "negative", None, None)]
-    monkeypatch.setattr(companions, "_open", lambda *_: iter(only))
+    monkeypatch.setattr(other_domain, "_open", lambda *_: iter(only))
     with pytest.raises(LooplineError, match="tweets has no 'positive', which the model knows"):
         texts("rt-polarity", "tweets")
 
 
 def test_more_labels_than_people_can_give_are_refused_before_anything_starts(texts, monkeypatch):
     others = [RawSample(f"o:{n}", None, f"other {n}", ("negative", "positive")[n % 2], None, None) for n in range(9)]
-    monkeypatch.setattr(companions, "_open", lambda *_: iter(others))
+    monkeypatch.setattr(other_domain, "_open", lambda *_: iter(others))
     with pytest.raises(LooplineError, match="--labels 5: people can label 4 samples of this drift at most"):
         texts("rt-polarity", "tweets", labels=5)
 

@@ -17,12 +17,12 @@ from journals import entry, label, write
 
 from loopline.data import manifest
 from loopline.errors import LooplineError
+from loopline.journal import collector as keepers
 from loopline.journal import index
-from loopline.journal import keeper as keepers
-from loopline.journal.keeper import METRICS, Bounds, Keeper
-from loopline.journal.store import Store
-from loopline.serving import journal as server
-from loopline.serving.metrics import Metrics
+from loopline.journal.collector import METRICS, Bounds, Keeper
+from loopline.journal.reader import Store
+from loopline.server import journal_writer as server
+from loopline.server.metrics import Metrics
 
 AT_ONCE = Bounds(part_rows=1, part_seconds=0)
 
@@ -270,7 +270,7 @@ def test_reading_a_part_or_a_manifest_leaves_pyarrows_scanner_alone(keep, tmp_pa
     keep(AT_ONCE).round()
     manifest.write(tmp_path / "m.parquet", [], task="text", labels=("x",))
     script = (
-        "import sys; from pathlib import Path; from loopline.data import manifest; from loopline.journal.store import Store\n"
+        "import sys; from pathlib import Path; from loopline.data import manifest; from loopline.journal.reader import Store\n"
         "assert Store(Path()).answered('classifier', ['b', 'c']).keys() == {'b'}\n"
         "assert manifest.table(Path('m.parquet'), ['split', 'id']).column_names == ['split', 'id']\n"
         "assert 'pyarrow.parquet' in sys.modules and 'pyarrow._dataset' not in sys.modules"

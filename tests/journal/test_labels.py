@@ -20,10 +20,10 @@ from PIL import Image
 
 from loopline.data import clean, formats, manifest
 from loopline.errors import LooplineError
-from loopline.journal import annotations, exchange, quality, segments
-from loopline.journal.keeper import Bounds, Keeper
+from loopline.journal import annotations, export, quality, segments
+from loopline.journal.collector import Bounds, Keeper
 from loopline.journal.labels import Trust, checked, worth
-from loopline.journal.store import Entry, Store
+from loopline.journal.reader import Entry, Store
 from loopline.settings import Split
 
 
@@ -153,7 +153,7 @@ def test_the_quality_of_boxes_is_the_one_that_evaluation_has():
 
 
 def test_exported_images_are_there_with_a_table_and_tasks_for_label_studio(tmp_path):
-    exchange.export([entry("a/1"), entry("b")], tmp_path / "out", ("bright", 'd"ark'))
+    export.export([entry("a/1"), entry("b")], tmp_path / "out", ("bright", 'd"ark'))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/labels.csv").read_text())))
     assert [(row["id"], row["predicted"], row["label"]) for row in rows] == [("a/1", "bright", ""), ("b", "bright", "")]
     assert (tmp_path / "out" / rows[0]["sample"]).read_bytes() == journals.png()
@@ -164,7 +164,7 @@ def test_exported_images_are_there_with_a_table_and_tasks_for_label_studio(tmp_p
     assert "<Choice value='d\"ark'/>" in config
     assert '<Image name="sample" value="$image"/>' in config
     with pytest.raises(LooplineError, match="not empty"):
-        exchange.export([entry()], tmp_path / "out", ())
+        export.export([entry()], tmp_path / "out", ())
 
 
 def test_a_table_that_was_filled_in_comes_back_without_what_is_empty(tmp_path):
@@ -404,7 +404,7 @@ def test_a_photo_that_viewers_turn_goes_out_and_comes_back_as_they_show_it(tmp_p
     said = {"boxes": [journals.box("spot", 0.9, 8, 48, 40, 96)]}
     photos = {"upright": picture((128, 192), form="JPEG"), "turned": turned((192, 128))}
     entries = {name: entry(name, prediction=said, input=content) for name, content in photos.items()}
-    exchange.export(list(entries.values()), tmp_path / "out", ("spot",))
+    export.export(list(entries.values()), tmp_path / "out", ("spot",))
     tasks = json.loads((tmp_path / "out/tasks.json").read_text())
     upright, sideways = (task["predictions"][0]["result"][0] for task in tasks)
     assert (upright["original_width"], upright["original_height"]) == (128, 192)
@@ -415,7 +415,7 @@ def test_a_photo_that_viewers_turn_goes_out_and_comes_back_as_they_show_it(tmp_p
     assert passed_over == {}
     box = {"label": "spot", "x1": 8, "y1": pytest.approx(48), "x2": 40, "y2": 96}
     assert found == {"upright": [box], "turned": [box]}
-    exchange.batch([replace(entries[name], label=label) for name, label in found.items()], tmp_path / "batch")
+    export.batch([replace(entries[name], label=label) for name, label in found.items()], tmp_path / "batch")
     content = json.loads((tmp_path / "batch/instances.json").read_text())
     assert [(row["width"], row["height"]) for row in content["images"]] == [(128, 192)] * 2
     samples = formats.read(tmp_path / "batch", "detection")
@@ -425,7 +425,7 @@ def test_a_photo_that_viewers_turn_goes_out_and_comes_back_as_they_show_it(tmp_p
 
 def test_what_is_exported_comes_back_as_it_was_suggested(tmp_path):
     said = {"boxes": [journals.box("spot", 0.9, 1, 2, 5, 6)]}
-    exchange.export([entry("a", prediction=said)], tmp_path / "out", ("spot",))
+    export.export([entry("a", prediction=said)], tmp_path / "out", ("spot",))
     tasks = json.loads((tmp_path / "out/tasks.json").read_text())
     tasks[0]["annotations"] = tasks[0].pop("predictions")
     found, _ = imported(tmp_path, tasks, {"a": entry("a", prediction=said)})
@@ -447,7 +447,7 @@ def test_a_batch_is_a_data_set_that_the_pipeline_reads(tmp_path, kind):
     else:
         given = [entry("a", said="7"), entry("b", said="new class", input=journals.png(3))]
         truth = ["7", "new class"]
-    exchange.batch(given, tmp_path / "batch")
+    export.batch(given, tmp_path / "batch")
     found = list(formats.read(tmp_path / "batch", kind))
     if kind == "detection":
         told = [[(b.label, b.x1, b.y1, b.x2, b.y2) for b in sample.boxes] for sample in found]
@@ -458,9 +458,7 @@ def test_a_batch_is_a_data_set_that_the_pipeline_reads(tmp_path, kind):
 
 def test_a_class_that_no_folder_can_be_called_comes_back_as_it_was(tmp_path):
     names = ["../x", ".hidden", "T-shirt/top", "50 %", "%2F", ".."]
-    exchange.batch(
-        [entry(str(n), said=name, input=journals.png(n)) for n, name in enumerate(names)], tmp_path / "batch"
-    )
+    export.batch([entry(str(n), said=name, input=journals.png(n)) for n, name in enumerate(names)], tmp_path / "batch")
     assert {sample.label for sample in formats.read(tmp_path / "batch", "classification")} == set(names)
     assert len(list((tmp_path / "batch").iterdir())) == len(names), "nothing lies outside"
 
@@ -589,7 +587,7 @@ def test_only_labels_of_samples_that_the_journal_has_are_counted_as_taken(tmp_pa
 def test_an_image_is_saved_by_what_it_is(tmp_path):
     out = io.BytesIO()
     Image.new("RGB", (4, 4)).save(out, "JPEG")
-    exchange.batch([entry(said="7", input=out.getvalue())], tmp_path / "batch")
+    export.batch([entry(said="7", input=out.getvalue())], tmp_path / "batch")
     assert [path.suffix for path in (tmp_path / "batch/7").iterdir()] == [".jpg"]
 
 

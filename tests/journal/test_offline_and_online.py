@@ -9,7 +9,7 @@ import prometheus
 import requests
 from servers import Process
 
-from loopline.journal.keeper import Keeper
+from loopline.journal.collector import Keeper
 from loopline.release import bundle, evidence
 
 SHOWN = range(5, 256, 10)  # an even share of the 256 brightnesses that the test split has

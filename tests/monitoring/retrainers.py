@@ -16,8 +16,8 @@ import bundles
 import prometheus
 import yaml
 
-from loopline.monitoring.retrainer.state import Store
 from loopline.release import bundle, decisions
+from loopline.retraining.state import Store
 
 TOKEN, SECRET = "a-token-of-the-tests", "a-secret-of-the-tests"
 POLICY = yaml.safe_load((brightness.ROOT / "monitoring/retraining.yaml").read_text(encoding="utf-8"))

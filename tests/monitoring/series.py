@@ -6,9 +6,10 @@ problems("sum by (modle) (loopline_requests_total)", known()) == ["loopline_requ
 import re
 from typing import get_args
 
-from loopline.journal import keeper
-from loopline.monitoring import retrainer, rules, sentinel
-from loopline.serving.metrics import CATALOGUE, PREFIX
+from loopline import retraining
+from loopline.journal import collector
+from loopline.observability import rules, sentinel
+from loopline.server.metrics import CATALOGUE, PREFIX
 
 TARGET = frozenset({"job", "instance"})  # Prometheus adds them
 PROCESS = (
@@ -63,8 +64,8 @@ def exported():
         for ending in ENDINGS[metric.kind]
     }
     found |= {name: TARGET | set(labels) for name, (_, labels) in sentinel.METRICS.items()}
-    found |= {name: TARGET | set(labels) for name, (_, _, labels) in keeper.METRICS.items()}
-    found |= {name: TARGET | set(labels) for name, (_, labels) in retrainer.METRICS.items()}
+    found |= {name: TARGET | set(labels) for name, (_, _, labels) in collector.METRICS.items()}
+    found |= {name: TARGET | set(labels) for name, (_, labels) in retraining.METRICS.items()}
     found |= {name: TARGET | labels for name, labels in GATEWAY.items()}
     return found | {f"process_{name}": TARGET for name in PROCESS} | dict.fromkeys(FROM_PROMETHEUS, TARGET)
 
@@ -104,7 +105,7 @@ def values(metric, label):
     if label == "le":
         bounds = CATALOGUE[metric.removeprefix(PREFIX).removesuffix("_bucket")].buckets
         return {*map(str, bounds), "+Inf"}
-    return {*get_args(sentinel.Result), *retrainer.RESULTS} if label == "result" else None
+    return {*get_args(sentinel.Result), *retraining.RESULTS} if label == "result" else None
 
 
 class _Reader:

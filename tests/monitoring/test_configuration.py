@@ -8,8 +8,9 @@ import prometheus
 import pytest
 import yaml
 
-from loopline.monitoring import retrainer, sentinel
-from loopline.serving.metrics import CATALOGUE, PREFIX
+from loopline import retraining
+from loopline.observability import sentinel
+from loopline.server.metrics import CATALOGUE, PREFIX
 
 JOBS = {"prometheus.yml": {"loopline", "sentinel", "journal", "retrainer"}, "kubernetes.yml": {"loopline", "sentinel"}}
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def test_alertmanager_takes_its_configuration(tmp_path):
 
 def test_every_metric_is_documented_and_every_documented_one_exists():
     named = {PREFIX + m.name + ("_total" if m.kind == "counter" else "") for m in CATALOGUE.values()}
-    named |= sentinel.METRICS.keys() | retrainer.METRICS.keys()
+    named |= sentinel.METRICS.keys() | retraining.METRICS.keys()
     lines = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8").splitlines()
     documented = {line.split("`")[1] for line in lines if line.startswith("| `loopline_")}
     assert documented == named

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from loopline import settings
+from loopline.drift import golden, harm, reference, statistic, thresholds
 from loopline.errors import LooplineError
-from loopline.monitoring.drift import calibration, golden, harm, reference, statistic
 from loopline.stages import calibrate
 from loopline.tasks.spec import ImageInput, ModelSpec
 
@@ -177,7 +177,7 @@ def test_false_alarms_come_as_often_as_promised():
     for seed in range(streams):
         ref = made(300, seed)
         found, _ = population(3 * n, 10_000 + seed)
-        starts = np.arange(0, 2 * n + 1, n / calibration.EVALUATIONS).astype(int)
+        starts = np.arange(0, 2 * n + 1, n / thresholds.EVALUATIONS).astype(int)
         alarms += any(score({name: values[s : s + n] for name, values in found.items()}, ref) > 1 for s in starts)
     assert 0.03 < alarms / streams < 0.19  # 0.1 is promised, 0.085 aimed at; three standard errors
 
@@ -185,7 +185,7 @@ def test_false_alarms_come_as_often_as_promised():
 def test_without_redrawing_the_reference_there_would_be_too_many(monkeypatch):
     """A reference held for the truth: the larger the window, the more its error is taken for drift."""
     monkeypatch.setattr(
-        calibration,
+        thresholds,
         "_resampled",
         lambda rows, _: rows.counts(np.arange(rows.samples), np.zeros(rows.samples, int), 1)[0],
     )
@@ -198,7 +198,7 @@ def test_calibration_and_verdict_have_one_statistic(seed, n):
     """It is written twice: for one signal, and for all signals of many windows at once."""
     rng, widths = np.random.default_rng(seed), {"a": 4, "b": 7}
     bins = {name: rng.integers(0, width - 1, 300) for name, width in widths.items()}  # the last bin stays empty
-    rows = calibration._Rows(bins, widths)
+    rows = thresholds._Rows(bins, widths)
     whole = rows.counts(np.arange(300), np.zeros(300, int), 1)[0]
     window = rows.counts(rng.integers(300, size=n), np.zeros(n, int), 1)
     expected = [statistic.evidence(window[0, :4], whole[:4]), statistic.evidence(window[0, 4:], whole[4:])]

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from loopline.monitoring.drift import statistic
+from loopline.drift import statistic
 from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
 
 ROOT = Path(__file__).parents[2]

@@ -6,10 +6,10 @@ import sys
 
 import test_drift
 
-from loopline.journal.keeper import Keeper
-from loopline.journal.store import Entry
-from loopline.monitoring import examples
-from loopline.monitoring.drift import statistic
+from loopline.drift import statistic
+from loopline.journal.collector import Keeper
+from loopline.journal.reader import Entry
+from loopline.observability import outliers
 
 MOVED = test_drift.population(600, 2, brightness=2)[0]
 
@@ -27,7 +27,7 @@ def movers(reference, found=MOVED):
 
 def test_examples_are_where_the_share_grew_and_each_stands_once():
     reference = test_drift.made()
-    found = examples.chosen(entries(), movers(reference), reference)
+    found = outliers.chosen(entries(), movers(reference), reference)
     assert list(found) == [mover.signal for mover in movers(reference)][: len(found)]
     assert {"brightness", "contrast"} <= set(found)
     last = reference.signals["brightness"].edges[-2]
@@ -39,20 +39,20 @@ def test_examples_are_where_the_share_grew_and_each_stands_once():
 def test_without_drift_or_inputs_there_is_nothing_to_show():
     reference = test_drift.made()
     clean = test_drift.population(600, 1)[0]
-    assert examples.chosen(entries(clean), movers(reference, clean), reference) == {}
-    assert examples.html(examples.chosen(entries(input=None), movers(reference), reference)) == ""
-    assert examples.html(examples.chosen([], movers(reference), reference)) == ""
+    assert outliers.chosen(entries(clean), movers(reference, clean), reference) == {}
+    assert outliers.html(outliers.chosen(entries(input=None), movers(reference), reference)) == ""
+    assert outliers.html(outliers.chosen([], movers(reference), reference)) == ""
 
 
 def test_images_are_in_the_page_and_what_clients_sent_is_no_markup():
     reference = test_drift.made()
-    page = examples.html(examples.chosen(entries(label="<i>"), movers(reference), reference))
+    page = outliers.html(outliers.chosen(entries(label="<i>"), movers(reference), reference))
     assert "data:image/png;base64,iVBORw" in page
     assert "&lt;b&gt;, in truth &lt;i&gt;" in page
-    text = examples.html(examples.chosen(entries(input="<script>" + "x" * 999), movers(reference), reference))
+    text = outliers.html(outliers.chosen(entries(input="<script>" + "x" * 999), movers(reference), reference))
     assert "&lt;script&gt;" in text and "…" in text
     assert not re.search(r"<script|https?://", page + text)
-    boxes = examples.html(examples.chosen(entries(prediction={"boxes": [1, 2]}), movers(reference), reference))
+    boxes = outliers.html(outliers.chosen(entries(prediction={"boxes": [1, 2]}), movers(reference), reference))
     assert "2 boxes" in boxes
 
 

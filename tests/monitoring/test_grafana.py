@@ -20,11 +20,12 @@ import pytest
 import series
 import yaml
 
+from loopline import retraining
 from loopline.errors import LooplineError
-from loopline.journal import keeper
-from loopline.monitoring import grafana, retrainer, rules
-from loopline.monitoring.grafana import alerting, dashboards, push
-from loopline.serving.metrics import CATALOGUE, Metrics
+from loopline.journal import collector
+from loopline.observability import grafana, rules
+from loopline.observability.grafana import alerting, dashboards, push
+from loopline.server.metrics import CATALOGUE, Metrics
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "monitoring/grafana"
@@ -246,7 +247,7 @@ class Everything:
                 else:
                     self.metrics.value(metric.name, *labels).value += 40 if metric.kind == "counter" else 1
         sentinel = 'loopline_sentinel_checks_total{model="a-model",version="a-version",result="same"} '
-        others = {name: labels for name, (*_, labels) in (keeper.METRICS | retrainer.METRICS).items()}
+        others = {name: labels for name, (*_, labels) in (collector.METRICS | retraining.METRICS).items()}
         others |= {name: sorted(labels) for name, labels in series.GATEWAY.items()}
         values = {"result": "failed", "proxy": "challenger", "code": "5xx"}
         labelled = ""

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.monitoring.guard import Action, Alert, Evidence, Past, State, decide, rest
-from loopline.monitoring.retrainer import policy
+from loopline.retraining import policy
+from loopline.retraining.guard import Action, Alert, Evidence, Past, State, decide, rest
 
 POLICY = policy.load(Path(__file__).parents[2] / "monitoring/retraining.yaml")
 NOW, HOUR = 1_800_000_000.0, 3600.0

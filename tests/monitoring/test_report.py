@@ -15,10 +15,10 @@ import pytest
 import test_drift
 import test_watch
 
+from loopline.drift import reference as drift
+from loopline.drift import statistic, verdict
 from loopline.errors import LooplineError
-from loopline.monitoring import query, report, verdict
-from loopline.monitoring.drift import reference as drift
-from loopline.monitoring.drift import statistic
+from loopline.observability import drift_report, prometheus_api
 from loopline.release import bundle
 from loopline.stages import calibrate
 
@@ -105,7 +105,7 @@ def target(one, reference):
 
 
 def page(one, reference, found):
-    return report.html(one, reference, test_drift.counted(found, reference), "From a test.")
+    return drift_report.html(one, reference, test_drift.counted(found, reference), "From a test.")
 
 
 # Counts
@@ -113,9 +113,9 @@ def page(one, reference, found):
 
 @prometheus.needed
 def test_the_page_has_the_statistics_numbers_of_what_prometheus_counted(server, one, reference, tmp_path):
-    said = report.make(one.folder, tmp_path / "page.html", prometheus=server.url, at=server.now)
+    said = drift_report.make(one.folder, tmp_path / "page.html", prometheus=server.url, at=server.now)
     text = (tmp_path / "page.html").read_text()
-    counts = query.window(server.url, "classifier", one.version[:12], reference, at=server.now.timestamp())
+    counts = prometheus_api.window(server.url, "classifier", one.version[:12], reference, at=server.now.timestamp())
     movers = statistic.movers(counts, reference)
     assert movers[0].score > 1
     expected = [(m.signal, pytest.approx(m.score, abs=0.006), pytest.approx(m.shift, abs=0.006), m.n) for m in movers]
@@ -133,7 +133,9 @@ def test_the_page_has_the_statistics_numbers_of_what_prometheus_counted(server, 
 @prometheus.needed
 def test_another_window_has_other_counts(server, one, reference):
     key = (server.url, "classifier", one.version[:12], reference)
-    short, long = (query.window(*key, at=server.now.timestamp(), window=w)["brightness"].sum() for w in ("15m", "1h"))
+    short, long = (
+        prometheus_api.window(*key, at=server.now.timestamp(), window=w)["brightness"].sum() for w in ("15m", "1h")
+    )
     assert 100 < short < long / 2
 
 
@@ -150,7 +152,7 @@ def test_a_window_without_anything_or_that_is_none_is_an_error_and_leaves_no_pag
 ):
     asked = asked | ({"at": server.now - asked["at"]} if "at" in asked else {})
     with pytest.raises(LooplineError, match=message):
-        report.make(one.folder, tmp_path / "page.html", prometheus=server.url, **asked)
+        drift_report.make(one.folder, tmp_path / "page.html", prometheus=server.url, **asked)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -158,56 +160,56 @@ def test_a_window_without_anything_or_that_is_none_is_an_error_and_leaves_no_pag
 def test_a_model_or_version_that_is_not_there_is_said_with_what_is(server, reference):
     asked = {"at": server.now.timestamp()}
     with pytest.raises(LooplineError, match="no drift signals of speech, but of classifier, text"):
-        query.window(server.url, "speech", "v", reference, **asked)
+        prometheus_api.window(server.url, "speech", "v", reference, **asked)
     with pytest.raises(LooplineError, match="has text in version aaaaaaaaaaaa; the bundle's is bbbbbbbbbbbb"):
-        query.window(server.url, "text", test_watch.NEW, reference, **asked)
+        prometheus_api.window(server.url, "text", test_watch.NEW, reference, **asked)
 
 
 @prometheus.needed
 def test_what_was_scraped_once_has_no_increase_and_no_verdict(server, reference):
-    counts = query.window(server.url, "text", test_watch.OLD, reference, at=server.now.timestamp())
+    counts = prometheus_api.window(server.url, "text", test_watch.OLD, reference, at=server.now.timestamp())
     assert all(not row.any() for row in counts.values())
     assert verdict.sentence(verdict.judge(counts, reference), reference).startswith("No verdict: 0 samples")
 
 
 def test_a_servers_own_counts_are_exact(target, one, reference, tmp_path):
     url = f"http://{target.address}"
-    counts = query.since_start(url, "classifier", one.version[:12], reference)
+    counts = prometheus_api.since_start(url, "classifier", one.version[:12], reference)
     expected = test_drift.counted(CLEAN, reference)
     assert all(row.tolist() == expected[name].tolist() for name, row in counts.items())
-    assert report.make(one.folder, tmp_path / "page.html", url=url).startswith("No drift")
+    assert drift_report.make(one.folder, tmp_path / "page.html", url=url).startswith("No drift")
     assert "since its start" in (tmp_path / "page.html").read_text()
 
 
 def test_a_server_that_serves_something_else_is_said(target, one, reference):
     url = f"http://{target.address}"
     with pytest.raises(LooplineError, match=f"in version {one.version[:12]}; the bundle's is v9"):
-        query.since_start(url, "classifier", "v9", reference)
+        prometheus_api.since_start(url, "classifier", "v9", reference)
     target.text = "up 1\n"
     with pytest.raises(LooplineError, match="is it a server of ours"):
-        query.since_start(url, "classifier", one.version[:12], reference)
+        prometheus_api.since_start(url, "classifier", one.version[:12], reference)
     target.text = "<html>welcome</html>"
     with pytest.raises(LooplineError, match="not what Prometheus reads"):
-        query.since_start(url, "classifier", one.version[:12], reference)
+        prometheus_api.since_start(url, "classifier", one.version[:12], reference)
 
 
 def test_bins_that_the_reference_does_not_have_are_an_error(target, one, reference):
     target.text = target.text.replace('bin="00"', 'bin="99"')
     with pytest.raises(LooplineError, match="bin 99 was counted"):
-        query.since_start(f"http://{target.address}", "classifier", one.version[:12], reference)
+        prometheus_api.since_start(f"http://{target.address}", "classifier", one.version[:12], reference)
 
 
 def test_an_address_where_nobody_is_leaves_no_page(one, tmp_path):
     url = f"http://127.0.0.1:{prometheus.free_port()}"
     for where in ({"url": url}, {"prometheus": url}):
         with pytest.raises(LooplineError, match="cannot be reached"):
-            report.make(one.folder, tmp_path / "page.html", **where)
+            drift_report.make(one.folder, tmp_path / "page.html", **where)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_bundle_is_said(tmp_path):
     with pytest.raises(LooplineError, match="is not a bundle"):
-        report.make(tmp_path, tmp_path / "page.html")
+        drift_report.make(tmp_path, tmp_path / "page.html")
 
 
 # Verdicts
@@ -250,7 +252,7 @@ def test_the_loss_is_from_both_ways_to_estimate(reference):
 def test_a_signal_that_has_too_few_samples_is_named_with_the_reason(one, reference):
     counts = test_drift.counted(CLEAN, reference)
     counts |= {"bytes": np.zeros_like(counts["bytes"]), "contrast": counts["contrast"] // 60}
-    text = report.html(one, reference, counts, "")
+    text = drift_report.html(one, reference, counts, "")
     assert "<li>no request carried it: bytes</li>" in text
     few = int(counts["contrast"].sum())
     assert 0 < few < reference.least
@@ -324,7 +326,7 @@ def test_the_page_needs_nothing_but_itself(one, reference):
     assert tags.isdisjoint({"script", "link", "img", "iframe", "object", "image", "use", "form"})
     given = {key for _, attributes in parsed.tags for key in attributes}
     assert given.isdisjoint({"src", "href", "srcset", "onload", "onclick"})
-    assert not re.search(r"url\(|@import", report.STYLE.read_text())
+    assert not re.search(r"url\(|@import", drift_report.STYLE.read_text())
     assert len([tag for tag, _ in parsed.tags if tag == "article"]) == len(reference.signals)
 
 
@@ -333,7 +335,7 @@ def test_everything_is_escaped(reference, tmp_path):
     names = drift.Labels(names=(evil, "b&b", "c"), confusion=())
     changed = drift.Reference.from_dict(json.loads(json.dumps(reference.to_dict() | {"labels": vars(names)})))
     one = made(tmp_path / "evil", changed, card=f"# it\n\n{evil}\n")
-    text = report.html(one, changed, test_drift.counted(CLEAN, changed), f"from {evil}")
+    text = drift_report.html(one, changed, test_drift.counted(CLEAN, changed), f"from {evil}")
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 3
     assert "b&amp;b" in text
@@ -342,15 +344,15 @@ def test_everything_is_escaped(reference, tmp_path):
 
 def test_a_page_that_cannot_be_written_leaves_what_was_there(tmp_path):
     with pytest.raises(LooplineError, match="cannot be written"):
-        report.write(tmp_path / "no folder" / "page.html", "new")
+        drift_report.write(tmp_path / "no folder" / "page.html", "new")
     (tmp_path / "page.html").mkdir()
     with pytest.raises(LooplineError, match="cannot be written"):
-        report.write(tmp_path / "page.html", "new")
+        drift_report.write(tmp_path / "page.html", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_a_browser_shows_it_on_a_phone_in_light_and_dark_and_asks_nobody(one, reference, tmp_path):
-    report.write(tmp_path / "page.html", page(one, reference, DRIFTED))
+    drift_report.write(tmp_path / "page.html", page(one, reference, DRIFTED))
     asked, grounds = [], set()
     with browser.chromium() as chromium:
         for scheme in ("light", "dark"):

@@ -13,8 +13,8 @@ import pytest
 import retrainers
 from retrainers import Retrainer, alert, bearer, signed, webhook
 
-from loopline.journal.keeper import Keeper
-from loopline.monitoring.retrainer import alerts
+from loopline.journal.collector import Keeper
+from loopline.retraining import alerts
 
 pytestmark = prometheus.needed
 RULES = "groups: []\n"
@@ -350,6 +350,6 @@ def test_killed_at_any_moment_it_ends_with_one_run_and_each_decision_once(retrai
 
 def test_it_listens_without_pillow():
     """Its container has none: nothing there reads an image."""
-    code = "import sys; sys.modules['PIL'] = None; from loopline.monitoring.retrainer import service"
+    code = "import sys; sys.modules['PIL'] = None; from loopline.retraining import service"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -16,7 +16,7 @@ from PIL import Image
 from retrainers import git
 
 from loopline import settings
-from loopline.monitoring.retrainer import worktree
+from loopline.retraining import worktree
 
 ROOT = Path(__file__).parents[2]
 SIDE, EACH = 8, 30  # pixels; images of a class

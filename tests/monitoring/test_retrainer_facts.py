@@ -10,9 +10,9 @@ import prometheus
 import pytest
 import retrainers
 
-from loopline.monitoring.drift.reference import Labels, Reference
-from loopline.monitoring.retrainer import facts
+from loopline.drift.reference import Labels, Reference
 from loopline.release import bundle
+from loopline.retraining import facts
 
 pytestmark = prometheus.needed
 AS_BEFORE = {"00": 100, "01": 100}

@@ -22,11 +22,10 @@ from retrainers import git
 from loopline import cli
 from loopline.data import manifest
 from loopline.errors import LooplineError
-from loopline.monitoring import guard
-from loopline.monitoring.retrainer import github, policy, report, runs, worktree
-from loopline.monitoring.retrainer.runs import Place
-from loopline.monitoring.retrainer.state import Run, Store
 from loopline.release import bundle, decisions
+from loopline.retraining import github, guard, policy, run_report, runs, worktree
+from loopline.retraining.runs import Place
+from loopline.retraining.state import Run, Store
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "monitoring/retraining.yaml"
@@ -416,7 +415,7 @@ def weighed(tmp_path, monkeypatch):
                 made, brightness.described(), model=model, drift=parts / "drift.json", card="# c\n", pictures=[]
             )
         version = bundle.read(served / "models/classifier/bundle").version[:12]
-        path, decision = report.make(run(version=version), served, journal)
+        path, decision = run_report.make(run(version=version), served, journal)
         return path.read_text(encoding="utf-8"), decision, path.parent
 
     return make
@@ -445,7 +444,9 @@ def test_a_challenger_that_learned_flipped_labels_is_refused_on_its_evidence(wei
 def test_the_decision_on_the_evidence_is_in_the_log_once_with_its_weights(weighed):
     _, decision, _ = weighed(128)
     served = bundle.read(Path("../repository/models/classifier/bundle"))
-    report.make(run(version=served.version[:12]), Path("../repository"), Path("../journal"))  # the step is done again
+    run_report.make(
+        run(version=served.version[:12]), Path("../repository"), Path("../journal")
+    )  # the step is done again
     (line,) = decisions.read().records
     assert (line.action, line.bundle) == ("accept", bundle.read(Path("models/classifier/bundle")).version)
     assert line.reasons == decision.reasons
@@ -457,13 +458,13 @@ def test_a_journal_without_the_batch_s_samples_is_refused(weighed, tmp_path):
     version = bundle.read(tmp_path / "repository/models/classifier/bundle").version[:12]
     other = journals.kept(tmp_path / "other", journals.entry("a"), journals.label("a", "bright"))
     with pytest.raises(LooplineError, match="has no sample of batch v2 of classifier"):
-        report.make(run(version=version), tmp_path / "repository", other)
+        run_report.make(run(version=version), tmp_path / "repository", other)
 
 
 def test_a_champion_that_is_not_here_is_said(weighed, tmp_path):
     weighed(128)
     with pytest.raises(LooplineError, match="in version fff is not here"):
-        report.make(run(version="fff"), tmp_path / "repository", tmp_path / "journal")
+        run_report.make(run(version="fff"), tmp_path / "repository", tmp_path / "journal")
 
 
 # What runs

@@ -8,13 +8,13 @@ import psutil
 import pytest
 import retrainers
 
-from loopline.monitoring.guard import Action, Alert, Decision
-from loopline.monitoring.retrainer import policy, runs
-from loopline.monitoring.retrainer.facts import Sources
-from loopline.monitoring.retrainer.runs import Place
-from loopline.monitoring.retrainer.state import Store, key
-from loopline.monitoring.retrainer.worker import Worker
 from loopline.release import decisions
+from loopline.retraining import policy, runs
+from loopline.retraining.facts import Sources
+from loopline.retraining.guard import Action, Alert, Decision
+from loopline.retraining.runs import Place
+from loopline.retraining.state import Store, key
+from loopline.retraining.worker import Worker
 
 ALERT = Alert(model="classifier", name="RetrainCandidate", version="abc")
 RETRAIN = Decision(Action.RETRAIN, ("drift",))

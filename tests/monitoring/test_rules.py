@@ -19,10 +19,10 @@ import series
 import yaml
 
 from loopline import cli
-from loopline.monitoring import rules
-from loopline.monitoring.drift.reference import Labels, Quality, Reference, Signal
-from loopline.serving.metrics import CATALOGUE, PREFIX, Metrics
-from loopline.serving.watching import Counts
+from loopline.drift.reference import Labels, Quality, Reference, Signal
+from loopline.observability import rules
+from loopline.server.drift_counter import Counts
+from loopline.server.metrics import CATALOGUE, PREFIX, Metrics
 
 ROOT = Path(__file__).parents[2]
 RUNBOOKS = ROOT / "docs/runbooks"

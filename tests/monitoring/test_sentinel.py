@@ -9,9 +9,9 @@ import prometheus
 import pytest
 from servers import Process, samples, total
 
+from loopline.drift import golden
 from loopline.errors import LooplineError
-from loopline.monitoring import sentinel
-from loopline.monitoring.drift import golden
+from loopline.observability import sentinel
 
 
 @pytest.fixture

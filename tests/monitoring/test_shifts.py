@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loopline.monitoring import shifts
+from loopline.simulate import shifts
 
 
 def picture(mode, **how):

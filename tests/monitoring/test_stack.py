@@ -19,9 +19,9 @@ import bundles
 import prometheus
 import pytest
 
-from loopline import processes
-from loopline.monitoring import traffic
+from loopline.lib import processes
 from loopline.release import decisions
+from loopline.simulate import traffic
 
 pytestmark = prometheus.needed
 WINDOW, SCRAPE = "24s", 0.5

@@ -8,10 +8,10 @@ import prometheus
 import pytest
 import test_drift
 
-from loopline.monitoring import rules
-from loopline.monitoring.drift import harm, statistic
-from loopline.serving.metrics import Metrics
-from loopline.serving.watching import Counts
+from loopline.drift import harm, statistic
+from loopline.observability import rules
+from loopline.server.drift_counter import Counts
+from loopline.server.metrics import Metrics
 
 pytestmark = prometheus.needed
 WINDOW = "1h"  # everything that the test counts is in it

@@ -11,12 +11,13 @@ import psutil
 import pytest
 from answering import Server
 
-from loopline import processes
-from loopline.delivery import fleet, state
-from loopline.monitoring import status
-from loopline.monitoring.guard import Alert
-from loopline.monitoring.retrainer.state import Store
+from loopline.deploy import status
+from loopline.fleet import members
+from loopline.lib import processes
 from loopline.release import decisions
+from loopline.retraining.guard import Alert
+from loopline.retraining.state import Store
+from loopline.rollout import state
 from loopline.training.progress import Progress
 
 
@@ -49,10 +50,10 @@ def test_it_shows_what_is_up_what_ended_and_which_bundles_serve(repository):
     kept = bundles.classifier(repository / "models/classifier/bundle")
     rows = [{"name": "classifier", "version": kept.version[:12]}, {"name": "text", "version": "0123456789ab"}]
     server = Server(lambda *_: (200, json.dumps(rows).encode()))
-    fleet.FOLDER.mkdir(parents=True)
-    processes.save([ourselves("gateway", server.url)], fleet.FOLDER)
+    members.FOLDER.mkdir(parents=True)
+    processes.save([ourselves("gateway", server.url)], members.FOLDER)
     parts = [{"name": name, "address": "http://127.0.0.1:1"} for name in ("gateway", "journal")]
-    (fleet.FOLDER / "parts.json").write_text(json.dumps(parts))
+    (members.FOLDER / "parts.json").write_text(json.dumps(parts))
     found = status.look()
     server.close()
     assert [(part.name, part.running) for part in found.parts] == [("gateway", True), ("journal", False)]
@@ -64,8 +65,8 @@ def test_it_shows_what_is_up_what_ended_and_which_bundles_serve(repository):
 
 
 def test_a_server_that_does_not_answer_is_a_problem(repository):
-    fleet.FOLDER.mkdir(parents=True)
-    processes.save([ourselves("server-1", f"http://127.0.0.1:{prometheus.free_port()}")], fleet.FOLDER)
+    members.FOLDER.mkdir(parents=True)
+    processes.save([ourselves("server-1", f"http://127.0.0.1:{prometheus.free_port()}")], members.FOLDER)
     found = status.look()
     assert "cannot be reached" in found.problems[0]
     assert "make down, then make up" in found.steps[0]
@@ -128,8 +129,8 @@ def test_alerts_that_fire_come_from_the_prometheus_of_the_stack(repository):
     }
     answer = {"data": {"result": [{"metric": labels, "value": [1.0, "1"]}]}}
     server = Server(lambda *_: (200, json.dumps(answer).encode()))
-    fleet.FOLDER.mkdir(parents=True)
-    processes.save([ourselves("prometheus", server.url)], fleet.FOLDER)
+    members.FOLDER.mkdir(parents=True)
+    processes.save([ourselves("prometheus", server.url)], members.FOLDER)
     found = status.look()
     server.close()
     assert found.alerts == [status.Alert("DriftWarning", "warning", "text", "v1")]

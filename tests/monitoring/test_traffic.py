@@ -16,7 +16,7 @@ from answering import Server
 
 from loopline.data import manifest
 from loopline.errors import LooplineError
-from loopline.monitoring import companions, traffic
+from loopline.simulate import other_domain, traffic
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ("a name", "another name", "nothing")
@@ -223,7 +223,7 @@ def test_another_domain_is_the_companion_of_the_models_data_set(folder):
     assert len(found["classifier"]) == 1100, "scenes, for a model of digits"
     assert all(one.startswith(b"\x89PNG") for one in found["classifier"])
     assert len(found["text"]) == traffic.MOST_FOREIGN
-    assert all(isinstance(one, str) and len(one) > companions.LEAST_LETTERS for one in found["text"])
+    assert all(isinstance(one, str) and len(one) > other_domain.LEAST_LETTERS for one in found["text"])
 
 
 def test_another_domain_may_be_a_data_set_or_a_folder_that_is_named(folder):
@@ -253,18 +253,18 @@ def test_a_data_set_is_for_its_profile_alone(folder):
 
 
 def test_companions_are_drawn_evenly_the_same_each_time_and_no_more_than_asked(folder):
-    found = companions.read("digits", "classification", 300)
+    found = other_domain.read("digits", "classification", 300)
     assert len(found) == 300
-    assert found == companions.read("digits", "classification", 300)
-    assert found != companions.read("digits", "classification", 300, seed=1)
+    assert found == other_domain.read("digits", "classification", 300)
+    assert found != other_domain.read("digits", "classification", 300, seed=1)
     numbers = sorted(int(one.path.removesuffix(".png")) for one in found)
     assert numbers[0] < 100 and numbers[-1] > 1697, "from all of it"
 
 
 def test_every_companion_is_there(folder):
     known = yaml.safe_load((folder / "data/catalog.yaml").read_text(encoding="utf-8"))
-    assert set(companions.COMPANIONS) <= set(known)
-    assert set(companions.COMPANIONS.values()) <= {*known, companions.PROSE}
+    assert set(other_domain.COMPANIONS) <= set(known)
+    assert set(other_domain.COMPANIONS.values()) <= {*known, other_domain.PROSE}
 
 
 def test_each_request_has_an_id_of_its_own_so_that_a_rollout_spreads_them(folder):

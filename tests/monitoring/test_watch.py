@@ -15,9 +15,9 @@ import test_drift
 from answering import Server
 
 from loopline.errors import LooplineError
-from loopline.monitoring import query, rules, watch
-from loopline.serving.metrics import Metrics
-from loopline.serving.watching import Counts
+from loopline.observability import prometheus_api, rules, watch
+from loopline.server.drift_counter import Counts
+from loopline.server.metrics import Metrics
 
 HOUR = 3600
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
@@ -187,7 +187,7 @@ def test_what_was_is_asked_for_by_its_time(server):
 
 @prometheus.needed
 def test_the_time_line_and_the_report_take_the_window_of_the_rules(server):
-    assert query.rules_window(server.url) == "1h"
+    assert prometheus_api.rules_window(server.url) == "1h"
     assert watch.span(server.url) == "6h"
 
 
@@ -196,7 +196,7 @@ def test_a_prometheus_without_our_rules_tells_no_window(answering):
     with pytest.raises(LooplineError, match="no rules of ours, so nothing tells the window"):
         watch.span(answering(200, empty))
     with pytest.raises(LooplineError, match="not as Prometheus does"):
-        query.rules_window(answering(200, b"{}"))
+        prometheus_api.rules_window(answering(200, b"{}"))
 
 
 @prometheus.needed
@@ -305,8 +305,8 @@ def test_colours_are_for_terminals_that_want_them():
 
 def test_a_label_cannot_command_the_terminal():
     rows = [
-        query.Series({"__name__": "loopline:signal_score", "signal": "\x1b[2Jbright"}, ((0.0, 1.0),)),
-        query.Series({"__name__": "loopline:drift_score"}, ((0.0, 1.0),)),
+        prometheus_api.Series({"__name__": "loopline:signal_score", "signal": "\x1b[2Jbright"}, ((0.0, 1.0),)),
+        prometheus_api.Series({"__name__": "loopline:drift_score"}, ((0.0, 1.0),)),
     ]
     found = watch._state(("evil\x1b]0;\x07", "v"), rows, (), ())
     assert found.model == "evil?]0;?"
@@ -319,24 +319,24 @@ def test_a_label_cannot_command_the_terminal():
 @prometheus.needed
 def test_a_query_that_is_wrong_is_said_with_prometheus_words(server):
     with pytest.raises(LooplineError, match=r"refuses the query \(bad_data\)"):
-        query.instant(server.url, "sum by (")
+        prometheus_api.instant(server.url, "sum by (")
 
 
 @prometheus.needed
 def test_a_number_is_no_series(server):
     with pytest.raises(LooplineError, match="not as Prometheus does"):
-        query.instant(server.url, "1")
+        prometheus_api.instant(server.url, "1")
 
 
 def test_an_address_where_nobody_is_is_said():
     with pytest.raises(LooplineError, match=r"127\.0\.0\.1:\d+ cannot be reached"):
-        query.instant(f"http://127.0.0.1:{prometheus.free_port()}", "up")
+        prometheus_api.instant(f"http://127.0.0.1:{prometheus.free_port()}", "up")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:9090", "file:///etc/passwd", "http://[", "http://host:port"])
 def test_what_is_no_address_is_said(url):
     with pytest.raises(LooplineError, match=r"no address|cannot be reached"):
-        query.instant(url, "up")
+        prometheus_api.instant(url, "up")
 
 
 @pytest.mark.parametrize(
@@ -351,12 +351,12 @@ def test_what_is_no_address_is_said(url):
     ],
 )
 def test_other_answers_are_errors_with_words(answering, monkeypatch, status, body, message):
-    monkeypatch.setattr(query, "LARGEST", 1000)
+    monkeypatch.setattr(prometheus_api, "LARGEST", 1000)
     with pytest.raises(LooplineError, match=message):
-        query.instant(answering(status, body), "up")
+        prometheus_api.instant(answering(status, body), "up")
 
 
 def test_who_does_not_answer_in_time_is_given_up(answering, monkeypatch):
-    monkeypatch.setattr(query, "TIMEOUT", 0.2)
+    monkeypatch.setattr(prometheus_api, "TIMEOUT", 0.2)
     with pytest.raises(LooplineError, match=r"did not answer within 0\.2 s"):
-        query.instant(answering(200, b"{}", 1.0), "up")
+        prometheus_api.instant(answering(200, b"{}", 1.0), "up")

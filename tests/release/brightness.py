@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from PIL import Image
 
 from loopline.data import manifest
-from loopline.monitoring.drift import reference as drift
+from loopline.drift import reference as drift
 from loopline.release import bundle
 from loopline.tasks import signals
 from loopline.tasks.spec import ImageInput, ModelSpec

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.monitoring.drift import reference as drift
+from loopline.drift import reference as drift
 from loopline.release import bundle
 from loopline.release.bundle import BundleError
 from loopline.tasks.spec import ModelSpec, TextInput

@@ -7,7 +7,8 @@ from brightness import write_manifest
 
 from loopline.data import manifest
 from loopline.errors import LooplineError
-from loopline.release import evidence, runner
+from loopline.lib import sessions
+from loopline.release import evidence
 from loopline.tasks.slices import restrict
 
 
@@ -107,7 +108,7 @@ def test_boxes_keep_their_class_by_name():
 def test_batches_give_what_one_call_gives(tmp_path):
     path = brightness.onnx_model(tmp_path / "m.onnx", 127.5)
     images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1)).astype(np.uint8)
-    whole, parts = (runner.run(path, {"image": images}, batch) for batch in (64, 3))
+    whole, parts = (sessions.run(path, {"image": images}, batch) for batch in (64, 3))
     assert whole["probabilities"].shape == (10, 2)
     for name in whole:
         np.testing.assert_allclose(whole[name], parts[name], rtol=1e-5)
@@ -116,13 +117,13 @@ def test_batches_give_what_one_call_gives(tmp_path):
 def test_a_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"no model")
     with pytest.raises(LooplineError, match=r"m\.onnx cannot be opened as an ONNX model"):
-        runner.session(tmp_path / "m.onnx")
+        sessions.session(tmp_path / "m.onnx")
 
 
 def test_models_with_other_inputs_can_be_timed_side_by_side(tmp_path):
     path = brightness.onnx_model(tmp_path / "m.onnx", 127.5)
     one, many = (np.zeros((n, 8, 8, 1), np.uint8) for n in (1, 20_000))
-    seconds = runner.side_by_side(path, path, {"image": one}, {"image": many}, rounds=3, least_seconds=0.001)
+    seconds = sessions.side_by_side(path, path, {"image": one}, {"image": many}, rounds=3, least_seconds=0.001)
     assert seconds["b"] > 5 * seconds["a"]
 
 

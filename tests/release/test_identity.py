@@ -15,11 +15,11 @@ from servers import Process
 
 import loopline
 from loopline.cli import main
-from loopline.cli.identity import _made_from
+from loopline.cli.lineage import _made_from
 from loopline.data import manifest
 from loopline.errors import LooplineError
-from loopline.release import bundle, identity, registry
-from loopline.training import mlflow_store
+from loopline.release import bundle, mlflow_store, registry
+from loopline.release import lineage as identity
 
 PIPELINE = """
 stages:
@@ -295,7 +295,7 @@ def test_other_code_breaks_the_chain(released, project):
 
 
 def test_code_that_no_model_depends_on_leaves_it_whole(released, project):
-    with (project / "src/loopline/serving/server.py").open("a") as file:
+    with (project / "src/loopline/server/run.py").open("a") as file:
         file.write("# changed\n")
     retag(released, git_revision=commit())
     assert identity.stands([*walk(released).values()])

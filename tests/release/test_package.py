@@ -9,9 +9,8 @@ import pytest
 
 import loopline
 from loopline.errors import LooplineError
-from loopline.release import bundle, registry
+from loopline.release import bundle, mlflow_store, registry
 from loopline.stages import files, package
-from loopline.training import mlflow_store
 
 INTERVAL = {"value": 0.98, "low": 0.96, "high": 1.0}
 

@@ -12,9 +12,8 @@ from brightness import write_manifest
 
 from loopline import cli
 from loopline.errors import LooplineError
-from loopline.release import decisions, registry
+from loopline.release import decisions, mlflow_store, registry
 from loopline.release.bundle import BundleError
-from loopline.training import mlflow_store
 
 CHALLENGE = Path(__file__).parents[2] / ".ci/challenge"
 LABELS3 = ("bright", "dark", "grey")

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from loopline.cli import main
-from loopline.delivery import fleet
+from loopline.fleet import members
 from loopline.release import bundle, signature
 from loopline.release.bundle import BundleError
 from loopline.release.signature import SignatureError
@@ -153,16 +153,16 @@ def test_a_damaged_bundle_is_not_signed(make, tmp_path):
 
 
 def test_the_signature_goes_with_the_bundle_where_a_rollout_keeps_it(signed, tmp_path):
-    _, kept = fleet.keep(signed[0].folder, tmp_path / "store")
+    _, kept = members.keep(signed[0].folder, tmp_path / "store")
     signature.verify(kept, signed[1])
 
 
 def test_a_bundle_that_is_signed_after_it_was_kept_is_kept_with_its_signature(make, tmp_path):
     private, public = keys(tmp_path)
     good = make("good", 130)
-    fleet.keep(good.folder, tmp_path / "store")
+    members.keep(good.folder, tmp_path / "store")
     signature.sign(good.folder, private)
-    signature.verify(fleet.keep(good.folder, tmp_path / "store")[1], public)
+    signature.verify(members.keep(good.folder, tmp_path / "store")[1], public)
 
 
 def test_the_registry_keeps_the_signature(project, make, tmp_path):

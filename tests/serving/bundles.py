@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto, helper, load, numpy_helper, save
 from PIL import Image
 
-from loopline.monitoring.drift import golden
+from loopline.drift import golden
 from loopline.release import bundle
 from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
 from loopline.training.text import tokenizing

@@ -11,7 +11,7 @@ import time
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from loopline.serving.metrics import PREFIX
+from loopline.server.metrics import PREFIX
 
 
 class Process:

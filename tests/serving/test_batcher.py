@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.serving.batcher import INLINE_BYTES, MOST_BYTES, TURN_SECONDS, Batcher, Job, TooLate
-from loopline.serving.messages import Refusal
+from loopline.server.batcher import INLINE_BYTES, MOST_BYTES, TURN_SECONDS, Batcher, Job, TooLate
+from loopline.server.messages import Refusal
 
 
 class Clock:
@@ -113,7 +113,7 @@ def test_reading_for_long_does_not_hold_up_the_model(monkeypatch):
     """A turn of the loop with thousands of busy connections is long: what is due runs in between."""
     model = Clock(best_rows=2)
     now = [0.0]
-    monkeypatch.setattr("loopline.serving.batcher.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("loopline.server.batcher.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     async def play(batcher, submit):
         futures = [submit(model, n) for n in range(4)]

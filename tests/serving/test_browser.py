@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from loopline.serving import pages
+from loopline.server import pages
 from loopline.tasks import image
 from loopline.tasks import text as text_task
 from loopline.tasks.spec import ImageInput, ModelSpec, TextInput

@@ -16,8 +16,8 @@ import requests
 from servers import Process
 
 from loopline.data import manifest
-from loopline.monitoring.drift import golden
-from loopline.serving import pages
+from loopline.drift import golden
+from loopline.server import pages
 
 MODELS = Path(os.environ.get("LOOPLINE_MODELS", "models"))
 NAMES = ("classifier", "detector", "text")

@@ -6,8 +6,8 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.serving.cache import Cache, key
-from loopline.serving.model import Encoded, Tensors
+from loopline.server.cache import Cache, key
+from loopline.server.model import Encoded, Tensors
 
 
 def counts(server):

@@ -10,8 +10,8 @@ from http.client import HTTPConnection
 
 import pytest
 
-from loopline.serving import http, messages
-from loopline.serving.connection import (
+from loopline.server import http, messages
+from loopline.server.connection import (
     BODY_SECONDS,
     HEAD_BYTES,
     HEAD_SECONDS,

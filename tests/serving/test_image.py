@@ -23,7 +23,7 @@ import pytest
 import requests
 from PIL import Image
 
-from loopline.release import identity, signature
+from loopline.release import lineage, signature
 
 ROOT = Path(__file__).parents[2]
 REVISION = "org.opencontainers.image.revision"
@@ -232,7 +232,7 @@ def test_bundles_can_be_in_it_and_its_labels_say_which(engine, run, image, folde
 
 def image_link(url, image, model="classifier"):
     """What `loopline whoami --image` makes of it."""
-    chain = identity.walk(identity.Question(url=url, image=image, made_from=lambda *_: ("", "")), model)
+    chain = lineage.walk(lineage.Question(url=url, image=image, made_from=lambda *_: ("", "")), model)
     return next(link for link in chain if link.name == "image")
 
 

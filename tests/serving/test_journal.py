@@ -19,12 +19,12 @@ import requests
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from servers import samples
 
+from loopline.drift import reference
 from loopline.errors import LooplineError
 from loopline.journal import segments
-from loopline.monitoring.drift import reference
-from loopline.serving import journal
-from loopline.serving.metrics import Metrics
-from loopline.serving.model import Model
+from loopline.server import journal_writer
+from loopline.server.metrics import Metrics
+from loopline.server.model import Model
 
 COMMAND = (sys.executable, "-m", "loopline.cli")
 
@@ -94,7 +94,7 @@ def test_what_is_unsure_or_strange_is_kept_whatever_the_share():
     sure = reference.Signal(edges=(0.2, 0.5, 1.0), counts=counts, mean=0, sd=1)
     moved = reference.Signal(edges=(0.0, 5.0, 10.0), counts=counts, mean=0, sd=1)
     quality = reference.Quality(metric="accuracy", value=1, max_loss=0.1, signal="top_probability", weights={})
-    doubts = journal.Doubts(
+    doubts = journal_writer.Doubts(
         reference.Reference(
             samples=100,
             least=1,
@@ -214,7 +214,7 @@ def own(folders, kept):
 
     def make(**options):
         model = Model(folders["classifier"])
-        made.append(journal.Journal(journal.Options(folder=kept, **options), [model], Metrics()))
+        made.append(journal_writer.Journal(journal_writer.Options(folder=kept, **options), [model], Metrics()))
         return made[-1], model
 
     yield make
@@ -278,7 +278,7 @@ def test_a_disk_that_fails_loses_lines_is_told_and_written_again_later(own, kept
 @pytest.mark.parametrize("bound", ["WAITING", "WAITING_BYTES"])
 def test_when_too_much_waits_for_the_disk_samples_are_lost_and_nobody_waits(own, kept, monkeypatch, bound):
     one, model = own(sample=1)
-    monkeypatch.setattr(journal, bound, 0)
+    monkeypatch.setattr(journal_writer, bound, 0)
     keep(one, model)
     assert one.lost.value == 1
     told = []
@@ -298,19 +298,19 @@ def test_a_drift_of_everything_does_not_fill_the_journal_and_errors_do_not_eithe
     one.refused(model, "broken", [b"png"] * 64, 400, "no image")
     one.refused(model, "again", [b"png"], 400, "no image")
     monkeypatch.undo()
-    prometheus.eventually(lambda: len(lines(kept)) == journal.DOUBTFUL_A_SECOND + journal.ERRORS_A_SECOND)
+    prometheus.eventually(lambda: len(lines(kept)) == journal_writer.DOUBTFUL_A_SECOND + journal_writer.ERRORS_A_SECOND)
 
 
 def test_a_refused_input_that_is_large_is_kept_without_its_bytes(own, kept):
     one, model = own(sample=0)
-    one.refused(model, "large", [bytes(journal.ERROR_BYTES + 1)], 413, "too large")
+    one.refused(model, "large", [bytes(journal_writer.ERROR_BYTES + 1)], 413, "too large")
     (line,) = prometheus.eventually(lambda: lines(kept))
     assert line["image"] == ""
 
 
 def test_masks_take_no_longer_for_a_long_word():
     for word in ("a" * 100_000, "1" * 100_000, "a@" * 50_000, "a." * 50_000):
-        assert len(journal.redacted(word, "text")) <= len(word)
+        assert len(journal_writer.redacted(word, "text")) <= len(word)
 
 
 def test_the_keeper_never_takes_a_segment_whose_writer_lives(tmp_path):
@@ -327,7 +327,7 @@ def test_the_keeper_never_takes_a_segment_whose_writer_lives(tmp_path):
     taking = threading.Thread(target=keeper)
     taking.start()
     for _ in range(300):
-        segment = journal.Segment(tmp_path)
+        segment = journal_writer.Segment(tmp_path)
         segment.write(b"{}\n")
         lost += [] if segment.path.exists() else [segment.name]
         with suppress(FileNotFoundError):
@@ -338,12 +338,12 @@ def test_the_keeper_never_takes_a_segment_whose_writer_lives(tmp_path):
 
 
 def test_inputs_are_masked_or_left_out_as_asked(own, kept):
-    assert journal.redacted("call +49 30 901820 or write to a.b@example.org, 12 times", "text") == (
+    assert journal_writer.redacted("call +49 30 901820 or write to a.b@example.org, 12 times", "text") == (
         "call +▇ or write to ▇, 12 times"
     )
-    assert journal.redacted("1234567", "nothing") == "1234567"
-    assert journal.redacted(b"png", "inputs") is None
-    assert journal.redacted("text", "inputs") is None
+    assert journal_writer.redacted("1234567", "nothing") == "1234567"
+    assert journal_writer.redacted(b"png", "inputs") is None
+    assert journal_writer.redacted("text", "inputs") is None
     one, model = own(sample=1, redact="inputs")
     keep(one, model)
     (line,) = prometheus.eventually(lambda: lines(kept))
@@ -356,13 +356,13 @@ def test_a_folder_of_a_journal_is_needed_to_be_writable(folders, tmp_path):
     else:
         tmp_path.chmod(0o500)
     with pytest.raises(LooplineError, match="cannot be written"):
-        journal.Journal(journal.Options(folder=tmp_path), [Model(folders["classifier"])], Metrics())
+        journal_writer.Journal(journal_writer.Options(folder=tmp_path), [Model(folders["classifier"])], Metrics())
 
 
 def test_a_class_in_decomposed_characters_is_the_bundles():
     from types import SimpleNamespace
 
-    from loopline.serving import feedback
+    from loopline.server import feedback
 
     model = SimpleNamespace(name="places", spec=SimpleNamespace(task="classification", labels=("caf\u00e9",)))
     body = json.dumps({"id": "one", "label": "cafe\u0301"}).encode()

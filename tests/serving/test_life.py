@@ -18,9 +18,9 @@ import pytest
 import requests
 from servers import until
 
-from loopline import credentials
 from loopline.errors import LooplineError
-from loopline.serving import server
+from loopline.lib import credentials
+from loopline.server import run as server
 
 CALL = "/v2/models/classifier/infer"
 BODY = json.dumps({"inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype": "UINT8", "data": [200] * 64}]})

@@ -11,8 +11,8 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 from servers import samples, total
 
-from loopline.serving import app, messages
-from loopline.serving.metrics import CATALOGUE, PREFIX
+from loopline.server import app, messages
+from loopline.server.metrics import CATALOGUE, PREFIX
 
 
 def test_what_is_exported_is_what_the_catalogue_says(server):

@@ -25,11 +25,12 @@ from onnx import numpy_helper
 from PIL import Image
 
 from loopline import cli
+from loopline.batch import output
+from loopline.batch import texts as tables
+from loopline.batch.predict import Options, predict
 from loopline.errors import LooplineError
-from loopline.offline import parts, tables
-from loopline.offline.predict import Options, predict
 from loopline.release import bundle
-from loopline.serving.model import Encoded, Model
+from loopline.server.model import Encoded, Model
 from loopline.tables import reader
 
 TEXTS = ["good fine", "bad poor", 'good, "great"', "bad\nawful", "", "gut über"]
@@ -248,7 +249,7 @@ def stopped(folders, tmp_path):
     """What a killed run left: three parts of ten rows of which the last one is torn."""
     source, out = many(tmp_path / "x.csv", 40), tmp_path / "out.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts.Output, "join", lambda *_: os.fspath(out))  # killed before the parts are joined
+        patch.setattr(output.Output, "join", lambda *_: os.fspath(out))  # killed before the parts are joined
         predict(folders["text"], str(source), str(out), Options(part_rows=10, batch_rows=7))
     kept = sorted((tmp_path / "out.jsonl.partial").iterdir())
     assert len(kept) == 4
@@ -308,7 +309,7 @@ def test_an_image_that_changed_is_predicted_anew(folders, tmp_path, monkeypatch)
         predict, folders["classifier"], str(tmp_path / "in"), str(tmp_path / "out.csv"), Options(part_rows=2)
     )
     with monkeypatch.context() as patch:
-        patch.setattr(parts.Output, "join", lambda *_: None)
+        patch.setattr(output.Output, "join", lambda *_: None)
         run()
     (tmp_path / "in/3.png").write_bytes(brightness.png(2))
     assert run().kept == 2
@@ -355,8 +356,8 @@ def test_pyarrow_reads_from_memory_alone(folders, tmp_path, monkeypatch):
     def noting(read):
         return lambda source, *more, **options: sources.append(type(source)) or read(source, *more, **options)
 
-    monkeypatch.setattr(parts.pq, "ParquetFile", noting(pq.ParquetFile))
-    monkeypatch.setattr(parts.pyarrow.json, "read_json", noting(parts.pyarrow.json.read_json))
+    monkeypatch.setattr(output.pq, "ParquetFile", noting(pq.ParquetFile))
+    monkeypatch.setattr(output.pyarrow.json, "read_json", noting(output.pyarrow.json.read_json))
     source = table(tmp_path / "in.csv", TEXTS)
     predict(folders["text"], str(source), str(tmp_path / "out.csv"), Options())
     assert len(sources) > 1 and set(sources) == {pa.BufferReader}

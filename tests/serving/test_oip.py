@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from loopline.release.bundle import Tensor
-from loopline.serving import oip
-from loopline.serving.messages import Refusal
+from loopline.server import oip
+from loopline.server.messages import Refusal
 
 OUT = {"y": Tensor(name="y", datatype="FP32", shape=(-1, 2))}
 KINDS = sorted(oip.DTYPES)

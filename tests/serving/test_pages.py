@@ -12,9 +12,9 @@ import bundles
 import pytest
 import requests
 
-from loopline.monitoring import sentinel
-from loopline.monitoring.drift import golden
-from loopline.serving import examples, messages, pages
+from loopline.drift import golden
+from loopline.observability import sentinel
+from loopline.server import examples, messages, pages
 
 TOKEN = {"authorization": "Bearer secret"}
 

@@ -9,7 +9,7 @@ import pytest
 import requests
 from PIL import Image, ImageDraw
 
-from loopline.serving import intake, model
+from loopline.server import model, payloads
 
 CALLS = "/predict/classifier"
 
@@ -97,7 +97,7 @@ def test_a_text_in_a_form(server):
 def test_a_byte_order_mark_is_no_part_of_a_text():
     part = b"--x\r\nContent-Disposition: form-data; name=text\r\n\r\n\xef\xbb\xbfbad\r\n--x--\r\n"
     for body, kind in ((b"\xef\xbb\xbfbad", b"text/plain"), (part, b"multipart/form-data; boundary=x")):
-        assert intake.texts(body, {b"content-type": kind}).items == ["bad"]
+        assert payloads.texts(body, {b"content-type": kind}).items == ["bad"]
 
 
 @pytest.mark.parametrize("charset", ["utf-16le", "iso-8859-1", '"windows-1252"'])
@@ -140,7 +140,7 @@ def test_the_request_id_and_the_trace_pass_through(server):
         ("/predict/text", b'{"text": "a", "texts": ["b"]}', "application/json", 400, "not both"),
         ("/predict/text", b"\xff\xfe", "text/plain", 400, "not UTF-8"),
         ("/predict/text", b"[" * 100_000, "application/json", 400, "not JSON"),
-        ("/predict/text", json.dumps(["x"] * (intake.MOST_ITEMS + 1)).encode(), "application/json", 413, "at most"),
+        ("/predict/text", json.dumps(["x"] * (payloads.MOST_ITEMS + 1)).encode(), "application/json", 413, "at most"),
         ("/predict/text", json.dumps("x" * (model.MOST_TEXT + 1)).encode(), "application/json", 413, "characters"),
     ],
 )

@@ -11,9 +11,9 @@ import requests
 from PIL import Image
 from servers import samples, total
 
-from loopline.serving import watching
-from loopline.serving.metrics import Metrics
-from loopline.serving.model import Model
+from loopline.server import drift_counter
+from loopline.server.metrics import Metrics
+from loopline.server.model import Model
 
 
 def counts(server, signal, model="classifier"):
@@ -82,7 +82,7 @@ def test_no_more_than_the_rate_is_counted_and_none_where_it_is_0(serve, folders)
             seconds = time.monotonic() - start
         if server is some:
             prometheus.eventually(lambda: counts(some, "brightness"))
-            time.sleep(2 * watching.PERIOD)
+            time.sleep(2 * drift_counter.PERIOD)
             assert sum(counts(some, "brightness").values()) <= 4 * (seconds + 1)
         else:
             assert counts(none, "brightness") == {}
@@ -90,13 +90,13 @@ def test_no_more_than_the_rate_is_counted_and_none_where_it_is_0(serve, folders)
 
 def test_a_mistake_in_counting_is_logged_and_counting_goes_on(folders, capfd):
     model, metrics = Model(folders["classifier"]), Metrics()
-    watcher = watching.Watcher([model], metrics)
-    watcher.inbox.put((model.watch, watching.Taken({}, {})))
+    watcher = drift_counter.Watcher([model], metrics)
+    watcher.inbox.put((model.watch, drift_counter.Taken({}, {})))
     prometheus.eventually(lambda: "could not be counted" in capfd.readouterr().err)
     pixels = np.full((3, 8, 8, 1), 130, np.uint8)
     assert model.watch.open()
     outputs = {"probabilities": np.eye(2)[[0, 1, 1]], "embedding": np.zeros((3, 1))}
-    model.watch.take(watching.Taken({"image": pixels}, outputs))
+    model.watch.take(drift_counter.Taken({"image": pixels}, outputs))
     counted = metrics.value("signal_rows", "classifier", model.version, "brightness", "03")
     prometheus.eventually(lambda: counted.value == 3)
     watcher.close()

@@ -7,8 +7,8 @@ import brightness
 import pytest
 
 from loopline.data import manifest
+from loopline.drift import golden, reference
 from loopline.errors import LooplineError
-from loopline.monitoring.drift import golden, reference
 from loopline.stages import calibrate, files
 
 

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from loopline.errors import LooplineError
-from loopline.release import runner
+from loopline.lib import sessions
 from loopline.settings import Detection
 from loopline.stages import quantize
 from loopline.tasks import bootstrap
 from loopline.tasks import detection as task
 from loopline.tasks.spec import ImageInput, ModelSpec
-from loopline.training import detection, exporting, parity, quantization
+from loopline.training import detection, onnx_export, parity, quantization
 from loopline.training.detection import fit, suppression, yolo
 from loopline.training.detection.mosaic import Scenes
 
@@ -55,7 +55,7 @@ def exported(trained: Path) -> tuple[Path, ModelSpec]:
 
 def map50(path: Path, spec: ModelSpec, side: int = SIDE) -> float:
     test = shapes(16, seed=2, side=side)
-    return task.scorer(runner.run(path, task.preprocessor(spec, path)(test.inputs)), test, spec)(None)["map50"]  # type: ignore[arg-type]
+    return task.scorer(sessions.run(path, task.preprocessor(spec, path)(test.inputs)), test, spec)(None)["map50"]  # type: ignore[arg-type]
 
 
 def test_it_learns_and_leaves_its_files_but_no_checkpoint(trained: Path) -> None:
@@ -94,7 +94,7 @@ def test_torch_and_onnx_agree_for_any_batch(trained: Path, exported: tuple[Path,
     inputs = task.preprocessor(spec, trained)(shapes(5, seed=3).inputs)  # type: ignore[arg-type]
     expected = detection.reference(trained)(inputs)
     for size in (1, 2, 5):
-        differences = parity.largest_difference(expected, runner.run(path, inputs, batch=size))
+        differences = parity.largest_difference(expected, sessions.run(path, inputs, batch=size))
         assert max(differences.values()) < 1e-3, differences
 
 
@@ -103,7 +103,7 @@ def test_swapped_channels_are_seen_by_the_parity_check(trained: Path, exported: 
     inputs = task.preprocessor(spec, trained)(shapes(5, seed=3).inputs)  # type: ignore[arg-type]
     swapped = {"image": inputs["image"][..., ::-1].copy()}
     with pytest.raises(LooplineError, match="channel order"):
-        parity.check(detection.reference(trained)(inputs), runner.run(path, swapped), tolerance=1e-3, what="they")
+        parity.check(detection.reference(trained)(inputs), sessions.run(path, swapped), tolerance=1e-3, what="they")
 
 
 def test_the_graph_is_good_and_says_what_it_is(exported: tuple[Path, ModelSpec]) -> None:
@@ -129,9 +129,9 @@ def strings(message: Any) -> Iterator[str]:
 
 
 def test_the_file_does_not_tell_where_it_was_made(exported: tuple[Path, ModelSpec], tmp_path: Path) -> None:
-    told = exporting.to_onnx(torch.nn.Linear(2, 2), torch.zeros(2, 2), takes="x", gives=("y",))
+    told = onnx_export.to_onnx(torch.nn.Linear(2, 2), torch.zeros(2, 2), takes="x", gives=("y",))
     assert any(".py" in text for text in strings(told))
-    exporting.save(told, tmp_path / "told.onnx")
+    onnx_export.save(told, tmp_path / "told.onnx")
     assert not [text for text in strings(onnx.load(tmp_path / "told.onnx")) if ".py" in text]
     assert not [text for text in strings(onnx.load(exported[0])) if ".py" in text]
 
@@ -145,7 +145,7 @@ def test_weights_that_look_like_a_path_tell_nothing() -> None:
 
 def test_the_embedding_has_unit_variance_on_the_training_images(exported: tuple[Path, ModelSpec]) -> None:
     path, spec = exported
-    embedding = runner.run(path, task.preprocessor(spec, path)(shapes(48, seed=0).inputs))["embedding"]  # type: ignore[arg-type]
+    embedding = sessions.run(path, task.preprocessor(spec, path)(shapes(48, seed=0).inputs))["embedding"]  # type: ignore[arg-type]
     assert embedding.mean(0) == pytest.approx(np.zeros(8), abs=0.01)
     assert embedding.std(0) == pytest.approx(np.ones(8), abs=0.01)
 
@@ -181,7 +181,7 @@ def test_quantized_naively_it_finds_nothing_and_no_error_says_so(trained: Path, 
 
     test = shapes(16, seed=2, side=512)
     inputs = task.preprocessor(spec, tmp_path)(test.inputs)  # type: ignore[arg-type]
-    full, small_ = runner.run(joined, inputs), runner.run(naive, inputs)
+    full, small_ = sessions.run(joined, inputs), sessions.run(naive, inputs)
     change = bootstrap.paired(
         task.scorer(small_, test, spec), task.scorer(full, test, spec), 16, metric=task.HEADLINE, resamples=200, seed=0
     )
@@ -255,7 +255,7 @@ def test_suppression_in_the_graph_and_in_numpy_agree(
     path = suppression_graph(tmp_path_factory.mktemp("graph") / "model.onnx", classes, iou, most)
     embedding = np.zeros((3, 2), np.float32)
     inputs = {"all_boxes_in": boxes, "all_scores_in": scores, "all_embedding_in": embedding}
-    found, expected = runner.run(path, inputs), suppression.suppress(boxes, scores, iou=iou, most=most)
+    found, expected = sessions.run(path, inputs), suppression.suppress(boxes, scores, iou=iou, most=most)
     for name, value in expected.items():
         assert np.array_equal(found[name], value), name
 

@@ -14,8 +14,7 @@ import odd_servers
 import pytest
 
 from loopline.cli import main
-from loopline.release import bundle
-from loopline.training import mlflow_store, tracking
+from loopline.release import bundle, mlflow_store, tracking
 
 LOGIN_PAGE = "<html><body>" + "Please sign in. " * 500 + "</body></html>"
 # What a server answers, a part of the message, and whether it may pass by itself.

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from loopline.lib.drawing import MAX_BYTES
 from loopline.training import plots
-from loopline.training.drawing import MAX_BYTES
 from loopline.training.plots import Answer, Scene
 
 Draw = Callable[[Path], None]

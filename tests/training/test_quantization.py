@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, load, numpy_helper, save
 
 from loopline import settings
 from loopline.errors import LooplineError
-from loopline.release import runner
+from loopline.lib import sessions
 from loopline.stages import quantize
 from loopline.tasks.bootstrap import Interval
 from loopline.training import parity, quantization
@@ -51,7 +51,7 @@ def test_int8_is_close_to_fp32_and_quantizes_the_convolution(graph, images, tmp_
     quantization.quantize(graph, tmp_path / "int8.onnx", candidate, images, exclude=[])
     kinds = {node.op_type for node in load(tmp_path / "int8.onnx").graph.node}
     assert "QuantizeLinear" in kinds
-    assert quantization.distance(runner.run(graph, images), runner.run(tmp_path / "int8.onnx", images)) < 0.02
+    assert quantization.distance(sessions.run(graph, images), sessions.run(tmp_path / "int8.onnx", images)) < 0.02
 
 
 def test_an_excluded_node_stays_as_it_was(graph, images, tmp_path):
@@ -120,9 +120,9 @@ class Clock:
 def reasons_at(ratio, seed, monkeypatch):
     """What is said of an INT8 whose speed is `ratio` times FP32's, in a run whose clock has the noise `seed`."""
     clock = Clock(seed)
-    monkeypatch.setattr(runner, "time", clock)
-    monkeypatch.setattr(runner, "session", lambda path: clock.session({"fp32": ratio * 0.01, "int8": 0.01}[path]))
-    fast = quantize.speedup(runner.pairs("fp32", "int8", {}, rounds=quantize.ROUNDS))
+    monkeypatch.setattr(sessions, "time", clock)
+    monkeypatch.setattr(sessions, "session", lambda path: clock.session({"fp32": ratio * 0.01, "int8": 0.01}[path]))
+    fast = quantize.speedup(sessions.pairs("fp32", "int8", {}, rounds=quantize.ROUNDS))
     return quantize.objections(SAME, 0.0, SMALLER, fast, "accuracy", OPTIONS)
 
 
@@ -139,9 +139,9 @@ def test_what_takes_twice_as_long_never_ships(ratio, monkeypatch):
 
 def test_channels_in_the_wrong_order_break_parity(graph, images):
     """Training reads RGB; a server that hands over BGR must be caught."""
-    right = runner.run(graph, images)
-    swapped = runner.run(graph, {"image": np.ascontiguousarray(images["image"][..., ::-1])})
-    assert parity.check(right, runner.run(graph, images), tolerance=1e-4, what="the same")["probabilities"] == 0
+    right = sessions.run(graph, images)
+    swapped = sessions.run(graph, {"image": np.ascontiguousarray(images["image"][..., ::-1])})
+    assert parity.check(right, sessions.run(graph, images), tolerance=1e-4, what="the same")["probabilities"] == 0
     with pytest.raises(LooplineError, match="channel order"):
         parity.check(right, swapped, tolerance=1e-4, what="torch and FP32 ONNX")
 

@@ -10,7 +10,7 @@ import pytest
 
 from loopline import settings
 from loopline.data.manifest import Split
-from loopline.release import runner
+from loopline.lib import sessions
 from loopline.tasks import text as task
 from loopline.training import parity, quantization, text
 
@@ -49,7 +49,7 @@ def test_it_learns_and_torch_and_onnx_agree(exported):
     folder, spec = exported
     held = split(100, 2)
     inputs = task.preprocessor(spec, folder / "train")(held.inputs)
-    outputs = runner.run(folder / "model.onnx", inputs)
+    outputs = sessions.run(folder / "model.onnx", inputs)
     assert task.scorer(outputs, held, spec)(None)["accuracy"] > 0.95
     parity.check(text.reference(folder / "train")(inputs), outputs, tolerance=1e-4, what="torch and ONNX")
 
@@ -57,10 +57,10 @@ def test_it_learns_and_torch_and_onnx_agree(exported):
 def test_any_text_gets_probabilities_alone_or_in_a_batch(exported):
     folder, spec = exported
     preprocess = task.preprocessor(spec, folder / "train")
-    together = runner.run(folder / "model.onnx", preprocess(ODD))["probabilities"]
+    together = sessions.run(folder / "model.onnx", preprocess(ODD))["probabilities"]
     assert np.allclose(together.sum(1), 1, atol=1e-5)
     for row, one in enumerate(ODD):
-        alone = runner.run(folder / "model.onnx", preprocess([one]))["probabilities"]
+        alone = sessions.run(folder / "model.onnx", preprocess([one]))["probabilities"]
         assert np.allclose(alone[0], together[row], atol=1e-4), repr(one[:20])
 
 
@@ -71,7 +71,7 @@ def test_int8_is_small_and_close(exported, tmp_path):
     exclude = text.nodes_to_exclude(onnx.load(source))
     quantization.quantize(source, tmp_path / "int8.onnx", candidate, {}, exclude=exclude)
     inputs = task.preprocessor(spec, folder / "train")(split(100, 2).inputs)
-    assert quantization.distance(runner.run(source, inputs), runner.run(tmp_path / "int8.onnx", inputs)) < 0.02
+    assert quantization.distance(sessions.run(source, inputs), sessions.run(tmp_path / "int8.onnx", inputs)) < 0.02
     assert (tmp_path / "int8.onnx").stat().st_size < source.stat().st_size
 
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, checker, helper, save
 
 from loopline.errors import LooplineError
-from loopline.training import mlflow_store, spool, tracking
+from loopline.release import mlflow_store, spool, tracking
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ import sys
 
 from loopline import __version__
 from loopline.cli import (
-    delivery,
     deploy,
     drill,
-    identity,
     journal,
+    lineage,
     monitoring,
     pipeline,
     plan,
     releases,
-    retrainer,
+    retraining,
+    rollout,
     serving,
 )
 from loopline.errors import LooplineError
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="loopline", description="From data to a monitored service and back again.")
     top.add_argument("--version", action="version", version=f"loopline {__version__}")
     rooms = top.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for part in (pipeline, serving, journal, monitoring, retrainer, releases, delivery, deploy, identity, drill, plan):
+    for part in (pipeline, serving, journal, monitoring, retraining, releases, rollout, deploy, lineage, drill, plan):
         part.add(rooms)
     return top
 

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loopline.cli import delivery, monitoring
+from loopline.cli import monitoring, rollout
 from loopline.cli.verbs import Verbs, verb
 from loopline.errors import LooplineError
 
 if TYPE_CHECKING:
-    from loopline.delivery.targets import Target
+    from loopline.deploy.targets import Target
 
 OVERLAY = Path("serving/kubernetes/overlays/local")
 
@@ -19,18 +19,18 @@ OVERLAY = Path("serving/kubernetes/overlays/local")
 def _target(options: argparse.Namespace) -> Target:
     """Where to."""
     if options.target == "process":
-        from loopline.delivery import process
+        from loopline.deploy import process
 
         return process.Processes(
             options=monitoring.stack_options(options),
-            controller=delivery.controller(options),
-            plan=None if options.rolling else delivery.plan(options),
+            controller=rollout.controller(options),
+            plan=None if options.rolling else rollout.plan(options),
             again=options.again,
         )
     if options.target == "compose":
-        from loopline.delivery import compose
+        from loopline.deploy import compose
 
-        plan = delivery.plan(options)
+        plan = rollout.plan(options)
         return compose.Compose(
             services=_services(options),
             share=plan.steps[0],
@@ -38,11 +38,11 @@ def _target(options: argparse.Namespace) -> Target:
             scrape=options.scrape,
             policy=options.policy,
         )
-    from loopline.delivery import images, kubernetes
+    from loopline.deploy import kubectl, kubernetes
 
-    plan = delivery.plan(options)
-    return images.Images(
-        cluster=kubernetes.Cluster(options.overlay, options.context),
+    plan = rollout.plan(options)
+    return kubernetes.Images(
+        cluster=kubectl.Cluster(options.overlay, options.context),
         image=options.image,
         share=plan.steps[0],
         url=options.url,
@@ -54,8 +54,8 @@ def _target(options: argparse.Namespace) -> Target:
 
 def _services(options: argparse.Namespace) -> tuple[str, ...]:
     """Of serving/compose.yaml: those that are named, else all; the retrainer where its policy wants no repository on this machine."""
-    from loopline.delivery import compose
-    from loopline.monitoring.retrainer import policy
+    from loopline.deploy import compose
+    from loopline.retraining import policy
 
     named: tuple[str, ...] = tuple(options.services or compose.SERVICES)
     if compose.RETRAINER not in named or policy.load(options.policy).where == "github":
@@ -123,6 +123,6 @@ def add(rooms: Verbs) -> None:
             "--prometheus", default=where, help=f"namespace/service:port, or an address (default: {where})"
         )
         there.add_argument("--url", default="", help="of its gateway, where golden inputs are asked")
-        delivery.plan_arguments(made.add_argument_group("of a rollout"))
+        rollout.plan_arguments(made.add_argument_group("of a rollout"))
         monitoring.stack_arguments(made.add_argument_group("of a stack that is started on this machine"))
         made.set_defaults(gateway=True)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from loopline.cli.verbs import JOURNAL, Verbs, room, verb
 
 if TYPE_CHECKING:
-    from loopline.journal.store import Entry
+    from loopline.journal.reader import Entry
 
 
 def _journal(options: argparse.Namespace) -> int:
     import signal
     import threading
 
-    from loopline.journal.keeper import Bounds, Keeper
+    from loopline.journal.collector import Bounds, Keeper
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -39,11 +39,11 @@ def _classes(model: str) -> tuple[str, ...]:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from loopline.journal import exchange, labels
-    from loopline.journal.store import Store
+    from loopline.journal import export, labels
+    from loopline.journal.reader import Store
 
     found = labels.worth(Store(options.journal, options.parts).latest(options.model, options.pool), options.count)
-    exchange.export(found, options.folder, _classes(options.model))
+    export.export(found, options.folder, _classes(options.model))
     print(f"{options.folder}: {len(found)} samples to label, the most useful first")
     return 0
 
@@ -53,7 +53,7 @@ def _import(options: argparse.Namespace) -> int:
 
     from loopline.errors import LooplineError
     from loopline.journal import annotations, segments
-    from loopline.journal.store import Store
+    from loopline.journal.reader import Store
 
     returned, classes = annotations.read(options.file), _classes(options.model)
     entries = Store(options.journal, options.parts).answered(options.model, returned.labels)
@@ -101,8 +101,8 @@ def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], dict[str
 
 def _batch(options: argparse.Namespace) -> int:
     from loopline.errors import LooplineError
-    from loopline.journal import exchange, labels
-    from loopline.journal.store import Store
+    from loopline.journal import export, labels
+    from loopline.journal.reader import Store
 
     store = Store(options.journal, options.parts)
     known = () if options.new_classes else _classes(options.model)
@@ -114,7 +114,7 @@ def _batch(options: argparse.Namespace) -> int:
             print(f"  left out: {count} x {reason}")
     if not entries:
         raise LooplineError(f"the journal has no label of {options.model} that may be used")
-    exchange.batch(entries, options.folder)
+    export.batch(entries, options.folder)
     print(
         f"{options.folder}: {len(entries)} labelled samples; next: loopline data add {options.model} {options.folder}"
     )

@@ -12,12 +12,12 @@ from loopline.errors import LooplineError
 if TYPE_CHECKING:
     import threading
 
-    from loopline.monitoring.stack import Options
+    from loopline.fleet.stack import Options
 
 
 def stack_options(options: argparse.Namespace) -> Options:
     """What `stack_arguments` took."""
-    from loopline.monitoring import stack
+    from loopline.fleet import stack
 
     return stack.Options(
         bundles=tuple(options.bundle or sorted(Path("models").glob("*/bundle"))),
@@ -42,10 +42,10 @@ def stack_options(options: argparse.Namespace) -> Options:
 
 def _address(*names: str, default: str) -> str:
     """Of the first of these that `up` started and that runs."""
-    from loopline import processes
-    from loopline.delivery import fleet
+    from loopline.fleet import members
+    from loopline.lib import processes
 
-    found = {process.name: process.address for process in processes.running(fleet.FOLDER)}
+    found = {process.name: process.address for process in processes.running(members.FOLDER)}
     return next((found[name] for name in names if found.get(name)), default)
 
 
@@ -54,8 +54,8 @@ def _prometheus(options: argparse.Namespace) -> str:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from loopline import credentials
-    from loopline.monitoring import status
+    from loopline.deploy import status
+    from loopline.lib import credentials
 
     found = status.look(options.url, credentials.secret(credentials.SERVER))
     print(status.as_json(found) if options.json else status.as_text(found))
@@ -63,7 +63,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from loopline.monitoring import stack
+    from loopline.fleet import stack
 
     for process in stack.up(stack_options(options)):
         print(f"{process.name:14} {process.address}")
@@ -73,10 +73,10 @@ def _up(options: argparse.Namespace) -> int:
 
 
 def _down(options: argparse.Namespace) -> int:
-    from loopline.monitoring import stack
+    from loopline.fleet import stack
 
     if options.target == "compose":
-        from loopline.delivery import compose
+        from loopline.deploy import compose
 
         compose.Compose().down()
         print("ended the containers; data stays in its volumes")
@@ -100,7 +100,7 @@ def _until_ended() -> threading.Event:
 def _supervise(options: argparse.Namespace) -> int:
     import logging
 
-    from loopline.delivery import supervisor
+    from loopline.deploy import supervisor
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     supervisor.run(options.folder, _until_ended())
@@ -108,8 +108,8 @@ def _supervise(options: argparse.Namespace) -> int:
 
 
 def _sentinel(options: argparse.Namespace) -> int:
-    from loopline import credentials
-    from loopline.monitoring import sentinel
+    from loopline.lib import credentials
+    from loopline.observability import sentinel
 
     stop = _until_ended()
     token = credentials.secret(credentials.SERVER)
@@ -119,8 +119,8 @@ def _sentinel(options: argparse.Namespace) -> int:
 
 
 def _traffic(options: argparse.Namespace) -> int:
-    from loopline import credentials
-    from loopline.monitoring import traffic
+    from loopline.lib import credentials
+    from loopline.simulate import traffic
 
     plan = traffic.Plan(
         url=options.url or _address("gateway", "server-1", default="http://127.0.0.1:8080"),
@@ -143,7 +143,7 @@ def _traffic(options: argparse.Namespace) -> int:
 
 
 def _rules(options: argparse.Namespace) -> int:
-    from loopline.monitoring import rules
+    from loopline.observability import rules
 
     made = rules.operator if options.operator else rules.text
     text = made(_window(options), options.runbooks)
@@ -154,13 +154,13 @@ def _rules(options: argparse.Namespace) -> int:
 
 
 def _grafana(options: argparse.Namespace) -> int:
-    from loopline import credentials
-    from loopline.monitoring import grafana
+    from loopline.lib import credentials
+    from loopline.observability import grafana
 
     if options.verb == "write":
         print("\n".join(map(str, grafana.write(options.out, _window(options), options.runbooks))))
         return 0
-    from loopline.monitoring.grafana import push
+    from loopline.observability.grafana import push
 
     if not (token := credentials.secret("GRAFANA_TOKEN")):
         raise LooplineError("GRAFANA_TOKEN is not set: make a token of a service account in Grafana")
@@ -175,7 +175,7 @@ def _grafana(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from loopline.monitoring import watch
+    from loopline.observability import watch
 
     prometheus = _prometheus(options)
     since = _duration("--since", options.since) if options.since else watch.span(prometheus)
@@ -184,14 +184,14 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _drift_report(options: argparse.Namespace) -> int:
-    from loopline import credentials
-    from loopline.monitoring import query, report
+    from loopline.lib import credentials
+    from loopline.observability import drift_report, prometheus_api
     from loopline.release import decisions
 
     prometheus, window = _prometheus(options), ""
     if not options.url:
-        window = _window(options) if options.window else query.rules_window(prometheus)
-    said = report.make(
+        window = _window(options) if options.window else prometheus_api.rules_window(prometheus)
+    said = drift_report.make(
         options.bundle,
         options.out,
         prometheus=prometheus,
@@ -210,7 +210,7 @@ def _window(options: argparse.Namespace) -> str:
 
 
 def _duration(option: str, text: str) -> str:
-    from loopline.monitoring import rules
+    from loopline.observability import rules
 
     try:
         rules.seconds(text)

@@ -75,7 +75,7 @@ def _data_prepare(options: argparse.Namespace) -> int:
 
 
 def _track_sync(_: argparse.Namespace) -> int:
-    from loopline.training import spool
+    from loopline.release import spool
 
     print("\n".join(spool.sync()) or "nothing to send")
     return 0

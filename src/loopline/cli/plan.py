@@ -13,7 +13,7 @@ PROFILES = Path(".loopline/profiles")
 def _profile(options: argparse.Namespace) -> int:
     import json
 
-    from loopline import processes
+    from loopline.lib import processes
     from loopline.planning import inputs, measure, report
 
     found = measure.measure(options.bundle, starts=options.starts, rounds=options.rounds)

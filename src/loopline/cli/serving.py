@@ -12,8 +12,8 @@ from loopline.errors import LooplineError
 
 def _serve(options: argparse.Namespace) -> int:
     from loopline.release import signature
-    from loopline.serving import journal, server
-    from loopline.serving.inference import Limits
+    from loopline.server import journal_writer, run
+    from loopline.server.inference import Limits
 
     if missing := [str(path) for path in options.bundle if not path.exists()]:
         raise LooplineError(f"{missing[0]} is not a bundle, there is nothing: `make repro` makes models/*/bundle")
@@ -23,7 +23,7 @@ def _serve(options: argparse.Namespace) -> int:
             raise LooplineError(
                 "--journal takes its samples from those whose signals are counted: not with --signals 0"
             )
-        kept = journal.Options(
+        kept = journal_writer.Options(
             folder=options.journal,
             sample=options.journal_sample,
             redact=options.journal_redact,
@@ -36,9 +36,9 @@ def _serve(options: argparse.Namespace) -> int:
         cache_bytes=options.cache_mb << 20,
         signals=options.signals,
     )
-    return server.run(
+    return run.run(
         options.bundle,
-        server.Options(
+        run.Options(
             host=options.host,
             port=options.port,
             share_port=options.share_port,
@@ -56,7 +56,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from loopline.offline import predict
+    from loopline.batch import predict
 
     chosen = predict.Options(
         column=options.column, slots=options.slots, batch_rows=options.batch_rows, part_rows=options.part_rows

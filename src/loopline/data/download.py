@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from loopline.data.catalog import DATASETS, Dataset, File, mirror
-from loopline.data.lock import exclusive
 from loopline.data.transfer import Line, accept, download, has_content, partial_of
 from loopline.errors import LooplineError
+from loopline.lib.locks import exclusive
 from loopline.settings import repository
 
 WORKERS = 8

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from loopline import settings
-from loopline.data import account, distribution, formats, repository, sources
+from loopline.data import distribution, formats, ingest_report, repository, sources
 from loopline.data.clean import Cleaned, clean, same_truth
-from loopline.data.lock import exclusive
 from loopline.data.manifest import Sample
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
+from loopline.lib.locks import exclusive
 
 
 def add(model: str, folder: str | Path, *, remote: str | None = None) -> str:
@@ -51,7 +51,7 @@ def _add(model: str, source: Path, home: Path, wanted: settings.Model, remote: s
     there = _clean([("dataset", dataset), *sources.open_batches(model, wanted.task, group=column)], wanted)
     fresh = _refuse_contradictions(batch.samples, there.samples, source)
 
-    if obstacles := account.obstacles(replace(there, samples=there.samples + fresh)):
+    if obstacles := ingest_report.obstacles(replace(there, samples=there.samples + fresh)):
         raise LooplineError(
             f"{source} is refused, nothing could be trained with it:\n" + "\n".join(_indented(obstacles))
         )
@@ -70,7 +70,7 @@ def _add(model: str, source: Path, home: Path, wanted: settings.Model, remote: s
     already = [f"{copies:,} x already in the dataset, counted once"] if copies else []
     return "\n".join([
         summary,
-        *_indented(already + account.reasons(batch)),
+        *_indented(already + ingest_report.reasons(batch)),
         "",
         distribution.table(before, after),
         "",
@@ -101,7 +101,7 @@ def _refuse_bad(batch: Cleaned, source: Path, most: float) -> None:
     left_out = batch.seen - len(batch.samples)
     if batch.samples and left_out <= most * batch.seen:
         return
-    why = "\n".join(_indented(account.reasons(batch) or ["it holds no samples"]))
+    why = "\n".join(_indented(ingest_report.reasons(batch) or ["it holds no samples"]))
     raise LooplineError(
         f"{source} is refused: {left_out} of {batch.seen} samples would be set aside, at most {most:.0%} may "
         f"(max_set_aside in params.yaml).\n{why}\nCorrect the files and add the folder again."

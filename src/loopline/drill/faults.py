@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loopline.errors import LooplineError
-from loopline.processes import Process
+from loopline.lib.processes import Process
 from loopline.release import bundle
 
 if TYPE_CHECKING:

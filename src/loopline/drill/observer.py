@@ -9,16 +9,16 @@ from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
-from loopline import processes
-from loopline.delivery import state
-from loopline.delivery.gateway import Gateway
 from loopline.drill.record import Figure, Record
 from loopline.errors import LooplineError
+from loopline.fleet.gateway import Gateway
 from loopline.journal import index
-from loopline.monitoring import query
-from loopline.monitoring.retrainer import RUNS_FOLDER
-from loopline.monitoring.retrainer.state import Run, Store
+from loopline.lib import processes
+from loopline.observability import prometheus_api
 from loopline.release import decisions
+from loopline.retraining import RUNS_FOLDER
+from loopline.retraining.state import Run, Store
+from loopline.rollout import state
 
 # Beginnings and an end of DVC's lines that tell nothing of a training.
 QUIET = (
@@ -149,8 +149,10 @@ class Observer:
     def _figures(self, prometheus: str) -> None:
         while not self.over.wait(0.5):
             try:
-                found = query.instant(prometheus, "loopline:drift_score")
-                firing = query.instant(prometheus, f'ALERTS{{alertstate="firing",alertname=~"{DRIFT_ALERTS}"}}')
+                found = prometheus_api.instant(prometheus, "loopline:drift_score")
+                firing = prometheus_api.instant(
+                    prometheus, f'ALERTS{{alertstate="firing",alertname=~"{DRIFT_ALERTS}"}}'
+                )
                 share = self.share()
             except LooplineError:  # it is being ended; whether it should be there, `dead` says
                 continue

@@ -10,7 +10,7 @@ import numpy as np
 
 from loopline.drill.record import MARKS, Record
 from loopline.drill.world import Seen
-from loopline.training.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, SOFT, sheet
+from loopline.lib.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, SOFT, sheet
 
 STEP = 2.0  # seconds of a point
 COLOURS = (BLUE, GREEN, PURPLE, SKY)

@@ -17,7 +17,7 @@ import numpy as np
 from loopline import settings
 from loopline.data import catalog, manifest
 from loopline.errors import LooplineError
-from loopline.monitoring import companions, shifts
+from loopline.simulate import other_domain, shifts
 from loopline.tasks.spec import ModelSpec
 
 WORN = (("blur", 2), ("noise", 2))  # shift, strength
@@ -68,14 +68,14 @@ def pools(project: Path, model: str, spec: ModelSpec, dataset: str | None = None
 
 def _companion(project: Path, model: str, spec: ModelSpec) -> str | None:
     """The companion of the model's data set, if it has the model's classes."""
-    name = companions.COMPANIONS.get(settings.model(model, project / "params.yaml")[1].dataset)
+    name = other_domain.COMPANIONS.get(settings.model(model, project / "params.yaml")[1].dataset)
     known = catalog.load().get(name or "")
     return name if known and set(known.labels.values()) >= set(spec.labels) else None
 
 
 def _elsewhere(name: str, spec: ModelSpec) -> list[Sample]:
     """Texts of another data set, every second one for people to label."""
-    found = [(_body(one.text), one.label or "") for one in companions.read(name, "text", MOST)]
+    found = [(_body(one.text), one.label or "") for one in other_domain.read(name, "text", MOST)]
     found = [one for one in found if one[1] in spec.labels]
     if missing := sorted(set(spec.labels) - {label for _, label in found}):
         raise LooplineError(f"{name} has no {missing[0]!r}, which the model knows: name a data set with its classes")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loopline import processes
 from loopline.data import repository
 from loopline.drill import faults
 from loopline.drill.observer import Observer
@@ -20,6 +19,7 @@ from loopline.drill.scenario import pools
 from loopline.drill.scratch import Scratch
 from loopline.drill.world import World
 from loopline.errors import LooplineError
+from loopline.lib import processes
 from loopline.release import bundle
 
 PATIENCE = 600.0  # seconds that anything may take, on a machine that does other things too

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loopline.errors import LooplineError
-from loopline.journal.store import Entry
+from loopline.journal.reader import Entry
 from loopline.tables import columns, encoding, reader
 from loopline.tasks import image, labelstudio
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.journal.store import Entry
+from loopline.journal.reader import Entry
 
 SEVERAL = 0.1  # of the labels must be from others for a source's share to be bounded
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnxruntime  # noqa: F401 - so that its own memory is not counted as the model's
 import psutil
 
-from loopline.serving.model import Model
+from loopline.server.model import Model
 
 
 def main(folder: Path, seconds: float) -> dict[str, float]:

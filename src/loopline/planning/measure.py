@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from loopline import processes
 from loopline.errors import LooplineError
-from loopline.monitoring import sentinel
+from loopline.lib import processes
+from loopline.observability import sentinel
 
 SIZES = (1, 1, 1, 1, 2, 4, 8, 16, 32)  # single ones more often: their spread counts too
 SHARES = (0.5, 0.9, 0.98, 0.995, 1.0)  # of single requests, from the fastest: what their spread is told by

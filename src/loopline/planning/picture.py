@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from loopline.lib.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, sheet
 from loopline.planning.capacity import Offer, Plan
-from loopline.training.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, sheet
 
 COLOURS = (BLUE, GREEN, PURPLE, SKY, ORANGE)
 POINTS = 60

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from loopline.data import manifest
 from loopline.data.manifest import Split
 from loopline.errors import LooplineError
-from loopline.release import runner
+from loopline.lib import sessions
 from loopline.release.bundle import Bundle
 from loopline.release.promotion import Evidence
 from loopline.tasks import slices
@@ -41,7 +41,7 @@ def gather(challenger: Bundle, champion: Bundle | None, path: Path) -> tuple[Evi
         raise LooplineError(f"{path} has no test sample: nothing can be decided on it")
     inputs = [_inputs(bundle, test) for bundle in bundles]
     one = [{name: value[:1] for name, value in given.items()} for given in inputs]
-    seconds = runner.side_by_side(bundles[0].model, bundles[-1].model, one[0], one[-1])
+    seconds = sessions.side_by_side(bundles[0].model, bundles[-1].model, one[0], one[-1])
     masks = _masks(test, inputs[0], champion)
     found = [
         _evidence(bundle, test, given, masks, spent)
@@ -104,7 +104,7 @@ def _evidence(
     spec = bundle.manifest.spec
     task = import_module(f"loopline.tasks.{spec.task}")
     labels = test.labels + tuple(label for label in spec.labels if label not in test.labels)
-    outputs = align(runner.run(bundle.model, inputs), spec.labels, labels)
+    outputs = align(sessions.run(bundle.model, inputs), spec.labels, labels)
     aligned: ModelSpec = replace(spec, labels=labels)
     scorer: Scorer = task.scorer(outputs, test, aligned)
     parts = {name: (slices.restrict(scorer, mask), task.HEADLINE) for name, mask in masks.items()}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopline import settings
 from loopline.errors import LooplineError
-from loopline.release import bundle, decisions, evidence, present, promotion, signature
+from loopline.release import bundle, current, decisions, evidence, promotion, signature
 from loopline.release.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def register(folder: Path) -> Registered:
 
     A bundle that is champion already stays what it is. Raises BundleError on a damaged bundle.
     """
-    from loopline.training import tracking
+    from loopline.release import tracking
 
     found = bundle.read(folder)
     name = found.manifest.name
@@ -101,7 +101,7 @@ def _promote(
         else:
             path = Path("data") / name / "manifest.parquet"
             a, b = evidence.gather(ours, theirs, path)
-            now = present.gather(name, path, journal) if journal and theirs else None
+            now = current.gather(name, path, journal) if journal and theirs else None
             decision = promotion.decide(a, b, demands, now)
             proof |= {"test_set": a.test_set, "samples": a.n, **_sealed(decision.figures)}
     version = challenger.tags[HASH]
@@ -210,7 +210,7 @@ def policy(everything: settings.Settings, model: settings.Model) -> promotion.Po
 @contextmanager
 def _registry(*, create: bool = True) -> Iterator[MlflowClient]:
     """The configured registry; what it refuses is said without a traceback. create: its SQLite file, where there is none."""
-    from loopline.training import mlflow_store
+    from loopline.release import mlflow_store
 
     uri = mlflow_store.configured_uri()
     file = uri.removeprefix("sqlite:///")
@@ -235,7 +235,7 @@ def _make_champion(
     store: MlflowClient, version: ModelVersion, action: str, *, held: str | None, reasons: Any, proof: dict[str, Any]
 ) -> decisions.Record:
     """First the log, then the alias: a kill in between leaves a decision that the next call can carry out."""
-    from loopline.training import mlflow_store
+    from loopline.release import mlflow_store
 
     new = version.tags[HASH]
     record = decisions.append(version.name, action, bundle=new, champion=new, reasons=reasons, evidence=proof)
@@ -252,8 +252,8 @@ def _create(store: MlflowClient, found: Bundle) -> ModelVersion:
     """Log the bundle and its ONNX model to the training's run, or to a new one, and make a version of the registry."""
     from mlflow.exceptions import MlflowException
 
-    from loopline.training import mlflow_store, tracking
-    from loopline.training.onnx_model import log_onnx_model
+    from loopline.release import mlflow_store, tracking
+    from loopline.release.mlflow_model import log_onnx_model
 
     name, lineage = found.manifest.name, found.manifest.lineage
     experiment_id = mlflow_store.experiment(store, name)
@@ -300,7 +300,7 @@ def _aliased(store: MlflowClient, name: str, alias: str) -> ModelVersion | None:
 
 def _fetch(store: MlflowClient, version: ModelVersion, into: Path) -> Bundle:
     """The bundle of a registered version, verified against itself and against the hash that it was registered with."""
-    from loopline.training import mlflow_store
+    from loopline.release import mlflow_store
 
     into.mkdir(parents=True)
     wanted = version.tags[HASH]

@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loopline import credentials
 from loopline.errors import LooplineError
+from loopline.lib import credentials
 from loopline.release import bundle
 from loopline.release.bundle import SUMS, Bundle
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from loopline import settings
 from loopline.data import manifest
+from loopline.drift import golden, harm, thresholds
+from loopline.drift import reference as drift
 from loopline.errors import LooplineError
-from loopline.monitoring.drift import calibration, golden, harm
-from loopline.monitoring.drift import reference as drift
-from loopline.release import runner
+from loopline.lib import sessions
 from loopline.stages import files
 from loopline.tasks import signals
 from loopline.tasks.spec import ModelSpec
@@ -42,7 +42,7 @@ def main(name: str) -> None:
     for part in HELD_OUT:
         split = manifest.load_split(files.manifest(name), part)
         inputs = preprocess(split.inputs)
-        outputs = runner.run(files.stage(name, "quantize") / "model.onnx", inputs)
+        outputs = sessions.run(files.stage(name, "quantize") / "model.onnx", inputs)
         parts.append(signals.signals(inputs, outputs, spec, split.inputs, split.sizes if spec.image else None))
         quality.append(task.quality(outputs, split, spec))
         targets.append(split.targets)
@@ -87,7 +87,7 @@ def make(
     edges[sure] = harm.confidence_edges(edges[sure], threshold)
     bins = {name: drift.bin_of(values, edges[name]) for name, values in found.items()}
     widths = {name: len(rows) + 2 for name, rows in edges.items()}
-    null = calibration.calibrate(
+    null = thresholds.calibrate(
         bins,
         widths,
         samples=int(rest.sum()),
@@ -107,7 +107,7 @@ def make(
         promise={
             "false_alarms": options.false_alarms,
             "windows": options.windows,
-            "evaluations": calibration.EVALUATIONS,
+            "evaluations": thresholds.EVALUATIONS,
         },
         signals={
             name: drift.Signal(

@@ -16,11 +16,11 @@ import numpy as np
 from loopline import settings
 from loopline.data import manifest
 from loopline.errors import LooplineError
-from loopline.release import runner
+from loopline.lib import machine, sessions
 from loopline.stages import files
 from loopline.tasks import curves
 from loopline.tasks.spec import ModelSpec
-from loopline.training import baselines, evaluation, hardware, pictures
+from loopline.training import baselines, evaluation, pictures
 
 
 def main(name: str) -> None:
@@ -33,7 +33,7 @@ def main(name: str) -> None:
     preprocess = task.preprocessor(spec, files.stage(name, "train"))
     inputs = preprocess(test.inputs)
     path = files.stage(name, "quantize") / "model.onnx"
-    outputs = runner.run(path, inputs)
+    outputs = sessions.run(path, inputs)
 
     report = evaluation.measure(task, outputs, inputs, test, spec, model.evaluate, everything.seed)
     shape = (spec.image.height, spec.image.width) if spec.image else (0, 0)
@@ -49,7 +49,7 @@ def main(name: str) -> None:
     )
     report["model_bytes"] = path.stat().st_size
     # Without the processor's name: machines of one kind have several, and must write the same file.
-    report["machine"] = hardware.kind()
+    report["machine"] = machine.kind()
     files.write_json(Path("models") / name / "report.json", report)
     files.write_json(Path("models") / name / "metrics.json", evaluation.summary(report))
     _tables(Path("models") / name / "plots", task, outputs, test, spec)
@@ -63,7 +63,7 @@ def main(name: str) -> None:
         classes=files.manifest(name).with_name("classes.csv"),
     )
     one = {key: value[:1] for key, value in inputs.items()}
-    seconds = runner.side_by_side(path, path, one)
+    seconds = sessions.side_by_side(path, path, one)
     files.write_json(files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": min(seconds.values()) * 1e3})
     headline = report["metrics"][task.HEADLINE]
     print(

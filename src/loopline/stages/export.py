@@ -9,7 +9,7 @@ from importlib import import_module
 
 from loopline import settings
 from loopline.data import manifest
-from loopline.release import runner
+from loopline.lib import sessions
 from loopline.stages import files
 from loopline.training import parity
 
@@ -30,7 +30,7 @@ def main(name: str) -> None:
     inputs = task.preprocessor(spec, trained)(val.inputs[:PARITY_SAMPLES])
     differences = parity.check(
         trainer.reference(trained)(inputs),
-        runner.run(out / "model.onnx", inputs),
+        sessions.run(out / "model.onnx", inputs),
         tolerance=model.export.tolerance,
         what="torch and FP32 ONNX",
     )

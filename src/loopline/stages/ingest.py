@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from loopline import settings
-from loopline.data import account, manifest
+from loopline.data import ingest_report, manifest
 from loopline.data.clean import clean
 from loopline.data.raw import RawSample
 from loopline.data.sources import ambiguity, open_batches, open_dataset
@@ -25,14 +25,14 @@ def main(name: str) -> None:
     if note := ambiguity(model.dataset):
         print(note)
     cleaned = clean(_sources(name, model), task=model.task, split=model.split)
-    if found := account.obstacles(cleaned):
-        raise LooplineError(_message(model.dataset, found, account.reasons(cleaned)))
+    if found := ingest_report.obstacles(cleaned):
+        raise LooplineError(_message(model.dataset, found, ingest_report.reasons(cleaned)))
     folder = files.manifest(name).parent
-    manifest.write(files.manifest(name), cleaned.samples, task=model.task, labels=account.labels(cleaned.samples))
-    files.write_json(folder / "ingest.json", account.summary(cleaned))
+    manifest.write(files.manifest(name), cleaned.samples, task=model.task, labels=ingest_report.labels(cleaned.samples))
+    files.write_json(folder / "ingest.json", ingest_report.summary(cleaned))
     rows = [
         [label, split, count]
-        for label, counts in account.classes(cleaned.samples).items()
+        for label, counts in ingest_report.classes(cleaned.samples).items()
         for split, count in counts.items()
     ]
     files.write_csv(folder / "classes.csv", ["class", "split", "count"], rows)

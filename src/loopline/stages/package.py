@@ -36,7 +36,7 @@ CODE = (  # what decides what a bundle becomes: all code that a stage needs, as 
 
 def main(name: str) -> None:
     """Package `name`. Raises LooplineError where an earlier stage left something out."""
-    from loopline.training import tracking
+    from loopline.release import tracking
 
     everything, model = settings.model(name)
     data, stages = files.manifest(name), Path("models") / name

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from loopline import settings
 from loopline.data import manifest
-from loopline.release import runner
+from loopline.lib import sessions
+from loopline.lib.machine import cpu_features
 from loopline.stages import files
 from loopline.tasks import bootstrap
 from loopline.tasks.spec import ModelSpec
 from loopline.training import quantization
-from loopline.training.hardware import cpu_features
 
 CLEARLY_SLOWER = 2 / 3  # of FP32's speed: `promotion.max_latency_ratio` refuses what takes 1.5 times as long
 ROUNDS = 61  # pairs: about a second
@@ -46,7 +46,7 @@ def main(name: str) -> None:
     with tempfile.TemporaryDirectory(dir=files.SCRATCH) as folder:
         int8 = Path(folder) / "int8.onnx"
         candidate = best_candidate(source, int8, calibration, trainer, model.quantize)
-        full, small = runner.run(source, inputs), runner.run(int8, inputs)
+        full, small = sessions.run(source, inputs), sessions.run(int8, inputs)
         change = bootstrap.paired(
             task.scorer(small, val, spec),
             task.scorer(full, val, spec),
@@ -56,7 +56,7 @@ def main(name: str) -> None:
             seed=everything.seed,
         )
         one = {key: value[:1] for key, value in inputs.items()}
-        seconds = runner.pairs(source, int8, one, rounds=ROUNDS)
+        seconds = sessions.pairs(source, int8, one, rounds=ROUNDS)
         fast = speedup(seconds)
         sizes = {"fp32": source.stat().st_size, "int8": int8.stat().st_size}
         gap = quantization.distance(full, small)
@@ -92,12 +92,12 @@ def best_candidate(
     import onnx
 
     exclude = trainer.nodes_to_exclude(onnx.load(source))
-    full = runner.run(source, calibration)
+    full = sessions.run(source, calibration)
     tried = []
     for candidate in quantization.grid(trainer.QUANTIZATION, options.methods):
         path = target.with_name(f"{candidate.method}.onnx")
         quantization.quantize(source, path, candidate, calibration, exclude=exclude)
-        tried.append((quantization.distance(full, runner.run(path, calibration)), path, candidate))
+        tried.append((quantization.distance(full, sessions.run(path, calibration)), path, candidate))
     _, path, candidate = min(tried, key=lambda row: row[0])
     path.replace(target)
     return candidate

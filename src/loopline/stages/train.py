@@ -11,8 +11,8 @@ from pathlib import Path
 
 from loopline import settings
 from loopline.data import manifest
+from loopline.release import tracking
 from loopline.stages import files
-from loopline.training import tracking
 
 
 def main(name: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loopline import settings
-from loopline.data import expectations, report, similar
+from loopline.data import expectations, similar, validation_page
 from loopline.errors import LooplineError
 from loopline.stages import files
 
@@ -37,7 +37,7 @@ def main(name: str) -> None:
     page = folder / "validation.html"
     near = None if result.failed else similar.across_splits(manifest, model.task)  # what is broken is not compared
     warnings = _warnings(near, ingest, list(result.counts))
-    files.write_text(page, report.html(name, result, ingest, warnings))
+    files.write_text(page, validation_page.html(name, result, ingest, warnings))
     verdict = {"passed": not result.failed, **asdict(result), "warnings": warnings}
     files.write_json(manifest.with_name("validation.json"), verdict | {"near_copies": near and asdict(near)})
     for warning in warnings:

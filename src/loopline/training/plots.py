@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.training.drawing import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, SOFT, sheet
+from loopline.lib.drawing import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, SOFT, sheet
 
 ACROSS = 8  # pictures in a row
 MAX_CAPTION = 11  # characters that fit under a picture

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.training.hardware import cpu_features
+from loopline.lib.machine import cpu_features
 
 Outputs = dict[str, NDArray[Any]]
 

@@ -18,7 +18,7 @@ from loopline.errors import LooplineError
 from loopline.settings import located
 from loopline.tasks import image
 from loopline.tasks.spec import ImageInput, ModelSpec
-from loopline.training import checkpoint, exporting, loop, posthoc
+from loopline.training import checkpoint, loop, onnx_export, posthoc
 
 if TYPE_CHECKING:
     import onnx
@@ -153,8 +153,8 @@ def export(folder: Path, train: Split, val: Split, settings: Classification, *, 
     network, spec = _load(folder)
     assert spec.image is not None
     example = torch.zeros(2, spec.image.height, spec.image.width, spec.image.channels, dtype=torch.uint8)
-    graph = exporting.to_onnx(Answer(network.folded()), example, takes="image", gives=("probabilities", "embedding"))
-    exporting.save(graph, out)
+    graph = onnx_export.to_onnx(Answer(network.folded()), example, takes="image", gives=("probabilities", "embedding"))
+    onnx_export.save(graph, out)
     return spec
 
 

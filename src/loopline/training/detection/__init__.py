@@ -18,7 +18,7 @@ from loopline.errors import LooplineError
 from loopline.tasks import detection as task
 from loopline.tasks import image
 from loopline.tasks.spec import ImageInput, ModelSpec
-from loopline.training import checkpoint, exporting, loop, posthoc
+from loopline.training import checkpoint, loop, onnx_export, posthoc
 from loopline.training.detection import fit, suppression
 
 if TYPE_CHECKING:
@@ -150,10 +150,10 @@ def export(folder: Path, train: Split, val: Split, settings: Detection, *, out: 
     network, spec = _load(folder)
     assert spec.image is not None
     example = torch.zeros(2, spec.image.height, spec.image.width, spec.image.channels, dtype=torch.uint8)
-    graph = exporting.to_onnx(
+    graph = onnx_export.to_onnx(
         network.fused(), example, takes="image", gives=("all_boxes", "all_scores", "all_embedding")
     )
-    exporting.save(suppression.append(graph, iou=spec.extra["nms_iou"]), out)
+    onnx_export.save(suppression.append(graph, iou=spec.extra["nms_iou"]), out)
     return spec
 
 

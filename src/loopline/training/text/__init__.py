@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from loopline.errors import LooplineError
 from loopline.settings import located
 from loopline.tasks.spec import ModelSpec, TextInput
-from loopline.training import checkpoint, exporting, loop, posthoc
+from loopline.training import checkpoint, loop, onnx_export, posthoc
 from loopline.training.text import tokenizing
 
 if TYPE_CHECKING:
@@ -257,10 +257,10 @@ def export(folder: Path, train: Split, val: Split, settings: Text, *, out: Path)
 
     network, spec = _load(folder)
     example = torch.full((2, 7), tokenizing.EDGE)
-    graph = exporting.to_onnx(
+    graph = onnx_export.to_onnx(
         Answer(network), example, takes="ids", gives=("probabilities", "embedding"), free=("n", "l")
     )
-    exporting.save(graph, out)
+    onnx_export.save(graph, out)
     return spec
 
 

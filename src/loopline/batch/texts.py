@@ -1,0 +1,71 @@
+"""Texts to predict: the rows of a table, one at a time. A row that cannot be read keeps its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import IO
+
+from loopline.batch.inputs import Item, Source, guarded, opened, told
+from loopline.errors import LooplineError
+from loopline.server.model import MOST_TEXT
+from loopline.tables import reader
+from loopline.tables.columns import TEXT, Unreadable, cell, match
+from loopline.tables.delimited import Row
+
+COMPRESSED = (".gz", ".bz2", ".xz")
+
+
+def unpacked(url: str) -> str:
+    """`Names.CSV` of `s3://bucket/Names.CSV.gz`."""
+    name = PurePosixPath(url.rpartition("/")[2])
+    return name.stem if name.suffix.lower() in COMPRESSED else name.name
+
+
+def texts(url: str, column: str | None = None) -> Source:
+    """The rows of a table. column: that of the texts; without it the first whose name says so, as in ingest.
+
+    Raises LooplineError where the table cannot be read or has no such column.
+    """
+    name = unpacked(url)
+    if reader.kind(name) not in reader.KINDS:
+        raise LooplineError(f"{url}: a text model wants a file ending in {', '.join(reader.KINDS)}")
+
+    def choose(columns: Sequence[str]) -> Sequence[str] | None:
+        chosen = column if column in columns else match(columns, TEXT if column is None else [column])
+        return None if chosen is None else [chosen]
+
+    file = opened(url)
+    try:
+        with told(url):
+            table = reader.read(file, url, name, choose)
+        if table.chosen is None:
+            names = ", ".join(map(repr, table.columns)) or "none"
+            raise LooplineError(
+                f"{url} has no column {column or TEXT[0]!r}: it has {names:.300}; name one with --column"
+            )
+    except BaseException:  # Ctrl-C too: the file is closed, and the error goes on
+        file.close()
+        raise
+    return Source(guarded(_items(file, table.rows), url), table.total)
+
+
+def _items(file: IO[bytes], rows: Iterator[Row]) -> Iterator[Item]:
+    """An item for each row: a text, or the error that stands in its place."""
+    with file:
+        for number, row in enumerate(rows):
+            try:
+                yield Item(number, _text(row))
+            except Unreadable as error:
+                yield Item(number, error=str(error))
+
+
+def _text(row: Row) -> str:
+    if row.problem is not None:
+        raise Unreadable(row.problem)
+    text = cell(row.values[0])
+    if text is None:
+        raise Unreadable("no text")
+    if len(text) > MOST_TEXT:
+        raise Unreadable(f"{len(text)} characters, at most {MOST_TEXT} are accepted")
+    return text

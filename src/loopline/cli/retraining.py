@@ -1,0 +1,168 @@
+"""The retrainer's verbs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loopline.cli.verbs import JOURNAL, Verbs, models, verb
+from loopline.errors import LooplineError
+
+if TYPE_CHECKING:
+    from loopline.retraining.state import Run, Store
+
+
+def _store() -> Store:
+    from loopline.retraining import FOLDER
+    from loopline.retraining.state import Store
+
+    return Store(_root() / FOLDER)
+
+
+def _root() -> Path:
+    """The repository; from a worktree of it too. Where there is no git, the folder with params.yaml in it."""
+    from loopline import settings
+    from loopline.data import repository
+
+    if settings.PARAMS.exists() and not Path(".git").exists():
+        return Path.cwd()
+
+    return Path(repository.git("rev-parse", "--path-format=absolute", "--git-common-dir")).parent
+
+
+def _listen(options: argparse.Namespace) -> int:
+    import logging
+
+    from loopline.lib import credentials
+    from loopline.observability import rules
+    from loopline.retraining import alerts, policy, webhook
+    from loopline.retraining.facts import Sources
+    from loopline.retraining.runs import Place
+    from loopline.retraining.worker import Worker
+
+    os.environ.setdefault("LOOPLINE_ACTOR", "retrainer")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    found, secrets, root = policy.load(options.policy), alerts.secrets(), Path.cwd()
+    if found.where == "here" and not (root / ".git").exists():
+        raise LooplineError(
+            f"where: here trains in a clone of the repository, and {root} is none, as in a container: run `make retrainer` in a "
+            f"clone, or set where: github in {options.policy} (docs/retraining.md)"
+        )
+    if found.where == "github" and not credentials.secret("LOOPLINE_GITHUB_TOKEN"):
+        raise LooplineError("where: github needs LOOPLINE_GITHUB_TOKEN")
+    window = options.window or found.window
+    try:
+        rules.seconds(window)
+    except ValueError as error:
+        raise LooplineError(f"--window: {error}") from error
+    place = Place(root, options.journal.absolute(), options.policy.absolute())
+    sources = Sources(prometheus=options.prometheus, journal=place.journal, repository=root, window=window)
+    worker = Worker(store=_store(), policy=found, place=place, sources=sources)
+    webhook.run(worker, secrets, models(), options.port, options.host)
+    return 0
+
+
+def _status(_: argparse.Namespace) -> int:
+    import json
+
+    from loopline.retraining import worker
+
+    store = _store()
+    if why := worker.paused(store):
+        print(f"paused: {why}")
+    for row in store.alerts():
+        if worker.waits(row):
+            reasons = json.loads(row.reasons) if row.reasons else ["not looked at yet"]
+            print("\n  ".join([f"{row.id} {row.name}: {row.action or 'new'}", *reasons]))
+    for run in store.runs():
+        print(f"{run.id} {run.result}" if run.result else "\n  ".join(_under_way(run)))
+    if not store.alerts():
+        print("no alert came yet, so nothing was decided")
+    elif not store.under_way():
+        print("no run is under way")
+    return 0
+
+
+def _under_way(run: Run) -> list[str]:
+    """The run's step, how long the run has taken, and the last line of the step's log."""
+    import time
+
+    from loopline.retraining import RUNS_FOLDER, runs
+
+    line = runs.last_line(_root() / RUNS_FOLDER / run.id / f"{run.step}.log")
+    head = f"{run.id} under way for {(time.time() - run.started) / 60:.1f} min, step {run.step}"
+    return [head, *([line] if line else [])]
+
+
+def _approve(options: argparse.Namespace) -> int:
+    _store().approve(options.run_id)
+    print(f"{options.run_id}: approved")
+    return 0
+
+
+def _pause(options: argparse.Namespace) -> int:
+    (_store().folder / "paused").write_text(options.reason, encoding="utf-8")
+    print("paused: no run starts until `loopline retrainer resume`; one under way goes on")
+    return 0
+
+
+def _resume(_: argparse.Namespace) -> int:
+    (_store().folder / "paused").unlink(missing_ok=True)
+    print("resumed")
+    return 0
+
+
+def _worktree(options: argparse.Namespace) -> int:
+    from loopline.data import repository
+    from loopline.retraining import policy, worktree
+
+    run, root = _store().run(options.run_id), _root()
+    folder = worktree.make(root, run.id, run.model, policy.load(options.policy).start_from)
+    if uncommitted := repository.git("-C", str(root), "diff", "--name-only", "HEAD", f"retrain/{run.id}").splitlines():
+        print(f"the branch begins with what is not committed here: {repository.few(uncommitted)}")
+    print(folder)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from loopline.retraining import run_report
+
+    root = _root()
+    path, decision = run_report.make(_store().run(options.run_id), root, root / options.journal)
+    print(f"{path}: {decision}")
+    return 0 if decision.promote else 2
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    from loopline.retraining import github, policy
+
+    run, to = _store().run(options.run_id), policy.load(options.policy).github
+    if to is None:
+        raise LooplineError(f"{options.policy} has no github: {{repository: owner/name}}")
+    print(github.dispatch(to, model=run.model, run=run.id))
+    return 0
+
+
+def add(rooms: Verbs) -> None:
+    """Put this room's verbs into the command line."""
+    text = "take alerts by webhook, decide, retrain; tokens come from the environment (docs/retraining.md)"
+    listen = verb(rooms, "retrainer", _listen, text)
+    listen.add_argument("--port", type=int, default=9095)
+    listen.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    listen.add_argument("--policy", type=Path, default=Path("monitoring/retraining.yaml"))
+    listen.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
+    listen.add_argument("--journal", type=Path, default=JOURNAL, help="folder that labels come from")
+    listen.add_argument("--window", help="of traffic that is judged, as the rules have it (default: the policy's)")
+    more = listen.add_subparsers(metavar="VERB")
+    verb(more, "status", _status, "alerts that wait and why, and the runs")
+    verb(more, "pause", _pause, "the kill switch: no run starts").add_argument("reason", nargs="?", default="by hand")
+    verb(more, "resume", _resume, "end the pause")
+    for name, run, what in (
+        ("approve", _approve, "agree to the run of an alert that waits for it"),
+        ("worktree", _worktree, "step of a run: make its worktree"),
+        ("report", _report, "step of a run: write its evidence; exits with 2 if the candidate is refused"),
+        ("dispatch", _dispatch, "step of a run: start retrain.yml on GitHub"),
+    ):
+        verb(more, name, run, what).add_argument("run_id", metavar="RUN")

@@ -1,0 +1,1 @@
+"""Where bundles are put into service: processes, containers on one machine, a cluster."""

@@ -1,0 +1,1 @@
+"""Servers, their gateway and what watches them, as processes of one machine."""

@@ -1,0 +1,65 @@
+"""Examples for the drift report: samples of the journal that lie furthest out in the signals that moved most."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from loopline.drift import verdict
+from loopline.drift.reference import Reference, bin_of
+from loopline.drift.statistic import Mover
+from loopline.journal.reader import Entry
+from loopline.tasks.signals import CLASS
+
+EACH, SIGNALS = 4, 3  # examples of a signal, signals
+LONGEST = 300  # characters of a text
+KINDS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"RIFF": "webp"}
+
+
+def chosen(entries: Sequence[Entry], movers: Sequence[Mover], reference: Reference) -> dict[str, list[Entry]]:
+    """Signal -> the samples in those of its bins whose share grew most. Each sample stands once."""
+    found: dict[str, list[Entry]] = {}
+    used: set[str] = set()
+    for mover in [mover for mover in movers if mover.signal != CLASS and mover.score > 1][:SIGNALS]:
+        there = [e for e in entries if mover.signal in e.signals and e.input is not None]
+        if not there:
+            continue
+        signal = reference.signals[mover.signal]
+        bins = bin_of(np.array([entry.signals[mover.signal] for entry in there]), np.array(signal.edges))
+        grown = np.bincount(bins, minlength=len(signal.counts)) / len(bins) - np.array(signal.counts) / sum(
+            signal.counts
+        )
+        order = sorted(range(len(there)), key=lambda place, grown=grown, bins=bins: -grown[bins[place]])  # type: ignore[misc]
+        fresh = [there[place] for place in order if there[place].id not in used][:EACH]
+        used |= {entry.id for entry in fresh}
+        found[mover.signal] = fresh
+    return found
+
+
+def html(found: dict[str, list[Entry]]) -> str:
+    """A part of the page; empty where there are none. Images are in it, nothing is fetched."""
+    if not any(found.values()):
+        return ""
+    figures = "".join(_figure(signal, entry) for signal, entries in found.items() for entry in entries)
+    return (
+        f'<h2>Examples from the journal</h2><div class="examples">{figures}</div>'
+        '<p class="soft">Of the signals that moved most, samples where the share grew most.</p>'
+    )
+
+
+def _figure(signal: str, entry: Entry) -> str:
+    if isinstance(entry.input, bytes):
+        kind = next((kind for start, kind in KINDS.items() if entry.input.startswith(start)), "png")
+        data = base64.b64encode(entry.input).decode("ascii")
+        shown = f'<img alt="a sample of the journal" src="data:image/{kind};base64,{data}">'
+    else:
+        text = entry.input or ""
+        shown = f"<blockquote>{escape(text[:LONGEST])}{'…' if len(text) > LONGEST else ''}</blockquote>"
+    boxes = entry.prediction.get("boxes")
+    said = f"{len(boxes)} boxes" if boxes is not None else str(entry.prediction.get("label"))
+    truth = f", in truth {escape(str(entry.label))}" if isinstance(entry.label, str) else ""
+    value = verdict.figure(entry.signals[signal], 3)
+    return f"<figure>{shown}<figcaption>{escape(signal)} {value}<br>{escape(said)}{truth}</figcaption></figure>"

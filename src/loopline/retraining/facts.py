@@ -1,0 +1,96 @@
+"""What the guard wants to know of a model now: asked of Prometheus, of the served bundle, and of the journal's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loopline.drift import harm, reference, verdict
+from loopline.errors import LooplineError
+from loopline.observability import prometheus_api, rules
+from loopline.release import bundle
+from loopline.retraining.guard import Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where to ask. repository: with `models/` and `.loopline/bundles/` in it. window: of traffic, as the rules have it."""
+
+    prometheus: str
+    journal: Path
+    repository: Path
+    window: str
+
+
+def gather(model: str, version: str, since: float, sources: Sources) -> Evidence:
+    """The evidence on this version of the model; labels count that came after `since` (seconds of the epoch). Never raises."""
+    try:
+        return _gather(model, version, since, sources)
+    except LooplineError as error:
+        return Evidence(unknown=str(error))
+    except Exception as error:  # a journal or bundle in a state that nobody thought of: what is not known is refused
+        return Evidence(unknown=repr(error))
+
+
+def _gather(model: str, version: str, since: float, sources: Sources) -> Evidence:
+    url = sources.prometheus
+    mine = {"model": model, "version": version}
+    candidate = next(a for group in rules.groups(sources.window) for a in group.alerts if a.name == "RetrainCandidate")
+    served = served_bundle(model, version, sources.repository)
+    expected = reference.read(served.folder / "drift.json")
+    finding = verdict.judge(prometheus_api.window(url, model, version, expected, window=sources.window), expected)
+    limit = expected.quality.max_loss
+    mix = finding.mix
+    return Evidence(
+        firing=_firing(url, mine),
+        drifted=bool(_of(prometheus_api.instant(url, "loopline:drift_score > 1"), mine)),
+        harmful=bool(_of(prometheus_api.instant(url, candidate.expr), mine)),
+        new_mix=mix is not None and not mix.further and mix.loss <= limit,
+        labels=_labels(model, served.manifest.spec.labels, since, sources.journal),
+        accuracy=_accuracy(url, mine, expected.quality.value - limit),
+    )
+
+
+def served_bundle(model: str, version: str, repository: Path) -> bundle.Bundle:
+    """The bundle of this version (or of a beginning of it), among those deployed and the one trained last. Raises LooplineError."""
+    kept = sorted((repository / ".loopline/bundles" / model).glob("*/"))  # each named by its version, or half a copy
+    named = [folder for folder in kept if folder.name.startswith(version) and folder.suffix != ".partial"]
+    for folder in [*named, repository / "models" / model / "bundle"]:
+        if version and (folder / bundle.SUMS).exists() and (found := bundle.read(folder)).version.startswith(version):
+            return found
+    raise LooplineError(f"the bundle of {model} in version {version or 'unknown'} is not here")
+
+
+def _of(rows: list[prometheus_api.Series], wanted: Mapping[str, str]) -> list[prometheus_api.Series]:
+    """The rows about this model, and about this version where they name one."""
+    return [row for row in rows if all(row.labels.get(name, value) == value for name, value in wanted.items())]
+
+
+def _firing(url: str, mine: Mapping[str, str]) -> frozenset[str]:
+    rows = prometheus_api.instant(url, f'ALERTS{{alertstate="firing",model="{mine["model"]}"}}')
+    return frozenset(row.labels.get("alertname", "") for row in _of(rows, mine))
+
+
+def _labels(model: str, classes: tuple[str, ...], since: float, journal: Path) -> Mapping[str, int]:
+    """Labels by class; a journal that is not there has none."""
+    found = dict.fromkeys(classes, 0)
+    if not journal.is_dir():
+        return found
+    from loopline.journal.reader import Store
+
+    store = Store(journal)
+    try:
+        return found | store.label_counts(model, since=since)
+    finally:
+        store.index.close()
+
+
+def _accuracy(url: str, mine: Mapping[str, str], least: float) -> tuple[float, float, float] | None:
+    """Bounds on the labelled quality of this version, as the rules have it."""
+    series = ("loopline:quality_labelled", "loopline:labelled_samples")
+    rows = [_of(prometheus_api.instant(url, name), mine) for name in series]
+    if not all(rows):
+        return None
+    value, count = (row[0].value for row in rows)
+    return (*harm.confidence_sequence(value * count, count), least)

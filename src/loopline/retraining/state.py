@@ -1,0 +1,233 @@
+"""What the retrainer remembers, `.loopline/retrainer/state.db`: alerts, decisions, runs and their steps. Survives a kill at any point.
+
+An alert's id is made of its model, fingerprint and start, and its run has the same id: one alert can't start two runs. A decision is
+stored in one transaction with all that follows from it; the line in the decision log is written after it, and looked for first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loopline.errors import LooplineError
+from loopline.retraining.guard import Action, Alert, Decision, Past
+
+DOORS = ("alertmanager", "grafana")
+WAITING = (Action.WAIT, Action.ASK_LABELS, Action.AWAIT_APPROVAL)
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS alerts (
+    id TEXT PRIMARY KEY, model TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, source TEXT NOT NULL, received REAL NOT NULL,
+    look REAL NOT NULL, over INTEGER NOT NULL DEFAULT 0, approved INTEGER NOT NULL DEFAULT 0, action TEXT, reasons TEXT);
+CREATE TABLE IF NOT EXISTS decisions (
+    id INTEGER PRIMARY KEY, alert TEXT NOT NULL, model TEXT NOT NULL, action TEXT NOT NULL, version TEXT NOT NULL,
+    reasons TEXT NOT NULL, logged INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS runs (
+    id TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL, started REAL NOT NULL, ended REAL, result TEXT,
+    step TEXT, pid INTEGER, created REAL);
+CREATE TABLE IF NOT EXISTS signatures (signature TEXT PRIMARY KEY, until REAL NOT NULL);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An alert and what was decided on it last. look: not before then (seconds of the epoch). over: it is resolved."""
+
+    id: str
+    model: str
+    name: str
+    version: str
+    source: str
+    received: float
+    look: float
+    over: int
+    approved: int
+    action: str | None
+    reasons: str | None
+
+    @property
+    def alert(self) -> Alert:
+        """As the guard wants it. Only what came through a door, where it is checked who sends, has its name."""
+        return Alert(
+            model=self.model,
+            name=self.name,
+            version=self.version,
+            firing=not self.over,
+            authentic=self.source in DOORS,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run. step: under way or the next one to do; pid, created: of its process. result: None until the run ends."""
+
+    id: str
+    model: str
+    version: str
+    started: float
+    ended: float | None
+    result: str | None
+    step: str | None
+    pid: int | None
+    created: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A decision whose line in the log is to be written."""
+
+    id: int
+    alert: str
+    model: str
+    action: str
+    version: str
+    reasons: tuple[str, ...]
+
+
+def key(model: str, fingerprint: str, starts_at: str) -> str:
+    """An alert's id, and its run's."""
+    return f"{model}-{hashlib.sha256(json.dumps([model, fingerprint, starts_at]).encode()).hexdigest()[:12]}"
+
+
+class Store:
+    """The state. Threads take turns; other processes may read it, approve and pause."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it, and make it if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(folder / "state.db", timeout=30, isolation_level=None, check_same_thread=False)
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._db:  # the connection commits, or rolls back whatever ends it
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+
+    def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        with self._lock:
+            return [dict(row) for row in self._db.execute(query, values)]
+
+    # Alerts
+
+    def receive(self, alerts: list[tuple[str, Alert]], source: str, signature: tuple[str, float] | None = None) -> bool:
+        """Keep alerts, (id, alert) each; what was there stays, a resolved one is over. False if the signature was seen."""
+        now = time.time()
+        with self._transaction() as db:
+            if signature:
+                db.execute("DELETE FROM signatures WHERE until < ?", (now,))
+                if not db.execute("INSERT OR IGNORE INTO signatures VALUES (?, ?)", signature).rowcount:
+                    return False
+            for id_, alert in alerts:
+                if alert.firing:
+                    values = (id_, alert.model, alert.name, alert.version, source, now, now)
+                    columns = "id, model, name, version, source, received, look"
+                    db.execute(f"INSERT OR IGNORE INTO alerts ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
+                else:
+                    db.execute("UPDATE alerts SET over = 1, look = ? WHERE id = ? AND over = 0", (now, id_))
+        return True
+
+    def alerts(self) -> list[Row]:
+        """All, the oldest first."""
+        return [Row(**row) for row in self._rows("SELECT * FROM alerts ORDER BY received, rowid")]
+
+    def due(self) -> Row | None:
+        """The oldest alert that is to be looked at now."""
+        waits = "action IS NULL OR action IN (?, ?, ?)"
+        query = f"SELECT * FROM alerts WHERE look <= ? AND ({waits}) ORDER BY received, rowid LIMIT 1"  # noqa: S608 - our words
+        found = self._rows(query, time.time(), *(action.value for action in WAITING))
+        return Row(**found[0]) if found else None
+
+    def approve(self, id_: str) -> None:
+        """A person agrees to the run of this alert. Raises LooplineError where there is no such alert that waits."""
+        with self._transaction() as db:
+            waits = "action IS NULL OR action IN (?, ?, ?)"
+            wanted = f"UPDATE alerts SET approved = 1, look = 0 WHERE id = ? AND ({waits})"  # noqa: S608 - words of ours
+            if not db.execute(wanted, (id_, *(action.value for action in WAITING))).rowcount:
+                raise LooplineError(f"no alert {id_} waits: `loopline retrainer status` lists them")
+
+    def decide(self, row: Row, decision: Decision, look: float, first_step: str) -> None:
+        """Keep a decision with all that follows: its line for the log, if it is news, and its run."""
+        reasons = json.dumps(decision.reasons)
+        with self._transaction() as db:
+            said = (decision.action.value, reasons, look, row.id)
+            db.execute("UPDATE alerts SET action = ?, reasons = ?, look = ? WHERE id = ?", said)
+            if decision.action.value != row.action:
+                self._line(db, row.id, row.model, decision.action.value, row.version, reasons)
+            if decision.action is Action.RETRAIN:
+                values = (row.id, row.model, row.version, time.time(), first_step)
+                db.execute("INSERT INTO runs (id, model, version, started, step) VALUES (?, ?, ?, ?, ?)", values)
+
+    @staticmethod
+    def _line(db: sqlite3.Connection, alert: str, model: str, action: str, version: str, reasons: str) -> None:
+        values = (alert, model, action, version, reasons)
+        db.execute("INSERT INTO decisions (alert, model, action, version, reasons) VALUES (?, ?, ?, ?, ?)", values)
+
+    def unlogged(self) -> list[Line]:
+        """Decisions whose line may not be in the log yet."""
+        query = "SELECT id, alert, model, action, version, reasons FROM decisions WHERE NOT logged ORDER BY id"
+        return [Line(**row | {"reasons": tuple(json.loads(row["reasons"]))}) for row in self._rows(query)]
+
+    def logged(self, id_: int) -> None:
+        """Its line is in the log."""
+        with self._transaction() as db:
+            db.execute("UPDATE decisions SET logged = 1 WHERE id = ?", (id_,))
+
+    # Runs
+
+    def runs(self) -> list[Run]:
+        """All, the oldest first."""
+        return [Run(**row) for row in self._rows("SELECT * FROM runs ORDER BY started, rowid")]
+
+    def run(self, id_: str) -> Run:
+        """Raises LooplineError where there is none of this id."""
+        found = next((run for run in self.runs() if run.id == id_), None)
+        if found is None:
+            raise LooplineError(f"there is no run {id_}: `loopline retrainer status` lists them")
+        return found
+
+    def under_way(self) -> Run | None:
+        """The run that has not ended."""
+        return next((run for run in self.runs() if run.result is None), None)
+
+    def past(self, model: str) -> tuple[Past, ...]:
+        """The model's runs that ended."""
+        return tuple(
+            Past(r.started, r.ended or r.started, r.result) for r in self.runs() if r.model == model and r.result
+        )
+
+    def step(self, run: str, name: str, pid: int | None = None, created: float | None = None) -> None:
+        """The run is in this step now, as this process if it has one."""
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET step = ?, pid = ?, created = ? WHERE id = ?", (name, pid, created, run))
+
+    def end(self, run: Run, result: str, reason: str) -> None:
+        """The run has a result: succeeded, refused or failed."""
+        with self._transaction() as db:
+            values = (time.time(), result, run.id)
+            db.execute("UPDATE runs SET ended = ?, result = ?, pid = NULL WHERE id = ?", values)
+            self._line(db, run.id, run.model, f"retrain-{result}", run.version, json.dumps([reason]))
+
+    # What is exported
+
+    def decision_counts(self) -> dict[tuple[str, str], int]:
+        """(model, action) -> decisions on alerts."""
+        rows = self._rows("SELECT model, action, count(*) AS n FROM decisions GROUP BY model, action")
+        return {(row["model"], row["action"]): row["n"] for row in rows if not row["action"].startswith("retrain-")}

@@ -1,0 +1,224 @@
+"""Routes: the Open Inference Protocol v2, the human route, and what operators ask for. See docs/serving.md.
+
+Every route of a loaded model is in one table, so finding it is a look-up, and an unwelcome request is refused before its
+body is read.
+"""
+
+from __future__ import annotations
+
+from codecs import BOM_UTF8
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from loopline import __version__
+from loopline.lib import credentials
+from loopline.server import feedback, oip, openapi, pages
+from loopline.server import journal_writer as journals
+from loopline.server.inference import Handler, Inference, Limits, broken
+from loopline.server.messages import Cancel, Headers, Refusal, Request, Respond, Response, decompress
+from loopline.server.metrics import Metrics
+from loopline.server.model import Model
+from loopline.server.tracing import Record
+
+
+class Route(NamedTuple):
+    """What answers, which model it is of, and the most bytes of its body."""
+
+    handle: Handler
+    limit: int = 0
+    model: Model | None = None
+    name: str = "other"  # in the metrics
+    open: bool = False  # without a token
+
+
+class _about:  # noqa: N801 - it reads as a statement
+    """Inside, a refusal is about this route, and any other error is a mistake of ours: 500, and a line in the log."""
+
+    __slots__ = ("route",)
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Refusal):
+            error.about = self.route.model, self.route.name
+        elif isinstance(error, Exception):
+            refusal = broken(error)
+            refusal.about = self.route.model, self.route.name
+            raise refusal from None
+
+
+class App:
+    """Answers requests with the models it was given. See `http.Application`."""
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        *,
+        slots: int,
+        limits: Limits | None = None,
+        token: str | None = None,
+        demo: bool = True,
+        log_requests: bool = False,
+        record: Record | None = None,
+        journal: journals.Options | None = None,
+    ) -> None:
+        """token: what a client must send as its bearer token; demo: see `pages`. To be made in a running event loop.
+
+        Raises LooplineError where the journal's folder cannot be written.
+        """
+        self.models = {model.name: model for model in models}
+        self.limits, self.token = limits or Limits(), token.encode() if token else None
+        self.metrics = Metrics()
+        self.journal = journals.Journal(journal, models, self.metrics) if journal else None
+        self.inference = Inference(
+            models,
+            self.metrics,
+            slots=slots,
+            limits=self.limits,
+            refusal=self.refusal,
+            log_requests=log_requests,
+            record=record,
+            journal=self.journal,
+        )
+        self.connections: Callable[[], int] = lambda: 0  # the server's
+        self.ready = False
+        self.routes = self._routes(demo=demo)
+
+    def _routes(self, *, demo: bool) -> dict[str, dict[str, Route]]:
+        """Path -> method -> route."""
+        live = Route(lambda _, respond: respond(Response()), open=True)
+        table: dict[str, dict[str, Route]] = {
+            "/v2": {"GET": Route(self._server)},
+            "/v2/health/live": {"GET": live},
+            "/v2/health/ready": {"GET": Route(self._ready, open=True)},
+            "/v2/repository/index": {"POST": Route(self._index, 4096)},
+            "/metrics": {"GET": Route(self._metrics)},
+        }
+        for model in self.models.values():
+            # No model in the route: a full queue of inputs is no reason to refuse a label.
+            back = self.journal and Route(
+                feedback.handler(model, self.journal, self.metrics), feedback.BODY_BYTES, name="feedback"
+            )
+            for base in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
+                table[base] = {"GET": Route(self._metadata(model))}
+                table[f"{base}/ready"] = {"GET": Route(self._ready)}
+                table[f"{base}/infer"] = {
+                    "POST": Route(self.inference.infer(model), self.limits.body_bytes, model, "infer")
+                }
+                if back:
+                    table[f"{base}/feedback"] = {"POST": back}
+            table[f"/predict/{model.name}"] = {
+                "POST": Route(self.inference.predict(model), self.limits.body_bytes, model, "predict")
+            }
+        document = orjson.dumps(
+            openapi.document(list(self.models.values()), token=self.token is not None, journal=self.journal is not None)
+        )
+        for path, page in pages.pages(list(self.models.values()), document, demo=demo).items():
+            table[path] = {"GET": Route(page.answer, open=page.open)}
+        for methods in table.values():
+            if "GET" in methods:
+                methods["HEAD"] = methods["GET"]
+        return table
+
+    # What `http` calls
+
+    def _route(self, method: str, path: str) -> Route:
+        methods = self.routes.get(path) or self.routes.get(path.rstrip("/") or "/")
+        if methods is None:
+            raise Refusal(404, f"nothing is at {path[:200]}; /v2/repository/index lists the models")
+        if method not in methods:
+            raise Refusal(405, f"{path} answers {', '.join(methods)}", headers={b"allow": ", ".join(methods).encode()})
+        return methods[method]
+
+    def turn(self) -> None:
+        """See `http.Application`."""
+        self.inference.batcher.turn()
+
+    def admit(self, method: str, path: str, headers: Headers) -> int:
+        """See `http.Application`."""
+        route = self._route(method, path)
+        with _about(route):
+            if self.token and not route.open and not credentials.bearer(headers.get(b"authorization", b""), self.token):
+                raise Refusal(401, "a bearer token is wanted", headers={b"www-authenticate": b"Bearer"})
+            if route.model is not None:
+                self.inference.admit(route.model, headers)
+        return route.limit
+
+    def about(self, method: str, path: str, refusal: Refusal) -> Refusal:
+        """See `http.Application`."""
+        route = self._route(method, path)
+        refusal.about = route.model, route.name
+        return refusal
+
+    def answer(self, request: Request, respond: Respond) -> Cancel | None:
+        """See `http.Application`."""
+        route = self._route(request.method, request.path)
+        with _about(route):
+            if request.body and (encodings := request.headers.get(b"content-encoding")):
+                request.body = decompress(request.body, encodings, route.limit)
+            if request.body.startswith(BOM_UTF8) and oip.LENGTH not in request.headers:
+                request.body = request.body[len(BOM_UTF8) :]  # files of Windows' editors begin with it
+            return route.handle(request, respond)
+
+    def refusal(self, refusal: Refusal) -> Response:
+        """See `http.Application`. Every refusal comes by here, and is counted."""
+        model, route = refusal.about or (None, "other")
+        self.inference.count(model, route, refusal.status)
+        body = orjson.dumps({"error": refusal.message})
+        return Response(refusal.status, (body,), headers=refusal.headers, close=refusal.close)
+
+    # Operators
+
+    def _server(self, _: Request, respond: Respond) -> None:
+        said = {"name": "loopline", "version": __version__, "extensions": ["binary_tensor_data", "model_repository"]}
+        respond(Response(body=(orjson.dumps(said),)))
+
+    def _ready(self, _: Request, respond: Respond) -> None:
+        if not self.ready:
+            raise Refusal(503, "not ready", headers={b"retry-after": b"1"})
+        respond(Response())
+
+    def _index(self, request: Request, respond: Respond) -> None:
+        try:
+            options = orjson.loads(request.body or b"{}")
+        except orjson.JSONDecodeError as error:
+            raise Refusal(400, f"the request is not JSON: {error}") from None
+        if not isinstance(options, dict | None):
+            raise Refusal(400, "the request must be an object")
+        state = "READY" if self.ready else "UNAVAILABLE"
+        rows = [{"name": m.name, "version": m.version, "state": state, "reason": ""} for m in self.models.values()]
+        wanted = [] if options and options.get("ready") is True and not self.ready else rows
+        respond(Response(body=(orjson.dumps(wanted),)))
+
+    def _metadata(self, model: Model) -> Handler:
+        def tensors(of: dict[str, Any]) -> list[dict[str, Any]]:
+            return [{"name": t.name, "datatype": t.datatype, "shape": t.shape} for t in of.values()]
+
+        said = {
+            "name": model.name,
+            "versions": [model.version],
+            "platform": "onnxruntime_onnx",
+            "inputs": tensors(model.inputs),
+            "outputs": tensors(model.outputs),
+            "parameters": {
+                "bundle": model.bundle.version,
+                "task": model.spec.task,
+                "labels": model.spec.labels,
+                "precision": model.bundle.manifest.quantization,
+            },
+        }
+        body = orjson.dumps(said)
+        return lambda _, respond: respond(Response(body=(body,)))
+
+    def _metrics(self, _: Request, respond: Respond) -> None:
+        self.inference.scrape()
+        self.metrics.value("ready").value = self.ready
+        self.metrics.value("connections").value = self.connections()
+        content, kind = self.metrics.exposition()
+        respond(Response(body=(content,), content_type=kind))

@@ -1,0 +1,315 @@
+"""The journal: a share of what is served, everything doubtful of it, and the labels that come back, as lines in a folder.
+
+A thread of its own writes them, so that no request waits, and none fails where the disk does. A segment in `open/` is locked by its
+writer and moves to `closed/` when it is old or large enough; `loopline journal` makes Parquet of it. A line is flushed before its
+label is acknowledged: a killed server loses no label, and at most half a line of the rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+import queue
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from loopline.drift.reference import Reference, bin_of
+from loopline.errors import LooplineError
+from loopline.server.logs import log
+from loopline.server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from loopline.server.model import Model
+
+OPEN, CLOSED = "open", "closed"
+REASONS = ("sampled", "uncertain", "drifted", "error")
+SURE = 0.1  # share of the reference that is less sure: a sample among these is uncertain
+RARE = 0.005  # share of the reference in a bin: a sample in a rarer one is drifted
+WAITING, WAITING_BYTES = 2000, 64 << 20  # lines that may wait for the disk, and bytes of their inputs
+ERRORS_A_SECOND, ERROR_BYTES = 5, 1 << 20  # items that were refused; larger ones are kept without their input
+DOUBTFUL_A_SECOND = 10  # of a model: a drift of all traffic must not push everything else out
+# Addresses and long numbers; bounded, and an address starts where a word does: else a long word takes quadratic time.
+MASKS = (re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w.-]{1,255}"), re.compile(r"\d(?:[ ./-]?\d){5,40}"))
+Redact = Literal["nothing", "text", "inputs"]
+Signals = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """See `loopline serve --help`. sample: share of the watched samples that is kept without a reason. seconds, size: of a segment."""
+
+    folder: Path
+    sample: float = 0.1
+    redact: Redact = "nothing"
+    seconds: float = 5.0
+    size: int = 8 << 20
+    most: int = 256 << 20  # bytes of closed segments that nobody fetched; the oldest go then
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One to write. given: an input that is to be made fit for it. done: called with whether it is on the disk."""
+
+    content: dict[str, Any]
+    given: bytes | str | None = None
+    done: Callable[[bool], None] | None = None
+
+
+class Journal:
+    """Writes for all models of a server."""
+
+    def __init__(self, options: Options, models: Sequence[Model], metrics: Metrics) -> None:
+        """Raises LooplineError where the folder cannot be written."""
+        self.options = options
+        self.lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+        self.limits = {model.name: Doubts(model.reference) for model in models}
+        keys = {model.name: (model.name, model.version) for model in models}
+        self.written = {
+            (name, r): metrics.value("journal_rows", *key, r) for name, key in keys.items() for r in REASONS
+        }
+        self.lost = metrics.value("journal_lost")
+        self.dropped = metrics.value("journal_dropped_segments")
+        self.errors = Rate(ERRORS_A_SECOND)
+        self.doubtful = {model.name: Rate(DOUBTFUL_A_SECOND) for model in models}
+        self.waiting, self.counting = 0, threading.Lock()  # bytes of inputs
+        try:
+            for path in (options.folder, options.folder / OPEN, options.folder / CLOSED):
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it is what clients sent
+            Segment(options.folder).close()
+        except OSError as error:
+            raise LooplineError(f"the journal cannot be written: {error}") from error
+        self.segment: Segment | None = None
+        self.thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Write what waits, and close the segment."""
+        self.lines.put(None)
+        self.thread.join(10)
+
+    # What others call
+
+    def keep(
+        self,
+        model: Model,
+        signals: Signals,
+        identities: Sequence[str],
+        originals: Sequence[bytes | str],
+        answers: Sequence[Any],
+    ) -> None:
+        """Choose among samples that were answered. signals: each (n,)."""
+        reasons = self.limits[model.name].reasons(signals, len(identities))
+        for row, reason in enumerate(reasons):
+            fair = random.random() < self.options.sample  # noqa: S311 - a sample, no secret
+            if fair or (reason and self.doubtful[model.name].allows()):
+                found = {name: float(values[row]) for name, values in signals.items()}
+                said = {"signals": found, "prediction": answers[row], "fair": fair}
+                self._entry(model, identities[row], originals[row], 200, reason or "sampled", said)
+
+    def refused(self, model: Model, identity: str, originals: Sequence[bytes | str], status: int, message: str) -> None:
+        """What could not be read, or what the model failed on; a few a second."""
+        said: dict[str, Any] = {"signals": {}, "prediction": {"error": message}, "fair": False}
+        for row, item in enumerate(originals):
+            if not self.errors.allows():
+                return
+            kept = item if len(item) <= ERROR_BYTES else item[:0]
+            self._entry(model, item_id(identity, row, len(originals)), kept, status, "error", said)
+
+    def label(self, model: Model, identity: str, label: Any, source: str, done: Callable[[bool], None]) -> None:
+        """A label that came back. done: see `Line`; called in another thread, or at once where too much waits."""
+        content = {"kind": "label", "id": identity, "time": time.time(), "model": model.name}
+        self._put(Line(content | {"label": label, "source": source}, done=done))
+
+    def _entry(
+        self, model: Model, identity: str, original: bytes | str, status: int, reason: str, said: dict[str, Any]
+    ) -> None:
+        content = {"kind": "entry", "id": identity, "time": time.time(), "model": model.name, "version": model.version}
+        self._put(Line(content | {"status": status, "reason": reason, **said}, given=original))
+
+    def _put(self, line: Line) -> None:
+        size = len(line.given or "")
+        with self.counting:
+            full = self.lines.qsize() >= WAITING or self.waiting + size > WAITING_BYTES
+            self.waiting += 0 if full else size
+            self.lost.value += full
+        if not full:
+            self.lines.put(line)
+        elif line.done:
+            line.done(False)
+
+    # The thread
+
+    def _work(self) -> None:
+        while True:
+            found = self._next()
+            last = None in found
+            self._write([line for line in found if line is not None])
+            if self.segment and (last or self.segment.old(self.options.seconds, self.options.size)):
+                try:
+                    self.segment.close()
+                    self._bound()
+                except OSError as error:
+                    log("error", "the journal's segment could not be closed", error=str(error))
+                self.segment = None
+            if last:
+                return
+
+    def _next(self) -> list[Line | None]:
+        try:
+            found = [self.lines.get(timeout=self.options.seconds)]
+        except queue.Empty:
+            return []
+        while not self.lines.empty() and len(found) < WAITING:
+            found.append(self.lines.get())
+        return found
+
+    def _write(self, lines: Sequence[Line]) -> None:
+        if not lines:
+            return
+        try:
+            self.segment = self.segment or Segment(self.options.folder)
+            self.segment.write(b"".join(self._encoded(line) for line in lines))
+            whole = True
+        except (OSError, TypeError) as error:  # a full disk, mostly
+            log("error", "the journal could not be written", error=str(error), lines=len(lines))
+            whole = False
+        with self.counting:
+            self.waiting -= sum(len(line.given or "") for line in lines)
+            self.lost.value += 0 if whole else len(lines)
+        for line in lines:
+            if whole and line.content["kind"] == "entry":
+                self.written[line.content["model"], line.content["reason"]].value += 1
+            if line.done:
+                line.done(whole)
+
+    def _encoded(self, line: Line) -> bytes:
+        content = line.content
+        if line.given is not None:
+            kind = "image" if isinstance(line.given, bytes) else "text"
+            content = content | {kind: redacted(line.given, self.options.redact)}
+        return orjson.dumps(content, default=_plain) + b"\n"
+
+    def _bound(self) -> None:
+        """Nobody fetches the segments: the oldest go, so that the disk does not fill."""
+        found = sorted((self.options.folder / CLOSED).glob("*.jsonl"))
+        sizes = {path: path.stat().st_size for path in found if path.exists()}
+        total = sum(sizes.values())
+        for path in found:
+            if total <= self.options.most:
+                return
+            path.unlink(missing_ok=True)
+            self.dropped.value += 1
+            total -= sizes.get(path, 0)
+
+
+class Segment:
+    """An open file of lines. Its lock says that its writer lives."""
+
+    def __init__(self, folder: Path) -> None:
+        """In `folder`/open. Raises OSError."""
+        self.name = f"{time.time_ns():020}-{os.getpid()}.jsonl"
+        self.path, self.target = folder / OPEN / self.name, folder / CLOSED / self.name
+        partial = self.path.with_suffix(".partial")  # a keeper looks at *.jsonl: it is locked before it has that name
+        self.file = partial.open("xb", buffering=0)
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        partial.rename(self.path)
+        self.since, self.bytes = time.monotonic(), 0
+
+    def write(self, lines: bytes) -> None:
+        """Append whole lines. Raises OSError; then none of them is there."""
+        try:
+            view = memoryview(lines)
+            while view:
+                view = view[self.file.write(view) :]
+        except OSError:
+            self.file.truncate(self.bytes)
+            self.file.seek(self.bytes)
+            raise
+        self.bytes += len(lines)
+
+    def old(self, seconds: float, size: int) -> bool:
+        """Is it time for the next one?"""
+        return self.bytes >= size or time.monotonic() - self.since >= seconds
+
+    def close(self) -> None:
+        """Move it to `closed`; an empty one goes."""
+        if self.bytes:
+            self.path.rename(self.target)
+        else:
+            self.path.unlink(missing_ok=True)
+        self.file.close()
+
+
+class Doubts:
+    """When a sample is uncertain or drifted, by a model's reference."""
+
+    def __init__(self, reference: Reference) -> None:
+        """Looks the limits up once."""
+        sure = reference.signals[reference.quality.signal]
+        below = np.cumsum(sure.counts[:-1]) / max(1, sum(sure.counts[:-1]))
+        place = int(np.searchsorted(below, SURE))
+        self.signal, self.least_sure = reference.quality.signal, sure.edges[min(place, len(sure.edges) - 1)]
+        self.edges = {name: np.array(signal.edges) for name, signal in reference.signals.items()}
+        self.rare = {
+            name: np.array(signal.counts) / sum(signal.counts) < RARE for name, signal in reference.signals.items()
+        }
+
+    def reasons(self, signals: Signals, rows: int) -> list[str]:
+        """For each row `uncertain`, `drifted`, or nothing."""
+        strange = np.zeros(rows, bool)
+        for name, values in signals.items():
+            if name in self.edges:
+                strange |= self.rare[name][bin_of(values, self.edges[name])]
+        confidence = signals.get(self.signal)
+        unsure = np.zeros(rows, bool) if confidence is None else ~(confidence >= self.least_sure)
+        return ["uncertain" if u else "drifted" if s else "" for u, s in zip(unsure, strange, strict=True)]
+
+
+class Rate:
+    """So many in each second. One thread asks."""
+
+    def __init__(self, most: int) -> None:
+        """most: in a second."""
+        self.most, self.left, self.until = most, 0, 0.0
+
+    def allows(self) -> bool:
+        """May one more?"""
+        now = time.monotonic()
+        if now >= self.until:
+            self.left, self.until = self.most, now + 1
+        self.left -= 1
+        return self.left >= 0
+
+
+def item_id(identity: str, row: int, rows: int) -> str:
+    """Of one item: the request's id, and of several items in a request also the item's place, from 0."""
+    return identity if rows == 1 else f"{identity}#{row}"
+
+
+def redacted(original: bytes | str, redact: Redact) -> str | None:
+    """What is kept of an input: a text, an image as base64, or nothing."""
+    if redact == "inputs":
+        return None
+    if isinstance(original, bytes):
+        return base64.b64encode(original).decode("ascii")
+    if redact == "text":
+        for mask in MASKS:
+            original = mask.sub("▇", original)
+    return original
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is nothing that a journal's line can hold")
