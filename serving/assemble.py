@@ -3,7 +3,7 @@
     python serving/assemble.py PACKAGES LOOPLINE ROOT [--demo 0]
 
 Runs inside the build (see Dockerfile), with the standard library alone. What is left out is named in trim.txt; what is left is
-proved by tests/serving/test_image.py, which serves every task from the result. Modules are kept as bytecode, which starts faster
+proved by tests/server/test_image.py, which serves every task from the result. Modules are kept as bytecode, which starts faster
 and is half the size; Loopline's own keep their source, so that its tracebacks can be read.
 """
 
@@ -27,15 +27,14 @@ TRIM = Path(__file__).with_name("trim.txt")
 LOOPLINE = (
     "__init__.py",
     "cli",
-    "credentials.py",
+    "drift",
     "errors.py",
-    "monitoring/__init__.py",
-    "monitoring/drift",
+    "lib",
     "release",
-    "serving",
+    "server",
     "tasks",
 )
-DEMO = ("serving/pages/index.html", "serving/pages/assets")
+DEMO = ("server/pages/index.html", "server/pages/assets")
 HEADER = "<IIQQQQQQ"  # of a segment: type, flags, offset, two addresses, size in the file and in memory, alignment
 PT_LOAD = 1
 FROM_HOST = ("libcuda.", "libnvinfer", "libnvonnxparser")  # a driver, and TensorRT where somebody mounts it

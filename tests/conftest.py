@@ -11,6 +11,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import loopline  # noqa: F401 - switches telemetry off before any library is imported
 
+pytest_plugins = ["stacks"]  # a gateway with servers, which three rooms test
+
 # The same cases each time, and no limit on time: the machine may be busy.
 settings.register_profile("loopline", derandomize=True, deadline=None)
 settings.load_profile("loopline")

@@ -21,7 +21,7 @@ from benchmarks.serving.asks import Ask
 from benchmarks.serving.figures import table
 from benchmarks.serving.servers import cores
 
-from loopline.lib import processes
+from loopline.lib import files
 from loopline.observability import sentinel
 from loopline.planning import measure
 from loopline.planning.inputs import Profile
@@ -108,7 +108,7 @@ def write(page: Path, folders: list[Path], check: str) -> None:
         )
         if count != 1:
             sys.exit(f"{page} must have one <!-- {name} --> with its <!-- end -->")
-    processes.write(page, text)
+    files.write(page, text, durable=True)
 
 
 def _shown(command: str, names: dict[str, str]) -> str:

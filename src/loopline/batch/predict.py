@@ -2,7 +2,7 @@
 
 The items pass in parts: while one part is predicted, the one before it is written, so that no more than two are in memory. A
 run that was killed goes on after its last whole part: a part's metadata says which bundle, batch size and items it was made
-from, and a part that says something else is made anew. The engine is the server's (`serving.model`).
+from, and a part that says something else is made anew. The engine is the server's (`server.model`).
 """
 
 from __future__ import annotations

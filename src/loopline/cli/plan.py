@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from loopline.cli.verbs import Verbs, verb
+from loopline.lib import files
 
 PROFILES = Path(".loopline/profiles")
 
@@ -13,13 +14,12 @@ PROFILES = Path(".loopline/profiles")
 def _profile(options: argparse.Namespace) -> int:
     import json
 
-    from loopline.lib import processes
     from loopline.planning import inputs, measure, report
 
     found = measure.measure(options.bundle, starts=options.starts, rounds=options.rounds)
     path: Path = options.out or PROFILES / f"{found['model']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    processes.write(path, json.dumps(found, indent=1) + "\n")
+    files.write(path, json.dumps(found, indent=1) + "\n", durable=True)
     print(f"{report.profiled(inputs.profile(path))}\n\n{path}")
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loopline.data.formats.common import natural
 from loopline.data.manifest import Sample
+from loopline.lib import files
 
 MOST = 60  # classes in the picture; the table has them all
 
@@ -47,10 +48,8 @@ def draw(path: Path, before: Counter[str], after: Counter[str], *, title: str) -
     axes.set_xlabel("samples or boxes")
     axes.legend(loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(path)
+    with files.replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
 
 
 def _share(counts: Counter[str], label: str) -> float:

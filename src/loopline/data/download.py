@@ -12,7 +12,7 @@ from pathlib import Path
 from loopline.data.catalog import DATASETS, Dataset, File, mirror
 from loopline.data.transfer import Line, accept, download, has_content, partial_of
 from loopline.errors import LooplineError
-from loopline.lib.locks import exclusive
+from loopline.lib import locks
 from loopline.settings import repository
 
 WORKERS = 8
@@ -26,7 +26,7 @@ def fetch(dataset: Dataset, *, root: Path | None = None, timeout: float = 30.0, 
     than the catalogue's; what arrived until then stays, for the next try. timeout, backoff: see `transfer.Line`.
     """
     folder = (root or repository() / DATASETS) / dataset.name
-    with exclusive(folder / ".lock"):
+    with locks.held(folder / ".lock"):
         missing = [file for file in dataset.files if not has_content(folder / file.path, file)]
         if missing:
             _fetch_all(dataset, missing, folder, timeout=timeout, backoff=backoff)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
+from loopline.lib import files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,10 +89,8 @@ def write(path: Path, samples: Iterable[Sample], *, task: str, labels: Iterable[
 
     rows = [_row(sample) for sample in sorted(samples, key=lambda s: s.id)]
     table = pa.Table.from_pylist(rows, schema=schema(task, labels))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    pq.write_table(table, partial, compression="zstd", row_group_size=4096)
-    partial.replace(path)
+    with files.replacing(path) as partial:
+        pq.write_table(table, partial, compression="zstd", row_group_size=4096)
 
 
 def _row(sample: Sample) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from loopline.data.clean import Cleaned, clean, same_truth
 from loopline.data.manifest import Sample
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
-from loopline.lib.locks import exclusive
+from loopline.lib import locks
 
 
 def add(model: str, folder: str | Path, *, remote: str | None = None) -> str:
@@ -33,7 +33,7 @@ def add(model: str, folder: str | Path, *, remote: str | None = None) -> str:
         raise LooplineError(f"{source} is not a folder: give the one that holds the labelled batch")
     if source.resolve().is_relative_to(home.resolve()):
         raise LooplineError(f"{source} lies in {home}, where the batches that were added are: move it out first")
-    with exclusive(repository.INCOMING / "lock"):
+    with locks.held(repository.INCOMING / "lock"):
         return _add(model, source, home, wanted, remote)
 
 

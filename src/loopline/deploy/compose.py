@@ -6,14 +6,11 @@ asked its golden inputs before anything else changes, and gets a share while a c
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shlex
 import shutil
 import subprocess
-import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,7 +22,9 @@ from loopline.deploy import verify
 from loopline.errors import LooplineError
 from loopline.fleet import configuration, gateway, members
 from loopline.fleet.gateway import CHALLENGER, CHAMPION, COLOURS
-from loopline.lib import credentials, processes
+from loopline.lib import credentials, files, locks
+from loopline.lib.http import FetchError, answers, fetch
+from loopline.lib.waiting import until
 from loopline.observability import prometheus_api, rules
 from loopline.release import bundle, decisions, signature
 from loopline.rollout import canary_metrics
@@ -67,7 +66,7 @@ class Compose:
 
     def deploy(self, bundles: Sequence[Path]) -> list[str]:
         """See `Target`. What the golden inputs find wrong never gets a request of a client."""
-        with processes.locked(self.folder):
+        with locks.held(self.folder / "lock"):
             state, release = self._wanted(bundles)
             if state.active and not state.share and release == state.releases[state.active]:
                 self._configure()
@@ -90,7 +89,7 @@ class Compose:
         """
         if self.plan and "prometheus" not in self.services:
             raise LooplineError("the judge asks Prometheus, which is not among the services")
-        with processes.locked(self.folder):
+        with locks.held(self.folder / "lock"):
             state, release = self._wanted(bundles)
             if not state.active:
                 raise LooplineError("nothing serves yet: `make deploy TARGET=compose` first")
@@ -124,7 +123,7 @@ class Compose:
         ask = partial(prometheus_api.instant, _url("LOOPLINE_PROMETHEUS_PORT"))
         verdict = canary_metrics.Soak(ask=ask, sick=sick, plan=plan, scrape=self.scrape).verdict(models)
         passed = verdict.action == "pass"
-        with processes.locked(self.folder):
+        with locks.held(self.folder / "lock"):
             sick()  # as it is now
             if not passed:
                 self._end_trial(replace(self.read(), share=0))
@@ -149,7 +148,7 @@ class Compose:
         """See `Target`. The whole release goes back: a canary ends, or the colour before takes over."""
         if model:
             raise LooplineError("in containers the whole release goes back: leave the model out")
-        with processes.locked(self.folder):
+        with locks.held(self.folder / "lock"):
             state = self.read()
             if state.share:
                 self._end_trial(replace(state, share=0))
@@ -170,10 +169,10 @@ class Compose:
 
     def down(self) -> None:
         """End every container; data stays in its volumes. What served is forgotten: the next deployment is a first one."""
-        with processes.locked(self.folder):
+        with locks.held(self.folder / "lock"):
             self._compose("down", given=dict.fromkeys(SECRETS, "not needed"))
             (self.folder / "state.json").unlink(missing_ok=True)
-            processes.write(self.folder / "gateway/shares.map", "")
+            files.write(self.folder / "gateway/shares.map", "", durable=True)
 
     def _wanted(self, bundles: Sequence[Path]) -> tuple[State, dict[str, str]]:
         """What serves, and what is to: the bundles that are named, and of other models those that serve."""
@@ -207,7 +206,7 @@ class Compose:
         self._compose("up", "--detach", "--no-deps", "--force-recreate", CHALLENGER)
         url = _url("LOOPLINE_CHALLENGER_PORT")
         try:
-            self._until(lambda: _answers(f"{url}/v2/health/ready"), CHALLENGER)
+            self._until(lambda: answers(f"{url}/v2/health/ready"), CHALLENGER)
             self._checked(url, [Path(path) for path in release.values()])
         except LooplineError:
             self._end_trial(state)
@@ -236,7 +235,7 @@ class Compose:
             self._compose("kill", "--signal", "HUP", service)
         if anew := [one for one in (SENTINEL, RETRAINER) if one in self.services]:
             token = self.folder / "alertmanager/token"
-            processes.write(token, credentials.secret(TOKEN) or "")
+            files.write(token, credentials.secret(TOKEN) or "", durable=True)
             token.chmod(0o644)  # Alertmanager's user reads it; of this machine's users only ours gets into the folder
             self._compose("up", "--detach", "--no-deps", "--force-recreate", *anew)
 
@@ -249,7 +248,7 @@ class Compose:
     def _shares(self, shares: Mapping[str, int]) -> None:
         """Model -> percent. The gateway reads them anew; no connection is closed on a client that waits."""
         text = "".join(f"{model} {share}\n" for model, share in shares.items())
-        processes.write(self.folder / "gateway/shares.map", text)
+        files.write(self.folder / "gateway/shares.map", text, durable=True)
         self._compose("kill", "--signal", "USR2", "gateway")
 
     def _configure(self) -> None:
@@ -298,7 +297,7 @@ class Compose:
             found.chmod(0o755 if found.is_dir() else 0o644)
 
     def _write(self, state: State) -> None:
-        processes.write(self.folder / "state.json", json.dumps(asdict(state), indent=1))
+        files.write(self.folder / "state.json", json.dumps(asdict(state), indent=1), durable=True)
 
     def _checked(self, url: str, bundles: Sequence[Path]) -> list[str]:
         if wrong := verify.differences(url, bundles):
@@ -306,12 +305,9 @@ class Compose:
         return [f"verified: {len(bundles)} bundles answer as they should at {url}"]
 
     def _until(self, true: Callable[[], bool], service: str) -> None:
-        until = time.monotonic() + READY_SECONDS
-        while not true():
-            if time.monotonic() > until:
-                logs = self._compose("logs", "--tail=20", service)
-                raise LooplineError(f"{service} did not get ready; the end of its log:\n{logs[-1500:]}")
-            time.sleep(0.2)
+        if not until(true, READY_SECONDS, every=0.2):
+            logs = self._compose("logs", "--tail=20", service)
+            raise LooplineError(f"{service} did not get ready; the end of its log:\n{logs[-1500:]}")
 
     def _compose(self, *words: str, given: Mapping[str, str] = MappingProxyType({})) -> str:
         """given: beside the environment. Raises LooplineError with its words where it fails."""
@@ -350,21 +346,11 @@ def _url(port: str) -> str:
     return f"http://127.0.0.1:{os.environ.get(port) or PORTS[port]}"
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own address
-            return True
-    except (OSError, http.client.HTTPException):
-        return False
-
-
 def _gateway() -> list[str]:
     """Lines of its metrics; none where it does not answer."""
     try:
-        with urllib.request.urlopen(f"{_url('LOOPLINE_METRICS_PORT')}/metrics", timeout=5) as answer:  # noqa: S310 - our own
-            rows: list[str] = answer.read().decode().splitlines()
-            return rows
-    except (OSError, http.client.HTTPException):
+        return fetch(f"{_url('LOOPLINE_METRICS_PORT')}/metrics", timeout=5).decode().splitlines()
+    except FetchError:
         return []
 
 

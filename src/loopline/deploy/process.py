@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopline.deploy import verify
+from loopline.deploy import supervisor, verify
 from loopline.errors import LooplineError, RefusedError
-from loopline.deploy import supervisor
 from loopline.fleet import members, stack, supervised
 from loopline.lib import processes
 from loopline.release import bundle, decisions

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from loopline.errors import LooplineError
 from loopline.lib import credentials
+from loopline.lib.http import FetchError, fetch
 from loopline.observability import sentinel
 from loopline.release import bundle
 
@@ -24,18 +22,20 @@ def differences(url: str, folders: Sequence[Path]) -> list[str]:
     none, so that nothing passes unseen.
     """
     watched, token = sentinel.load(folders), credentials.secret(credentials.SERVER)
+    headers = credentials.authorization(token)
     if not watched:
         raise LooplineError("no bundle to verify: run `make repro` first, or name some with --bundle")
     try:
-        _get(f"{url}/v2/health/ready", token)
-    except OSError as error:
+        fetch(f"{url}/v2/health/ready", headers=headers, timeout=SECONDS)
+    except FetchError as error:
         return [f"{url} is not ready: {error}"]
     found = []
     for one, folder in zip(watched, folders, strict=True):
         wanted = bundle.read(folder).version
         try:
-            serves = _get(f"{url}/v2/models/{one.name}", token)["parameters"]["bundle"]
-        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+            answer = fetch(f"{url}/v2/models/{one.name}", headers=headers, timeout=SECONDS)
+            serves = json.loads(answer)["parameters"]["bundle"]
+        except (FetchError, ValueError, KeyError, TypeError) as error:
             found.append(f"{one.name}: no metadata from {url}: {error!r}")
             continue
         if serves != wanted:
@@ -47,13 +47,3 @@ def differences(url: str, folders: Sequence[Path]) -> list[str]:
                 said = f" by {far:.3g}" if result == "different" else ""
                 found.append(f"{one.name}: golden input {number}: {result.replace('_', ' ')}{said}")
     return found
-
-
-def _get(url: str, token: str | None) -> Any:
-    """What is answered, as JSON where there is any. Raises OSError where the status is no success."""
-    if not url.startswith(("http://", "https://")):
-        raise LooplineError(f"{url} is no address of a server: http://127.0.0.1:8080")
-    asked = urllib.request.Request(url, headers=credentials.authorization(token))  # noqa: S310 - see above
-    with urllib.request.urlopen(asked, timeout=SECONDS) as answer:  # noqa: S310
-        content = answer.read()
-    return json.loads(content) if content else None

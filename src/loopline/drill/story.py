@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """The drill's clock. window: of drift. rate: requests a second. requests, points, slice: see `delivery.judge.Policy`.
+    """The drill's clock. window: of drift. rate: requests a second. requests, points, slice: see `rollout.judge.Policy`.
 
     labels: that the retraining wants. dataset: see `scenario.pools`.
     """

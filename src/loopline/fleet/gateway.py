@@ -12,12 +12,12 @@ import os
 import re
 import resource
 import socket
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from loopline.errors import LooplineError
+from loopline.lib.waiting import until
 
 CHAMPION, BASELINE, CHALLENGER = "champion", "baseline", "challenger"
 SLOTS = 32  # servers of a lane: while a new champion takes over, its and the old one's
@@ -285,14 +285,14 @@ class Gateway:
             found = {slot.port for slot in self.slots(lane) if slot.up and slot.name.startswith(kind)}
             return wanted <= found
 
-        if not _until(up, SECONDS):
+        if not until(up, SECONDS):
             raise LooplineError(f"the gateway does not see all servers of the lane {lane} up: ports {sorted(wanted)}")
 
     def _drop(self, lane: str, kind: str, wanted: set[int]) -> None:
         gone = [s.name for s in self.slots(lane) if s.name.startswith(kind) and s.port and s.port not in wanted]
         for name in gone:
             self.ask(f"set server {lane}/{name} state drain")
-        _until(lambda: not any(self.sessions(lane).get(name) for name in gone), DRAIN_SECONDS)
+        until(lambda: not any(self.sessions(lane).get(name) for name in gone), DRAIN_SECONDS)
         for name in gone:
             self.ask(f"set server {lane}/{name} state maint")
 
@@ -302,10 +302,3 @@ class Gateway:
         heads = lines[0].removeprefix("# ").split(",")
         rows = (dict(zip(heads, line.split(","), strict=False)) for line in lines[1:])
         return {row["svname"]: int(row["scur"]) + int(row["qcur"] or 0) for row in rows if row["pxname"] == lane}
-
-
-def _until(true: Callable[[], bool], seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while not (found := true()) and time.monotonic() < until:
-        time.sleep(0.05)
-    return found

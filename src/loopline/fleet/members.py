@@ -10,15 +10,15 @@ import hashlib
 import json
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from loopline.errors import LooplineError
 from loopline.fleet.gateway import BASELINE, CHALLENGER, CHAMPION, Gateway
-from loopline.lib import processes
+from loopline.lib import files, locks, processes
 from loopline.lib.processes import Process
+from loopline.lib.waiting import until
 from loopline.release import bundle, signature
 
 FOLDER = Path(".loopline/up")
@@ -97,7 +97,7 @@ def keep(source: Path, store: Path = BUNDLES) -> tuple[str, bundle.Bundle]:
 
 def apply(fleet: Fleet, folder: Path = FOLDER) -> list[Process]:
     """Want this, and make it so; returns the servers. Raises LooplineError if one does not start: traffic goes where it went."""
-    with processes.locked(folder):
+    with locks.held(folder / "lock"):
         return _apply(fleet, folder)
 
 
@@ -108,7 +108,7 @@ def mend(folder: Path = FOLDER) -> bool:
     """
     if not (folder / "fleet.json").exists():
         return False
-    with processes.locked(folder):
+    with locks.held(folder / "lock"):
         fleet, there = read(folder), {process.name: process.address for process in processes.running(folder)}
         known = {f"127.0.0.1:{slot.port}" for slot in Gateway(folder).slots(CHAMPION)}
         names = fleet.champion.names(CHAMPION)
@@ -120,7 +120,7 @@ def mend(folder: Path = FOLDER) -> bool:
 
 
 def _apply(fleet: Fleet, folder: Path) -> list[Process]:
-    processes.write(folder / "fleet.json", json.dumps(asdict(fleet)))
+    files.write(folder / "fleet.json", json.dumps(asdict(fleet)), durable=True)
     gateway = Gateway(folder)
     there = strays(folder) | {process.name: process for process in processes.running(folder)}
     servers = {}
@@ -167,14 +167,20 @@ def _ready(server: Process, folder: Path) -> Process:
     """With its address, once its log says it is ready."""
     if server.address:
         return server
-    until = time.monotonic() + processes.READY_SECONDS
-    while time.monotonic() < until and processes.alive(server):
-        for line in (folder / f"{server.name}.log").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("{") and line.endswith("}") and (said := json.loads(line))["message"] == "ready":
-                return replace(server, address=said["address"])
-        time.sleep(0.05)
+    log = folder / f"{server.name}.log"
+    until(lambda: _address(log) or not processes.alive(server), processes.READY_SECONDS)
+    if address := _address(log):
+        return replace(server, address=address)
     processes.end([server])
     raise processes.not_ready(server.name, folder)
+
+
+def _address(log: Path) -> str:
+    """Where a server listens, as its log says when it is ready; empty before."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("{") and line.endswith("}") and (row := json.loads(line))["message"] == "ready":
+            return str(row["address"])
+    return ""
 
 
 def strays(folder: Path = FOLDER) -> dict[str, Process]:
@@ -200,4 +206,4 @@ def _targets(servers: Mapping[str, Process], folder: Path) -> None:
         {"targets": [f"127.0.0.1:{port(server)}"], "labels": {"lane": name.partition("-")[0]}}
         for name, server in servers.items()
     ]
-    processes.write(folder / "targets/servers.json", json.dumps(rows))
+    files.write(folder / "targets/servers.json", json.dumps(rows), durable=True)

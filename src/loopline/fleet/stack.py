@@ -16,7 +16,7 @@ from pathlib import Path
 from loopline.errors import LooplineError
 from loopline.fleet import configuration, gateway, members, supervised
 from loopline.fleet.supervised import Part
-from loopline.lib import processes
+from loopline.lib import locks, processes
 from loopline.lib.processes import Process
 from loopline.observability import rules
 from loopline.release import signature
@@ -78,7 +78,7 @@ def up(options: Options, folder: Path = FOLDER) -> list[Process]:
     programs = binary(PROMETHEUS), binary(ALERTMANAGER)
     haproxy = binary(["haproxy"], HAPROXY_ADVICE) if options.gateway else ""
     try:
-        with processes.locked(folder, "up.lock", wait=False):
+        with locks.held(folder / "up.lock", wait=False):
             return _up(options, folder, haproxy, *programs)
     except BlockingIOError as error:
         raise LooplineError("another `loopline up` is at work here: wait for it") from error
@@ -221,7 +221,9 @@ def _sentinel(options: Options) -> tuple[str, ...]:
 def down(folder: Path = FOLDER) -> list[Process]:
     """End what `up` started, and what a rollout put in its place; returns it."""
     found = processes.running(folder)
-    processes.end([process for process in found if process.name == supervised.SUPERVISOR])  # it would start the others anew
+    processes.end(
+        [process for process in found if process.name == supervised.SUPERVISOR]
+    )  # it would start the others anew
     found += [process for process in processes.running(folder) if process not in found]
     processes.end(found)
     processes.end(list(members.strays(folder).values()))  # what a rollout was about to note

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from loopline.lib import processes
+from loopline.lib import files, locks, processes
 
 SUPERVISOR = "supervisor"
 _log = logging.getLogger(__name__)
@@ -32,13 +32,13 @@ def supervisor(folder: Path) -> Part:
 
 def note(parts: Sequence[Part], folder: Path) -> None:
     """Write down which there should be."""
-    processes.write(folder / "parts.json", json.dumps([part._asdict() for part in parts]))
+    files.write(folder / "parts.json", json.dumps([part._asdict() for part in parts]), durable=True)
 
 
 def mend(folder: Path) -> list[str]:
     """Start those that should be there and are not; their names. A failure to start one is logged, and the next is tried."""
     started = []
-    with processes.locked(folder):
+    with locks.held(folder / "lock"):
         running = processes.running(folder)
         for row in json.loads((folder / "parts.json").read_text(encoding="utf-8")):
             part = Part(**row)

@@ -5,13 +5,13 @@ Exports the labelled quality by model and version. One process for all servers t
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from loopline.errors import LooplineError
 from loopline.journal import index, segments
 from loopline.journal.storage import FOLDER, Parts
+from loopline.lib import locks
 from loopline.lib.exporter import exported
 
 METRICS = {  # name -> kind, help, labels
@@ -48,14 +49,12 @@ class Keeper:
         try:
             for path in (folder, folder / segments.OPEN, folder / segments.CLOSED):
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it is what clients sent
-            self.lock = (folder / "keeper.lock").open("w")
+            self.lock = ExitStack()
+            self.lock.enter_context(locks.held(folder / "keeper.lock", wait=False))
+        except BlockingIOError:
+            raise LooplineError(f"{folder} has a keeper already: one `loopline journal` for a folder") from None
         except OSError as error:
             raise LooplineError(f"{folder} cannot be written: {error}") from error
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.lock.close()
-            raise LooplineError(f"{folder} has a keeper already: one `loopline journal` for a folder") from None
         self.folder, self.bounds = folder, bounds or Bounds()
         self.index = index.connect(folder, write=True)
         where = parts or str((folder / FOLDER).absolute())

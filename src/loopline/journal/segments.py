@@ -1,4 +1,4 @@
-"""The lines that servers wrote: see `serving.journal`."""
+"""The lines that servers wrote: see `server.journal_writer`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from loopline.lib import files
 
 OPEN, CLOSED = "open", "closed"
 
@@ -38,7 +40,5 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """A segment of our own: labels that came by file. Whole or not at all."""
-    (folder / CLOSED).mkdir(parents=True, exist_ok=True)
-    partial = folder / CLOSED / f"{time.time_ns():020}-{os.getpid()}.partial"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    partial.rename(partial.with_suffix(".jsonl"))
+    path = folder / CLOSED / f"{time.time_ns():020}-{os.getpid()}.jsonl"
+    files.write(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from loopline.lib import files
+
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, SOFT, GREY, FAINT = "#1c2128", "#5b6472", "#b8c0ca", "#dfe3e8"
 MAX_BYTES = 150_000  # pictures are committed, and read over slow lines
@@ -68,7 +70,4 @@ def _save(figure: Any, path: Path) -> None:
         opaque.quantize(256, dither=Image.Dither.NONE).save(packed, format="png", optimize=True)
         if packed.tell() <= MAX_BYTES:
             break
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(packed.getvalue())
-    partial.replace(path)
+    files.write(path, packed.getvalue())

@@ -1,4 +1,4 @@
-"""One at a time: commands that write the same files wait for each other."""
+"""One at a time, among all processes of a machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from pathlib import Path
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, which is made if need be; another process waits here until it is free."""
+def held(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file `path`, which is made if need be, during the block.
+
+    Another process waits here until it is free, or gets a BlockingIOError if it is not to wait. The lock of a killed process is free.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

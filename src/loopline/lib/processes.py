@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import errno
-import http.client
 import json
 import os
 import signal
 import socket
 import subprocess
-import time
-import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loopline.errors import LooplineError
+from loopline.lib import files
+from loopline.lib.http import answers
+from loopline.lib.waiting import until
 
 READY_SECONDS = 30.0
 END_SECONDS = 40.0  # a server drains for 30
@@ -62,17 +62,8 @@ def start(
 
 def wait(process: Process, ready: str, folder: Path) -> None:
     """Return when the address `ready` answers. Raises LooplineError with the log's end if the process ends or takes too long."""
-    until = time.monotonic() + READY_SECONDS
-    while time.monotonic() < until:
-        if not alive(process):
-            break
-        try:
-            with urllib.request.urlopen(ready, timeout=1):  # noqa: S310 - our own address
-                return
-        # Where nobody listens yet, a connection may reach its own other end, and the answer is its own request.
-        except (OSError, http.client.HTTPException):
-            time.sleep(0.05)
-    raise not_ready(process.name, folder)
+    if not until(lambda: answers(ready) or not alive(process), READY_SECONDS) or not alive(process):
+        raise not_ready(process.name, folder)
 
 
 def not_ready(name: str, folder: Path) -> LooplineError:
@@ -108,7 +99,7 @@ def running(folder: Path) -> list[Process]:
 
 def save(processes: Sequence[Process], folder: Path) -> None:
     """Note these, in place of what was noted."""
-    write(folder / "state.json", json.dumps([asdict(process) for process in processes]))
+    files.write(folder / "state.json", json.dumps([asdict(process) for process in processes]), durable=True)
 
 
 def taken(ports: Iterable[int]) -> list[int]:
@@ -126,43 +117,16 @@ def taken(ports: Iterable[int]) -> list[int]:
     return found
 
 
-@contextmanager
-def locked(folder: Path, name: str = "lock", *, wait: bool = True) -> Iterator[None]:
-    """Inside, nobody else is: for who reads what is noted, changes it, and writes it.
-
-    Raises BlockingIOError if somebody is and we are not to wait.
-    """
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-
-
-def write(path: Path, text: str) -> None:
-    """Put the text at `path`: whole or not at all, and there after a power cut."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def end(processes: Sequence[Process]) -> None:
     """Ask each to end, the last started first; what has not after a while is killed."""
     left = [process for process in reversed(processes) if alive(process)]
     for process in left:
         _signal(process, signal.SIGTERM)
-    until = time.monotonic() + END_SECONDS
-    while (left := [process for process in left if alive(process)]) and time.monotonic() < until:
-        time.sleep(0.05)
-    for process in left:
+    until(lambda: not any(map(alive, left)), END_SECONDS)
+    for process in filter(alive, left):
         _signal(process, signal.SIGKILL)
-    for (
-        process
-    ) in processes:  # ours is buried here; another's child is its parent's business, and none of ours to wait for
+    # Our own child is buried here. Another process's child is for its parent to bury.
+    for process in processes:
         with suppress(ChildProcessError):
             os.waitpid(process.pid, os.WNOHANG)
 

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
+from loopline.lib.arrays import Arrays
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def session(

@@ -17,6 +17,7 @@ from loopline.drift.statistic import Mover, WindowCounts
 from loopline.drift.verdict import Finding
 from loopline.errors import LooplineError
 from loopline.journal.reader import Entry
+from loopline.lib import files
 from loopline.observability import outliers, prometheus_api
 from loopline.release.bundle import Bundle, read
 from loopline.tasks.signals import CLASS
@@ -100,12 +101,9 @@ def html(bundle: Bundle, reference: Reference, counts: WindowCounts, source: str
 
 def write(path: Path, page: str) -> None:
     """Whole or not at all. Raises LooplineError where it cannot be written."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        files.write(path, page)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise LooplineError(f"{path} cannot be written: {error.strerror}") from error
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +15,7 @@ from loopline.drift.reference import Reference
 from loopline.drift.statistic import WindowCounts
 from loopline.errors import LooplineError
 from loopline.lib import credentials
+from loopline.lib.http import FetchError, fetch
 
 TIMEOUT = 10.0  # seconds
 LARGEST = 32 << 20  # bytes of an answer
@@ -150,33 +148,22 @@ def _series(row: Mapping[str, Any]) -> Series:
 
 def _get(address: str, url: str, body: bytes | None = None, token: str | None = None) -> bytes:
     """Raises LooplineError; its words name `url`, which the user gave."""
-    if not url.startswith(("http://", "https://")):
-        raise LooplineError(f"{url} is no address: write http://127.0.0.1:9090")
-    headers = credentials.authorization(token)
     try:
-        request = urllib.request.Request(address, body, headers)  # noqa: S310 - see above
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-            found: bytes = answer.read(LARGEST + 1)
-    except urllib.error.HTTPError as error:
-        with error:
+        return fetch(address, body, credentials.authorization(token), timeout=TIMEOUT, most=LARGEST)
+    except FetchError as error:
+        if error.status:
             raise LooplineError(_refusal(error, url)) from error
-    except TimeoutError as error:
-        raise LooplineError(f"{url} did not answer within {TIMEOUT:g} s") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        more = "; `loopline status` shows what is up" if isinstance(reason, ConnectionRefusedError) else ""
-        raise LooplineError(f"{url} cannot be reached: {reason}{more}") from error
-    if len(found) > LARGEST:
-        raise LooplineError(f"{url} answers with more than {LARGEST >> 20} MB: ask for less")
-    return found
+        refused = isinstance(getattr(error.__cause__, "reason", None), ConnectionRefusedError)
+        more = "; `loopline status` shows what is up" if refused else ""
+        raise LooplineError(f"{url} cannot be reached: {error}{more}") from error
 
 
-def _refusal(error: urllib.error.HTTPError, url: str) -> str:
+def _refusal(error: FetchError, url: str) -> str:
     try:
-        said = json.loads(error.read(1 << 16))
-        kind, words = said["errorType"], said["error"]
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
-        return f"{url} answers {error.code} {error.reason}: is it the right address?"
+        refusal = json.loads(error.content)
+        kind, words = refusal["errorType"], refusal["error"]
+    except (ValueError, KeyError, TypeError):
+        return f"{url} answers {error}: is it the right address?"
     if kind == "timeout":
         return f"Prometheus at {url} took over {TIMEOUT:g} s for the query: {words}"
     return f"Prometheus at {url} refuses the query ({kind}): {words}"

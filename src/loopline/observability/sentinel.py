@@ -5,20 +5,19 @@ A difference means that training and serving do not do the same: another preproc
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 import time
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from loopline.drift import golden
 from loopline.errors import LooplineError
 from loopline.lib import credentials
 from loopline.lib.exporter import exported
+from loopline.lib.http import FetchError, fetch
 from loopline.release import bundle
 
 TOLERANCE = 0.05  # an INT8 graph's answers differ by so much from one kind of processor to another
@@ -60,16 +59,14 @@ def check(url: str, watched: Watched, sample: golden.Sample, token: str | None =
     body = json.dumps({"text": sample.given}).encode() if isinstance(sample.given, str) else sample.given
     headers = {"Content-Type": "application/json" if text else "application/octet-stream", "X-Loopline-Probe": "1"}
     headers |= credentials.authorization(token)
-    request = urllib.request.Request(f"{url}/predict/{watched.name}", body, headers)  # noqa: S310 - http or https, see `run`
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-            said: Any = json.load(answer)
-        if said["version"] != watched.version:
+        answer = json.loads(fetch(f"{url}/predict/{watched.name}", body, headers, timeout=TIMEOUT))
+        if answer["version"] != watched.version:
             return "other_version", 0.0
-        found = golden.distance(sample.answer, said["predictions"][0])
-    except (OSError, ValueError, KeyError, IndexError, TypeError, http.client.HTTPException):
+        distance = golden.distance(sample.answer, answer["predictions"][0])
+    except (FetchError, ValueError, KeyError, IndexError, TypeError):
         return "failed", 0.0
-    return ("same" if found <= TOLERANCE else "different"), min(found, 1.0)
+    return ("same" if distance <= TOLERANCE else "different"), min(distance, 1.0)
 
 
 class Sentinel:

@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +14,12 @@ from loopline.data import manifest
 from loopline.data.manifest import Split
 from loopline.errors import LooplineError
 from loopline.lib import sessions
+from loopline.lib.arrays import Arrays
 from loopline.release.bundle import Bundle
 from loopline.release.promotion import Evidence
 from loopline.tasks import slices
 from loopline.tasks.bootstrap import Scorer
 from loopline.tasks.spec import ModelSpec
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def gather(challenger: Bundle, champion: Bundle | None, path: Path) -> tuple[Evidence, Evidence | None]:

@@ -15,8 +15,6 @@ import re
 import subprocess
 import tarfile
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ import yaml
 
 from loopline.errors import LooplineError
 from loopline.lib import credentials
+from loopline.lib.http import FetchError, fetch
 from loopline.release import bundle
 from loopline.release.bundle import Bundle
 
@@ -258,18 +257,14 @@ def _short(version: Any) -> str:
 
 
 def _get(question: Question, url: str, *, post: bool = False) -> bytes:
-    if not url.startswith(("http://", "https://")):
-        raise LooplineError(f"{url}: an address starts with http:// or https://")
-    headers = credentials.authorization(question.token)
-    request = urllib.request.Request(url, data=b"" if post else None, headers=headers)  # noqa: S310 - see above
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310 - see above
-            content: bytes = answer.read(MOST_BYTES)
-            return content
-    except urllib.error.HTTPError as error:
-        raise (_Missing if error.code == 404 else LooplineError)(f"{url} answers {error.code}") from error
-    except OSError as error:
-        raise LooplineError(f"{url} does not answer: {getattr(error, 'reason', error)}") from error
+        return fetch(
+            url, b"" if post else None, credentials.authorization(question.token), timeout=TIMEOUT, most=MOST_BYTES
+        )
+    except FetchError as error:
+        if error.status:
+            raise (_Missing if error.status == 404 else LooplineError)(f"{url} answers {error.status}") from error
+        raise LooplineError(f"{url} does not answer: {error}") from error
 
 
 def _labels(image: str) -> dict[str, str]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopline.errors import LooplineError
-from loopline.lib import credentials
+from loopline.lib import credentials, files
 from loopline.release import bundle
 from loopline.release.bundle import SUMS, Bundle
 
@@ -44,9 +43,7 @@ def beside(folder: Path) -> Path:
 def carry(source: Path, target: Path) -> None:
     """The signature of the bundle at `source`, if it has one, for its copy at `target`: whole or not at all."""
     if (signed := beside(source)).exists():
-        partial = beside(target).with_name(f"{beside(target).name}.{os.getpid()}.partial")
-        partial.write_bytes(signed.read_bytes())
-        partial.replace(beside(target))
+        files.write(beside(target), signed.read_bytes())
 
 
 def sign(folder: Path, key: Path | None) -> Path:

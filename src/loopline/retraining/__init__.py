@@ -1,7 +1,7 @@
 """The retrainer: alerts come in by webhook, the guard decides, one run at a time makes a challenger with its evidence.
 
-`service` listens, `alerts` tells who sent what, `state` is what survives a crash, `worker` decides and carries out, `facts` asks
-Prometheus and the journal, `runs` starts a run's steps, `worktree` and `report` are two of these.
+`webhook` listens, `alerts` tells who sent what, `state` is what survives a crash, `worker` decides and carries out, `facts` asks
+Prometheus and the journal, `runs` starts a run's steps, `worktree` and `run_report` are two of these.
 """
 
 from __future__ import annotations

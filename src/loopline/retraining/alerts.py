@@ -23,7 +23,7 @@ TOKEN, SECRET = "LOOPLINE_RETRAINER_TOKEN", "LOOPLINE_RETRAINER_HMAC_SECRET"
 SIGNATURE, STAMP = (
     "x-grafana-alerting-signature",
     "x-grafana-alerting-timestamp",
-)  # as monitoring/grafana/alerting.py has them
+)  # as observability/grafana/alerting.py has them
 STALE = 300.0  # seconds that a time stamp may be off
 LARGEST = 256 << 10  # bytes of a webhook
 MOST = 100  # alerts in one

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import urllib.error
 import urllib.parse
-import urllib.request
 from typing import Any
 
 from loopline.errors import LooplineError
 from loopline.lib import credentials
+from loopline.lib.http import FetchError, fetch
 from loopline.retraining.policy import GitHub
 
 TOKEN = "LOOPLINE_GITHUB_TOKEN"  # noqa: S105 - the name of a variable
@@ -43,14 +41,16 @@ def _ask(address: str, token: str, body: dict[str, Any] | None = None) -> dict[s
         "X-GitHub-Api-Version": "2022-11-28",
         "Content-Type": "application/json",
     }
-    request = urllib.request.Request(address, json.dumps(body).encode() if body else None, headers)  # noqa: S310 - http or https, see the policy
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-            found: dict[str, Any] = json.loads(answer.read(LARGEST) or b"{}")
-    except urllib.error.HTTPError as error:
-        with error:
-            said = error.read(500).decode("utf-8", "replace")
-        raise LooplineError(f"GitHub refuses with {error.code}: {said} (may the token write Actions?)") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        content = fetch(address, json.dumps(body).encode() if body else None, headers, timeout=TIMEOUT, most=LARGEST)
+        answer: dict[str, Any] = json.loads(content or b"{}")
+    except FetchError as error:
+        if error.status:
+            words = error.content[:500].decode("utf-8", "replace")
+            raise LooplineError(
+                f"GitHub refuses with {error.status}: {words} (may the token write Actions?)"
+            ) from error
         raise LooplineError(f"{address} cannot be asked: {error}") from error
-    return found
+    except ValueError as error:
+        raise LooplineError(f"{address} cannot be asked: {error}") from error
+    return answer

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from loopline import settings
 from loopline.errors import LooplineError
+from loopline.lib import files
 from loopline.release import bundle, current, decisions, evidence, promotion, registry
 from loopline.release.bundle import Bundle
 from loopline.release.markdown import figure, plain, table, word
@@ -58,9 +59,7 @@ def make(run: Run, repository: Path, journal: Path) -> tuple[Path, Decision]:
     folder.mkdir(parents=True, exist_ok=True)
     _draw_parts(folder / "parts.png", parts, demands.metric)
     _draw_changes(folder / "changes.png", decision.figures.get("parts", {}))
-    partial = folder / "report.md.partial"
-    partial.write_text(_text(run, challenger, champion, decision, parts, demands.metric), encoding="utf-8")
-    partial.replace(folder / "report.md")
+    files.write(folder / "report.md", _text(run, challenger, champion, decision, parts, demands.metric))
     _log(run, challenger.version, decision)
     return folder / "report.md", decision
 
@@ -163,6 +162,5 @@ def _draw_changes(path: Path, changes: Mapping[str, Mapping[str, float | None]])
 
 
 def _save(drawn: object, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    drawn.savefig(partial, format="png", dpi=110)  # type: ignore[attr-defined] # matplotlib has no types here
-    partial.replace(path)
+    with files.replacing(path) as partial:
+        drawn.savefig(partial, format="png", dpi=110)  # type: ignore[attr-defined] # matplotlib has no types here

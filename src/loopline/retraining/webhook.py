@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from loopline.errors import LooplineError
+from loopline.lib import locks
 from loopline.retraining import DECISIONS, METRICS, RESULTS, RUNNING, RUNS, alerts
 from loopline.retraining.alerts import Secrets
 from loopline.retraining.guard import Action
@@ -154,13 +155,11 @@ def app(worker: Worker, secrets: Secrets, models: Iterable[str]) -> Starlette:
 
 def run(worker: Worker, secrets: Secrets, models: Iterable[str], port: int, host: str = "127.0.0.1") -> None:
     """Listen until SIGTERM. Raises LooplineError where another retrainer has this state already."""
-    import fcntl
-
     import uvicorn
 
-    with (worker.store.folder / "lock").open("w") as lock:
+    with ExitStack() as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.enter_context(locks.held(worker.store.folder / "lock", wait=False))
         except OSError as error:
             raise LooplineError(f"another retrainer works in {worker.store.folder}: end it first") from error
         uvicorn.run(

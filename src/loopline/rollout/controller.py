@@ -17,7 +17,7 @@ from loopline.errors import LooplineError, RefusedError
 from loopline.fleet import members
 from loopline.fleet.gateway import BASELINE, CHALLENGER, Gateway
 from loopline.fleet.members import Lane
-from loopline.lib import credentials, processes
+from loopline.lib import credentials, locks, processes
 from loopline.lib.processes import Process
 from loopline.release import bundle, decisions
 from loopline.rollout import evidence, judge
@@ -296,7 +296,7 @@ class Controller:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        with processes.locked(self.folder, "controller.lock"):
+        with locks.held(self.folder / "controller.lock"):
             yield
 
     @contextmanager
@@ -304,7 +304,7 @@ class Controller:
         """What it gives is the rollout of this bundle that somebody else carries out now."""
         with ExitStack() as stack:
             try:
-                stack.enter_context(processes.locked(self.folder, "controller.lock", wait=False))
+                stack.enter_context(locks.held(self.folder / "controller.lock", wait=False))
             except BlockingIOError as error:
                 present = read(self.folder)
                 if present and (present.model, present.challenger) == (wanted.manifest.name, wanted.version):
@@ -384,7 +384,7 @@ def progress(state: State, up: Path = members.FOLDER) -> list[str]:
 
 def behind(up: Path = members.FOLDER) -> None:
     """A controller that goes on with the rollout as a process of its own, which `loopline down` ends; one is enough."""
-    with processes.locked(up):
+    with locks.held(up / "lock"):
         there = processes.running(up)
         if any(process.name == "rollout" for process in there):
             return
@@ -398,7 +398,7 @@ def mend(up: Path = members.FOLDER, folder: Path = FOLDER) -> bool:
     if found is None or found.stage in OVER:
         return False
     try:
-        with processes.locked(folder, "controller.lock", wait=False):
+        with locks.held(folder / "controller.lock", wait=False):
             pass
     except BlockingIOError:
         return False

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
@@ -17,6 +15,7 @@ import numpy as np
 from loopline.errors import LooplineError
 from loopline.fleet.gateway import BASELINE, CHALLENGER
 from loopline.lib import credentials
+from loopline.lib.http import FetchError, fetch
 from loopline.rollout import judge
 from loopline.tasks.signals import CLASS
 
@@ -115,11 +114,9 @@ def series(address: str, token: str | None = None) -> Series:
     """
     from prometheus_client.parser import text_string_to_metric_families
 
-    request = urllib.request.Request(f"{address}/metrics", headers=credentials.authorization(token))  # noqa: S310 - our own server
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-            text = answer.read().decode()
-    except (OSError, http.client.HTTPException) as error:
+        text = fetch(f"{address}/metrics", headers=credentials.authorization(token), timeout=TIMEOUT).decode()
+    except FetchError as error:
         raise LooplineError(f"{address}/metrics does not answer: {error}") from error
     return [(s.name, s.labels, s.value) for family in text_string_to_metric_families(text) for s in family.samples]
 
@@ -203,14 +200,13 @@ def _ask(address: str, model: str, given: Given, token: str | None) -> tuple[Any
     text = isinstance(given, str)
     body = json.dumps({"text": given}).encode() if isinstance(given, str) else given
     headers = {"Content-Type": "application/json" if text else "application/octet-stream", "X-Loopline-Probe": "1"}
-    request = urllib.request.Request(f"{address}/predict/{model}", body, headers | credentials.authorization(token))  # noqa: S310 - our own server
+    headers |= credentials.authorization(token)
     start = time.perf_counter()
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-            content = answer.read()
+        content = fetch(f"{address}/predict/{model}", body, headers, timeout=TIMEOUT)
         seconds = time.perf_counter() - start
         return json.loads(content)["predictions"][0], seconds
-    except (OSError, ValueError, KeyError, IndexError, TypeError, http.client.HTTPException):
+    except (FetchError, ValueError, KeyError, IndexError, TypeError):
         return None, 0.0
 
 

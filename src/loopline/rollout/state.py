@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loopline.errors import LooplineError
-from loopline.lib import processes
+from loopline.lib import files
 from loopline.rollout import judge
 
 FOLDER = Path(".loopline/rollout")
@@ -89,4 +89,4 @@ def read(folder: Path = FOLDER) -> State | None:
 def write(state: State, folder: Path = FOLDER) -> None:
     """Whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    processes.write(folder / "state.json", json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1))
+    files.write(folder / "state.json", json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1), durable=True)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.drift import reference as drift
+from loopline.lib.arrays import Arrays
 from loopline.server.journal_writer import item_id
 from loopline.server.logs import log
 from loopline.server.metrics import Metrics, Value
@@ -24,7 +25,7 @@ from loopline.tasks.spec import ModelSpec
 
 if TYPE_CHECKING:
     from loopline.server.journal_writer import Journal
-    from loopline.server.model import Arrays, Model
+    from loopline.server.model import Model
 
 PERIOD = 0.5  # seconds
 CLOSE_SECONDS = 10.0  # for what waits

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from loopline.drift import reference
 from loopline.lib import sessions
+from loopline.lib.arrays import Arrays, Pixels
 from loopline.release import bundle, signature
 from loopline.server.drift_counter import Taken, Watch
 from loopline.server.messages import Refusal
 from loopline.tasks import image
 
-Arrays = dict[str, NDArray[Any]]
 MOST_PIXELS = 25_000_000  # of an image, checked before it is decoded
 MOST_FRAMES = 1
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
@@ -220,7 +220,7 @@ def kind_of(data: bytes) -> str | None:
     return found if found != "WEBP" or data[8:12] == b"WEBP" else None  # a sound begins with RIFF too
 
 
-def _decode(data: bytes, channels: int) -> image.Pixels:
+def _decode(data: bytes, channels: int) -> Pixels:
     kind = kind_of(data)
     if kind is None:
         raise Refusal(415, "not an image: JPEG, PNG and WebP are accepted")

@@ -3,7 +3,7 @@
 Held out are validation and test split: on training rows a model is surer than on any others. A third of them makes the bins, the
 rest fills them: a reference counted on the rows that made its bins would look more even than any traffic.
 
-Writes to `models/<model>/calibrate/` the file `drift.json`, see `monitoring.drift.reference`, and
+Writes to `models/<model>/calibrate/` the file `drift.json`, see `drift.reference`, and
 `golden.json`: a few samples and their answers, which a live server must still give. Run by `dvc repro calibrate@<model>`.
 """
 

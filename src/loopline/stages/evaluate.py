@@ -17,6 +17,7 @@ from loopline import settings
 from loopline.data import manifest
 from loopline.errors import LooplineError
 from loopline.lib import machine, sessions
+from loopline.lib.arrays import Arrays
 from loopline.stages import files
 from loopline.tasks import curves
 from loopline.tasks.spec import ModelSpec
@@ -79,7 +80,7 @@ def main(name: str) -> None:
         )
 
 
-def _tables(folder: Path, task: Any, outputs: evaluation.Outputs, test: manifest.Split, spec: ModelSpec) -> None:
+def _tables(folder: Path, task: Any, outputs: Arrays, test: manifest.Split, spec: ModelSpec) -> None:
     rows, names = task.pairs(outputs, test, spec)
     files.write_csv(folder / "confusion.csv", ["actual", "predicted"], [[names[a], names[p]] for a, p in rows])
     recall, precision = curves.precision_recall(curves.pool(task.ranked(outputs, test, spec)))

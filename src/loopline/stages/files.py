@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loopline.errors import LooplineError
+from loopline.lib.files import write
 
 SCRATCH = Path(".loopline")  # ignored by git: checkpoints, timings, downloads
 
@@ -31,17 +32,9 @@ def scratch(kind: str, name: str) -> Path:
     return folder
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to a temporary file beside `path`, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with two spaces of indent, keys in their order. Not-a-number becomes null."""
-    write_text(path, json.dumps(_clean(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write(path, json.dumps(_clean(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _clean(value: Any) -> Any:
@@ -65,7 +58,7 @@ def read_json(path: Path) -> Any:
 def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     """Write a small table for `dvc plots`."""
     lines = [",".join(header), *(",".join(map(_cell, row)) for row in rows)]
-    write_text(path, "\n".join(lines) + "\n")
+    write(path, "\n".join(lines) + "\n")
 
 
 def _cell(value: Any) -> str:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from loopline import settings
 from loopline.data import manifest
 from loopline.lib import sessions
+from loopline.lib.arrays import Arrays
+from loopline.lib.files import replacing
 from loopline.lib.machine import cpu_features
 from loopline.stages import files
 from loopline.tasks import bootstrap
@@ -62,8 +64,8 @@ def main(name: str) -> None:
         gap = quantization.distance(full, small)
         reasons = objections(change, gap, sizes, fast, task.HEADLINE, model.quantize)
         chosen = source if reasons else int8
-        shutil.copyfile(chosen, out / "model.onnx.partial")
-        (out / "model.onnx.partial").replace(out / "model.onnx")
+        with replacing(out / "model.onnx") as partial:
+            shutil.copyfile(chosen, partial)
     verdict: dict[str, Any] = {
         "chosen": "fp32" if reasons else "int8",
         "reasons": reasons or ["as accurate as FP32 within the allowance, smaller, and not clearly slower"],
@@ -86,7 +88,7 @@ def main(name: str) -> None:
 
 
 def best_candidate(
-    source: Path, target: Path, calibration: quantization.Outputs, trainer: Any, options: settings.Quantize
+    source: Path, target: Path, calibration: Arrays, trainer: Any, options: settings.Quantize
 ) -> quantization.Candidate:
     """Write the grid's best INT8 model to `target`: the one closest to FP32 on the calibration samples."""
     import onnx

@@ -14,6 +14,7 @@ from typing import Any
 from loopline import settings
 from loopline.data import expectations, similar, validation_page
 from loopline.errors import LooplineError
+from loopline.lib.files import write
 from loopline.stages import files
 
 ABSENT = {
@@ -37,7 +38,7 @@ def main(name: str) -> None:
     page = folder / "validation.html"
     near = None if result.failed else similar.across_splits(manifest, model.task)  # what is broken is not compared
     warnings = _warnings(near, ingest, list(result.counts))
-    files.write_text(page, validation_page.html(name, result, ingest, warnings))
+    write(page, validation_page.html(name, result, ingest, warnings))
     verdict = {"passed": not result.failed, **asdict(result), "warnings": warnings}
     files.write_json(manifest.with_name("validation.json"), verdict | {"near_copies": near and asdict(near)})
     for warning in warnings:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loopline.lib.arrays import Arrays
 from loopline.tasks import image
 from loopline.tasks.average_precision import IOUS, Matches, average_precision, matched, overlap
 from loopline.tasks.bootstrap import Scorer, Weights
@@ -22,17 +23,16 @@ from loopline.tasks.spec import ImageInput, ModelSpec, Truth
 HEADLINE = "map50"
 QUALITY = "f1"  # what `quality` is the mean of: an mAP is no mean over images
 NOTHING = "(nothing)"  # in the confusion table: a box that is not there, or was not found
-Outputs = dict[str, NDArray[Any]]
 
 
-def preprocessor(spec: ModelSpec, folder: Path) -> Callable[[Sequence[bytes]], Outputs]:
+def preprocessor(spec: ModelSpec, folder: Path) -> Callable[[Sequence[bytes]], Arrays]:
     """From encoded images to `{"image": uint8 (n, h, w, 3)}`, letterboxed."""
     assert spec.image is not None, "a detector's specification has an image input"
     shape = spec.image
     return lambda images: {"image": image.batch(list(images), shape)}
 
 
-def answers(outputs: Outputs, spec: ModelSpec, sizes: NDArray[Any]) -> list[dict[str, Any]]:
+def answers(outputs: Arrays, spec: ModelSpec, sizes: NDArray[Any]) -> list[dict[str, Any]]:
     """One `{"boxes": [{"label", "score", "x1", "y1", "x2", "y2"}, ...]}` an image, best first.
 
     Boxes under spec.score_threshold are left out.
@@ -62,13 +62,13 @@ def to_input(target: NDArray[Any], width: int, height: int, spec: ImageInput) ->
     return np.asarray(target * np.array([1, across, down, across, down]), np.float32)
 
 
-def match(outputs: Outputs, truth: Truth, spec: ModelSpec) -> Matches:
+def match(outputs: Arrays, truth: Truth, spec: ModelSpec) -> Matches:
     """Pair the graph's boxes with the objects of the truth, class by class, in pixels of the originals."""
     boxes = to_original(outputs["boxes"], truth.sizes, spec)
     return matched(boxes, outputs["scores"], outputs["classes"], truth.targets, len(spec.labels))
 
 
-def scorer(outputs: Outputs, truth: Truth, spec: ModelSpec) -> Scorer:
+def scorer(outputs: Arrays, truth: Truth, spec: ModelSpec) -> Scorer:
     """Metrics as a function of image weights: map50, map50_95, precision and recall.
 
     The mean average precisions are over the classes that occur in the truth. Precision and recall are of the boxes from
@@ -103,7 +103,7 @@ def _rates(matches: Matches, counted: NDArray[np.bool_], present: NDArray[np.int
     return score
 
 
-def per_class(outputs: Outputs, truth: Truth, spec: ModelSpec) -> dict[str, Scorer]:
+def per_class(outputs: Arrays, truth: Truth, spec: ModelSpec) -> dict[str, Scorer]:
     """For each class a scorer of its ap50, ap50_95, precision and recall."""
     matches = match(outputs, truth, spec)
 
@@ -121,7 +121,7 @@ def per_class(outputs: Outputs, truth: Truth, spec: ModelSpec) -> dict[str, Scor
     return {name: of(label) for label, name in enumerate(spec.labels)}
 
 
-def best_threshold(outputs: Outputs, truth: Truth, spec: ModelSpec) -> float:
+def best_threshold(outputs: Arrays, truth: Truth, spec: ModelSpec) -> float:
     """The score at which F1 is largest, at an overlap of .5 and all classes together; .25 where nothing was found."""
     matches = match(outputs, truth, spec)
     hits = np.cumsum(matches.hits[0])
@@ -131,14 +131,14 @@ def best_threshold(outputs: Outputs, truth: Truth, spec: ModelSpec) -> float:
     return float(matches.score[f1.argmax()])
 
 
-def confidences(outputs: Outputs, truth: Truth, spec: ModelSpec) -> tuple[NDArray[Any], NDArray[Any]]:
+def confidences(outputs: Arrays, truth: Truth, spec: ModelSpec) -> tuple[NDArray[Any], NDArray[Any]]:
     """The score of each answered box, and whether an object of its class is there (overlap .5): (d,), bool (d,)."""
     matches = match(outputs, truth, spec)
     answered = matches.score >= spec.score_threshold
     return matches.score[answered], matches.hits[0, answered]
 
 
-def quality(outputs: Outputs, truth: Truth, spec: ModelSpec) -> NDArray[np.float64]:
+def quality(outputs: Arrays, truth: Truth, spec: ModelSpec) -> NDArray[np.float64]:
     """Each image's F1 at an overlap of .5 (n,), of the boxes from spec.score_threshold up; 1 where neither box nor object was."""
     matches = match(outputs, truth, spec)
     answered = matches.score >= spec.score_threshold
@@ -147,7 +147,7 @@ def quality(outputs: Outputs, truth: Truth, spec: ModelSpec) -> NDArray[np.float
     return np.where(both > 0, 2 * hit / np.maximum(both, 1), 1.0)
 
 
-def ranked(outputs: Outputs, truth: Truth, spec: ModelSpec) -> dict[str, Ranked]:
+def ranked(outputs: Arrays, truth: Truth, spec: ModelSpec) -> dict[str, Ranked]:
     """Each class's boxes at an overlap of .5, for its precision-recall curve."""
     matches = match(outputs, truth, spec)
     mine = {name: matches.label == label for label, name in enumerate(spec.labels)}
@@ -157,7 +157,7 @@ def ranked(outputs: Outputs, truth: Truth, spec: ModelSpec) -> dict[str, Ranked]
     }
 
 
-def pairs(outputs: Outputs, truth: Truth, spec: ModelSpec) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def pairs(outputs: Arrays, truth: Truth, spec: ModelSpec) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """What was and what was said, int64 (k, 2), and the names they index; the last name stands for nothing.
 
     Answered boxes and objects are paired by overlap alone (.5, best score first), so that a wrong class shows.

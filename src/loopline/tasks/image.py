@@ -6,14 +6,13 @@ import io
 import warnings
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from loopline.lib.arrays import Pixels
 from loopline.tasks.spec import ImageInput
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # fewer decoders, less to attack
 MAX_PIXELS = 50_000_000
-Pixels = NDArray[np.uint8]
 
 
 class UnreadableImage(ValueError):

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.data.manifest import Split
+from loopline.lib.arrays import Arrays
 from loopline.tasks import detection
 from loopline.tasks.spec import ModelSpec
 from loopline.training import blobs
 
-Outputs = dict[str, NDArray[Any]]
 MOST_SAMPLES = 10_000  # of the training split: logistic regression on pixels gains little from more
 MOST_IMAGES = 300  # likewise, for the detector
 
 
-def majority(task: str, train: Split, test: Split, shape: tuple[int, int]) -> Outputs:
+def majority(task: str, train: Split, test: Split, shape: tuple[int, int]) -> Arrays:
     """Always the same answer: the class frequencies, or for detection the commonest class in the average box.
 
     shape: height and width of the model's input in pixels; 0, 0 for text.
@@ -42,8 +42,8 @@ def majority(task: str, train: Split, test: Split, shape: tuple[int, int]) -> Ou
 
 
 def simple(
-    task: str, splits: dict[str, Split], preprocess: Any, test: Outputs, spec: ModelSpec, *, seed: int
-) -> tuple[str, Outputs]:
+    task: str, splits: dict[str, Split], preprocess: Any, test: Arrays, spec: ModelSpec, *, seed: int
+) -> tuple[str, Arrays]:
     """The classical model's name and its answers to the test split.
 
     preprocess: the task's preprocessor. test: the test split's input tensors.
@@ -93,7 +93,7 @@ def _logistic(train: Any, targets: NDArray[Any], test: Any, classes: int, *, c: 
     return found
 
 
-def ngrams(train: Split, val: Split, test: Split) -> tuple[str, Outputs]:
+def ngrams(train: Split, val: Split, test: Split) -> tuple[str, Arrays]:
     """TF-IDF and logistic regression, on words (1-2) or characters (1-4), whichever does better on the validation split."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -6,14 +6,12 @@ regions, Matas et al., BMVC 2002). Each is cropped, shrunk to 12 x 12 and classi
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from loopline.lib.arrays import Arrays
 from loopline.tasks.average_precision import overlap
 
-Outputs = dict[str, NDArray[Any]]
 LEVELS = (0.05, 0.15, 0.3, 0.7, 0.85, 0.95)
 PROPOSALS = 60  # an image, the largest first
 PATCH = 12
@@ -62,7 +60,7 @@ def detect(
     classes: int,
     *,
     most: int = 100,
-) -> Outputs:
+) -> Arrays:
     """Train on images (n, h, w, c) with boxes (m, 5) (class, x1, y1, x2, y2 in their pixels); answer as the graph contract says."""
     import warnings
 
@@ -83,7 +81,7 @@ def detect(
     columns = [list(model.classes_).index(c) for c in order]
 
     shape = (len(test), most)
-    outputs: Outputs = {
+    outputs: Arrays = {
         "boxes": np.zeros((*shape, 4), np.float32),
         "scores": np.zeros(shape, np.float32),
         "classes": np.zeros(shape, np.int64),

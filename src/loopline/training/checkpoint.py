@@ -9,6 +9,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loopline.lib import files
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,10 +42,8 @@ def save(work: Path, key: str, state: State, **parts: Any) -> None:
     import torch
 
     content = {"key": key, "state": vars(state), "parts": {name: part.state_dict() for name, part in parts.items()}}
-    work.mkdir(parents=True, exist_ok=True)
-    partial = work / f"{NAME}.partial"
-    torch.save(content, partial)
-    partial.replace(work / NAME)
+    with files.replacing(work / NAME) as partial:
+        torch.save(content, partial)
 
 
 def load(work: Path, key: str, **parts: Any) -> State:

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.data.manifest import Split
+from loopline.lib.arrays import Arrays
 from loopline.settings import Evaluate
 from loopline.tasks import bootstrap, curves, slices
 from loopline.tasks.spec import ModelSpec
 
-Outputs = dict[str, NDArray[Any]]
 SLICE_RESAMPLES = 200  # enough for a slice's interval, and there are many slices
 
 
 def measure(
-    task: Any, outputs: Outputs, inputs: Outputs, test: Split, spec: ModelSpec, options: Evaluate, seed: int
+    task: Any, outputs: Arrays, inputs: Arrays, test: Split, spec: ModelSpec, options: Evaluate, seed: int
 ) -> dict[str, Any]:
     """Every figure of the model: `headline`, `n`, `metrics`, `per_class`, `slices`, `calibration_error`."""
     n, fewer = len(test.ids), min(options.resamples, SLICE_RESAMPLES)
@@ -69,9 +69,9 @@ def _class(scorer: bootstrap.Scorer, n: int, support: int, resamples: int, seed:
 
 def compare(
     task: Any,
-    outputs: Outputs,
-    simple: tuple[str, Outputs],
-    majority: Outputs,
+    outputs: Arrays,
+    simple: tuple[str, Arrays],
+    majority: Arrays,
     test: Split,
     spec: ModelSpec,
     options: Evaluate,

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
+from loopline.lib import files
 from loopline.training import checkpoint
 from loopline.training.progress import Progress
 
@@ -170,15 +171,13 @@ def write(out: Path, model: torch.nn.Module, history: list[dict[str, float]], co
     lines = [",".join(["epoch", *history[0]])]
     lines += [f"{epoch}," + ",".join(f"{value:.6g}" for value in row.values()) for epoch, row in enumerate(history, 1)]
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    files = {
+    contents = {
         "model.safetensors": save(tensors),
         "history.csv": "\n".join([*lines, ""]).encode(),
         "config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (out / f"{name}.partial").write_bytes(content)
-        (out / f"{name}.partial").replace(out / name)
+    for name, content in contents.items():
+        files.write(out / name, content)
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loopline.lib import files
+
 if TYPE_CHECKING:
     import onnx
     import torch
@@ -47,6 +49,5 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
         del part.metadata_props[:]
         part.ClearField("doc_string")
-    partial = path.with_name(path.name + ".partial")
-    onnx.save(model, partial)
-    partial.replace(path)
+    with files.replacing(path) as partial:
+        onnx.save(model, partial)

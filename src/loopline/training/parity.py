@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
+from loopline.lib.arrays import Arrays
 
-Outputs = dict[str, NDArray[Any]]
 
-
-def largest_difference(a: Outputs, b: Outputs) -> dict[str, float]:
+def largest_difference(a: Arrays, b: Arrays) -> dict[str, float]:
     """Largest absolute difference for each output. For boxes: in input pixels, of those that either side scores above 0.1."""
     if a.keys() != b.keys():
         raise LooplineError(f"the graphs differ in their outputs: {sorted(a)} and {sorted(b)}")
@@ -29,7 +25,7 @@ def largest_difference(a: Outputs, b: Outputs) -> dict[str, float]:
     return found
 
 
-def check(a: Outputs, b: Outputs, *, tolerance: float, what: str) -> dict[str, float]:
+def check(a: Arrays, b: Arrays, *, tolerance: float, what: str) -> dict[str, float]:
     """The differences in probabilities or scores; raises LooplineError above the tolerance, naming the likely cause."""
     differences = largest_difference(a, b)
     for name in ("probabilities", "scores"):

@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from loopline.lib import files
+
 FOLDER = Path(".loopline/progress")
 
 
@@ -47,10 +49,7 @@ class Progress:
 
     def _note(self, text: str) -> None:
         with suppress(OSError):  # a full disk must not end a training here
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            partial = FOLDER / f"{self._name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(FOLDER / self._name)
+            files.write(FOLDER / self._name, text)
 
 
 def _terminal() -> bool:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from loopline.lib import files
+from loopline.lib.arrays import Arrays
 from loopline.lib.machine import cpu_features
-
-Outputs = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,12 @@ def grid(kind: Literal["static", "dynamic"], methods: tuple[str, ...]) -> list[C
     return [Candidate(method, reduce_range) for method in chosen]
 
 
-def quantize(source: Path, target: Path, candidate: Candidate, inputs: Outputs, *, exclude: list[str]) -> None:
+def quantize(source: Path, target: Path, candidate: Candidate, inputs: Arrays, *, exclude: list[str]) -> None:
     """Write the INT8 version of `source`, calibrated on `inputs`; the nodes named in `exclude` stay FP32. Atomic."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-    partial = target.with_name(target.name + ".partial")
     common = {"per_channel": True, "reduce_range": candidate.reduce_range, "weight_type": QuantType.QInt8}
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, files.replacing(target) as partial, _quiet():
         prepared = _prepare(source, Path(folder) / "prepared.onnx")
         if candidate.method == "dynamic":
             quantize_dynamic(prepared, partial, nodes_to_exclude=exclude, **common)
@@ -61,7 +59,6 @@ def quantize(source: Path, target: Path, candidate: Candidate, inputs: Outputs, 
                 nodes_to_exclude=exclude,
                 **common,
             )
-    partial.replace(target)
 
 
 def _prepare(source: Path, target: Path) -> Path:
@@ -74,16 +71,16 @@ def _prepare(source: Path, target: Path) -> Path:
     return target
 
 
-def _reader(inputs: Outputs) -> Any:
+def _reader(inputs: Arrays) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     rows = len(next(iter(inputs.values())))
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._rows: Iterator[Outputs] = ({k: v[i : i + 1] for k, v in inputs.items()} for i in range(rows))
+            self._rows: Iterator[Arrays] = ({k: v[i : i + 1] for k, v in inputs.items()} for i in range(rows))
 
-        def get_next(self) -> Outputs | None:
+        def get_next(self) -> Arrays | None:
             return next(self._rows, None)
 
     return Reader()
@@ -102,7 +99,7 @@ def _quiet() -> Iterator[None]:
         root.setLevel(level)
 
 
-def distance(a: Outputs, b: Outputs) -> float:
+def distance(a: Arrays, b: Arrays) -> float:
     """Mean absolute difference in probabilities, or in scores in falling order."""
     name = "probabilities" if "probabilities" in a else "scores"
     return float(np.abs(a[name].astype(np.float64) - b[name].astype(np.float64)).mean())

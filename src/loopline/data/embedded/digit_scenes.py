@@ -23,7 +23,6 @@ HEIGHT = (24, 48)  # of a digit image, pixels
 MIN_CONTRAST = 80.0  # between a digit and what is under it, in grey levels
 GAP = 2  # pixels between two boxes at least
 
-Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
+from loopline.lib.arrays import Arrays
 from loopline.settings import located
 from loopline.tasks import image
 from loopline.tasks.spec import ImageInput, ModelSpec
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 QUANTIZATION: Literal["static", "dynamic"] = "static"
 EMBEDDING_SAMPLES = 8192  # enough for the principal components of some tens of features
-Outputs = dict[str, NDArray[Any]]
 
 
 def train(
@@ -127,13 +127,13 @@ def _load(folder: Path) -> tuple[Network, ModelSpec]:
     return network, spec
 
 
-def reference(folder: Path) -> Callable[[Outputs], Outputs]:
+def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     """The network in torch: `image` uint8 (n, h, w, c) to `probabilities` (n, classes) and `embedding` (n, d)."""
     import torch
 
     network, _ = _load(folder)
 
-    def run(inputs: Outputs) -> Outputs:
+    def run(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
             probabilities, embedding = network.answer(torch.from_numpy(inputs["image"]))
         return {"probabilities": probabilities.numpy(), "embedding": embedding.numpy()}

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
+from loopline.lib.arrays import Arrays
 from loopline.tasks import detection as task
 from loopline.tasks import image
 from loopline.tasks.spec import ImageInput, ModelSpec
@@ -33,7 +33,6 @@ QUANTIZATION: Literal["static", "dynamic"] = "static"
 QUANTIZED = {"Conv", "Relu", "Concat", "Add", "MaxPool", "Resize", "Split"}
 EMBEDDING_SAMPLES = 1024
 NMS_IOUS = (0.6, 0.55, 0.65, 0.5, 0.7, 0.45, 0.4, 0.35, 0.3)  # of equals, the first
-Outputs = dict[str, NDArray[Any]]
 
 
 def train(
@@ -126,13 +125,13 @@ def _load(folder: Path) -> tuple[Detector, ModelSpec]:
     return network.eval(), spec
 
 
-def reference(folder: Path) -> Callable[[Outputs], Outputs]:
+def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     """The network in torch, suppression in numpy: `image` uint8 (n, h, w, c) to the outputs that `tasks.detection` names."""
     import torch
 
     network, spec = _load(folder)
 
-    def run(inputs: Outputs) -> Outputs:
+    def run(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
             boxes, scores, embedding = (tensor.numpy() for tensor in network(torch.from_numpy(inputs["image"])))
         return {**suppression.suppress(boxes, scores, iou=spec.extra["nms_iou"]), "embedding": embedding}

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+from loopline.lib.arrays import Boxes, Pixels
 
 if TYPE_CHECKING:
     from loopline.settings import DetectionTrain
 
 LEAST_VISIBLE = 0.2  # share of a box that must stay in the image, or it is no example of its class
 LEAST_SIDE = 2.0  # pixels
-
-Pixels = NDArray[np.uint8]
-Boxes = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

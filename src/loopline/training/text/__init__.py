@@ -10,12 +10,14 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
+from loopline.lib import files
+from loopline.lib.arrays import Arrays
 from loopline.settings import located
 from loopline.tasks.spec import ModelSpec, TextInput
 from loopline.training import checkpoint, loop, onnx_export, posthoc
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 QUANTIZATION: Literal["static", "dynamic"] = "dynamic"
 EMBEDDING_SAMPLES = 8192  # enough for the principal components of some hundred features
 BATCH = 512  # texts counted at a time
-Outputs = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -125,18 +126,11 @@ def train(
     sample = _Encoded(encoded.ids[:EMBEDDING_SAMPLES], encoded.targets[:EMBEDDING_SAMPLES])
     features = loop.predict(network.features, sample.data())
     network.embed(*posthoc.principal_components(features, settings.export.embedding))
-    _write_tokenizer(out, tokenizer)
+    files.write(out / "tokenizer.json", tokenizer.to_str())
     text = {"max_tokens": settings.input.max_tokens, "pad_id": tokenizing.PAD, "unknown_id": tokenizing.UNKNOWN}
     config = {"text": text, "labels": list(train.labels), "tokens": kind, "rows": network.table.num_embeddings}
     loop.write(out, network, history, config | {"embedding": settings.export.embedding})
     checkpoint.forget(work)
-
-
-def _write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / "tokenizer.json.partial"
-    partial.write_text(tokenizer.to_str(), encoding="utf-8")
-    partial.replace(out / "tokenizer.json")
 
 
 def _fresh(train: Split, val: Split, settings: Text) -> tuple[tokenizing.Kind, Tokenizer, Network]:
@@ -235,13 +229,13 @@ def _load(folder: Path) -> tuple[Network, ModelSpec]:
     return network, ModelSpec(task="text", labels=labels, text=text, temperature=float(network.temperature))
 
 
-def reference(folder: Path) -> Callable[[Outputs], Outputs]:
+def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     """The network in torch: `ids` int64 (n, l) to `probabilities` (n, classes) and `embedding` (n, d)."""
     import torch
 
     network, _ = _load(folder)
 
-    def run(inputs: Outputs) -> Outputs:
+    def run(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
             probabilities, embedding = network.answer(torch.from_numpy(inputs["ids"]))
         return {"probabilities": probabilities.numpy(), "embedding": embedding.numpy()}

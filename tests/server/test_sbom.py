@@ -1,4 +1,4 @@
-"""The bill of materials, from a file system as an engine exports it. tests/serving/test_image.py makes that of the real image."""
+"""The bill of materials, from a file system as an engine exports it. tests/server/test_image.py makes that of the real image."""
 
 import io
 import json

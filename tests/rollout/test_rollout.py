@@ -14,7 +14,7 @@ import pytest
 
 from loopline.errors import LooplineError
 from loopline.fleet import members, supervised
-from loopline.lib import processes
+from loopline.lib import locks, processes
 from loopline.release import decisions, signature
 from loopline.rollout.judge import Policy
 from loopline.rollout.state import FOLDER, Plan, read
@@ -322,7 +322,7 @@ def test_what_was_promoted_and_serves_no_more_begins_anew(up, place):
 
 def test_a_start_of_another_does_not_wait_for_who_is_at_it(up, place):
     state = front.controller().start(place / "challenger", ENDLESS)
-    with processes.locked(FOLDER, "controller.lock"):
+    with locks.held(FOLDER / "controller.lock"):
         second = front.loopline("rollout", "start", "classifier", "--bundle", "models/classifier/bundle", "--wait")
         _, wrong = second.communicate(timeout=60)
     assert second.returncode == 1
@@ -331,7 +331,7 @@ def test_a_start_of_another_does_not_wait_for_who_is_at_it(up, place):
 
 def test_a_second_start_of_the_same_waits_for_its_end(up, place):
     state = front.controller().start(place / "challenger", ENDLESS)
-    with processes.locked(FOLDER, "controller.lock"):
+    with locks.held(FOLDER / "controller.lock"):
         second = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", "--inputs", 0)
         with pytest.raises(subprocess.TimeoutExpired):
             second.communicate(timeout=5)

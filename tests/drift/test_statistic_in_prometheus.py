@@ -18,7 +18,7 @@ WINDOW = "1h"  # everything that the test counts is in it
 
 
 class Replica:
-    """A server's metrics, counted as `serving.watching` does, on a target of its own."""
+    """A server's metrics, counted as `server.drift_counter` does, on a target of its own."""
 
     def __init__(self, reference, version="v1"):
         self.target, self.reference, self.version = prometheus.Target(), reference, version

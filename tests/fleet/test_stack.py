@@ -19,7 +19,7 @@ import bundles
 import prometheus
 import pytest
 
-from loopline.lib import processes
+from loopline.lib import locks, processes
 from loopline.release import decisions
 from loopline.simulate import traffic
 
@@ -217,7 +217,7 @@ def test_a_port_that_another_process_has_is_named_before_anything_starts(folder,
 
 
 def test_the_second_of_two_starts_at_once_is_refused(folder):
-    with processes.locked(folder / ".loopline/up", "up.lock"):
+    with locks.held(folder / ".loopline/up" / "up.lock"):
         done = loopline("up", *ports(prometheus.free_ports(6)))
     assert (done.returncode, done.stderr) == (1, "loopline: another `loopline up` is at work here: wait for it\n")
 

@@ -1,0 +1,32 @@
+import subprocess
+import sys
+
+import pytest
+
+from loopline.lib import locks
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from loopline.lib import locks
+with locks.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_another_process_waits_or_is_told_and_the_lock_of_a_killed_one_is_free(tmp_path):
+    path = tmp_path / "made" / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError), locks.held(path, wait=False):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    with locks.held(path):
+        pass
+    with locks.held(path, wait=False):
+        pass
