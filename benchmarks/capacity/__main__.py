@@ -108,7 +108,7 @@ def write(page: Path, folders: list[Path], check: str) -> None:
         )
         if count != 1:
             sys.exit(f"{page} must have one <!-- {name} --> with its <!-- end -->")
-    files.write(page, text, durable=True)
+    files.write(page, text, shared=True)
 
 
 def _shown(command: str, names: dict[str, str]) -> str:

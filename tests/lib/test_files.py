@@ -20,14 +20,14 @@ import sys
 from pathlib import Path
 from loopline.lib import files
 for _ in range(300):
-    files.write(Path(sys.argv[1]), "x" * 9999)
+    files.write(Path(sys.argv[1]), "x" * 9999, shared=True)
 """
 
 
 def test_a_file_is_replaced_whole_and_its_folder_is_made(tmp_path):
     path = tmp_path / "new" / "result"
     files.write(path, "né\n")
-    files.write(path, b"\xff", durable=True)
+    files.write(path, b"\xff", shared=True)
     assert path.read_bytes() == b"\xff"
     assert list(path.parent.iterdir()) == [path]
 
@@ -43,11 +43,14 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_killed_writer_leaves_the_old_file(tmp_path):
-    files.write(tmp_path / "result", "old")
+def test_a_killed_writer_leaves_the_old_file_and_the_next_one_nothing_half_written(tmp_path):
+    path = tmp_path / "result"
+    files.write(path, "old")
     done = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path)
     assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / "result").read_text() == "old"
+    assert path.read_text() == "old"
+    files.write(path, "new")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_two_writers_at_once_do_not_take_each_others_file(tmp_path):

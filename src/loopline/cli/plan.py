@@ -19,7 +19,7 @@ def _profile(options: argparse.Namespace) -> int:
     found = measure.measure(options.bundle, starts=options.starts, rounds=options.rounds)
     path: Path = options.out or PROFILES / f"{found['model']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, json.dumps(found, indent=1) + "\n", durable=True)
+    files.write(path, json.dumps(found, indent=1) + "\n", shared=True)
     print(f"{report.profiled(inputs.profile(path))}\n\n{path}")
     return 0
 

@@ -172,7 +172,7 @@ class Compose:
         with locks.held(self.folder / "lock"):
             self._compose("down", given=dict.fromkeys(SECRETS, "not needed"))
             (self.folder / "state.json").unlink(missing_ok=True)
-            files.write(self.folder / "gateway/shares.map", "", durable=True)
+            files.write(self.folder / "gateway/shares.map", "", shared=True)
 
     def _wanted(self, bundles: Sequence[Path]) -> tuple[State, dict[str, str]]:
         """What serves, and what is to: the bundles that are named, and of other models those that serve."""
@@ -235,7 +235,7 @@ class Compose:
             self._compose("kill", "--signal", "HUP", service)
         if anew := [one for one in (SENTINEL, RETRAINER) if one in self.services]:
             token = self.folder / "alertmanager/token"
-            files.write(token, credentials.secret(TOKEN) or "", durable=True)
+            files.write(token, credentials.secret(TOKEN) or "", shared=True)
             token.chmod(0o644)  # Alertmanager's user reads it; of this machine's users only ours gets into the folder
             self._compose("up", "--detach", "--no-deps", "--force-recreate", *anew)
 
@@ -248,7 +248,7 @@ class Compose:
     def _shares(self, shares: Mapping[str, int]) -> None:
         """Model -> percent. The gateway reads them anew; no connection is closed on a client that waits."""
         text = "".join(f"{model} {share}\n" for model, share in shares.items())
-        files.write(self.folder / "gateway/shares.map", text, durable=True)
+        files.write(self.folder / "gateway/shares.map", text, shared=True)
         self._compose("kill", "--signal", "USR2", "gateway")
 
     def _configure(self) -> None:
@@ -297,7 +297,7 @@ class Compose:
             found.chmod(0o755 if found.is_dir() else 0o644)
 
     def _write(self, state: State) -> None:
-        files.write(self.folder / "state.json", json.dumps(asdict(state), indent=1), durable=True)
+        files.write(self.folder / "state.json", json.dumps(asdict(state), indent=1), shared=True)
 
     def _checked(self, url: str, bundles: Sequence[Path]) -> list[str]:
         if wrong := verify.differences(url, bundles):

@@ -120,7 +120,7 @@ def mend(folder: Path = FOLDER) -> bool:
 
 
 def _apply(fleet: Fleet, folder: Path) -> list[Process]:
-    files.write(folder / "fleet.json", json.dumps(asdict(fleet)), durable=True)
+    files.write(folder / "fleet.json", json.dumps(asdict(fleet)), shared=True)
     gateway = Gateway(folder)
     there = strays(folder) | {process.name: process for process in processes.running(folder)}
     servers = {}
@@ -206,4 +206,4 @@ def _targets(servers: Mapping[str, Process], folder: Path) -> None:
         {"targets": [f"127.0.0.1:{port(server)}"], "labels": {"lane": name.partition("-")[0]}}
         for name, server in servers.items()
     ]
-    files.write(folder / "targets/servers.json", json.dumps(rows), durable=True)
+    files.write(folder / "targets/servers.json", json.dumps(rows), shared=True)

@@ -32,7 +32,7 @@ def supervisor(folder: Path) -> Part:
 
 def note(parts: Sequence[Part], folder: Path) -> None:
     """Write down which there should be."""
-    files.write(folder / "parts.json", json.dumps([part._asdict() for part in parts]), durable=True)
+    files.write(folder / "parts.json", json.dumps([part._asdict() for part in parts]), shared=True)
 
 
 def mend(folder: Path) -> list[str]:

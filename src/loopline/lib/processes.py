@@ -99,7 +99,7 @@ def running(folder: Path) -> list[Process]:
 
 def save(processes: Sequence[Process], folder: Path) -> None:
     """Note these, in place of what was noted."""
-    files.write(folder / "state.json", json.dumps([asdict(process) for process in processes]), durable=True)
+    files.write(folder / "state.json", json.dumps([asdict(process) for process in processes]), shared=True)
 
 
 def taken(ports: Iterable[int]) -> list[int]:

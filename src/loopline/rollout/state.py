@@ -89,4 +89,4 @@ def read(folder: Path = FOLDER) -> State | None:
 def write(state: State, folder: Path = FOLDER) -> None:
     """Whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    files.write(folder / "state.json", json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1), durable=True)
+    files.write(folder / "state.json", json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1), shared=True)
