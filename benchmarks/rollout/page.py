@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.rollout.simulation import ACCURACY, ERRORS, LOOKS, LUCK, PATIENCE, SPREAD, Fault
 
 from loopline.lib.drawing import BLUE, GREEN, GREY, ORANGE, RED, sheet
-from loopline.rollout.judge import Policy
+from loopline.rollout.judge import RolloutPolicy
 
 Figures = dict[str, Any]
 SIZES = (100, 250, 500, 1000, 2000, 4000)
@@ -25,7 +25,7 @@ FAULTS = (
 )
 FOUND, FALSE = 0.95, 0.02  # the targets
 COLOURS = (GREY, RED, BLUE, ORANGE, GREEN)
-SHIPPED = Policy()
+SHIPPED = RolloutPolicy()
 
 
 def runs(fault: Fault) -> int:
@@ -33,7 +33,7 @@ def runs(fault: Fault) -> int:
     return 500 if fault == SAME else 200
 
 
-def policy(fault: Fault, requests: int) -> Policy:
+def policy(fault: Fault, requests: int) -> RolloutPolicy:
     """The shipped one with another minimum: as many points of latency, of slices that are as much smaller."""
     labels = LABELS * requests if fault.accuracy or fault == SAME else 0
     return replace(SHIPPED, requests=requests, slice=max(2, requests // SHIPPED.points), labels=labels)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.rollout import judge
-from loopline.rollout.judge import Evidence, Lane, Policy
+from loopline.rollout.judge import LaneCounts, RolloutEvidence, RolloutPolicy
 
 STEPS = 3  # 5, 25 and 50 %: each lane gets its minimum in each
 LOOKS = 10  # at the evidence, before a step has its minimum
@@ -37,7 +37,7 @@ class _Stream:
     slower: float
     accuracy: float
     luck: float
-    lane: Lane = field(default_factory=Lane)
+    lane: LaneCounts = field(default_factory=LaneCounts)
 
     def more(self, n: int, labels: int, load: NDArray[np.float64]) -> None:
         """n requests, which the machine's load slows for both lanes alike; and what only this lane has: now and then a pause."""
@@ -61,7 +61,7 @@ class _Stream:
         self.lane = replace(self.lane, step=0, seconds=np.zeros(0))
 
 
-def rollout(fault: Fault, policy: Policy, seed: int) -> tuple[bool, int, str]:
+def rollout(fault: Fault, policy: RolloutPolicy, seed: int) -> tuple[bool, int, str]:
     """Was it promoted; requests of a lane until then; the reason."""
     rng = np.random.default_rng(seed)
     luck = np.exp(rng.normal(0, LUCK, 2))
@@ -81,7 +81,7 @@ def rollout(fault: Fault, policy: Policy, seed: int) -> tuple[bool, int, str]:
             for stream in (base, ours):
                 stream.more(size, labels, np.exp(steps))
             spent += size
-            verdict = judge.canary(Evidence(challenger=ours.lane, baseline=base.lane), demanded)
+            verdict = judge.canary(RolloutEvidence(challenger=ours.lane, baseline=base.lane), demanded)
             if verdict.action == "roll back":
                 return False, spent, verdict.reasons[0]
             if verdict.action == "pass":
@@ -93,7 +93,7 @@ def rollout(fault: Fault, policy: Policy, seed: int) -> tuple[bool, int, str]:
     return True, spent, ""
 
 
-def rate(fault: Fault, policy: Policy, runs: int, seed: int = 0) -> dict[str, object]:
+def rate(fault: Fault, policy: RolloutPolicy, runs: int, seed: int = 0) -> dict[str, object]:
     """The share of rollouts that were rolled back, the median of requests that it took, and the commonest reason."""
     found = [rollout(fault, policy, seed + number) for number in range(runs)]
     back = [row for row in found if not row[0]]

@@ -26,14 +26,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Group(Strict):
+class SampleGroup(Strict):
     """What tells that samples belong together: the text that a regular expression captures in their path, or a column."""
 
     path: str | None = None
     column: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
-    def _one_with_a_capture(self) -> Group:
+    def _one_with_a_capture(self) -> SampleGroup:
         if (self.path is None) == (self.column is None):
             raise ValueError("give either path or column")
         try:
@@ -52,7 +52,7 @@ class Group(Strict):
         return "/".join(part or "" for part in match.groups()) if match else None
 
 
-class Split(Strict):
+class SplitSettings(Strict):
     """Shares of the samples that a hash of their content, or of their group, sends to validation and test.
 
     A published split is kept.
@@ -61,7 +61,7 @@ class Split(Strict):
     seed: int
     val: Fraction
     test: Fraction
-    group: Group | None = None
+    group: SampleGroup | None = None
 
     @property
     def column(self) -> str | None:
@@ -205,7 +205,7 @@ class ModelBase(Strict):
     """What every model has."""
 
     dataset: str
-    split: Split
+    split: SplitSettings
     expectations: Expectations
     export: Export
     quantize: Quantize

@@ -16,9 +16,9 @@ from loopline.data import ingest_report
 from loopline.data.clean import EXAMPLES, MAX_CHARACTERS, assign, clean
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
-from loopline.settings import Group, Split
+from loopline.settings import SampleGroup, SplitSettings
 
-SPLIT = Split(seed=0, val=0.2, test=0.2)
+SPLIT = SplitSettings(seed=0, val=0.2, test=0.2)
 
 
 def picture(*, shade=0, form="PNG", mode="RGB", size=(10, 8), **options):
@@ -71,7 +71,7 @@ def splits(sources, split=SPLIT):
     return {sample.id: sample.split for sample in clean(sources, task="text", split=split).samples}
 
 
-GROUPED = Split(seed=0, val=0.3, test=0.3, group=Group(column="video"))
+GROUPED = SplitSettings(seed=0, val=0.3, test=0.3, group=SampleGroup(column="video"))
 
 
 @given(
@@ -90,7 +90,7 @@ def test_a_new_batch_moves_no_sample(first, batch, split):
 
 @given(first=st.lists(CONTENT), more=st.lists(CONTENT), seed=st.integers(0, 9))
 def test_without_published_splits_no_other_sample_matters(first, more, seed):
-    chosen = Split(seed=seed, val=0.3, test=0.3)
+    chosen = SplitSettings(seed=seed, val=0.3, test=0.3)
     few, all_ = texts(*map(say, first), split=chosen), texts(*map(say, more + first), split=chosen)
     after = {sample.id: sample.split for sample in all_.samples}
     assert all(after[sample.id] == sample.split for sample in few.samples)
@@ -472,7 +472,7 @@ def frames(videos, count=12):
 
 
 def test_frames_of_one_video_stay_together_by_a_pattern_of_their_path():
-    split = Split(seed=0, val=0.2, test=0.2, group=Group(path=r"^(clip\d+)/"))
+    split = SplitSettings(seed=0, val=0.2, test=0.2, group=SampleGroup(path=r"^(clip\d+)/"))
     cleaned = clean([("set", frames(40))], task="classification", split=split)
     by_video = {}
     for sample in cleaned.samples:
@@ -491,14 +491,14 @@ def test_frames_of_one_video_stay_together_by_a_pattern_of_their_path():
 
 def test_a_published_split_is_kept_and_a_group_that_it_tears_apart_is_named():
     published = [replace(raw, split="test" if "_3." in raw.path else "train") for raw in frames(2)]
-    split = Split(seed=0, val=0.0, test=0.2, group=Group(path=r"^(clip\d+)/"))
+    split = SplitSettings(seed=0, val=0.0, test=0.2, group=SampleGroup(path=r"^(clip\d+)/"))
     cleaned = clean([("set", published)], task="classification", split=split)
     assert all((sample.split == "test") == ("_3." in sample.path) for sample in cleaned.samples)
     assert ingest_report.summary(cleaned)["groups"]["torn"] == {"count": 2, "examples": ["clip00", "clip01"]}
 
 
 def test_what_a_batch_publishes_does_not_part_it_from_its_group():
-    split = Split(seed=0, val=0.0, test=0.99, group=Group(path=r"^(clip\d+)/"))
+    split = SplitSettings(seed=0, val=0.0, test=0.99, group=SampleGroup(path=r"^(clip\d+)/"))
     whole = frames(6)
     first = [replace(raw, split="test" if number == 0 else "train") for number, raw in enumerate(whole[:60])]
     cleaned = clean([("set", first), ("v2", whole[60:])], task="classification", split=split)
@@ -513,7 +513,7 @@ def test_what_a_batch_publishes_does_not_part_it_from_its_group():
 
 
 def test_a_pattern_that_groups_nothing_is_an_obstacle():
-    split = Split(seed=0, val=0.2, test=0.2, group=Group(path=r"^video(\d+)/"))
+    split = SplitSettings(seed=0, val=0.2, test=0.2, group=SampleGroup(path=r"^video(\d+)/"))
     cleaned = clean([("set", frames(4))], task="classification", split=split)
     assert ingest_report.obstacles(cleaned) == [
         "split.group finds a group for no sample, as clip00/frame_0.png: correct its path or column."
@@ -533,4 +533,4 @@ def test_a_pattern_that_groups_nothing_is_an_obstacle():
 )
 def test_a_group_that_cannot_be_is_refused(group, words):
     with pytest.raises(ValueError, match=words):
-        Group(**group)
+        SampleGroup(**group)

@@ -16,10 +16,10 @@ from PIL import Image
 from loopline.data import formats
 from loopline.data.clean import clean
 from loopline.errors import LooplineError
-from loopline.settings import Split
+from loopline.settings import SplitSettings
 
 ROUNDS = 60  # changed data sets of each format
-SPLIT = Split(seed=0, val=0.2, test=0.2)
+SPLIT = SplitSettings(seed=0, val=0.2, test=0.2)
 
 
 def picture(shade):

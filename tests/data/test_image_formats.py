@@ -20,9 +20,9 @@ from loopline.data.formats.common import split_of_file, split_of_folder
 from loopline.data.formats.folders import written
 from loopline.data.formats.xmlfile import UnusableXml, parse
 from loopline.errors import LooplineError
-from loopline.settings import Split
+from loopline.settings import SplitSettings
 
-SPLIT = Split(seed=0, val=0.2, test=0.2)
+SPLIT = SplitSettings(seed=0, val=0.2, test=0.2)
 
 
 def picture(shade=0):

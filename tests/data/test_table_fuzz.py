@@ -15,7 +15,7 @@ from loopline.batch import texts
 from loopline.data import formats
 from loopline.data.clean import clean
 from loopline.errors import LooplineError
-from loopline.settings import Split
+from loopline.settings import SplitSettings
 
 RECORDS = [
     {"text": f"a café, \"number\" {number}", "label": "pos" if number % 2 else "neg", "split": "train"} for number in range(12)
@@ -91,7 +91,9 @@ def damaged(data, damage):
 def check(folder):
     """Read the folder as ingest does, and each of its tables as batch prediction does."""
     try:
-        cleaned = clean([("a", formats.read(folder, "text"))], task="text", split=Split(seed=0, val=0.1, test=0.1))
+        cleaned = clean(
+            [("a", formats.read(folder, "text"))], task="text", split=SplitSettings(seed=0, val=0.1, test=0.1)
+        )
     except LooplineError as error:
         assert str(error)
     else:

@@ -18,10 +18,10 @@ from loopline.batch import texts as tables
 from loopline.data import formats
 from loopline.data.clean import clean
 from loopline.errors import LooplineError
-from loopline.settings import Split
+from loopline.settings import SplitSettings
 from loopline.tables import encoding
 
-SPLIT = Split(seed=0, val=0.1, test=0.1)
+SPLIT = SplitSettings(seed=0, val=0.1, test=0.1)
 
 
 def write(path, content):

@@ -28,8 +28,8 @@ from loopline.deploy import compose
 from loopline.errors import LooplineError
 from loopline.fleet import gateway
 from loopline.release import decisions, signature
-from loopline.rollout.judge import Policy
-from loopline.rollout.state import Plan
+from loopline.rollout.judge import RolloutPolicy
+from loopline.rollout.state import RolloutPlan
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,14 +140,16 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
     assert "blue serves" in stack.deploy([first])[0]
     assert "nothing to do" in stack.deploy([first])[0]
     name = labelled()
-    judged = replace(stack, plan=Plan(every=0.2, hold=120, policy=Policy(requests=100, points=4, slower=9.0)))
+    judged = replace(
+        stack, plan=RolloutPlan(every=0.2, hold=120, policy=RolloutPolicy(requests=100, points=4, slower=9.0))
+    )
     with front.sending(port) as sender:
         stopped = threading.Thread(target=stopping, args=(stack,))
         stopped.start()
         with pytest.raises(LooplineError, match=r"(?s)did not pass.*(finds the challenger down|had to answer)"):
-            replace(judged, plan=replace(judged.plan, policy=Policy(requests=10**9, points=4, slower=9.0))).canary(
-                [second]
-            )
+            replace(
+                judged, plan=replace(judged.plan, policy=RolloutPolicy(requests=10**9, points=4, slower=9.0))
+            ).canary([second])
         stopped.join()
         assert stack.read().share == 0
         assert "it passed" in judged.canary([second])[1]
@@ -182,7 +184,7 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
     prometheus.eventually(lambda: recorded("sum(loopline_retrain_decisions_total) > 0"))
     prometheus.eventually(lambda: name in kept(stack), 300)
     stack.down()
-    assert stack.read() == compose.State(), "nothing serves"
+    assert stack.read() == compose.ComposeState(), "nothing serves"
     with pytest.raises(OSError):
         post("LOOPLINE_PORT", "/predict/classifier", brightness.png(200))
 
@@ -193,7 +195,7 @@ def test_without_its_secrets_nothing_starts(place, monkeypatch, missing):
         monkeypatch.setenv(name, "" if name == missing else "given")
     with pytest.raises(LooplineError, match=f"{missing} must be set"):
         compose.Compose().deploy([place / "challenger"])
-    assert compose.Compose().read() == compose.State()
+    assert compose.Compose().read() == compose.ComposeState()
 
 
 def services():

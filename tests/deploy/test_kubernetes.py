@@ -11,7 +11,7 @@ from loopline import cli
 from loopline.deploy import kubectl, kubernetes
 from loopline.errors import LooplineError
 from loopline.rollout import canary_metrics
-from loopline.rollout.state import Plan
+from loopline.rollout.state import RolloutPlan
 
 pytestmark = manifests.needed
 PRODUCTION = manifests.FOLDER / "overlays/production"
@@ -29,7 +29,7 @@ def ours(api):
 
 def test_a_deployment_brings_the_whole_overlay_in_with_the_image_that_is_named(api):
     status = kubectl.Cluster(PRODUCTION).deploy("r/loopline:1")
-    assert status.champion == kubectl.Lane("r/loopline:1", 1, 1)
+    assert status.champion == kubectl.LaneReplicas("r/loopline:1", 1, 1)
     assert (status.challenger.replicas, status.share, status.previous) == (0, 0, "")
     assert api.asked[0] == "namespaces/loopline"  # the others are in it
     wanted = {(one["kind"], one["metadata"]["name"]) for one in manifests.documents("overlays/production")}
@@ -41,7 +41,7 @@ def test_a_deployment_brings_the_whole_overlay_in_with_the_image_that_is_named(a
 
 def test_the_next_deployment_keeps_the_autoscalers_replicas_and_can_be_rolled_back(ours, api):
     status = ours.deploy("r/loopline:2")
-    assert status.champion == kubectl.Lane("r/loopline:2", 3, 3)
+    assert status.champion == kubectl.LaneReplicas("r/loopline:2", 3, 3)
     assert status.previous == "r/loopline:1"
     assert ours.deploy("r/loopline:2") == status  # who was cut off calls again, and what it noted is kept
     back = ours.rollback()
@@ -67,7 +67,7 @@ def test_the_first_image_that_does_not_get_ready_is_named_and_stays_to_be_looked
 
 def test_a_canary_has_its_servers_before_its_share(ours, api):
     status = ours.canary(5, "r/loopline:2")
-    assert status.challenger == kubectl.Lane("r/loopline:2", 1, 1)
+    assert status.challenger == kubectl.LaneReplicas("r/loopline:2", 1, 1)
     assert (status.champion.image, status.share) == ("r/loopline:1", 5)
     assert api.asked[-2:] == ["deployments/loopline-challenger", "httproutes/loopline"]
     assert ours.canary(50).challenger.replicas == 2  # half of the champion's three
@@ -99,7 +99,7 @@ def test_a_promotion_ends_the_canary_once_the_champion_has_the_image(ours, api):
     ours.canary(50, "r/loopline:2")
     api.asked.clear()
     status = ours.promote()
-    assert status.champion == kubectl.Lane("r/loopline:2", 3, 3)
+    assert status.champion == kubectl.LaneReplicas("r/loopline:2", 3, 3)
     assert (status.share, status.challenger.replicas, status.previous) == (0, 0, "r/loopline:1")
     assert api.asked == ["deployments/loopline-champion", "httproutes/loopline", "deployments/loopline-challenger"]
     assert ours.rollback().champion.image == "r/loopline:1"
@@ -239,7 +239,7 @@ def test_the_judge_asks_the_clusters_prometheus_and_ends_what_does_not_pass(
 
 
 def judged(cluster, hold=0.1):
-    return kubernetes.Images(cluster=cluster, image="r/loopline:2", plan=Plan(hold=hold, every=0.1), scrape=0.1)
+    return kubernetes.Images(cluster=cluster, image="r/loopline:2", plan=RolloutPlan(hold=hold, every=0.1), scrape=0.1)
 
 
 def test_a_prometheus_that_is_not_there_never_lets_a_canary_pass(ours):

@@ -16,7 +16,7 @@ from manifests import FOLDER, OVERLAYS, documents, of, offences, open_doors, pod
 from loopline.cli import main
 from loopline.deploy import kubectl
 from loopline.observability import rules
-from loopline.server.run import Options
+from loopline.server.run import ServerOptions
 
 pytestmark = manifests.needed
 CUSTOM = {  # groups that Kubernetes itself does not know -> the npm package with their types and schemas
@@ -214,9 +214,11 @@ def test_a_pod_has_the_time_that_its_server_takes_to_end(overlay):
     for _, pod in pods(overlay):
         (server,) = pod["containers"]
         given = dict(word[2:].split("=") for word in server["args"] if "=" in word)
-        drain = float(given.get("drain", Options.drain))
+        drain = float(given.get("drain", ServerOptions.drain))
         assert pod["terminationGracePeriodSeconds"] > float(given["grace"]) + drain
-        assert float(given["grace"]) > Options.grace  # gateways of a cluster hear later than one on the same machine
+        assert (
+            float(given["grace"]) > ServerOptions.grace
+        )  # gateways of a cluster hear later than one on the same machine
         assert int(given["metrics-port"]) in {port["containerPort"] for port in server["ports"]}
 
 

@@ -16,7 +16,7 @@ from loopline.fleet import members
 from loopline.lib import processes
 from loopline.release import decisions
 from loopline.retraining.guard import Alert
-from loopline.retraining.state import Store
+from loopline.retraining.state import RetrainerStore
 from loopline.rollout import state
 from loopline.training.progress import Progress
 
@@ -101,13 +101,13 @@ def test_a_stage_that_runs_is_named_with_its_model(repository):
 def test_decisions_retraining_and_rollout_are_told(repository):
     for number in range(5):
         decisions.append("text", "refuse", bundle=f"{number}" * 12, champion=None, reasons=[f"reason {number}"])
-    store = Store(status.RETRAINER)
+    store = RetrainerStore(status.RETRAINER)
     alert = Alert(model="text", name="RetrainCandidate", version="v", firing=True, authentic=True)
     store.receive([("text-1", alert)], "alertmanager")
     store.close()
     (status.RETRAINER / "paused").write_text("by hand")
     state.write(
-        state.State(
+        state.RolloutState(
             id="1f", model="text", champion="a" * 64, challenger="b" * 64, before="x", after="y", stage="canary"
         )
     )
@@ -133,7 +133,7 @@ def test_alerts_that_fire_come_from_the_prometheus_of_the_stack(repository):
     processes.save([ourselves("prometheus", server.url)], members.FOLDER)
     found = status.look()
     server.close()
-    assert found.alerts == [status.Alert("DriftWarning", "warning", "text", "v1")]
+    assert found.alerts == [status.FiringAlert("DriftWarning", "warning", "text", "v1")]
     assert "DriftWarning (warning) text v1" in status.as_text(found)
 
 

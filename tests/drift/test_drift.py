@@ -316,8 +316,8 @@ def test_new_shares_of_the_classes_are_found_from_predictions_alone():
 
 def test_golden_answers_are_kept_and_compared(tmp_path):
     rows = [
-        golden.Sample(b"\x00png", {"label": "a", "probability": 0.9}),
-        golden.Sample("text", {"boxes": [{"x1": 100.0}]}),
+        golden.GoldenSample(b"\x00png", {"label": "a", "probability": 0.9}),
+        golden.GoldenSample("text", {"boxes": [{"x1": 100.0}]}),
     ]
     (tmp_path / "golden.json").write_text(json.dumps(golden.to_dict(rows)))
     found = golden.read(tmp_path / "golden.json")

@@ -24,15 +24,15 @@ from loopline.data import manifest
 from loopline.data.raw import RawSample
 from loopline.drill import faults, picture, story
 from loopline.drill.observer import Observer
-from loopline.drill.record import Figure, Record
-from loopline.drill.scenario import Pools, Sample, pools
+from loopline.drill.record import DrillRecord, Figure
+from loopline.drill.scenario import Pools, ScenarioSample, pools
 from loopline.drill.scratch import Scratch
 from loopline.drill.world import Seen, World
 from loopline.errors import LooplineError
 from loopline.journal import index
 from loopline.release import bundle, decisions
-from loopline.retraining.guard import Action, Alert, Decision
-from loopline.retraining.state import Store
+from loopline.retraining.guard import Action, Alert, RetrainingDecision
+from loopline.retraining.state import RetrainerStore
 from loopline.simulate import other_domain
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +159,8 @@ def test_texts_without_such_a_companion_get_typos(texts):
 
 def test_accuracy_is_of_the_images_that_nobody_labels_and_by_condition(world):
     found = world(
-        [Sample(BRIGHT, "bright", "test")], [Sample(DARK, "bright", "test"), Sample(BRIGHT, "bright", "train")]
+        [ScenarioSample(BRIGHT, "bright", "test")],
+        [ScenarioSample(DARK, "bright", "test"), ScenarioSample(BRIGHT, "bright", "train")],
     )
     prometheus.eventually(lambda: found.accuracy(0, drifted=False)[1] >= 20)
     assert found.accuracy(0, drifted=False)[0] == 1
@@ -167,12 +168,18 @@ def test_accuracy_is_of_the_images_that_nobody_labels_and_by_condition(world):
     prometheus.eventually(lambda: found.accuracy(0, drifted=True)[1] >= 20)
     assert found.accuracy(0, drifted=True)[0] == 0
     assert found.accuracy(1e9, drifted=True)[1] == 0
-    assert found.ask([Sample(BRIGHT, "bright", "test"), Sample(DARK, "bright", "test")]) == 0.5
+    assert found.ask([ScenarioSample(BRIGHT, "bright", "test"), ScenarioSample(DARK, "bright", "test")]) == 0.5
 
 
 def test_people_label_each_drifted_training_image_once_and_only_when_asked(world, tmp_path):
-    drifted = [Sample(DARK, "dark", "train"), Sample(BRIGHT, "bright", "train"), Sample(DARK, "dark", "test")]
-    found = world([Sample(BRIGHT, "bright", "test")], drifted, "--journal", tmp_path / "journal", "--journal-sample", 1)
+    drifted = [
+        ScenarioSample(DARK, "dark", "train"),
+        ScenarioSample(BRIGHT, "bright", "train"),
+        ScenarioSample(DARK, "dark", "test"),
+    ]
+    found = world(
+        [ScenarioSample(BRIGHT, "bright", "test")], drifted, "--journal", tmp_path / "journal", "--journal-sample", 1
+    )
     found.drifted = True
     prometheus.eventually(lambda: len(found.seen) > 20)
     assert found.labelled == set()
@@ -190,9 +197,9 @@ def test_people_label_what_the_journal_kept_and_what_it_kept_later(world, tmp_pa
         asked.extend(set(ids) - set(asked))
         return set(ids) & set(asked[40:])
 
-    drifted = [Sample(brightness.png(value), "dark", "train") for value in range(20)]
+    drifted = [ScenarioSample(brightness.png(value), "dark", "train") for value in range(20)]
     journal = ("--journal", tmp_path / "journal", "--journal-sample", 1)
-    found = world([Sample(BRIGHT, "bright", "test")], drifted, *journal, kept=kept)
+    found = world([ScenarioSample(BRIGHT, "bright", "test")], drifted, *journal, kept=kept)
     found.drifted = found.labelling = True
     said = prometheus.eventually(lambda: _labels(tmp_path / "journal", 20))
     assert len(said) == 20, "each once"
@@ -206,7 +213,7 @@ def _labels(folder, count):
 
 
 def test_a_request_without_a_right_answer_is_lost_and_counted(world):
-    found = world([Sample(b"no image", "bright", "test")])
+    found = world([ScenarioSample(b"no image", "bright", "test")])
     prometheus.eventually(lambda: len(found.lost()) > 5)
     assert {one.status for one in found.lost()} == {415}
     assert found.accuracy(0, drifted=False)[1] == 0
@@ -241,7 +248,7 @@ def test_ports_in_a_row_are_free():
 
 
 def test_a_record_tells_and_keeps_what_happened(capsys):
-    record = Record()
+    record = DrillRecord()
     record.say("act", "One")
     record.say("decision", "retrain: because\nof two reasons", "retrain")
     said = capsys.readouterr().out
@@ -252,7 +259,7 @@ def test_a_record_tells_and_keeps_what_happened(capsys):
 
 
 def test_the_picture_is_drawn_of_whatever_there_is(tmp_path):
-    record = Record(out=io.StringIO())
+    record = DrillRecord(out=io.StringIO())
     for number in range(30):
         record.say("note", "x", f"event number {number}")
     record.figures.extend(Figure(float(t), {"v1": t / 10}, 0, ("RetrainCandidate",) * (t > 20)) for t in range(40))
@@ -260,13 +267,13 @@ def test_the_picture_is_drawn_of_whatever_there_is(tmp_path):
     picture.draw(tmp_path / "a.png", record, [*seen, Seen(20.0, True, "train", None, "", 503)], "worn camera")
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width > 600
-    picture.draw(tmp_path / "b.png", Record(out=io.StringIO()), seen[:3], "")
+    picture.draw(tmp_path / "b.png", DrillRecord(out=io.StringIO()), seen[:3], "")
     assert (tmp_path / "b.png").exists()
 
 
 def test_what_does_not_come_true_ends_the_drill(tmp_path):
     drill = object.__new__(story.Drill)
-    drill.record, drill.world = Record(out=io.StringIO()), None
+    drill.record, drill.world = DrillRecord(out=io.StringIO()), None
     drill.observed = Observer(tmp_path, "classifier", drill.record)
     with pytest.raises(LooplineError, match="waited 0 s in vain for the moon"):
         drill._until("the moon", lambda: None, patience=0.3)
@@ -278,7 +285,7 @@ def test_what_does_not_come_true_ends_the_drill(tmp_path):
 
 def test_what_a_drill_waited_for_in_vain_is_told_with_the_last_decision(tmp_path):
     drill = object.__new__(story.Drill)
-    drill.record, drill.world = Record(out=io.StringIO()), None
+    drill.record, drill.world = DrillRecord(out=io.StringIO()), None
     drill.observed = Observer(tmp_path, "classifier", drill.record)
     log = tmp_path / "decisions/log.jsonl"
     for action, reason in (("promote", "the first"), ("decline", "the drift is over")):
@@ -290,12 +297,12 @@ def test_what_a_drill_waited_for_in_vain_is_told_with_the_last_decision(tmp_path
 
 
 def test_the_lines_of_a_training_are_told_once_and_whole(tmp_path):
-    record = Record(out=io.StringIO())
+    record = DrillRecord(out=io.StringIO())
     observer = Observer(tmp_path, "classifier", record)
-    store = Store(tmp_path / ".loopline/retrainer")
+    store = RetrainerStore(tmp_path / ".loopline/retrainer")
     row = Alert(model="classifier", name="RetrainCandidate", version="")
     store.receive([("run-1", row)], "alertmanager")
-    store.decide(store.alerts()[0], Decision(Action.RETRAIN, ("a test",)), 0.0, "train")
+    store.decide(store.alerts()[0], RetrainingDecision(Action.RETRAIN, ("a test",)), 0.0, "train")
     log = tmp_path / ".loopline/retrainer/runs/run-1/train.log"
     log.parent.mkdir(parents=True)
     log.write_text(
@@ -315,7 +322,7 @@ def test_the_lines_of_a_training_are_told_once_and_whole(tmp_path):
 
 
 def test_what_the_journal_kept_is_read_from_its_index_and_nothing_where_there_is_none(tmp_path):
-    observer = Observer(tmp_path, "classifier", Record(out=io.StringIO()))
+    observer = Observer(tmp_path, "classifier", DrillRecord(out=io.StringIO()))
     assert observer.kept(["a"]) == set(), "the keeper has not begun"
     (tmp_path / ".loopline/journal").mkdir(parents=True)
     (tmp_path / ".loopline/journal/index.db").write_text("no database")

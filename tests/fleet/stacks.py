@@ -25,7 +25,7 @@ def place(tmp_path, monkeypatch):
 def up(place):
     """The gateway with one champion server and the watchers; the first port."""
     first = prometheus.free_ports(6)
-    options = stack.Options(
+    options = stack.StackOptions(
         bundles=(place / "models/classifier/bundle",),
         port=first,
         sentinel_port=first + 3,

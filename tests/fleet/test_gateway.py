@@ -48,7 +48,7 @@ def test_the_baseline_gets_as_much_as_the_challenger(lanes, gateway):
     with front.sending(lanes) as sender:
         sender.more(2000)
     prometheus.eventually(lambda: Path(".loopline/up/gateway.log").read_text().count("lane ") > 500)
-    counts = Counter(answer.lane for answer in evidence.Log(Path(".loopline/up/gateway.log")).read())
+    counts = Counter(answer.lane for answer in evidence.GatewayLog(Path(".loopline/up/gateway.log")).read())
     assert counts[CHALLENGER] / len(sender.answers) == pytest.approx(0.25, abs=0.05)
     assert counts[BASELINE] / len(sender.answers) == pytest.approx(0.25, abs=0.05)
 
@@ -95,7 +95,7 @@ def test_only_predictions_are_shared(lanes, gateway):
         requests.post(f"http://127.0.0.1:{lanes}/predict/classifier/", b"", headers=key, timeout=10)
     log = Path(".loopline/up/gateway.log")
     prometheus.eventually(lambda: log.read_text().count("lane ") >= 40)
-    answers = list(evidence.Log(log).read())
+    answers = list(evidence.GatewayLog(log).read())
     assert len(answers) == 40
     assert {(answer.model, answer.status) for answer in answers} == {("classifier", 400)}
 

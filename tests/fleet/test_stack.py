@@ -81,7 +81,7 @@ def firing(first):
 @contextmanager
 def flowing(first, profile):
     """Traffic of a profile, until what is waited for in here is true: a busy machine needs longer."""
-    plan = traffic.Plan(url=f"http://127.0.0.1:{first}", profile=profile, rate=30, seconds=2)
+    plan = traffic.TrafficPlan(url=f"http://127.0.0.1:{first}", profile=profile, rate=30, seconds=2)
     rows = {"classifier": traffic.samples("classifier", plan)}
     enough = threading.Event()
 

@@ -20,7 +20,7 @@ from loopline.errors import LooplineError
 from loopline.journal import collector as keepers
 from loopline.journal import index
 from loopline.journal.collector import METRICS, Bounds, Keeper
-from loopline.journal.reader import Store
+from loopline.journal.reader import JournalReader
 from loopline.server import journal_writer as server
 from loopline.server.metrics import Metrics
 
@@ -51,7 +51,7 @@ def test_a_sample_is_read_as_it_was_served_before_and_after_it_is_in_a_part(keep
     write(tmp_path, entry("a", image=png, label="dark"), journals.text("t", "ein Wort"))
     keeper = keep()
     assert keeper.round() == 2
-    (before,) = Store(tmp_path).latest("classifier", 5)
+    (before,) = JournalReader(tmp_path).latest("classifier", 5)
     assert (before.id, before.input, before.prediction["label"], before.signals) == (
         "a",
         png,
@@ -61,8 +61,8 @@ def test_a_sample_is_read_as_it_was_served_before_and_after_it_is_in_a_part(keep
     assert list((tmp_path / "parts").iterdir()) == []
     keeper.bounds = AT_ONCE
     keeper.round()
-    assert Store(tmp_path).latest("classifier", 5) == [before]
-    assert Store(tmp_path).latest("text", 5)[0].input == "ein Wort"
+    assert JournalReader(tmp_path).latest("classifier", 5) == [before]
+    assert JournalReader(tmp_path).latest("text", 5)[0].input == "ein Wort"
     table = pq.read_table(next((tmp_path / "parts").glob("classifier-*.parquet")))
     assert table.column("image").to_pylist() == [png]
     assert str(table.schema.field("time").type) == "timestamp[us, tz=UTC]"
@@ -81,7 +81,7 @@ def test_the_latest_come_first_and_by_version_and_without_what_was_refused(keep,
     write(tmp_path, *lines[3:])
     keeper.bounds = Bounds()
     keeper.round()
-    store = Store(tmp_path)
+    store = JournalReader(tmp_path)
     assert [e.id for e in store.latest("classifier", 4)] == ["5", "4", "3", "2"]
     assert [e.id for e in store.latest("classifier", 9, version="v1")] == ["5", "3", "1"]
     assert [e.id for e in store.latest("classifier", 9, errors=True)] == ["broken"]
@@ -100,10 +100,10 @@ def test_labels_are_joined_whether_they_come_before_with_or_long_after_their_sam
     keeper.round()
     assert totals(keeper) == {("classifier", "v1"): (2, 1.0), ("classifier", "v2"): (1, 1.0)}
     assert keeper.waiting == 0
-    found = Store(tmp_path).labelled("classifier")
+    found = JournalReader(tmp_path).labelled("classifier")
     assert {e.id: e.label for e in found} == {"early": "bright", "with": "bright", "late": "bright"}
-    assert Store(tmp_path).label_counts("classifier") == {"bright": 3}
-    assert Store(tmp_path).labelled("classifier", since=time.time() + 1) == []
+    assert JournalReader(tmp_path).label_counts("classifier") == {"bright": 3}
+    assert JournalReader(tmp_path).labelled("classifier", since=time.time() + 1) == []
 
 
 def test_a_corrected_label_replaces_the_first_and_the_totals_count_a_sample_once(keep, tmp_path):
@@ -113,21 +113,21 @@ def test_a_corrected_label_replaces_the_first_and_the_totals_count_a_sample_once
     write(tmp_path, label("a", "bright"))
     keeper.round()
     assert totals(keeper) == {("classifier", "v1"): (1, 0.0)}
-    assert Store(tmp_path).labelled("classifier")[0].label == "bright"
-    assert Store(tmp_path).conflicts("classifier") == {}
-    assert Store(tmp_path).label_counts("classifier") == {"bright": 1}
+    assert JournalReader(tmp_path).labelled("classifier")[0].label == "bright"
+    assert JournalReader(tmp_path).conflicts("classifier") == {}
+    assert JournalReader(tmp_path).label_counts("classifier") == {"bright": 1}
     write(tmp_path, label("a", "dark", source="ben"), entry("b"), label("b", "dark"), label("b", "dark", source="ben"))
     keeper.round()
-    assert Store(tmp_path).conflicts("classifier") == {"a": {"anna": "bright", "ben": "dark"}}
-    assert Store(tmp_path).label_counts("classifier") == {"dark": 1}, "what is disputed counts for no class"
+    assert JournalReader(tmp_path).conflicts("classifier") == {"a": {"anna": "bright", "ben": "dark"}}
+    assert JournalReader(tmp_path).label_counts("classifier") == {"dark": 1}, "what is disputed counts for no class"
 
 
 def test_sources_that_send_the_same_boxes_in_another_order_agree(keep, tmp_path):
     boxes = [journals.box(), journals.box(x1=50.0, x2=60.0)]
     write(tmp_path, entry("a", prediction={"boxes": []}), label("a", boxes), label("a", boxes[::-1], source="ben"))
     keep().round()
-    assert Store(tmp_path).conflicts("classifier") == {}
-    assert Store(tmp_path).label_counts("classifier") == {"spot": 2}
+    assert JournalReader(tmp_path).conflicts("classifier") == {}
+    assert JournalReader(tmp_path).label_counts("classifier") == {"spot": 2}
 
 
 def test_only_a_fair_sample_counts_for_the_labelled_quality(keep, tmp_path):
@@ -137,7 +137,7 @@ def test_only_a_fair_sample_counts_for_the_labelled_quality(keep, tmp_path):
     keeper = keep()
     keeper.round()
     assert totals(keeper) == {("classifier", "v1"): (1, 1.0)}
-    assert Store(tmp_path).label_counts("classifier") == {"bright": 1, "dark": 2}
+    assert JournalReader(tmp_path).label_counts("classifier") == {"bright": 1, "dark": 2}
 
 
 def test_half_a_line_and_strange_lines_are_passed_over(keep, tmp_path):
@@ -148,7 +148,7 @@ def test_half_a_line_and_strange_lines_are_passed_over(keep, tmp_path):
         + json.dumps(entry("b"))[:50]
     )
     assert keeper.round() == 1
-    assert [e.id for e in Store(tmp_path).latest("classifier", 9)] == ["a"]
+    assert [e.id for e in JournalReader(tmp_path).latest("classifier", 9)] == ["a"]
 
 
 def test_what_a_killed_server_left_open_is_taken_and_what_a_living_one_writes_is_not(keep, tmp_path):
@@ -157,10 +157,10 @@ def test_what_a_killed_server_left_open_is_taken_and_what_a_living_one_writes_is
     living.write(json.dumps(entry("living")).encode() + b"\n")
     (tmp_path / "open/0.jsonl").write_text(json.dumps(entry("dead")) + "\n")
     keeper.round()
-    assert [e.id for e in Store(tmp_path).latest("classifier", 9)] == ["dead"]
+    assert [e.id for e in JournalReader(tmp_path).latest("classifier", 9)] == ["dead"]
     living.close()
     keeper.round()
-    assert {e.id for e in Store(tmp_path).latest("classifier", 9)} == {"dead", "living"}
+    assert {e.id for e in JournalReader(tmp_path).latest("classifier", 9)} == {"dead", "living"}
 
 
 def test_parts_that_are_too_many_or_too_old_go_with_their_samples(keep, tmp_path):
@@ -171,12 +171,12 @@ def test_parts_that_are_too_many_or_too_old_go_with_their_samples(keep, tmp_path
     assert keeper.series["loopline_journal_entries"] == {("classifier",): 4}
     keeper.bounds = Bounds(part_rows=1, part_seconds=0, most=80_000)
     keeper.round()
-    assert [e.id for e in Store(tmp_path).latest("classifier", 9)] == ["3", "2"]
+    assert [e.id for e in JournalReader(tmp_path).latest("classifier", 9)] == ["3", "2"]
     assert keeper.series["loopline_journal_bytes"][()] <= 80_000
     assert len(list((tmp_path / "parts").iterdir())) == 2
     keeper.bounds = Bounds(part_rows=1, part_seconds=0, days=0)
     keeper.round()
-    assert Store(tmp_path).latest("classifier", 9) == []
+    assert JournalReader(tmp_path).latest("classifier", 9) == []
 
 
 def test_of_old_parts_those_with_labels_stay_longest(keep, tmp_path):
@@ -187,7 +187,7 @@ def test_of_old_parts_those_with_labels_stay_longest(keep, tmp_path):
     write(tmp_path, label("0", "bright"))
     keeper.bounds = Bounds(part_rows=1, part_seconds=0, most=80_000)
     keeper.round()
-    assert {e.id for e in Store(tmp_path).latest("classifier", 9)} == {"0", "3"}
+    assert {e.id for e in JournalReader(tmp_path).latest("classifier", 9)} == {"0", "3"}
 
 
 def test_labels_without_a_sample_are_bounded(keep, tmp_path, monkeypatch):
@@ -198,17 +198,17 @@ def test_labels_without_a_sample_are_bounded(keep, tmp_path, monkeypatch):
     assert keeper.waiting == 3
     write(tmp_path, entry("0"), entry("4"))
     keeper.round()
-    assert {e.id for e in Store(tmp_path).labelled("classifier")} == {"4"}
+    assert {e.id for e in JournalReader(tmp_path).labelled("classifier")} == {"4"}
 
 
 def test_a_signal_that_is_no_number_is_one_before_and_after_it_is_in_a_part(keep, tmp_path):
     write(tmp_path, entry("a", signals={"mean_score": None, "boxes": 0.0}))
     keeper = keep()
     keeper.round()
-    assert np.isnan(Store(tmp_path).latest("classifier", 1)[0].signals["mean_score"])
+    assert np.isnan(JournalReader(tmp_path).latest("classifier", 1)[0].signals["mean_score"])
     keeper.bounds = AT_ONCE
     keeper.round()
-    assert np.isnan(Store(tmp_path).latest("classifier", 1)[0].signals["mean_score"])
+    assert np.isnan(JournalReader(tmp_path).latest("classifier", 1)[0].signals["mean_score"])
 
 
 def test_one_folder_has_one_keeper(keep, tmp_path):
@@ -222,7 +222,7 @@ def test_parts_may_be_in_an_object_store(keep, tmp_path, s3):
     keeper = keep(AT_ONCE, parts=f"s3://{s3}/journal")
     keeper.round()
     assert not (tmp_path / "parts").exists()
-    (found,) = Store(tmp_path).latest("classifier", 5)  # the keeper has noted where they are
+    (found,) = JournalReader(tmp_path).latest("classifier", 5)  # the keeper has noted where they are
     assert found.input == b"\x89PNG"
 
 
@@ -237,11 +237,11 @@ def test_a_store_that_is_away_is_told_and_nothing_is_lost(keep, tmp_path, monkey
     keeper.parts.write = away
     with pytest.raises(OSError, match="unreachable"):
         keeper.round()
-    assert [e.id for e in Store(tmp_path).latest("classifier", 5)] == ["a"]
+    assert [e.id for e in JournalReader(tmp_path).latest("classifier", 5)] == ["a"]
     keeper.parts.write = real
     keeper.round()
     assert len(list((tmp_path / "parts").iterdir())) == 1
-    assert [e.id for e in Store(tmp_path).latest("classifier", 5)] == ["a"]
+    assert [e.id for e in JournalReader(tmp_path).latest("classifier", 5)] == ["a"]
 
 
 def test_a_round_that_fails_in_whatever_way_does_not_end_the_keeper(keep, tmp_path, caplog):
@@ -253,7 +253,7 @@ def test_a_round_that_fails_in_whatever_way_does_not_end_the_keeper(keep, tmp_pa
     assert not keeper.index.in_transaction
     keeper.index.execute("ALTER TABLE elsewhere RENAME TO part")
     keeper._try()
-    assert [e.id for e in Store(tmp_path).latest("classifier", 5)] == ["a"]
+    assert [e.id for e in JournalReader(tmp_path).latest("classifier", 5)] == ["a"]
 
 
 def test_a_part_that_is_gone_is_named(keep, tmp_path):
@@ -261,7 +261,7 @@ def test_a_part_that_is_gone_is_named(keep, tmp_path):
     keep(AT_ONCE).round()
     next((tmp_path / "parts").iterdir()).unlink()
     with pytest.raises(LooplineError, match=r"part .*parquet cannot be read"):
-        Store(tmp_path).latest("classifier", 1)
+        JournalReader(tmp_path).latest("classifier", 1)
 
 
 def test_reading_a_part_or_a_manifest_leaves_pyarrows_scanner_alone(keep, tmp_path):
@@ -280,7 +280,7 @@ def test_reading_a_part_or_a_manifest_leaves_pyarrows_scanner_alone(keep, tmp_pa
 
 def test_a_store_without_a_journal_says_what_to_start(tmp_path):
     with pytest.raises(LooplineError, match="is `loopline journal"):
-        Store(tmp_path)
+        JournalReader(tmp_path)
 
 
 def started(folder, *more):
@@ -301,7 +301,7 @@ def test_killed_at_any_time_it_loses_and_doubles_nothing(tmp_path):
         process.communicate()
     keeper = Keeper(tmp_path, bounds=AT_ONCE)
     keeper.round()
-    found = Store(tmp_path).labelled("classifier")
+    found = JournalReader(tmp_path).labelled("classifier")
     assert {e.id for e in found} == wanted
     assert totals(keeper) == {("classifier", "v1"): (len(wanted), float(len(wanted)))}
     rows = [row for part in (tmp_path / "parts").glob("*.parquet") for row in pq.read_table(part)["id"].to_pylist()]
@@ -345,7 +345,7 @@ def test_from_a_live_server_to_a_labelled_sample(tmp_path, serve_one):
 
     def joined():
         keeper.round()
-        return Store(tmp_path / "journal").labelled("classifier")
+        return JournalReader(tmp_path / "journal").labelled("classifier")
 
     (found,) = prometheus.eventually(joined)
     assert (found.id, found.label, found.source, found.input) == ("one", "dark", "anna", journals.png(250))
@@ -362,7 +362,7 @@ def test_what_clients_sent_is_for_nobody_else_on_this_machine(tmp_path, keep, wh
         if who == "keeper":
             keep(folder=folder)
         else:
-            server.Journal(server.Options(folder=folder), [], Metrics()).close()
+            server.Journal(server.JournalOptions(folder=folder), [], Metrics()).close()
     finally:
         os.umask(old)
     assert {path.stat().st_mode & 0o077 for path in (folder, folder / "open", folder / "closed")} == {0}

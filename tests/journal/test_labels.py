@@ -23,8 +23,8 @@ from loopline.errors import LooplineError
 from loopline.journal import annotations, export, quality, segments
 from loopline.journal.collector import Bounds, Keeper
 from loopline.journal.labels import Trust, checked, worth
-from loopline.journal.reader import Entry, Store
-from loopline.settings import Split
+from loopline.journal.reader import Entry, JournalReader
+from loopline.settings import SplitSettings
 
 
 def entry(identity="a", *, predicted="bright", probability=0.9, said=None, source="anna", reason="sampled", **more):
@@ -141,12 +141,14 @@ def test_the_quality_of_boxes_is_the_one_that_evaluation_has():
             targets = [truth]  # noqa: RUF012
             sizes = np.array([[64, 64]])
 
-        said = detection.answers(outputs, spec, Split.sizes)[0]
+        said = detection.answers(outputs, spec, SplitSettings.sizes)[0]
         label = [
             {"label": spec.labels[int(row[0])], **dict(zip(("x1", "y1", "x2", "y2"), row[1:], strict=True))}
             for row in truth
         ]
-        assert quality.of(said, label) == pytest.approx(float(detection.quality(outputs, Split, spec)[0]), abs=1e-9)
+        assert quality.of(said, label) == pytest.approx(
+            float(detection.quality(outputs, SplitSettings, spec)[0]), abs=1e-9
+        )
 
 
 # Out and back
@@ -419,7 +421,7 @@ def test_a_photo_that_viewers_turn_goes_out_and_comes_back_as_they_show_it(tmp_p
     content = json.loads((tmp_path / "batch/instances.json").read_text())
     assert [(row["width"], row["height"]) for row in content["images"]] == [(128, 192)] * 2
     samples = formats.read(tmp_path / "batch", "detection")
-    cleaned = clean.clean([("batch", samples)], task="detection", split=Split(seed=0, val=0.2, test=0.2))
+    cleaned = clean.clean([("batch", samples)], task="detection", split=SplitSettings(seed=0, val=0.2, test=0.2))
     assert len(cleaned.samples) == 2, "boxes drawn for another size would be set aside"
 
 
@@ -496,7 +498,7 @@ def test_the_verbs_from_a_journal_to_a_data_set(tmp_path):
     assert "12 labelled samples" in done.stdout
     found = list(formats.read(Path(tmp_path / "set"), "classification"))
     assert sorted(sample.label for sample in found) == ["bright"] * 6 + ["dark"] * 6
-    assert len(Store(folder).labelled("classifier")) == 12
+    assert len(JournalReader(folder).labelled("classifier")) == 12
     keeper.close()
 
 

@@ -332,7 +332,7 @@ def test_the_page_needs_nothing_but_itself(one, reference):
 
 def test_everything_is_escaped(reference, tmp_path):
     evil = '<script>alert("1")</script>'
-    names = drift.Labels(names=(evil, "b&b", "c"), confusion=())
+    names = drift.ReferenceLabels(names=(evil, "b&b", "c"), confusion=())
     changed = drift.Reference.from_dict(json.loads(json.dumps(reference.to_dict() | {"labels": vars(names)})))
     one = made(tmp_path / "evil", changed, card=f"# it\n\n{evil}\n")
     text = drift_report.html(one, changed, test_drift.counted(CLEAN, changed), f"from {evil}")

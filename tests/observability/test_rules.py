@@ -19,7 +19,7 @@ import series
 import yaml
 
 from loopline import cli
-from loopline.drift.reference import Labels, Quality, Reference, Signal
+from loopline.drift.reference import Quality, Reference, ReferenceLabels, Signal
 from loopline.observability import rules
 from loopline.server.drift_counter import Counts
 from loopline.server.metrics import CATALOGUE, PREFIX, Metrics
@@ -55,7 +55,7 @@ REFERENCE = Reference(
         signal="top_probability",
         weights={"confidence": (0.4, 0.7, 0.98, 0.0), "atc": (0.0, 0.0, 1.0, 0.0)},
     ),
-    labels=Labels(names=("a", "b")),
+    labels=ReferenceLabels(names=("a", "b")),
 )
 
 

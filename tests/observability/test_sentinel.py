@@ -49,11 +49,11 @@ def test_another_answer_is_told_from_the_same(tmp_path, served):
     made = bundles.classifier(tmp_path / "classifier")
     server = served(made.folder)
     (watched,) = sentinel.load([made.folder])
-    wrong = golden.Sample(
+    wrong = golden.GoldenSample(
         brightness.png(20), {"label": "bright", "probability": 1.0, "probabilities": {"bright": 1.0, "dark": 0.0}}
     )
     assert sentinel.check(server.url, watched, wrong) == ("different", 1.0)
-    slightly = golden.Sample(
+    slightly = golden.GoldenSample(
         brightness.png(20), {"label": "dark", "probability": 0.97, "probabilities": {"dark": 0.97, "bright": 0.03}}
     )
     result, difference = sentinel.check(server.url, watched, slightly)

@@ -125,9 +125,12 @@ def state(**changes):
         "labelled": (),
         "max_loss": 0.03,
         "alerts": (),
-        "movers": (watch.Mover("brightness", 0.4, 80.0, 91.0), watch.Mover("predicted_class", -0.1, None, None)),
+        "movers": (
+            watch.RecordedMover("brightness", 0.4, 80.0, 91.0),
+            watch.RecordedMover("predicted_class", -0.1, None, None),
+        ),
     }
-    return watch.State(**given | changes)
+    return watch.ModelState(**given | changes)
 
 
 # What Prometheus recorded

@@ -102,7 +102,7 @@ def reference(spec):
         quality=drift.Quality(
             metric="accuracy", value=0.9, max_loss=0.05, signal=sure, weights={"confidence": (0.3, 0.6, 0.9, 0.0)}
         ),
-        labels=drift.Labels(names=spec.labels),
+        labels=drift.ReferenceLabels(names=spec.labels),
     ).to_dict()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from loopline.release import card
 
-SOURCE = card.Source(
+SOURCE = card.DataSource(
     name="digits",
     description="handwritten digits",
     licence="CC-BY-4.0",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from loopline.errors import LooplineError
 from loopline.release import decisions
-from loopline.release.decisions import Record
+from loopline.release.decisions import DecisionRecord
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,9 @@ def promote(bundle, model="classifier"):
 def record(action, champion, *, minute=0):
     start = datetime(2026, 11, 21, 14, tzinfo=UTC)
     time = decisions.stamp(start + timedelta(minutes=minute))
-    return Record(model="m", action=action, bundle=champion or "x", champion=champion, reasons=(), time=time, actor="a")
+    return DecisionRecord(
+        model="m", action=action, bundle=champion or "x", champion=champion, reasons=(), time=time, actor="a"
+    )
 
 
 def test_a_decision_is_one_line_with_its_schema_time_reasons_and_actor(log, monkeypatch):
@@ -42,23 +44,23 @@ def test_a_decision_is_one_line_with_its_schema_time_reasons_and_actor(log, monk
 
 
 def test_a_missing_log_has_no_decisions():
-    assert decisions.read() == decisions.Log((), ())
+    assert decisions.read() == decisions.DecisionLog((), ())
 
 
 def test_a_line_cut_short_is_reported_and_the_next_one_stands_alone(log):
     first, _ = promote("one"), promote("two")
     whole = log.read_bytes()
     log.write_bytes(whole[:-20])
-    assert decisions.read() == decisions.Log((first,), (2,))
+    assert decisions.read() == decisions.DecisionLog((first,), (2,))
     third = promote("three")
-    assert decisions.read() == decisions.Log((first, third), (2,))
+    assert decisions.read() == decisions.DecisionLog((first, third), (2,))
 
 
 def test_a_line_that_lacks_only_its_end_is_not_lost(log):
     first = promote("one")
     log.write_bytes(log.read_bytes().rstrip(b"\n"))
     second = promote("two")
-    assert decisions.read() == decisions.Log((first, second), ())
+    assert decisions.read() == decisions.DecisionLog((first, second), ())
 
 
 def test_another_schema_is_refused(log):

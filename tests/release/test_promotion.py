@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.release.promotion import LEAST_NEW, Evidence, Policy, Present, decide
+from loopline.release.promotion import LEAST_NEW, Present, PromotionEvidence, PromotionPolicy, decide
 from loopline.tasks.slices import restrict
 
 N = 1000
-POLICY = Policy(
+POLICY = PromotionPolicy(
     metric="accuracy",
     floors={"accuracy": 0.5},
     min_gain=0.0,
@@ -33,7 +33,7 @@ def model(wrong, *, parts=None, **fields):
 
     masks = {name: np.isin(np.arange(N), list(numbers)) for name, numbers in (parts or {}).items()}
     options = {"version": "v", "test_set": "t", "labels": ("a", "b"), "bytes": 100, "seconds": 0.001} | fields
-    return Evidence(
+    return PromotionEvidence(
         n=N,
         scorer=score,
         parts={name: (restrict(score, mask), "accuracy") for name, mask in masks.items()},

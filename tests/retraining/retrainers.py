@@ -17,7 +17,7 @@ import prometheus
 import yaml
 
 from loopline.release import bundle, decisions
-from loopline.retraining.state import Store
+from loopline.retraining.state import RetrainerStore
 
 TOKEN, SECRET = "a-token-of-the-tests", "a-secret-of-the-tests"
 POLICY = yaml.safe_load((brightness.ROOT / "monitoring/retraining.yaml").read_text(encoding="utf-8"))
@@ -123,7 +123,7 @@ class Retrainer:
     # What it did, read from its files
 
     def store(self):
-        return Store(self.folder / ".loopline/retrainer")
+        return RetrainerStore(self.folder / ".loopline/retrainer")
 
     def runs(self):
         store = self.store()

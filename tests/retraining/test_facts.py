@@ -10,7 +10,7 @@ import prometheus
 import pytest
 import retrainers
 
-from loopline.drift.reference import Labels, Reference
+from loopline.drift.reference import Reference, ReferenceLabels
 from loopline.release import bundle
 from loopline.retraining import facts
 
@@ -24,7 +24,7 @@ EVENLY = {"01": 50, "02": 50, "03": 50, "04": 50}
 def repository(tmp_path):
     """A bundle of a model that is always right: the classes' shares are the predicted ones'."""
     reference = Reference.from_dict(brightness.reference(brightness.described().spec))
-    reference = replace(reference, labels=Labels(names=brightness.LABELS, confusion=((90, 10), (10, 90))))
+    reference = replace(reference, labels=ReferenceLabels(names=brightness.LABELS, confusion=((90, 10), (10, 90))))
     parts = tmp_path / "parts"
     parts.mkdir()
     (parts / "drift.json").write_text(json.dumps(reference.to_dict()))

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.retraining import policy
-from loopline.retraining.guard import Action, Alert, Evidence, Past, State, decide, rest
+from loopline.retraining.guard import Action, Alert, Past, RetrainerState, RetrainingEvidence, decide, rest
 
 POLICY = policy.load(Path(__file__).parents[2] / "monitoring/retraining.yaml")
 NOW, HOUR = 1_800_000_000.0, 3600.0
 ALERT = Alert(model="digits", name="RetrainCandidate", version="abc")
-DRIFT = Evidence(drifted=True, harmful=True, labels={"a": 190, "b": 180})
-IDLE = State()
+DRIFT = RetrainingEvidence(drifted=True, harmful=True, labels={"a": 190, "b": 180})
+IDLE = RetrainerState()
 
 
 def test_harmful_drift_with_labels_is_a_retraining():
@@ -72,12 +72,12 @@ def test_each_of_these_alone_stops_it_and_says_so(name):
 
 def test_with_approval_it_starts():
     alert, _, evidence, demands, now = changed("no approval")
-    assert decide(alert, State(approved=True), evidence, demands, now).action == "retrain"
+    assert decide(alert, RetrainerState(approved=True), evidence, demands, now).action == "retrain"
 
 
 def test_what_waited_too_long_is_declined():
     alert, _, evidence, demands, now = changed("few labels")
-    decision = decide(alert, State(waited=demands.patience_hours * HOUR + 1), evidence, demands, now)
+    decision = decide(alert, RetrainerState(waited=demands.patience_hours * HOUR + 1), evidence, demands, now)
     assert decision.action == "decline"
     assert any("99 new labels" in reason for reason in decision.reasons)
 
@@ -125,7 +125,7 @@ pasts = st.lists(
     st.builds(lambda a, b, r: Past(NOW - a - b, NOW - a, r), st.floats(0, 1e7), st.floats(0, 1e5), RESULTS)
 )  # fmt: skip
 states = st.builds(
-    State,
+    RetrainerState,
     running=st.none() | st.just("r"),
     paused=st.none() | st.just("p"),
     past=pasts.map(lambda found: tuple(sorted(found, key=lambda one: one.started))),
@@ -142,7 +142,7 @@ alerts = st.builds(
     seen=st.booleans(),
 )
 found = st.builds(
-    Evidence,
+    RetrainingEvidence,
     unknown=st.none() | st.just("?"),
     firing=st.frozensets(st.sampled_from(["BadInputs", "ConstantInputs", "Skew", "SentinelSilent", "NoTraffic"])),
     drifted=st.booleans(),

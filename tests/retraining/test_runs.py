@@ -25,7 +25,7 @@ from loopline.errors import LooplineError
 from loopline.release import bundle, decisions
 from loopline.retraining import github, guard, policy, run_report, runs, worktree
 from loopline.retraining.runs import Place
-from loopline.retraining.state import Run, Store
+from loopline.retraining.state import RetrainerStore, Run
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "monitoring/retraining.yaml"
@@ -81,7 +81,7 @@ def test_the_verbs_of_the_committed_policy_exist():
     github_policy = {"where": "github", "github": {"repository": "owner/name"}}
     steps = [*policy.load(COMMITTED).steps]
     content = yaml.safe_load(COMMITTED.read_text(encoding="utf-8")) | github_policy
-    steps += policy.Policy.model_validate(content).steps
+    steps += policy.RetrainingPolicy.model_validate(content).steps
     commands = [step.command(PLACES) for step in steps]
     ours = [words[1:] for words in commands if words[0] == "loopline"]
     assert len(ours) >= 7
@@ -356,7 +356,7 @@ def test_without_a_repository_runs_are_started_on_github_and_nowhere_else(tmp_pa
     store = there.store()
     alert = guard.Alert(model="classifier", name="RetrainCandidate", version="")
     store.receive([("classifier-1", alert)], "alertmanager")
-    store.decide(store.alerts()[0], guard.Decision(guard.Action.RETRAIN, ("a test",)), 0.0, policy.DISPATCH)
+    store.decide(store.alerts()[0], guard.RetrainingDecision(guard.Action.RETRAIN, ("a test",)), 0.0, policy.DISPATCH)
     store.close()
     try:
         (run,) = prometheus.eventually(there.start().ended)
@@ -473,14 +473,14 @@ def test_a_champion_that_is_not_here_is_said(weighed, tmp_path):
 def test_the_status_of_a_retrainer_says_that_nothing_was_decided_and_then_what_runs(repository, capsys):
     assert cli.main(["retrainer", "status"]) == 0
     assert capsys.readouterr().out == "no alert came yet, so nothing was decided\n"
-    store = Store(repository / ".loopline/retrainer")
+    store = RetrainerStore(repository / ".loopline/retrainer")
     alert = guard.Alert(model="classifier", name="RetrainCandidate", version="")
     store.receive([("classifier-1", alert)], "alertmanager")
     assert cli.main(["retrainer", "status"]) == 0
     text = capsys.readouterr().out
     assert "classifier-1 RetrainCandidate: new\n  not looked at yet" in text
     assert "no run is under way" in text
-    store.decide(store.alerts()[0], guard.Decision(guard.Action.RETRAIN, ("a test",)), 0.0, "train")
+    store.decide(store.alerts()[0], guard.RetrainingDecision(guard.Action.RETRAIN, ("a test",)), 0.0, "train")
     log = repository / ".loopline/retrainer/runs/classifier-1/train.log"
     log.parent.mkdir(parents=True)
     log.write_text("$ dvc repro\nclassifier: epoch 2 of 9, loss 0.4, 3 min left\n\n")

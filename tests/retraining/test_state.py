@@ -11,13 +11,13 @@ import retrainers
 from loopline.release import decisions
 from loopline.retraining import policy, runs
 from loopline.retraining.facts import Sources
-from loopline.retraining.guard import Action, Alert, Decision
+from loopline.retraining.guard import Action, Alert, RetrainingDecision
 from loopline.retraining.runs import Place
-from loopline.retraining.state import Store, key
+from loopline.retraining.state import RetrainerStore, key
 from loopline.retraining.worker import Worker
 
 ALERT = Alert(model="classifier", name="RetrainCandidate", version="abc")
-RETRAIN = Decision(Action.RETRAIN, ("drift",))
+RETRAIN = RetrainingDecision(Action.RETRAIN, ("drift",))
 STEPS = [
     {"name": name, "run": f"/bin/sh -c 'echo {name} >> {{repository}}/done'", "at": "repository"} for name in "abc"
 ]
@@ -27,13 +27,13 @@ STEPS = [
 def store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LOOPLINE_DECISIONS", raising=False)
-    made = Store(tmp_path / "state")
+    made = RetrainerStore(tmp_path / "state")
     yield made
     made.close()
 
 
 def demands(*steps):
-    return policy.Policy.model_validate(retrainers.POLICY | {"here": steps})
+    return policy.RetrainingPolicy.model_validate(retrainers.POLICY | {"here": steps})
 
 
 def worker(store, tmp_path, *steps):
@@ -55,7 +55,7 @@ def test_a_line_that_was_written_and_not_noted_is_not_written_again(store, tmp_p
     decided(store)
     one = worker(store, tmp_path, *STEPS)
     with monkeypatch.context() as dying:
-        dying.setattr(Store, "logged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        dying.setattr(RetrainerStore, "logged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             one.write_lines()
     assert len(store.unlogged()) == 1

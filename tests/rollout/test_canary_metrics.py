@@ -10,11 +10,11 @@ import pytest
 from loopline.errors import LooplineError
 from loopline.observability import prometheus_api
 from loopline.rollout.canary_metrics import Soak
-from loopline.rollout.judge import Policy
-from loopline.rollout.state import Plan
+from loopline.rollout.judge import RolloutPolicy
+from loopline.rollout.state import RolloutPlan
 
 pytestmark = prometheus.needed
-PLAN = Plan(hold=60, every=0.2, policy=Policy(requests=100, points=6))
+PLAN = RolloutPlan(hold=60, every=0.2, policy=RolloutPolicy(requests=100, points=6))
 
 
 def soak(ask, plan=PLAN, sick=lambda: ""):
@@ -42,8 +42,8 @@ def verdicts(tmp_path_factory):
         found[model] = soak(watched, plan).verdict([model])
 
     plans = dict.fromkeys(lanes.MODELS, PLAN)
-    plans["quiet"] = Plan(hold=4, every=0.2, policy=PLAN.policy)
-    plans["unlabelled"] = Plan(hold=4, every=0.2, policy=Policy(requests=100, points=3, labels=50))
+    plans["quiet"] = RolloutPlan(hold=4, every=0.2, policy=PLAN.policy)
+    plans["unlabelled"] = RolloutPlan(hold=4, every=0.2, policy=RolloutPolicy(requests=100, points=3, labels=50))
     threads = [threading.Thread(target=one, args=given) for given in plans.items()]
     for thread in threads:
         thread.start()
@@ -51,7 +51,7 @@ def verdicts(tmp_path_factory):
     exporter.begin()
     for thread in threads:
         thread.join()
-    found["all"] = soak(ask, Plan(hold=20, every=0.2, policy=Policy(requests=1, points=1))).verdict()
+    found["all"] = soak(ask, RolloutPlan(hold=20, every=0.2, policy=RolloutPolicy(requests=1, points=1))).verdict()
     yield found
     made.close()
     exporter.close()
@@ -100,16 +100,16 @@ def away(_):
 
 
 def test_without_prometheus_there_is_no_verdict_but_on_what_is_sick():
-    verdict = soak(away, Plan(hold=0.1, every=0.1)).verdict(["fine"])
+    verdict = soak(away, RolloutPlan(hold=0.1, every=0.1)).verdict(["fine"])
     assert (verdict.action, verdict.reasons[1]) == ("hold", "http://127.0.0.1:9 cannot be reached")
     verdict = soak(away, sick=lambda: "0 of 1 servers are ready").verdict(["fine"])
     assert (verdict.action, verdict.reasons) == ("roll back", ("0 of 1 servers are ready",))
 
 
 def test_a_challenger_that_was_never_scraped_holds():
-    verdict = soak(lambda _: [], Plan(hold=0.1, every=0.1)).verdict()
+    verdict = soak(lambda _: [], RolloutPlan(hold=0.1, every=0.1)).verdict()
     assert verdict.reasons[1] == "Prometheus has not seen the challenger's servers yet"
-    verdict = soak(lambda _: [], Plan(hold=0.1, every=0.1)).verdict(["fine"])
+    verdict = soak(lambda _: [], RolloutPlan(hold=0.1, every=0.1)).verdict(["fine"])
     assert verdict.reasons[1] == "fine: Prometheus has not seen both lanes of fine yet"
 
 

@@ -14,9 +14,9 @@ from loopline.errors import LooplineError
 from loopline.fleet.gateway import BASELINE, CHALLENGER
 from loopline.journal.collector import Keeper
 from loopline.rollout import controller, evidence
-from loopline.rollout.evidence import Log, Tally
-from loopline.rollout.judge import Policy
-from loopline.rollout.state import Plan, State
+from loopline.rollout.evidence import GatewayLog, Tally
+from loopline.rollout.judge import RolloutPolicy
+from loopline.rollout.state import RolloutPlan, RolloutState
 
 LINES = """\
 [WARNING]  (1) : Server champion/s1 is UP/READY (leaving forced maintenance).
@@ -35,7 +35,7 @@ def test_the_log_is_counted_by_lane_and_step(tmp_path):
     (tmp_path / "log").write_text(LINES)
     tally = Tally("classifier")
     tally.begin(2.0)
-    tally.add(Log(tmp_path / "log").read())
+    tally.add(GatewayLog(tmp_path / "log").read())
     ours, theirs = tally.lane(CHALLENGER, {}, (0, 0)), tally.lane(BASELINE, {}, (0, 0))
     assert (ours.requests, ours.errors, ours.step) == (4, 2, 2), "who left got no answer"
     assert (theirs.requests, theirs.errors) == (2, 0), "a client's mistake is no error"
@@ -45,8 +45,8 @@ def test_the_log_is_counted_by_lane_and_step(tmp_path):
 
 def test_the_status_of_a_canary_has_the_counts_of_its_step_and_the_time_that_is_left(tmp_path):
     (tmp_path / "gateway.log").write_text(LINES)
-    plan = Plan(hold=600.0, policy=Policy(requests=80, slice=2, points=50))
-    state = State(
+    plan = RolloutPlan(hold=600.0, policy=RolloutPolicy(requests=80, slice=2, points=50))
+    state = RolloutState(
         id="1",
         model="classifier",
         champion="a",
@@ -72,7 +72,7 @@ def test_the_status_of_a_canary_has_the_counts_of_its_step_and_the_time_that_is_
 def test_a_line_that_is_not_yet_whole_is_left_for_the_next_time(tmp_path):
     path = tmp_path / "log"
     path.write_text("lane 1000000 m challenger s1 200 1500\nlane 2000000 m chall")
-    log = Log(path)
+    log = GatewayLog(path)
     assert len(list(log.read())) == 1
     with path.open("a") as file:
         file.write("enger s1 200 7\n")

@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.rollout import judge
-from loopline.rollout.judge import Evidence, Lane, Policy, Shadow
+from loopline.rollout.judge import LaneCounts, RolloutEvidence, RolloutPolicy, Shadow
 
-POLICY = Policy(requests=200, slice=10, points=20)
+POLICY = RolloutPolicy(requests=200, slice=10, points=20)
 RNG = np.random.default_rng(0)
 
 
 def lane(requests=400, errors=0, slower=1.0, seed=0, **more):
     more = {"classes": {"0": 500, "1": 500}} | more
     seconds = 0.005 * slower * np.exp(np.random.default_rng(seed).normal(0, 0.4, requests))
-    return Lane(requests=requests, errors=errors, step=requests, seconds=seconds, **more)
+    return LaneCounts(requests=requests, errors=errors, step=requests, seconds=seconds, **more)
 
 
 def evidence(challenger=None, baseline=None, **more):
-    return Evidence(challenger=challenger or lane(seed=1), baseline=baseline or lane(), **more)
+    return RolloutEvidence(challenger=challenger or lane(seed=1), baseline=baseline or lane(), **more)
 
 
 def test_equal_lanes_pass_with_their_figures():
@@ -189,7 +189,7 @@ def test_looking_after_every_hundred_labels_still_alarms_as_seldom_as_promised()
     for _ in range(1000):
         a, b = (np.cumsum(RNG.binomial(100, 0.9, 50)) for _ in range(2))
         for n, (x, y) in enumerate(zip(a, b, strict=True), start=1):
-            ours, theirs = (Lane(labelled=100.0 * n, right=float(right)) for right in (x, y))
+            ours, theirs = (LaneCounts(labelled=100.0 * n, right=float(right)) for right in (x, y))
             if (y - x) / (100 * n) > judge.lost_by_chance(ours, theirs, 0.05):
                 alarms += 1
                 break

@@ -16,16 +16,16 @@ from loopline.errors import LooplineError
 from loopline.fleet import members, supervised
 from loopline.lib import locks, processes
 from loopline.release import decisions, signature
-from loopline.rollout.judge import Policy
-from loopline.rollout.state import FOLDER, Plan, read
+from loopline.rollout.judge import RolloutPolicy
+from loopline.rollout.state import FOLDER, RolloutPlan, read
 
 pytestmark = [front.needed, prometheus.needed]
-QUICK = Plan(
+QUICK = RolloutPlan(
     steps=(5, 50),
     hold=120,
     every=0.1,
     inputs=20,
-    policy=Policy(requests=60, slice=5, points=10, slower=20.0, shadow_inputs=20, shadow_slower=50.0),
+    policy=RolloutPolicy(requests=60, slice=5, points=10, slower=20.0, shadow_inputs=20, shadow_slower=50.0),
 )
 INPUTS = [brightness.png(value) for value in range(0, 250, 5)]
 

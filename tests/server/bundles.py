@@ -165,7 +165,9 @@ def _golden(folder):
     for value, label in ((20, "dark"), (230, "bright")):
         sure = {name: float(name == label) for name in ("bright", "dark")}
         ranked = dict(sorted(sure.items(), key=lambda item: -item[1]))
-        rows.append(golden.Sample(brightness.png(value), {"label": label, "probability": 1.0, "probabilities": ranked}))
+        rows.append(
+            golden.GoldenSample(brightness.png(value), {"label": label, "probability": 1.0, "probabilities": ranked})
+        )
     return _write_golden(folder, rows)
 
 
@@ -175,7 +177,7 @@ def _golden_texts(folder):
     rows = []
     for given, label, other in (("good fine", "good", "bad"), ("bad awful", "bad", "good")):
         probabilities = {label: sure, other: 1 - sure}
-        rows.append(golden.Sample(given, {"label": label, "probability": sure, "probabilities": probabilities}))
+        rows.append(golden.GoldenSample(given, {"label": label, "probability": sure, "probabilities": probabilities}))
     return _write_golden(folder, rows)
 
 
@@ -184,7 +186,7 @@ def _golden_scenes(folder):
     content = io.BytesIO()
     Image.new("RGB", (32, 32), "white").save(content, "PNG")
     box = {"label": "spot", "score": 1.0, "x1": 4.0, "y1": 4.0, "x2": 20.0, "y2": 20.0}
-    return _write_golden(folder, [golden.Sample(content.getvalue(), {"boxes": [box]})])
+    return _write_golden(folder, [golden.GoldenSample(content.getvalue(), {"boxes": [box]})])
 
 
 def _write_golden(folder, rows):

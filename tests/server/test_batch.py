@@ -27,7 +27,7 @@ from PIL import Image
 from loopline import cli
 from loopline.batch import output
 from loopline.batch import texts as tables
-from loopline.batch.predict import Options, predict
+from loopline.batch.predict import BatchOptions, predict
 from loopline.errors import LooplineError
 from loopline.release import bundle
 from loopline.server.model import Encoded, Model
@@ -88,7 +88,9 @@ PICTURES = {"a [1]?*.png": "bright", "b/10.png": "dark", "b/2.png": "bright", "b
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.parquet", "x.csv.gz"])
 def test_each_kind_of_table_is_answered_as_the_server_would_in_the_same_order(folders, tmp_path, name):
     source = table(tmp_path / name, TEXTS)
-    summary = predict(folders["text"], str(source), str(tmp_path / "out.parquet"), Options(part_rows=4, batch_rows=3))
+    summary = predict(
+        folders["text"], str(source), str(tmp_path / "out.parquet"), BatchOptions(part_rows=4, batch_rows=3)
+    )
     model = Model(folders["text"])
     wanted = [model.run([Encoded([text])])[0][0] for text in TEXTS]
     found = answers(tmp_path / "out.parquet")
@@ -103,7 +105,7 @@ def test_the_other_kinds_of_output_say_the_same(folders, tmp_path):
     source = table(tmp_path / "x.parquet", ["good", None, "bad"])
     rows = []
     for name in ("out.parquet", "out.csv", "out.jsonl"):
-        predict(folders["text"], str(source), str(tmp_path / name), Options())
+        predict(folders["text"], str(source), str(tmp_path / name), BatchOptions())
         rows.append(
             [(int(r["id"]), r["label"] or None, r["error"] or None, r["probability"]) for r in answers(tmp_path / name)]
         )
@@ -122,7 +124,7 @@ def test_a_row_that_cannot_be_read_keeps_its_place_and_says_why(folders, tmp_pat
     }  # fmt: skip
     for name, (content, reasons) in given.items():
         (tmp_path / name).write_bytes(content)
-        summary = predict(folders["text"], str(tmp_path / name), str(tmp_path / "out.parquet"), Options())
+        summary = predict(folders["text"], str(tmp_path / name), str(tmp_path / "out.parquet"), BatchOptions())
         found = answers(tmp_path / "out.parquet")
         assert [found[0]["label"], found[-1]["label"]] == ["good", "bad"]
         for row, reason in zip(found[1:-1], reasons, strict=True):
@@ -133,7 +135,9 @@ def test_a_row_that_cannot_be_read_keeps_its_place_and_says_why(folders, tmp_pat
 
 
 def test_a_folder_is_read_to_its_depth_and_what_is_no_image_is_told(folders, pictures, tmp_path):
-    predict(folders["classifier"], str(pictures), str(tmp_path / "out.parquet"), Options(part_rows=3, batch_rows=2))
+    predict(
+        folders["classifier"], str(pictures), str(tmp_path / "out.parquet"), BatchOptions(part_rows=3, batch_rows=2)
+    )
     found = {row["id"]: row for row in answers(tmp_path / "out.parquet")}
     assert {name: row["label"] for name, row in found.items()} == PICTURES
     assert list(found) == list(PICTURES)
@@ -147,7 +151,7 @@ def test_a_phones_photo_is_predicted_by_its_first_picture_and_an_animation_is_no
     frames = [Image.new("L", (20, 20), shade) for shade in (250, 0)]
     for name, kind in (("phone.jpg", "MPO"), ("moving.png", "PNG")):
         frames[0].save(tmp_path / "photos" / name, kind, save_all=True, append_images=frames[1:])
-    predict(folders["classifier"], str(tmp_path / "photos"), str(tmp_path / "out.jsonl"), Options())
+    predict(folders["classifier"], str(tmp_path / "photos"), str(tmp_path / "out.jsonl"), BatchOptions())
     moving, phone = answers(tmp_path / "out.jsonl")
     assert (phone["id"], phone["label"], phone["error"]) == ("phone.jpg", "bright", None)
     assert "animated" in moving["error"]
@@ -164,7 +168,7 @@ def test_a_list_may_mix_paths_and_addresses(folders, pictures, tmp_path):
         lines = [str(pictures / "b/2.png"), f"{web}/b/10.png?size=1", "", f"{web}/nothing.png", f"file://{pictures}/b/2.png",
                  str(pictures / "nothing.png"), str(pictures), "strange://x/y.png"]  # fmt: skip
         (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
-        predict(folders["classifier"], str(tmp_path / "list.txt"), str(tmp_path / "out.parquet"), Options())
+        predict(folders["classifier"], str(tmp_path / "list.txt"), str(tmp_path / "out.parquet"), BatchOptions())
         server.shutdown()
     found = answers(tmp_path / "out.parquet")
     assert [row["id"] for row in found] == [line for line in lines if line]
@@ -181,7 +185,7 @@ def test_boxes_are_a_nested_list_or_json(folders, tmp_path):
     (tmp_path / "in/0.png").replace(tmp_path / "in/9.png")
     found = {}
     for kind in ("parquet", "csv", "jsonl"):
-        predict(folders["detector"], str(tmp_path / "in"), str(tmp_path / f"out.{kind}"), Options(batch_rows=2))
+        predict(folders["detector"], str(tmp_path / "in"), str(tmp_path / f"out.{kind}"), BatchOptions(batch_rows=2))
         found[kind] = [row["boxes"] for row in answers(tmp_path / f"out.{kind}")]
     one = {"label": "spot", "score": 1.0, "x1": 1.0, "y1": 1.0, "x2": 5.0, "y2": 5.0}
     assert found["parquet"] == found["jsonl"] == [[one], [], None, [one]]
@@ -200,7 +204,7 @@ def test_only_the_poisoned_item_of_a_batch_fails(folders, tmp_path):
                            drift=made.folder / "drift.json", tokenizer=made.folder / "tokenizer.json")  # fmt: skip
     good = next(word for word in ("good", "fine", "great") if word != poison)
     source = table(tmp_path / "x.csv", [good, good, poison, good])
-    predict(fragile.folder, str(source), str(tmp_path / "out.parquet"), Options(batch_rows=4))
+    predict(fragile.folder, str(source), str(tmp_path / "out.parquet"), BatchOptions(batch_rows=4))
     found = answers(tmp_path / "out.parquet")
     assert [row["label"] for row in found] == ["good", "good", None, "good"]
     assert found[2]["error"].startswith("the model failed on it")
@@ -238,7 +242,7 @@ def test_a_run_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(folders
     assert f"{100 * done} rows were kept" in warned
     assert "20000 rows, 0 without an answer" in said
     whole = tmp_path / "whole.parquet"
-    summary = predict(folders["text"], str(source), str(whole), Options(part_rows=100))
+    summary = predict(folders["text"], str(source), str(whole), BatchOptions(part_rows=100))
     assert summary.kept == 0
     assert out.read_bytes() == whole.read_bytes()
     assert not (tmp_path / "out.parquet.partial").exists()
@@ -250,7 +254,7 @@ def stopped(folders, tmp_path):
     source, out = many(tmp_path / "x.csv", 40), tmp_path / "out.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(output.Output, "join", lambda *_: os.fspath(out))  # killed before the parts are joined
-        predict(folders["text"], str(source), str(out), Options(part_rows=10, batch_rows=7))
+        predict(folders["text"], str(source), str(out), BatchOptions(part_rows=10, batch_rows=7))
     kept = sorted((tmp_path / "out.jsonl.partial").iterdir())
     assert len(kept) == 4
     kept[3].unlink()
@@ -260,7 +264,7 @@ def stopped(folders, tmp_path):
 
 def test_a_torn_part_is_made_anew_and_the_batch_size_stays(folders, stopped):
     source, out = stopped
-    summary = predict(folders["text"], str(source), str(out), Options(part_rows=10))
+    summary = predict(folders["text"], str(source), str(out), BatchOptions(part_rows=10))
     assert (summary.kept, summary.rows) == (20, 40)
     assert [row["id"] for row in answers(out)] == list(range(40))
 
@@ -270,14 +274,14 @@ def test_the_batch_size_of_the_first_run_is_kept(folders, stopped, monkeypatch):
     run = Model.run
     monkeypatch.setattr(Model, "run", lambda self, given: sizes.append(len(given[0].arrays["ids"])) or run(self, given))
     source, out = stopped
-    predict(folders["text"], str(source), str(out), Options(part_rows=10))
+    predict(folders["text"], str(source), str(out), BatchOptions(part_rows=10))
     assert sorted(sizes) == [3, 3, 7, 7]
 
 
 @pytest.mark.parametrize("option", [{"part_rows": 20}, {"part_rows": 10, "batch_rows": 8}])
 def test_other_options_start_anew_and_say_so(folders, stopped, option, capsys):
     source, out = stopped
-    assert predict(folders["text"], str(source), str(out), Options(**option)).kept == 0
+    assert predict(folders["text"], str(source), str(out), BatchOptions(**option)).kept == 0
     assert "starting anew" in capsys.readouterr().err
     assert len(answers(out)) == 40
 
@@ -287,7 +291,7 @@ def test_another_bundle_starts_anew_and_says_so(folders, stopped, tmp_path, caps
     other = bundle.write(tmp_path / "other", made.manifest, model=made.model, card="# another\n",
                          drift=made.folder / "drift.json", tokenizer=made.folder / "tokenizer.json")  # fmt: skip
     source, out = stopped
-    assert predict(other.folder, str(source), str(out), Options(part_rows=10)).kept == 0
+    assert predict(other.folder, str(source), str(out), BatchOptions(part_rows=10)).kept == 0
     assert "of another bundle" in capsys.readouterr().err
 
 
@@ -296,7 +300,7 @@ def test_what_changed_in_the_input_is_predicted_anew(folders, stopped, capsys):
     lines = source.read_text().splitlines()
     lines[15] = "14,bad awful poor"
     source.write_text("\n".join(lines))
-    assert predict(folders["text"], str(source), str(out), Options(part_rows=10)).kept == 10
+    assert predict(folders["text"], str(source), str(out), BatchOptions(part_rows=10)).kept == 10
     assert "part 1 is of other items" in capsys.readouterr().err
     assert answers(out)[14]["label"] == "bad"
 
@@ -306,7 +310,7 @@ def test_an_image_that_changed_is_predicted_anew(folders, tmp_path, monkeypatch)
     for number in range(4):
         (tmp_path / f"in/{number}.png").write_bytes(brightness.png(250))
     run = functools.partial(
-        predict, folders["classifier"], str(tmp_path / "in"), str(tmp_path / "out.csv"), Options(part_rows=2)
+        predict, folders["classifier"], str(tmp_path / "in"), str(tmp_path / "out.csv"), BatchOptions(part_rows=2)
     )
     with monkeypatch.context() as patch:
         patch.setattr(output.Output, "join", lambda *_: None)
@@ -333,20 +337,20 @@ def test_a_slip_is_explained_and_nothing_is_written(folders, tmp_path, monkeypat
     cut.write_bytes(cut.read_bytes()[:9000])
     before = (tmp_path / "x.csv").read_bytes()
     with pytest.raises(LooplineError, match=re.escape(message)):
-        predict(folders["text"], source, out, Options(**options))
+        predict(folders["text"], source, out, BatchOptions(**options))
     assert (tmp_path / "x.csv").read_bytes() == before
     assert not (tmp_path / "out.csv").exists()
 
 
 def test_an_output_among_the_images_is_refused(folders, pictures):
     with pytest.raises(LooplineError, match="or in it: write it elsewhere"):
-        predict(folders["classifier"], str(pictures), str(pictures / "b/out.csv"), Options())
+        predict(folders["classifier"], str(pictures), str(pictures / "b/out.csv"), BatchOptions())
     assert not (pictures / "b/out.csv.partial").exists()
 
 
 def test_an_image_in_place_of_a_list_is_refused(folders, pictures, tmp_path):
     with pytest.raises(LooplineError, match="is not a list of images"):
-        predict(folders["classifier"], str(pictures / "b/2.png"), str(tmp_path / "out.csv"), Options())
+        predict(folders["classifier"], str(pictures / "b/2.png"), str(tmp_path / "out.csv"), BatchOptions())
 
 
 def test_pyarrow_reads_from_memory_alone(folders, tmp_path, monkeypatch):
@@ -359,7 +363,7 @@ def test_pyarrow_reads_from_memory_alone(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(output.pq, "ParquetFile", noting(pq.ParquetFile))
     monkeypatch.setattr(output.pyarrow.json, "read_json", noting(output.pyarrow.json.read_json))
     source = table(tmp_path / "in.csv", TEXTS)
-    predict(folders["text"], str(source), str(tmp_path / "out.csv"), Options())
+    predict(folders["text"], str(source), str(tmp_path / "out.csv"), BatchOptions())
     assert len(sources) > 1 and set(sources) == {pa.BufferReader}
 
 

@@ -102,7 +102,7 @@ def test_what_is_unsure_or_strange_is_kept_whatever_the_share():
             promise={},
             signals={"top_probability": sure, "brightness": moved},
             quality=quality,
-            labels=reference.Labels(names=()),
+            labels=reference.ReferenceLabels(names=()),
         )
     )
     found = doubts.reasons(
@@ -214,7 +214,7 @@ def own(folders, kept):
 
     def make(**options):
         model = Model(folders["classifier"])
-        made.append(journal_writer.Journal(journal_writer.Options(folder=kept, **options), [model], Metrics()))
+        made.append(journal_writer.Journal(journal_writer.JournalOptions(folder=kept, **options), [model], Metrics()))
         return made[-1], model
 
     yield make
@@ -356,7 +356,9 @@ def test_a_folder_of_a_journal_is_needed_to_be_writable(folders, tmp_path):
     else:
         tmp_path.chmod(0o500)
     with pytest.raises(LooplineError, match="cannot be written"):
-        journal_writer.Journal(journal_writer.Options(folder=tmp_path), [Model(folders["classifier"])], Metrics())
+        journal_writer.Journal(
+            journal_writer.JournalOptions(folder=tmp_path), [Model(folders["classifier"])], Metrics()
+        )
 
 
 def test_a_class_in_decomposed_characters_is_the_bundles():

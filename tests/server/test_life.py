@@ -121,7 +121,7 @@ def test_of_two_that_start_at_the_same_time_one_is_refused(monkeypatch):
     port = first.getsockname()[1]
     monkeypatch.setattr(server, "load", lambda *_: first.listen() or [])
     with first, pytest.raises(LooplineError, match=f"127.0.0.1:{port} is taken"):
-        server.run([], server.Options(port=port))
+        server.run([], server.ServerOptions(port=port))
 
 
 def test_it_says_not_ready_before_it_stops_answering(serve, folders):

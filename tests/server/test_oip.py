@@ -20,7 +20,7 @@ IMAGE = Tensor(name="x", datatype="UINT8", shape=(-1, 2))
 
 def parse(body, headers, tensor):
     """Twice, because what was remembered must be read as what was not."""
-    read = oip.Reader({"x": tensor}, OUT)
+    read = oip.RequestReader({"x": tensor}, OUT)
     first, second = read(body, headers), read(body, headers)
     assert first.id == second.id
     assert first.outputs == second.outputs

@@ -162,7 +162,7 @@ def test_the_samples_of_the_tests_bundles_are_golden(server, folders):
 
 
 def sample(given, *names):
-    return golden.Sample(
+    return golden.GoldenSample(
         given, {"label": names[0]} if len(names) == 1 else {"boxes": [{"label": name} for name in names]}
     )
 

@@ -120,10 +120,10 @@ def test_every_status_but_200_is_a_failure(counts, words):
 def test_a_server_that_is_not_there_or_none_of_models_is_said(folder, serving):
     url = f"http://127.0.0.1:{prometheus.free_port()}"
     with pytest.raises(LooplineError, match=r"cannot be reached: .*; `loopline status` shows what is up"):
-        traffic.choose((), ("text",), traffic.Plan(url=url))
+        traffic.choose((), ("text",), traffic.TrafficPlan(url=url))
     server = Server(lambda *_: (200, b"<html>"))
     with pytest.raises(LooplineError, match="not as a server of models does"):
-        traffic.choose((), ("text",), traffic.Plan(url=server.url))
+        traffic.choose((), ("text",), traffic.TrafficPlan(url=server.url))
     server.close()
 
 
@@ -135,7 +135,7 @@ def test_the_token_goes_with_every_request(folder):
         return 200, b'[{"name": "text"}]'
 
     server = Server(answer)
-    plan = traffic.Plan(url=server.url, rate=50, seconds=0.1, token="secret")
+    plan = traffic.TrafficPlan(url=server.url, rate=50, seconds=0.1, token="secret")
     traffic.choose((), ("text",), plan)
     assert traffic.send({"text": ["a"]}, plan, progress=False) == {"200": 5}
     assert given == {"Bearer secret"}
@@ -151,7 +151,7 @@ def params(folder, **datasets):
 
 
 def plan(profile, **more):
-    return traffic.Plan(url="", profile=profile, **more)
+    return traffic.TrafficPlan(url="", profile=profile, **more)
 
 
 def test_a_profile_that_is_none_is_refused_with_those_there_are(folder):
@@ -167,7 +167,7 @@ def test_every_profile_gives_images_that_can_be_sent(folder, profile):
 
 
 def test_the_test_of_an_absent_server_counts_what_got_no_answer(folder):
-    nowhere = traffic.Plan(url=f"http://127.0.0.1:{prometheus.free_port()}", rate=50, seconds=0.2)
+    nowhere = traffic.TrafficPlan(url=f"http://127.0.0.1:{prometheus.free_port()}", rate=50, seconds=0.2)
     counts = traffic.send({"classifier": [b"\x89PNG"]}, nowhere, progress=False)
     assert counts["no answer"] == 10
 
@@ -276,7 +276,7 @@ def test_each_request_has_an_id_of_its_own_so_that_a_rollout_spreads_them(folder
 
     server = Server(answer)
     counts = traffic.send(
-        {"classifier": [b"the same"]}, traffic.Plan(url=server.url, rate=100, seconds=0.2), progress=False
+        {"classifier": [b"the same"]}, traffic.TrafficPlan(url=server.url, rate=100, seconds=0.2), progress=False
     )
     server.close()
     assert counts == {"200": 20}

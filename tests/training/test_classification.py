@@ -22,7 +22,7 @@ from loopline.settings import Classification
 from loopline.tasks import image
 from loopline.tasks.spec import ImageInput
 from loopline.training import classification, loop
-from loopline.training.classification.residual import Network
+from loopline.training.classification.residual import ImageNetwork
 
 SIDE = 16
 
@@ -127,7 +127,7 @@ def test_training_images_have_an_embedding_of_unit_variance(trained: Path) -> No
 
 
 def test_another_training_starts_from_its_blocks_and_has_its_own_head(trained: Path) -> None:
-    network = Network(ImageInput(height=SIDE, width=SIDE, channels=3), classes=5, width=8, embedding=8)
+    network = ImageNetwork(ImageInput(height=SIDE, width=SIDE, channels=3), classes=5, width=8, embedding=8)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     classification.start_from(network, str(trained / "model.safetensors"))
     source, after = load_file(trained / "model.safetensors"), network.state_dict()
@@ -155,7 +155,7 @@ def test_a_bad_pretrained_setting_is_explained(
     if content is not None:
         path = str(tmp_path / "model.safetensors")
         Path(path).write_bytes(content or (trained / "model.safetensors").read_bytes())
-    network = Network(ImageInput(height=SIDE, width=SIDE, channels=1), classes=3, width=width, embedding=8)
+    network = ImageNetwork(ImageInput(height=SIDE, width=SIDE, channels=1), classes=3, width=width, embedding=8)
     with pytest.raises(LooplineError, match=message):
         classification.start_from(network, path)
 
@@ -163,13 +163,15 @@ def test_a_bad_pretrained_setting_is_explained(
 def test_the_default_network_is_small() -> None:
     _, model = settings.model("classifier", Path(__file__).parents[1] / "params.yaml")
     assert isinstance(model, Classification)
-    network = Network(ImageInput(**model.input.model_dump()), classes=10, width=model.train.width, embedding=8)
+    network = ImageNetwork(ImageInput(**model.input.model_dump()), classes=10, width=model.train.width, embedding=8)
     assert sum(parameter.numel() for parameter in network.parameters()) <= 300_000
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 1), (28, 28, 1), (64, 48, 3), (224, 224, 3)])
 def test_any_image_size_has_a_network(height: int, width: int, channels: Any) -> None:
-    network = Network(ImageInput(height=height, width=width, channels=channels), classes=4, width=8, embedding=2).eval()
+    network = ImageNetwork(
+        ImageInput(height=height, width=width, channels=channels), classes=4, width=8, embedding=2
+    ).eval()
     with torch.inference_mode():
         assert network(torch.zeros(2, height, width, channels, dtype=torch.uint8)).shape == (2, 4)
     assert loop.device().type in ("cpu", "cuda")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from loopline.lib.drawing import MAX_BYTES
 from loopline.training import plots
-from loopline.training.plots import Answer, Scene
+from loopline.training.plots import Scene, ShownSample
 
 Draw = Callable[[Path], None]
 RANDOM = np.random.default_rng(0)
@@ -23,13 +23,15 @@ def history(path: Path) -> Path:
     return path
 
 
-def answers(count: int, side: int = 28, channels: int = 1) -> list[Answer]:
+def answers(count: int, side: int = 28, channels: int = 1) -> list[ShownSample]:
     images = RANDOM.integers(0, 256, (count, side, side, channels), np.uint8)
-    return [Answer(image, "Ankle boot", "A name that is far too long to be shown", 0.987) for image in images]
+    return [ShownSample(image, "Ankle boot", "A name that is far too long to be shown", 0.987) for image in images]
 
 
-def texts(count: int) -> list[Answer]:
-    return [Answer(f"costs $5 and ${n}\x0b\u65e5\u672c " + "long " * n, "English", "Basque", 0.5) for n in range(count)]
+def texts(count: int) -> list[ShownSample]:
+    return [
+        ShownSample(f"costs $5 and ${n}\x0b\u65e5\u672c " + "long " * n, "English", "Basque", 0.5) for n in range(count)
+    ]
 
 
 def scenes(count: int, boxes: int) -> list[Scene]:

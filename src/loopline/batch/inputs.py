@@ -31,7 +31,7 @@ class Item(NamedTuple):
     error: str | None = None
 
 
-class Source(NamedTuple):
+class BatchInput(NamedTuple):
     """The items in order, their number where it is known beforehand, and the file system that their paths are of, if one."""
 
     items: Iterator[Item]
@@ -59,16 +59,16 @@ def locate(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def images(url: str) -> Source:
+def images(url: str) -> BatchInput:
     """Every file under a folder in order of name, or the paths and URLs of a text file, one a line."""
     fs, path = locate(url)
     fs.invalidate_cache()
     try:
         if fs.isdir(path):
-            return Source(guarded(_folder(fs, path, path), url), fs=fs)
+            return BatchInput(guarded(_folder(fs, path, path), url), fs=fs)
     except OSError as error:
         raise LooplineError(f"{url}: {reason(error)}") from error
-    return Source(guarded(_list(opened(url), url), url))
+    return BatchInput(guarded(_list(opened(url), url), url))
 
 
 def contents(paths: Sequence[str], fs: Any = None) -> list[bytes | Exception]:

@@ -36,7 +36,7 @@ Answer = dict[str, Any]  # the columns of one row, but for its id
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class BatchOptions:
     """See `loopline predict --help`."""
 
     column: str | None = None
@@ -76,7 +76,7 @@ class Summary:
         return "\n".join([head, *(f"  {line}" for line in self.examples), *more])
 
 
-def predict(folder: Path, source: str, output: str, options: Options) -> Summary:
+def predict(folder: Path, source: str, output: str, options: BatchOptions) -> Summary:
     """Predict all of `source` with the bundle at `folder` into `output`. Raises LooplineError."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a slot is one core
     model = Model(folder)
@@ -97,7 +97,7 @@ def predict(folder: Path, source: str, output: str, options: Options) -> Summary
     return summary
 
 
-def _facts(out: Output, model: Model, options: Options, rows: int) -> dict[str, Any]:
+def _facts(out: Output, model: Model, options: BatchOptions, rows: int) -> dict[str, Any]:
     """What each part is made from, but for its items. The batch size is an earlier run's: an INT8 answer may depend on it."""
     facts = {"bundle": model.bundle.version, "column": options.column, "part_rows": rows}
     batch = options.batch_rows or model.best_rows
@@ -113,7 +113,7 @@ def _facts(out: Output, model: Model, options: Options, rows: int) -> dict[str, 
 
 
 def _parts(
-    model: Model, source: inputs.Source, out: Output, facts: dict[str, Any], slots: int, summary: Summary
+    model: Model, source: inputs.BatchInput, out: Output, facts: dict[str, Any], slots: int, summary: Summary
 ) -> int:
     """Make every part that is not there yet; returns their number."""
     from tqdm import tqdm

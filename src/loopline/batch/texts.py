@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO
 
-from loopline.batch.inputs import Item, Source, guarded, opened, told
+from loopline.batch.inputs import BatchInput, Item, guarded, opened, told
 from loopline.errors import LooplineError
 from loopline.server.model import MOST_TEXT
 from loopline.tables import reader
 from loopline.tables.columns import TEXT, Unreadable, cell, match
-from loopline.tables.delimited import Row
+from loopline.tables.delimited import TableRow
 
 COMPRESSED = (".gz", ".bz2", ".xz")
 
@@ -22,7 +22,7 @@ def unpacked(url: str) -> str:
     return name.stem if name.suffix.lower() in COMPRESSED else name.name
 
 
-def texts(url: str, column: str | None = None) -> Source:
+def texts(url: str, column: str | None = None) -> BatchInput:
     """The rows of a table. column: that of the texts; without it the first whose name says so, as in ingest.
 
     Raises LooplineError where the table cannot be read or has no such column.
@@ -47,10 +47,10 @@ def texts(url: str, column: str | None = None) -> Source:
     except BaseException:  # Ctrl-C too: the file is closed, and the error goes on
         file.close()
         raise
-    return Source(guarded(_items(file, table.rows), url), table.total)
+    return BatchInput(guarded(_items(file, table.rows), url), table.total)
 
 
-def _items(file: IO[bytes], rows: Iterator[Row]) -> Iterator[Item]:
+def _items(file: IO[bytes], rows: Iterator[TableRow]) -> Iterator[Item]:
     """An item for each row: a text, or the error that stands in its place."""
     with file:
         for number, row in enumerate(rows):
@@ -60,7 +60,7 @@ def _items(file: IO[bytes], rows: Iterator[Row]) -> Iterator[Item]:
                 yield Item(number, error=str(error))
 
 
-def _text(row: Row) -> str:
+def _text(row: TableRow) -> str:
     if row.problem is not None:
         raise Unreadable(row.problem)
     text = cell(row.values[0])

@@ -40,9 +40,11 @@ def _classes(model: str) -> tuple[str, ...]:
 
 def _export(options: argparse.Namespace) -> int:
     from loopline.journal import export, labels
-    from loopline.journal.reader import Store
+    from loopline.journal.reader import JournalReader
 
-    found = labels.worth(Store(options.journal, options.parts).latest(options.model, options.pool), options.count)
+    found = labels.worth(
+        JournalReader(options.journal, options.parts).latest(options.model, options.pool), options.count
+    )
     export.export(found, options.folder, _classes(options.model))
     print(f"{options.folder}: {len(found)} samples to label, the most useful first")
     return 0
@@ -53,10 +55,10 @@ def _import(options: argparse.Namespace) -> int:
 
     from loopline.errors import LooplineError
     from loopline.journal import annotations, segments
-    from loopline.journal.reader import Store
+    from loopline.journal.reader import JournalReader
 
     returned, classes = annotations.read(options.file), _classes(options.model)
-    entries = Store(options.journal, options.parts).answered(options.model, returned.labels)
+    entries = JournalReader(options.journal, options.parts).answered(options.model, returned.labels)
     taken = annotations.take(returned, entries)
     for identity, label in taken.labels.items():
         for name in [label] if isinstance(label, str) else [box["label"] for box in label]:
@@ -102,9 +104,9 @@ def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], dict[str
 def _batch(options: argparse.Namespace) -> int:
     from loopline.errors import LooplineError
     from loopline.journal import export, labels
-    from loopline.journal.reader import Store
+    from loopline.journal.reader import JournalReader
 
-    store = Store(options.journal, options.parts)
+    store = JournalReader(options.journal, options.parts)
     known = () if options.new_classes else _classes(options.model)
     trust = labels.Trust(max_share=options.max_share, known=known)
     found = labels.checked(store.labelled(options.model, since=options.since), store.conflicts(options.model), trust)

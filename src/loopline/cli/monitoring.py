@@ -12,14 +12,14 @@ from loopline.errors import LooplineError
 if TYPE_CHECKING:
     import threading
 
-    from loopline.fleet.stack import Options
+    from loopline.fleet.stack import StackOptions
 
 
-def stack_options(options: argparse.Namespace) -> Options:
+def stack_options(options: argparse.Namespace) -> StackOptions:
     """What `stack_arguments` took."""
     from loopline.fleet import stack
 
-    return stack.Options(
+    return stack.StackOptions(
         bundles=tuple(options.bundle or sorted(Path("models").glob("*/bundle"))),
         replicas=options.replicas,
         window=_window(options),
@@ -122,7 +122,7 @@ def _traffic(options: argparse.Namespace) -> int:
     from loopline.lib import credentials
     from loopline.simulate import traffic
 
-    plan = traffic.Plan(
+    plan = traffic.TrafficPlan(
         url=options.url or _address("gateway", "server-1", default="http://127.0.0.1:8080"),
         profile=options.profile,
         dataset=options.dataset,

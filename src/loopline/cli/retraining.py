@@ -11,14 +11,14 @@ from loopline.cli.verbs import JOURNAL, Verbs, models, verb
 from loopline.errors import LooplineError
 
 if TYPE_CHECKING:
-    from loopline.retraining.state import Run, Store
+    from loopline.retraining.state import RetrainerStore, Run
 
 
-def _store() -> Store:
+def _store() -> RetrainerStore:
     from loopline.retraining import FOLDER
-    from loopline.retraining.state import Store
+    from loopline.retraining.state import RetrainerStore
 
-    return Store(_root() / FOLDER)
+    return RetrainerStore(_root() / FOLDER)
 
 
 def _root() -> Path:

@@ -10,7 +10,7 @@ from loopline.cli.verbs import JOURNAL, Verbs, room, verb
 
 if TYPE_CHECKING:
     from loopline.rollout.controller import Controller
-    from loopline.rollout.state import Plan, State
+    from loopline.rollout.state import RolloutPlan, RolloutState
 
 
 def controller(options: argparse.Namespace) -> Controller:
@@ -23,13 +23,13 @@ def controller(options: argparse.Namespace) -> Controller:
     return rollout.Controller(partial(evidence.recent, options.journal))
 
 
-def plan(options: argparse.Namespace) -> Plan:
+def plan(options: argparse.Namespace) -> RolloutPlan:
     """What `plan_arguments` took. Raises LooplineError on steps that are none."""
     from dataclasses import fields, replace
 
     from loopline.errors import LooplineError
-    from loopline.rollout.judge import Policy
-    from loopline.rollout.state import Plan
+    from loopline.rollout.judge import RolloutPolicy
+    from loopline.rollout.state import RolloutPlan
 
     try:
         steps = tuple(int(step) for step in options.steps.split(","))
@@ -38,10 +38,10 @@ def plan(options: argparse.Namespace) -> Plan:
     if not steps or not all(0 < a <= 50 for a in steps) or list(steps) != sorted(set(steps)):
         raise LooplineError(f"--steps {options.steps}: rising percents up to 50, e.g. 5,25,50")
     given = {name: value for name, value in vars(options).items() if value is not None}
-    policy = Policy(**{f.name: given[f.name] for f in fields(Policy) if f.name in given})
+    policy = RolloutPolicy(**{f.name: given[f.name] for f in fields(RolloutPolicy) if f.name in given})
     if options.inputs:
         policy = replace(policy, shadow_inputs=min(policy.shadow_inputs, options.inputs))
-    return Plan(
+    return RolloutPlan(
         steps=steps,
         hold=options.hold,
         every=options.every,
@@ -97,7 +97,7 @@ def _by_hand(options: argparse.Namespace) -> int:
     return 0
 
 
-def _over(state: State, options: argparse.Namespace) -> int:
+def _over(state: RolloutState, options: argparse.Namespace) -> int:
     print(state)
     promoted = state.stage == "promoted"
     if state.plan.register or ("register" in options and options.register):

@@ -23,7 +23,7 @@ def _serve(options: argparse.Namespace) -> int:
             raise LooplineError(
                 "--journal takes its samples from those whose signals are counted: not with --signals 0"
             )
-        kept = journal_writer.Options(
+        kept = journal_writer.JournalOptions(
             folder=options.journal,
             sample=options.journal_sample,
             redact=options.journal_redact,
@@ -38,7 +38,7 @@ def _serve(options: argparse.Namespace) -> int:
     )
     return run.run(
         options.bundle,
-        run.Options(
+        run.ServerOptions(
             host=options.host,
             port=options.port,
             share_port=options.share_port,
@@ -58,7 +58,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from loopline.batch import predict
 
-    chosen = predict.Options(
+    chosen = predict.BatchOptions(
         column=options.column, slots=options.slots, batch_rows=options.batch_rows, part_rows=options.part_rows
     )
     summary = predict.predict(options.bundle, options.input, options.output, chosen)

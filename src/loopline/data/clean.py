@@ -16,7 +16,7 @@ from loopline.data.agreement import boxes_agree
 from loopline.data.formats.common import MAX_BYTES, nfc
 from loopline.data.manifest import SPLITS, Box, Sample
 from loopline.data.raw import RawBox, RawSample
-from loopline.settings import Split
+from loopline.settings import SplitSettings
 from loopline.tables import encoding
 from loopline.tasks.image import UnreadableImage, decode
 from loopline.tasks.spec import TaskName
@@ -89,7 +89,7 @@ class _Copies:
     others: list[Sample] = field(default_factory=list)  # the copies whose labels contradict the first one's
 
 
-def assign(key: str, published: str | None, of_source: Iterable[str], split: Split) -> str:
+def assign(key: str, published: str | None, of_source: Iterable[str], split: SplitSettings) -> str:
     """The split of a sample. It depends on its content or group, the seed and its source alone: later samples never move it.
 
     key: the content's id, or the group's name. The hash of "seed:key" is a number in [0, 1): the lowest `split.test` of
@@ -104,7 +104,7 @@ def assign(key: str, published: str | None, of_source: Iterable[str], split: Spl
     return "val" if "val" not in of_source and number >= 1 - split.val else "train"
 
 
-def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName, split: Split) -> Cleaned:
+def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName, split: SplitSettings) -> Cleaned:
     """Check each sample, drop copies, assign splits. Decodes one image at a time and keeps the encoded ones.
 
     sources: (name, samples) in the order they were added: the dataset, then its batches. A copy of what an earlier
@@ -155,7 +155,7 @@ def same_truth(first: Sample, second: Sample) -> bool:
 
 
 def _settle(
-    contents: dict[str, _Copies], published: dict[str, set[str]], split: Split, aside: Aside
+    contents: dict[str, _Copies], published: dict[str, set[str]], split: SplitSettings, aside: Aside
 ) -> Iterator[Sample]:
     """One sample of each content, with its split; none where its copies disagree on the label."""
     sources: dict[str, str] = {}  # group -> the source that it came with: what a later one publishes does not move it

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from loopline.data.catalog import DATASETS, Dataset, File, mirror
-from loopline.data.transfer import Line, accept, download, has_content, partial_of
+from loopline.data.transfer import TransferOptions, accept, download, has_content, partial_of
 from loopline.errors import LooplineError
 from loopline.lib import locks
 from loopline.settings import repository
@@ -23,7 +23,7 @@ def fetch(dataset: Dataset, *, root: Path | None = None, timeout: float = 30.0, 
 
     root: by default `.loopline/datasets` of the repository, which its working copies share.
     What is there with the right hash is left alone. Raises LooplineError if a file cannot be had or has another hash
-    than the catalogue's; what arrived until then stays, for the next try. timeout, backoff: see `transfer.Line`.
+    than the catalogue's; what arrived until then stays, for the next try. timeout, backoff: see `transfer.TransferOptions`.
     """
     folder = (root or repository() / DATASETS) / dataset.name
     with locks.held(folder / ".lock"):
@@ -46,7 +46,7 @@ def _fetch_all(dataset: Dataset, files: list[File], folder: Path, *, timeout: fl
     total = sum(file.bytes for file in files)
     bar = tqdm(total=total, unit="B", unit_scale=True, desc=dataset.name, disable=None)  # a terminal has it, a log not
     with bar, ThreadPoolExecutor(WORKERS) as pool:
-        line = Line(progress=bar.update, timeout=timeout, backoff=backoff)
+        line = TransferOptions(progress=bar.update, timeout=timeout, backoff=backoff)
         futures = [pool.submit(_fetch_one, file, dataset, folder, source, line) for file in files]
         try:
             for future in as_completed(futures):
@@ -57,7 +57,7 @@ def _fetch_all(dataset: Dataset, files: list[File], folder: Path, *, timeout: fl
             raise
 
 
-def _fetch_one(file: File, dataset: Dataset, folder: Path, source: Path | None, line: Line) -> None:
+def _fetch_one(file: File, dataset: Dataset, folder: Path, source: Path | None, line: TransferOptions) -> None:
     target = folder / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
     copy = _copy_of(file, dataset, source)

@@ -29,7 +29,7 @@ class _AgainError(Exception):
     """Something that may pass."""
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class _AllowedRedirects(urllib.request.HTTPRedirectHandler):
     """Follows a redirect only to an address that would be allowed in the first place."""
 
     def redirect_request(self, *arguments: Any) -> Any:
@@ -42,11 +42,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(*arguments)
 
 
-_OPENER = urllib.request.build_opener(_Redirects)
+_OPENER = urllib.request.build_opener(_AllowedRedirects)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TransferOptions:
     """What all transfers of one fetch share.
 
     progress takes the number of bytes that arrived, negative where some were thrown away. timeout: seconds without a
@@ -59,7 +59,7 @@ class Line:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def download(url: str, target: Path, file: File, line: Line) -> None:
+def download(url: str, target: Path, file: File, line: TransferOptions) -> None:
     """Fetch `url` to `target`. Raises LooplineError if it cannot be had, is too long or has the wrong hash."""
     check_address(url)
     partial = partial_of(target)
@@ -75,7 +75,7 @@ def download(url: str, target: Path, file: File, line: Line) -> None:
         accept(partial, target, file, url)
 
 
-def _complete(url: str, partial: Path, file: File, line: Line) -> None:
+def _complete(url: str, partial: Path, file: File, line: TransferOptions) -> None:
     """Make `partial` as long as the file, over as many tries as it takes."""
     tries = 0
     while not line.stop.is_set() and not (partial.exists() and _size(partial) == file.bytes):
@@ -92,7 +92,7 @@ def _complete(url: str, partial: Path, file: File, line: Line) -> None:
             line.stop.wait(line.backoff * 2 ** (tries - 1))
 
 
-def _receive(url: str, partial: Path, file: File, line: Line) -> None:
+def _receive(url: str, partial: Path, file: File, line: TransferOptions) -> None:
     """Append what `partial` lacks, or all if the server takes no ranges. Raises _AgainError where it may pass."""
     have = _size(partial)
     headers = {"User-Agent": "loopline", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})

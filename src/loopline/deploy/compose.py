@@ -28,7 +28,7 @@ from loopline.lib.waiting import until
 from loopline.observability import prometheus_api, rules
 from loopline.release import bundle, decisions, signature
 from loopline.rollout import canary_metrics
-from loopline.rollout.state import Plan
+from loopline.rollout.state import RolloutPlan
 
 FOLDER = Path(".loopline/compose")
 FILE = Path(__file__).parents[3] / "serving/compose.yaml"
@@ -42,7 +42,7 @@ PORTS = {"LOOPLINE_PORT": 8080, "LOOPLINE_METRICS_PORT": 8081, "LOOPLINE_CHALLEN
 
 
 @dataclass(frozen=True)
-class State:
+class ComposeState:
     """What serves. active: the champion's colour. releases: service -> model -> the bundle's folder. share: of the challenger."""
 
     active: str = ""
@@ -59,7 +59,7 @@ class Compose:
 
     services: Sequence[str] = SERVICES
     share: int = 5
-    plan: Plan | None = None
+    plan: RolloutPlan | None = None
     scrape: float = 15.0
     policy: Path = configuration.CONFIGURATION / "retraining.yaml"
     folder: Path = FOLDER
@@ -108,7 +108,7 @@ class Compose:
         said = [f"{', '.join(new)}: {self.share} % of the requests go to the challenger"]
         return said if self.plan is None else [*said, *self._soak(self.plan, release, new)]
 
-    def _soak(self, plan: Plan, release: Mapping[str, str], models: Sequence[str]) -> list[str]:
+    def _soak(self, plan: RolloutPlan, release: Mapping[str, str], models: Sequence[str]) -> list[str]:
         """Without the lock, so that somebody can end it by hand."""
         before = _stood_in()
 
@@ -160,12 +160,12 @@ class Compose:
             _noted(state.releases[before], state.releases[state.active], "rollback")
             return [f"{before} serves again: {_versions(state.releases[before])}"]
 
-    def read(self) -> State:
+    def read(self) -> ComposeState:
         """What was done last."""
         try:
-            return State(**json.loads((self.folder / "state.json").read_text(encoding="utf-8")))
+            return ComposeState(**json.loads((self.folder / "state.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
-            return State()
+            return ComposeState()
 
     def down(self) -> None:
         """End every container; data stays in its volumes. What served is forgotten: the next deployment is a first one."""
@@ -174,7 +174,7 @@ class Compose:
             (self.folder / "state.json").unlink(missing_ok=True)
             files.write(self.folder / "gateway/shares.map", "", shared=True)
 
-    def _wanted(self, bundles: Sequence[Path]) -> tuple[State, dict[str, str]]:
+    def _wanted(self, bundles: Sequence[Path]) -> tuple[ComposeState, dict[str, str]]:
         """What serves, and what is to: the bundles that are named, and of other models those that serve."""
         if missing := [name for name in SECRETS if not os.environ.get(name)]:
             raise LooplineError(f"{' and '.join(missing)} must be set in the environment, and not be empty")
@@ -185,7 +185,7 @@ class Compose:
         state = self.read()
         return state, {**state.releases.get(state.active, {}), **asked}
 
-    def _swap(self, state: State, release: dict[str, str]) -> list[str]:
+    def _swap(self, state: ComposeState, release: dict[str, str]) -> list[str]:
         self._configure()
         if JOURNAL in self.services:  # first of all: its image says who may write into the volume
             self._compose("up", "--detach", "--no-deps", "--no-recreate", JOURNAL)
@@ -197,7 +197,7 @@ class Compose:
         _noted(release, state.releases.get(state.active, {}), "promote")
         return [f"{to} serves: {_versions(release)}"]
 
-    def _try(self, state: State, release: dict[str, str]) -> None:
+    def _try(self, state: ComposeState, release: dict[str, str]) -> None:
         """Start it where no client gets to, and ask its golden inputs. Raises LooplineError, and nothing but a canary has ended."""
         state = replace(state, share=0)
         if self.read().share:
@@ -212,7 +212,7 @@ class Compose:
             self._end_trial(state)
             raise
 
-    def _turn(self, state: State, to: str) -> None:
+    def _turn(self, state: ComposeState, to: str) -> None:
         """The colour `to` takes over: it starts, and once the gateway sees it, the other one ends."""
         self._compose("up", "--detach", "--no-deps", "--force-recreate", to)
         self._compose(
@@ -239,7 +239,7 @@ class Compose:
             token.chmod(0o644)  # Alertmanager's user reads it; of this machine's users only ours gets into the folder
             self._compose("up", "--detach", "--no-deps", "--force-recreate", *anew)
 
-    def _end_trial(self, state: State) -> None:
+    def _end_trial(self, state: ComposeState) -> None:
         if self.read().share:
             self._shares({})
         self._compose("stop", CHALLENGER)
@@ -296,7 +296,7 @@ class Compose:
         for found in (folder, *folder.rglob("*")):  # the container's user is not the one who made them
             found.chmod(0o755 if found.is_dir() else 0o644)
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: ComposeState) -> None:
         files.write(self.folder / "state.json", json.dumps(asdict(state), indent=1), shared=True)
 
     def _checked(self, url: str, bundles: Sequence[Path]) -> list[str]:

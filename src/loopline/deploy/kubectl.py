@@ -26,7 +26,7 @@ SECONDS = 300  # until a lane has its servers; the Deployment's own progressDead
 
 
 @dataclass(frozen=True)
-class Lane:
+class LaneReplicas:
     """replicas: wanted. ready: those that serve with this image."""
 
     image: str
@@ -35,14 +35,14 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Status:
+class RolloutStatus:
     """share: percent of the predictions that the challenger answers. mirrored: it gets a copy of all, and nobody its answers.
 
     previous: the image that a rollback goes back to, the champion's own if it went back already; empty if there is none.
     """
 
-    champion: Lane
-    challenger: Lane
+    champion: LaneReplicas
+    challenger: LaneReplicas
     share: int
     mirrored: bool
     previous: str
@@ -69,7 +69,7 @@ class Cluster:
             )
         self.namespace = ("--namespace", champion["metadata"]["namespace"])
 
-    def deploy(self, image: str = "") -> Status:
+    def deploy(self, image: str = "") -> RolloutStatus:
         """Apply the overlay with this image (else its own) as champion, server by server, and end a canary.
 
         Raises LooplineError if the new servers do not get ready; then the image before is back.
@@ -88,7 +88,7 @@ class Cluster:
         self._settle(*((previous, "") if old == image else (old, previous)))
         return self.status()
 
-    def canary(self, share: int, image: str = "") -> Status:
+    def canary(self, share: int, image: str = "") -> RolloutStatus:
         """Let the challenger answer so many percent of the predictions, from 1 to 50; 0: it gets a copy of each and its answers are
         thrown away.
 
@@ -118,7 +118,7 @@ class Cluster:
         self._route(share, mirrored=not share)
         return self.status()
 
-    def promote(self) -> Status:
+    def promote(self) -> RolloutStatus:
         """The challenger's image becomes the champion's, server by server, and the canary ends.
 
         Raises LooplineError if there is no challenger, or if the new servers do not get ready: then the champion is what it was.
@@ -133,7 +133,7 @@ class Cluster:
         self._end_canary()
         return self.status()
 
-    def rollback(self) -> Status:
+    def rollback(self) -> RolloutStatus:
         """End the canary if there is one, at once; else the champion gets the image before its own again.
 
         One back and no further; once more changes nothing. Raises LooplineError where there is none.
@@ -149,7 +149,7 @@ class Cluster:
         self._wait(CHAMPION)
         return self.status()
 
-    def verify(self) -> Status:
+    def verify(self) -> RolloutStatus:
         """Is what serves whole? Every lane has its servers, with the image that is asked for, and the gateway has taken the route.
 
         Raises LooplineError that says all that is wrong.
@@ -166,7 +166,7 @@ class Cluster:
             raise LooplineError("\n".join(wrong))
         return present
 
-    def status(self) -> Status:
+    def status(self) -> RolloutStatus:
         """What the cluster says now. Raises LooplineError where nothing is deployed."""
         lanes = {}
         champion = self._get("Deployment", _name(CHAMPION))
@@ -180,7 +180,7 @@ class Cluster:
             rule = self._get("HTTPRoute", NAME)["spec"]["rules"][self._rule()]
             share = next(ref["weight"] for ref in rule["backendRefs"] if ref["name"] == _name(CHALLENGER))
             mirrored = any(one["type"] == "RequestMirror" for one in rule.get("filters", []))
-        return Status(lanes[CHAMPION], lanes[CHALLENGER], share, mirrored, _previous(champion))
+        return RolloutStatus(lanes[CHAMPION], lanes[CHALLENGER], share, mirrored, _previous(champion))
 
     def prometheus(self, where: str, expression: str) -> list[prometheus_api.Series]:
         """What it says now. where: an address, or namespace/service:port, which the API server passes the query on to: that needs
@@ -291,12 +291,12 @@ def _previous(champion: dict[str, Any]) -> str:
     return str(champion["metadata"].get("annotations", {}).get(PREVIOUS, ""))
 
 
-def _lane(deployment: dict[str, Any]) -> Lane:
+def _lane(deployment: dict[str, Any]) -> LaneReplicas:
     """Servers of an older image, or of a state that the cluster has not looked at yet, do not count as ready."""
     status, replicas = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
     seen = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     ready = min(status.get("updatedReplicas", 0), status.get("availableReplicas", 0)) if seen else 0
-    return Lane(_container(deployment)["image"], replicas, ready)
+    return LaneReplicas(_container(deployment)["image"], replicas, ready)
 
 
 def _refused(route: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from loopline.deploy.kubectl import PROMETHEUS, Cluster
 from loopline.errors import LooplineError
 from loopline.release import bundle
 from loopline.rollout import canary_metrics
-from loopline.rollout.state import Plan
+from loopline.rollout.state import RolloutPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Images:
     image: str = ""
     share: int = 5
     url: str = ""
-    plan: Plan | None = None
+    plan: RolloutPlan | None = None
     prometheus: str = PROMETHEUS
     scrape: float = 15.0
 

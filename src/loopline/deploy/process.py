@@ -14,7 +14,7 @@ from loopline.release import bundle, decisions
 from loopline.rollout import controller as rollout
 from loopline.rollout import state
 from loopline.rollout.controller import Controller
-from loopline.rollout.state import OVER, Plan, State
+from loopline.rollout.state import OVER, RolloutPlan, RolloutState
 
 Found = tuple[str, Path, str]  # model, folder, version
 
@@ -27,9 +27,9 @@ class Processes:
     rolled back before.
     """
 
-    options: stack.Options
+    options: stack.StackOptions
     controller: Controller
-    plan: Plan | None
+    plan: RolloutPlan | None
     again: bool = False
 
     def deploy(self, bundles: Sequence[Path]) -> list[str]:
@@ -51,7 +51,7 @@ class Processes:
         if len(found := _differing(bundles)) != 1:
             raise LooplineError(f"a canary is of one new bundle, these are {len(found)}: name one with --bundle")
         [(_, folder, _)] = found
-        begun = self.controller.start(folder, self.plan or Plan(), again=self.again)
+        begun = self.controller.start(folder, self.plan or RolloutPlan(), again=self.again)
         if begun.stage in OVER:  # the last rollout was of this bundle, and nothing begins
             raise RefusedError(f"no canary begins, for this bundle's rollout is over: {begun}\n--again tries it anew")
         rollout.behind()
@@ -77,7 +77,9 @@ class Processes:
         if found and found.stage not in OVER and found.challenger == version:  # its canary is under way
             ended = self.controller.run() if self.plan else self.controller.promote(model)
         else:
-            self.controller.start(folder, self.plan or Plan(inputs=0), again=self.again, rolling=self.plan is None)
+            self.controller.start(
+                folder, self.plan or RolloutPlan(inputs=0), again=self.again, rolling=self.plan is None
+            )
             ended = self.controller.run()
         if ended.stage != "promoted":
             raise LooplineError(f"the former bundle serves: {ended}")
@@ -91,7 +93,7 @@ class Processes:
         decisions.append(model, "promote", bundle=version, champion=version, reasons=["it was not served before"])
         return [f"{model}: {version:.12} serves"]
 
-    def _back(self, ended: State, why: str) -> None:
+    def _back(self, ended: RolloutState, why: str) -> None:
         self.controller.rollback(ended.model, why)
 
     def _verified(self, bundles: Sequence[Path], undo: Callable[[str], object] | None = None) -> list[str]:

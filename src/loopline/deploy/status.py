@@ -16,7 +16,7 @@ from loopline.lib import processes
 from loopline.observability import prometheus_api
 from loopline.release import bundle, decisions
 from loopline.retraining import FOLDER as RETRAINER
-from loopline.retraining.state import WAITING, Store
+from loopline.retraining.state import WAITING, RetrainerStore
 from loopline.rollout import state
 
 SERVER = "http://127.0.0.1:8080"  # of `make serve`, where `up` started nothing
@@ -25,7 +25,7 @@ DECISIONS = 3  # the latest ones that are shown
 
 
 @dataclass(frozen=True)
-class Part:
+class PartStatus:
     """A process that `up` started. running: False where it ended and is missed."""
 
     name: str
@@ -56,7 +56,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Alert:
+class FiringAlert:
     """An alert that fires. model: empty for one of a server."""
 
     name: str
@@ -69,14 +69,14 @@ class Alert:
 class Status:
     """All of it. problems: what was asked and gave no answer. steps: commands that lead on."""
 
-    parts: list[Part]
+    parts: list[PartStatus]
     url: str | None
     served: list[Served]
     stages: list[Stage]
     retraining: list[str]
     rollout: str | None
-    decided: list[decisions.Record]
-    alerts: list[Alert]
+    decided: list[decisions.DecisionRecord]
+    alerts: list[FiringAlert]
     problems: list[str]
     steps: list[str]
 
@@ -92,7 +92,7 @@ def look(url: str | None = None, token: str | None = None) -> Status:
         named = named or SERVER
     except LooplineError as error:
         problems += [str(error)] if named else []
-    alerts: list[Alert] = []
+    alerts: list[FiringAlert] = []
     if "prometheus" in running:
         try:
             alerts = _alerts(running["prometheus"])
@@ -113,15 +113,15 @@ def look(url: str | None = None, token: str | None = None) -> Status:
     )
 
 
-def _parts(folder: Path = members.FOLDER) -> list[Part]:
+def _parts(folder: Path = members.FOLDER) -> list[PartStatus]:
     running = processes.running(folder)
-    found = [Part(one.name, one.address, one.pid, True) for one in running]
+    found = [PartStatus(one.name, one.address, one.pid, True) for one in running]
     names = {one.name for one in running}
     noted = folder / "parts.json"
     if not running or not noted.exists():
         return found
     rows = json.loads(noted.read_text(encoding="utf-8"))
-    return found + [Part(row["name"], row["address"], None, False) for row in rows if row["name"] not in names]
+    return found + [PartStatus(row["name"], row["address"], None, False) for row in rows if row["name"] not in names]
 
 
 def _served(model: str, version: str) -> Served:
@@ -168,7 +168,7 @@ def _retraining(folder: Path) -> Iterator[str]:
     """Lines on a pause, on alerts that wait, on the run under way and on the last one that ended."""
     if not (folder / "state.db").exists():
         return
-    store = Store(folder)
+    store = RetrainerStore(folder)
     try:
         if (folder / "paused").exists():
             yield f"paused: {(folder / 'paused').read_text(encoding='utf-8')}"
@@ -187,9 +187,11 @@ def _retraining(folder: Path) -> Iterator[str]:
         store.close()
 
 
-def _alerts(url: str) -> list[Alert]:
+def _alerts(url: str) -> list[FiringAlert]:
     rows = [row.labels for row in prometheus_api.instant(url, 'ALERTS{alertstate="firing"}')]
-    found = {Alert(*(row.get(name, "") for name in ("alertname", "severity", "model", "version"))) for row in rows}
+    found = {
+        FiringAlert(*(row.get(name, "") for name in ("alertname", "severity", "model", "version"))) for row in rows
+    }
     return sorted(found, key=lambda alert: (alert.model, alert.name))
 
 

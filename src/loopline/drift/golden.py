@@ -17,14 +17,14 @@ DIGITS = 6
 
 
 @dataclass(frozen=True)
-class Sample:
+class GoldenSample:
     """An encoded image or a text, and its answer as the route for people gives it."""
 
     given: bytes | str
     answer: Any
 
 
-def to_dict(samples: Sequence[Sample]) -> dict[str, Any]:
+def to_dict(samples: Sequence[GoldenSample]) -> dict[str, Any]:
     """The content of the file."""
     rows = [
         ({"text": s.given} if isinstance(s.given, str) else {"image": base64.b64encode(s.given).decode("ascii")})
@@ -34,14 +34,14 @@ def to_dict(samples: Sequence[Sample]) -> dict[str, Any]:
     return {"schema": SCHEMA_VERSION, "samples": rows}
 
 
-def read(path: Path) -> list[Sample]:
+def read(path: Path) -> list[GoldenSample]:
     """Read a bundle's `golden.json`. Raises LooplineError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA_VERSION:
             raise LooplineError(f"{path} has schema {content['schema']}, this version reads {SCHEMA_VERSION}")
         return [
-            Sample(row["text"] if "text" in row else base64.b64decode(row["image"]), row["answer"])
+            GoldenSample(row["text"] if "text" in row else base64.b64decode(row["image"]), row["answer"])
             for row in content["samples"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -96,7 +96,7 @@ class Quality:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class ReferenceLabels:
     """The confusion on the reference, rows of (predicted, true) counts, for black-box shift estimation; empty for a detector."""
 
     names: tuple[str, ...]
@@ -117,7 +117,7 @@ class Reference:
     promise: dict[str, float]
     signals: dict[str, Signal]
     quality: Quality
-    labels: Labels
+    labels: ReferenceLabels
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -133,7 +133,8 @@ class Reference:
             signals = {name: _signal(name, row) for name, row in content["signals"].items()}
             quality = Quality(**_tuples(content["quality"]))
             found = cls(
-                **content | {"signals": signals, "quality": quality, "labels": Labels(**_tuples(content["labels"]))}
+                **content
+                | {"signals": signals, "quality": quality, "labels": ReferenceLabels(**_tuples(content["labels"]))}
             )
             bins = len(signals[quality.signal].counts)
         except (KeyError, TypeError, AttributeError) as error:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
-from loopline.drill.record import Figure, Record
+from loopline.drill.record import DrillRecord, Figure
 from loopline.errors import LooplineError
 from loopline.fleet.gateway import Gateway
 from loopline.journal import index
@@ -17,7 +17,7 @@ from loopline.lib import processes
 from loopline.observability import prometheus_api
 from loopline.release import decisions
 from loopline.retraining import RUNS_FOLDER
-from loopline.retraining.state import Run, Store
+from loopline.retraining.state import RetrainerStore, Run
 from loopline.rollout import state
 
 # Beginnings and an end of DVC's lines that tell nothing of a training.
@@ -39,7 +39,7 @@ WANTED = {"gateway", "journal", "prometheus", "alertmanager", "retrainer"}  # pr
 class Observer:
     """Of the house in `folder`. What it sees goes into the record."""
 
-    def __init__(self, folder: Path, model: str, record: Record) -> None:
+    def __init__(self, folder: Path, model: str, record: DrillRecord) -> None:
         """Nothing is looked at before it is asked, or `watch` is called."""
         self.folder, self.model, self.record = folder, model, record
         self.up = folder / ".loopline/up"
@@ -72,11 +72,11 @@ class Observer:
         """Of the challenger, in percent, as the gateway itself has it."""
         return Gateway(self.up).shared().get(self.model, 0)
 
-    def lines(self) -> tuple[decisions.Record, ...]:
+    def lines(self) -> tuple[decisions.DecisionRecord, ...]:
         """The decision log."""
         return decisions.read(self.folder / "decisions/log.jsonl").records
 
-    def decided(self, action: str) -> decisions.Record | None:
+    def decided(self, action: str) -> decisions.DecisionRecord | None:
         """The first decision of that kind after the first champion's."""
         return next((line for line in self.lines()[1:] if line.action == action), None)
 
@@ -99,13 +99,13 @@ class Observer:
         folder = self.folder / ".loopline/retrainer"
         if not (folder / "state.db").exists():
             return []
-        store = Store(folder)
+        store = RetrainerStore(folder)
         try:
             return store.runs()
         finally:
             store.close()
 
-    def rollout(self) -> state.State | None:
+    def rollout(self) -> state.RolloutState | None:
         """The latest one."""
         return state.read(self.folder / state.FOLDER)
 
@@ -114,7 +114,7 @@ class Observer:
         found = self.rollout()
         return found.stage if found else ""
 
-    def ended(self) -> state.State | None:
+    def ended(self) -> state.RolloutState | None:
         """The latest rollout, if it is over."""
         found = self.rollout()
         return found if found and found.stage in state.OVER else None

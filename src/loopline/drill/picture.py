@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loopline.drill.record import MARKS, Record
+from loopline.drill.record import MARKS, DrillRecord
 from loopline.drill.world import Seen
 from loopline.lib.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, SOFT, sheet
 
@@ -20,7 +20,7 @@ LINES = 5  # of words above
 LETTER = 0.0064  # of the width
 
 
-def table(record: Record) -> str:
+def table(record: DrillRecord) -> str:
     """The time line as Markdown."""
     rows = ["| time | | |", "|---|---|---|"]
     for event in record.events:
@@ -30,7 +30,7 @@ def table(record: Record) -> str:
     return "\n".join(rows) + "\n"
 
 
-def draw(path: Path, record: Record, seen: Sequence[Seen], drift: str) -> None:
+def draw(path: Path, record: DrillRecord, seen: Sequence[Seen], drift: str) -> None:
     """Write the picture. drift: its name, in two words."""
     end = max(one.at for one in seen)
     edges = np.arange(0, end + STEP, STEP)
@@ -69,7 +69,7 @@ def _accuracy(axis: Any, seen: Sequence[Seen], middles: Any, drift: str) -> None
     axis.set_title("Accuracy, on samples that nobody labels")
 
 
-def _score(axis: Any, record: Record) -> None:
+def _score(axis: Any, record: DrillRecord) -> None:
     versions = list(dict.fromkeys(version for figure in record.figures for version in figure.score))
     for colour, name, version in zip(COLOURS, NAMES, versions, strict=False):
         found = [(figure.at, figure.score[version]) for figure in record.figures if version in figure.score]
@@ -107,7 +107,7 @@ def _versions(axis: Any, seen: Sequence[Seen], edges: Any, middles: Any) -> None
     axis.legend(fontsize=7, loc="lower left", frameon=True, framealpha=0.9, edgecolor=GREY)
 
 
-def _events(strip: Any, axes: Any, record: Record, end: float) -> None:
+def _events(strip: Any, axes: Any, record: DrillRecord, end: float) -> None:
     """What happened when, in words above, on as many lines as they need; a dotted line leads down through the panels."""
     strip.axis("off")
     strip.set_ylim(0, LINES)

@@ -39,7 +39,7 @@ class Figure:
 
 
 @dataclass
-class Record:
+class DrillRecord:
     """Grows while the drill goes on. began: time.monotonic()."""
 
     began: float = field(default_factory=time.monotonic)

@@ -25,7 +25,7 @@ CARELESS = (("typos", 3),)
 MOST = 20_000  # samples of each split
 
 
-class Sample(NamedTuple):
+class ScenarioSample(NamedTuple):
     """A request's body, its class, and the split that it is from."""
 
     body: bytes
@@ -37,8 +37,8 @@ class Sample(NamedTuple):
 class Pools:
     """What may be sent before the drift and in it. drift: a sentence; short: two words."""
 
-    clean: list[Sample]
-    drifted: list[Sample]
+    clean: list[ScenarioSample]
+    drifted: list[ScenarioSample]
     drift: str = "drift"
     short: str = "drift"
     content_type: str = "application/octet-stream"
@@ -73,29 +73,31 @@ def _companion(project: Path, model: str, spec: ModelSpec) -> str | None:
     return name if known and set(known.labels.values()) >= set(spec.labels) else None
 
 
-def _elsewhere(name: str, spec: ModelSpec) -> list[Sample]:
+def _elsewhere(name: str, spec: ModelSpec) -> list[ScenarioSample]:
     """Texts of another data set, every second one for people to label."""
     found = [(_body(one.text), one.label or "") for one in other_domain.read(name, "text", MOST)]
     found = [one for one in found if one[1] in spec.labels]
     if missing := sorted(set(spec.labels) - {label for _, label in found}):
         raise LooplineError(f"{name} has no {missing[0]!r}, which the model knows: name a data set with its classes")
-    return [Sample(*one, "train" if number % 2 else "test") for number, one in enumerate(found)]
+    return [ScenarioSample(*one, "train" if number % 2 else "test") for number, one in enumerate(found)]
 
 
-def _shifted(path: Path, spec: ModelSpec, by: Sequence[tuple[str, int]], rng: np.random.Generator) -> list[Sample]:
+def _shifted(
+    path: Path, spec: ModelSpec, by: Sequence[tuple[str, int]], rng: np.random.Generator
+) -> list[ScenarioSample]:
     return [*_samples(path, "test", spec, by, rng), *_samples(path, "train", spec, by, rng)]
 
 
 def _samples(
     path: Path, part: str, spec: ModelSpec, by: Sequence[tuple[str, int]], rng: np.random.Generator
-) -> list[Sample]:
+) -> list[ScenarioSample]:
     split = manifest.load_split(path, part)
     found = []
     for number in rng.permutation(len(split.inputs))[:MOST]:
         given: Any = split.inputs[number]
         for name, strength in by:
             given = shifts.shifted(given, name, strength, rng)
-        found.append(Sample(_body(given), spec.labels[int(split.targets[number])], part))
+        found.append(ScenarioSample(_body(given), spec.labels[int(split.targets[number])], part))
     return found
 
 

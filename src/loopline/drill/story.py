@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from loopline.data import repository
 from loopline.drill import faults
 from loopline.drill.observer import Observer
-from loopline.drill.record import Record
+from loopline.drill.record import DrillRecord
 from loopline.drill.scenario import pools
 from loopline.drill.scratch import Scratch
 from loopline.drill.world import World
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """The drill's clock. window: of drift. rate: requests a second. requests, points, slice: see `rollout.judge.Policy`.
+    """The drill's clock. window: of drift. rate: requests a second. requests, points, slice: see `rollout.judge.RolloutPolicy`.
 
     labels: that the retraining wants. dataset: see `scenario.pools`.
     """
@@ -51,7 +51,7 @@ class Drill:
 
     def __init__(self, root: Path, out: Path, pace: Pace, model: str = "classifier") -> None:
         """root: the repository. out: the folder that the result goes to."""
-        self.pace, self.out, self.model, self.record = pace, out, model, Record()
+        self.pace, self.out, self.model, self.record = pace, out, model, DrillRecord()
         self.record.say("act", "A clone of the repository, with its data and its champion")
         self.scratch = Scratch(root, root / ".loopline/drill/repository", model)
         if self.scratch.uncommitted:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from loopline.drill.scenario import Pools, Sample
+from loopline.drill.scenario import Pools, ScenarioSample
 
 CLIENTS = 6
 TIMEOUT = 30.0  # seconds; a machine that trains a model beside is slow, and slow is not lost
@@ -82,7 +82,7 @@ class World:
         """Requests that were not answered with 200."""
         return [one for one in self.seen if one.at >= since and one.status != 200]
 
-    def ask(self, samples: Sequence[Sample]) -> float:
+    def ask(self, samples: Sequence[ScenarioSample]) -> float:
         """The accuracy on these, asked now, as the sentinel asks: nothing of it is counted as traffic."""
         connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
         headers = {"Content-Type": self.pools.content_type, "X-Loopline-Probe": "1"}

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from loopline.observability import rules
 
 if TYPE_CHECKING:
-    from loopline.fleet.stack import Options
+    from loopline.fleet.stack import StackOptions
 
 CONFIGURATION = Path(__file__).parents[3] / "monitoring"  # the repository's
 TOKEN = "retrainer.token"  # noqa: S105 - the name of a file
 FAST = 5.0  # seconds between scrapes: who looks more often wants to be told at once
 
 
-def write(options: Options, folder: Path) -> None:
+def write(options: StackOptions, folder: Path) -> None:
     """The repository's configuration of Prometheus and Alertmanager, with these ports, this window and this pace."""
     import yaml
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loopline.errors import LooplineError
 from loopline.fleet import configuration, gateway, members, supervised
-from loopline.fleet.supervised import Part
+from loopline.fleet.supervised import SupervisedProcess
 from loopline.lib import locks, processes
 from loopline.lib.processes import Process
 from loopline.observability import rules
@@ -37,7 +37,7 @@ ADVICE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class StackOptions:
     """See `loopline up --help`. window: of drift; what is evaluated follows it. scrape: seconds.
 
     gateway: HAProxy has `port`, its metrics the next one, and each server a free one. journal: a folder, see docs/journal.md.
@@ -71,7 +71,7 @@ def binary(names: Sequence[str], advice: str = ADVICE) -> str:
     raise LooplineError(f"{names[-1]} was not found: {advice}")
 
 
-def up(options: Options, folder: Path = FOLDER) -> list[Process]:
+def up(options: StackOptions, folder: Path = FOLDER) -> list[Process]:
     """Start everything and wait until it answers. Raises LooplineError, with nothing left running, if something does not."""
     if not options.bundles:
         raise LooplineError("no bundle under models/: run `make repro` first, or name some")
@@ -84,7 +84,7 @@ def up(options: Options, folder: Path = FOLDER) -> list[Process]:
         raise LooplineError("another `loopline up` is at work here: wait for it") from error
 
 
-def _up(options: Options, folder: Path, haproxy: str, prometheus: str, alertmanager: str) -> list[Process]:
+def _up(options: StackOptions, folder: Path, haproxy: str, prometheus: str, alertmanager: str) -> list[Process]:
     if processes.running(folder):
         raise LooplineError("it is up already: `loopline down` ends it")
     _refuse_taken_ports(options)
@@ -114,7 +114,7 @@ def _up(options: Options, folder: Path, haproxy: str, prometheus: str, alertmana
     return started
 
 
-def _refuse_taken_ports(options: Options) -> None:
+def _refuse_taken_ports(options: StackOptions) -> None:
     """Whoever listens there would answer in place of what we start, and count as ours."""
     ports = {"--port": options.port, "--sentinel-port": options.sentinel_port}
     ports |= {"--prometheus-port": options.prometheus_port, "--alertmanager-port": options.alertmanager_port}
@@ -138,16 +138,20 @@ def _set_aside(store: Path) -> None:
         store.rename(before)
 
 
-def _front(options: Options, folder: Path, haproxy: str) -> list[Part]:
+def _front(options: StackOptions, folder: Path, haproxy: str) -> list[SupervisedProcess]:
     """HAProxy, where it is wanted."""
     if not options.gateway:
         return []
     address, metrics = f"http://127.0.0.1:{options.port}", options.port + 1
     config = gateway.write(folder, port=options.port, metrics_port=metrics)
-    return [Part("gateway", [haproxy, "-db", "-f", str(config)], address, f"http://127.0.0.1:{metrics}/metrics")]
+    return [
+        SupervisedProcess(
+            "gateway", [haproxy, "-db", "-f", str(config)], address, f"http://127.0.0.1:{metrics}/metrics"
+        )
+    ]
 
 
-def _behind(options: Options, folder: Path) -> None:
+def _behind(options: StackOptions, folder: Path) -> None:
     """The champion's servers behind the gateway, and the sentinel that goes with them."""
     kept = [members.keep(path) for path in options.bundles]
     bundles = {name: str(found.folder) for name, found in kept}
@@ -163,7 +167,7 @@ def _behind(options: Options, folder: Path) -> None:
     members.apply(wanted, folder)
 
 
-def _parts(options: Options, folder: Path, prometheus: str, alertmanager: str) -> list[Part]:
+def _parts(options: StackOptions, folder: Path, prometheus: str, alertmanager: str) -> list[SupervisedProcess]:
     """What is started one after the other; behind a gateway servers and sentinel are the fleet's."""
     bundles = [str(path) for path in options.bundles]
     loopline, url = [sys.executable, "-m", "loopline.cli"], f"http://127.0.0.1:{options.port}"
@@ -172,35 +176,37 @@ def _parts(options: Options, folder: Path, prometheus: str, alertmanager: str) -
         address = f"http://127.0.0.1:{options.journal_port}"
         command = [*loopline, "journal", str(options.journal), "--port", str(options.journal_port)]
         every = ["--every", str(min(options.scrape, 2.0))]
-        found.append(Part("journal", [*command, *every], address, f"{address}/metrics"))
+        found.append(SupervisedProcess("journal", [*command, *every], address, f"{address}/metrics"))
     for number in range(0 if options.gateway else options.replicas):
         metrics = options.port + 1 + number
         command = [*loopline, "serve", *bundles, "--port", str(options.port), "--share-port"]
         command += ["--metrics-port", str(metrics)]
         ready = f"http://127.0.0.1:{metrics}/v2/health/ready"
-        found.append(Part(f"server-{number + 1}", [*command, *_serving(options)], url, ready))
+        found.append(SupervisedProcess(f"server-{number + 1}", [*command, *_serving(options)], url, ready))
     if not options.gateway:
         address = f"http://127.0.0.1:{options.sentinel_port}/metrics"
-        found.append(Part("sentinel", [*loopline, "sentinel", url, *bundles, *_sentinel(options)], address, address))
+        found.append(
+            SupervisedProcess("sentinel", [*loopline, "sentinel", url, *bundles, *_sentinel(options)], address, address)
+        )
     if options.retrainer_port:
         address = f"http://127.0.0.1:{options.retrainer_port}"
         command = [*loopline, "retrainer", "--port", str(options.retrainer_port), "--window", options.window]
         command += ["--prometheus", f"http://127.0.0.1:{options.prometheus_port}", "--policy", str(options.policy)]
         command += ["--journal", str(options.journal)] if options.journal else []
         token = {"LOOPLINE_RETRAINER_TOKEN_FILE": str((folder / configuration.TOKEN).resolve())}
-        found.append(Part("retrainer", command, address, f"{address}/healthz", token))
+        found.append(SupervisedProcess("retrainer", command, address, f"{address}/healthz", token))
     own = f"127.0.0.1:{options.alertmanager_port}"
     command = [alertmanager, f"--config.file={folder}/alertmanager.yml", f"--storage.path={folder}/alertmanager"]
     command += [f"--web.listen-address={own}", "--cluster.listen-address="]
-    found.append(Part("alertmanager", command, f"http://{own}", f"http://{own}/-/ready"))
+    found.append(SupervisedProcess("alertmanager", command, f"http://{own}", f"http://{own}/-/ready"))
     own = f"127.0.0.1:{options.prometheus_port}"
     command = [prometheus, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder / STORE}"]
     command += [f"--web.listen-address={own}"]
-    found.append(Part("prometheus", command, f"http://{own}", f"http://{own}/-/ready"))
+    found.append(SupervisedProcess("prometheus", command, f"http://{own}", f"http://{own}/-/ready"))
     return found
 
 
-def _serving(options: Options) -> tuple[str, ...]:
+def _serving(options: StackOptions) -> tuple[str, ...]:
     """Further options of each server: also of those that a rollout starts later, from whatever shell."""
     key = os.environ.get(signature.VERIFY_KEY)
     verified = ("--verify-key", str(Path(key).absolute())) if key else ()
@@ -214,7 +220,7 @@ def _serving(options: Options) -> tuple[str, ...]:
     )
 
 
-def _sentinel(options: Options) -> tuple[str, ...]:
+def _sentinel(options: StackOptions) -> tuple[str, ...]:
     return "--every", str(options.sentinel), "--port", str(options.sentinel_port)
 
 

@@ -15,7 +15,7 @@ SUPERVISOR = "supervisor"
 _log = logging.getLogger(__name__)
 
 
-class Part(NamedTuple):
+class SupervisedProcess(NamedTuple):
     """A process. ready: the address that answers when it is, or empty. env: beside our own."""
 
     name: str
@@ -25,12 +25,12 @@ class Part(NamedTuple):
     env: Mapping[str, str] | None = None
 
 
-def supervisor(folder: Path) -> Part:
+def supervisor(folder: Path) -> SupervisedProcess:
     """The process that starts the others anew, see `deploy.supervisor`."""
-    return Part(SUPERVISOR, [sys.executable, "-m", "loopline.cli", "supervise", str(folder)], "", "")
+    return SupervisedProcess(SUPERVISOR, [sys.executable, "-m", "loopline.cli", "supervise", str(folder)], "", "")
 
 
-def note(parts: Sequence[Part], folder: Path) -> None:
+def note(parts: Sequence[SupervisedProcess], folder: Path) -> None:
     """Write down which there should be."""
     files.write(folder / "parts.json", json.dumps([part._asdict() for part in parts]), shared=True)
 
@@ -41,7 +41,7 @@ def mend(folder: Path) -> list[str]:
     with locks.held(folder / "lock"):
         running = processes.running(folder)
         for row in json.loads((folder / "parts.json").read_text(encoding="utf-8")):
-            part = Part(**row)
+            part = SupervisedProcess(**row)
             if part.name in {process.name for process in running}:
                 continue
             started.append(part.name)

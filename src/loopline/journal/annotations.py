@@ -44,7 +44,7 @@ class Returned:
 
 
 @dataclass(frozen=True)
-class Taken:
+class ImportedLabels:
     """Labels that fit a sample of the journal: id -> a class, or a detector's boxes. passed_over: reason -> how many."""
 
     labels: dict[str, Any] = field(default_factory=dict)
@@ -131,9 +131,9 @@ def _tasks(path: Path, content: bytes) -> Returned:
     return Returned(labels, passed_over, annotated=True)
 
 
-def take(returned: Returned, entries: Mapping[str, Entry]) -> Taken:
+def take(returned: Returned, entries: Mapping[str, Entry]) -> ImportedLabels:
     """Choose the labels that fit the journal's samples. entries: those that were answered, by id."""
-    taken = Taken(passed_over=Counter(returned.passed_over))
+    taken = ImportedLabels(passed_over=Counter(returned.passed_over))
     for identity, given in returned.labels.items():
         entry = entries.get(identity)
         if entry is None:
@@ -152,7 +152,7 @@ def take(returned: Returned, entries: Mapping[str, Entry]) -> Taken:
     return taken
 
 
-def _understood(results: list[labelstudio.Result], entry: Entry, taken: Taken) -> Any:
+def _understood(results: list[labelstudio.Result], entry: Entry, taken: ImportedLabels) -> Any:
     """The class, or the boxes in pixels of the upright image, that an annotation means for this sample."""
     boxes = "boxes" in entry.prediction
     for kind in labelstudio.other_kinds(results, regions=boxes):

@@ -46,7 +46,7 @@ class Entry:
         return hashlib.sha256(given.strip().encode() if isinstance(given, str) else given).hexdigest()
 
 
-class Store:
+class JournalReader:
     """Reads a journal's folder while others write it."""
 
     def __init__(self, folder: Path, parts: str | None = None) -> None:

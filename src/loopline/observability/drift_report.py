@@ -63,9 +63,9 @@ def _moment(at: datetime) -> str:
 
 
 def _journalled(folder: Path, model: str, version: str) -> list[Entry]:
-    from loopline.journal.reader import Store
+    from loopline.journal.reader import JournalReader
 
-    return Store(folder).latest(model, JOURNALLED, version=version)
+    return JournalReader(folder).latest(model, JOURNALLED, version=version)
 
 
 def html(bundle: Bundle, reference: Reference, counts: WindowCounts, source: str, entries: Sequence[Entry] = ()) -> str:

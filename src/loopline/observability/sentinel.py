@@ -39,7 +39,7 @@ class Watched:
 
     name: str
     version: str
-    samples: list[golden.Sample]
+    samples: list[golden.GoldenSample]
 
 
 def load(folders: Sequence[Path]) -> list[Watched]:
@@ -53,7 +53,7 @@ def load(folders: Sequence[Path]) -> list[Watched]:
     return found
 
 
-def check(url: str, watched: Watched, sample: golden.Sample, token: str | None = None) -> tuple[Result, float]:
+def check(url: str, watched: Watched, sample: golden.GoldenSample, token: str | None = None) -> tuple[Result, float]:
     """Ask the server at `url`; what came back, and how far the answer is from the golden one."""
     text = isinstance(sample.given, str)
     body = json.dumps({"text": sample.given}).encode() if isinstance(sample.given, str) else sample.given

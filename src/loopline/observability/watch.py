@@ -34,7 +34,7 @@ LEVELS = "▁▂▃▄▅▆▇█"  # a score of 1 is between the fourth and th
 COLOURS = {"critical": "red", "retrain": "red", "warning": "red", "notice": "yellow"}
 
 
-class Mover(NamedTuple):
+class RecordedMover(NamedTuple):
     """A signal and where it went, from mean to mean; None for classes, and where all is no number."""
 
     signal: str
@@ -44,7 +44,7 @@ class Mover(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class ModelState:
     """What is known of one version of a model. None: nothing was recorded, for there is too little traffic or none.
 
     history: the score over time, oldest first. estimates: way -> quality. classes: the loss by the shift of the predicted classes,
@@ -65,7 +65,7 @@ class State:
     labelled: tuple[float, ...]
     max_loss: float | None
     alerts: tuple[tuple[str, str], ...]
-    movers: tuple[Mover, ...]
+    movers: tuple[RecordedMover, ...]
 
     @property
     def verdict(self) -> tuple[str, str]:
@@ -85,7 +85,7 @@ class State:
 
 def states(
     url: str, *, models: Sequence[str] = (), since: str = "6h", at: float | None = None
-) -> tuple[float, list[State], list[str]]:
+) -> tuple[float, list[ModelState], list[str]]:
     """The time, every model and version (what drifts first), and firing alerts of none of them.
 
     Raises LooplineError, also where nothing of ours was recorded.
@@ -130,7 +130,7 @@ def _state(
     rows: Iterable[Series],
     history: tuple[float | None, ...],
     alerts: tuple[tuple[str, str], ...],
-) -> State:
+) -> ModelState:
     by_name: dict[str, list[Series]] = {}
     for row in rows:
         by_name.setdefault(row.name, []).append(row)
@@ -145,7 +145,7 @@ def _state(
     scores = sorted(signals("loopline:signal_score").items(), key=lambda one: -one[1])
     reference = by_name.get("loopline_quality_reference", ())
     labels = [value for value in map(figure, LABELLED) if value is not None]
-    return State(
+    return ModelState(
         model=_clean(key[0]),
         version=_clean(key[1]),
         samples=figure("loopline:drift_samples"),
@@ -160,7 +160,7 @@ def _state(
         labelled=tuple(labels) if len(labels) == len(LABELLED) else (),
         max_loss=figure("loopline:quality_limit"),
         alerts=alerts,
-        movers=tuple(Mover(_clean(name), value, before.get(name), now.get(name)) for name, value in scores),
+        movers=tuple(RecordedMover(_clean(name), value, before.get(name), now.get(name)) for name, value in scores),
     )
 
 
@@ -182,7 +182,7 @@ def spark(score: float | None) -> str:
     return LEVELS[max(0, min(7 if score > 1 else 3, int(score * 4)))]
 
 
-def picture(state: State, since: str = "6h", movers: int = MOVERS) -> RenderableType:
+def picture(state: ModelState, since: str = "6h", movers: int = MOVERS) -> RenderableType:
     """One model, for 80 columns."""
     from rich.console import Group
     from rich.table import Table
@@ -213,7 +213,7 @@ def picture(state: State, since: str = "6h", movers: int = MOVERS) -> Renderable
     return Group(head, lines, "")
 
 
-def _quality(state: State) -> str:
+def _quality(state: ModelState) -> str:
     """The parts and the loss that is taken of them: their mean's, or that of the predicted classes where it is larger."""
     reference = state.reference or 0.0
     ways = ", ".join(f"{value:.3f} by {_clean(way)}" for way, value in sorted(state.estimates.items(), reverse=True))
@@ -228,7 +228,7 @@ def _quality(state: State) -> str:
     return "\n".join(lines)
 
 
-def _mover(mover: Mover) -> Text:
+def _mover(mover: RecordedMover) -> Text:
     from rich.text import Text
 
     moved = (

@@ -126,7 +126,7 @@ class Offer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CapacityPlan:
     """rates: requests a second of each hour of the week. options: the cheapest first. left_out: rows that cannot do it, and why."""
 
     goal: Goal
@@ -136,7 +136,7 @@ class Plan:
     left_out: Mapping[str, str]
 
 
-def plan(profile: Profile, rates: Week, prices: Prices, goal: Goal) -> Plan:
+def plan(profile: Profile, rates: Week, prices: Prices, goal: Goal) -> CapacityPlan:
     """Every option of the price table, the cheapest first. Raises LooplineError where none can hold the goal."""
     offers: list[Offer] = []
     left_out: dict[str, str] = {}
@@ -151,7 +151,7 @@ def plan(profile: Profile, rates: Week, prices: Prices, goal: Goal) -> Plan:
             "no row of the price table can do it:\n" + "\n".join(f"  {k}: {v}" for k, v in left_out.items())
         )
     options = [option for offer in offers for option in offer.options(rates)]
-    return Plan(
+    return CapacityPlan(
         goal=goal,
         rates=rates,
         offers=tuple(offers),

@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 
 from loopline.lib.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, sheet
-from loopline.planning.capacity import Offer, Plan
+from loopline.planning.capacity import CapacityPlan, Offer
 
 COLOURS = (BLUE, GREEN, PURPLE, SKY, ORANGE)
 POINTS = 60
 
 
-def draw(path: Path, plan: Plan, currency: str) -> None:
+def draw(path: Path, plan: CapacityPlan, currency: str) -> None:
     """Write the PNG."""
     with sheet(path, 10.0, 3.8, 1, 2) as (_, (left, right)):
         _latency(left, plan)
         _cost(right, plan, currency)
 
 
-def _latency(axis: Any, plan: Plan) -> None:
+def _latency(axis: Any, plan: CapacityPlan) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     best = next(offer for offer in plan.offers if offer.name == plan.options[0].name)
@@ -48,7 +48,7 @@ def _latency(axis: Any, plan: Plan) -> None:
     axis.legend(loc="lower right", fontsize=8)
 
 
-def _cost(axis: Any, plan: Plan, currency: str) -> None:
+def _cost(axis: Any, plan: CapacityPlan, currency: str) -> None:
     """The traffic keeps its shape and is scaled."""
     from matplotlib.ticker import LogLocator
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loopline.planning.capacity import HOUR, HOURS, OVERHEAD, Plan, memory
+from loopline.planning.capacity import HOUR, HOURS, OVERHEAD, CapacityPlan, memory
 from loopline.planning.inputs import Prices, Profile
 
 GIB = 2**30
@@ -49,7 +49,7 @@ def profiled(profile: Profile) -> str:
     )
 
 
-def planned(plan: Plan, profile: Profile, currency: str) -> str:
+def planned(plan: CapacityPlan, profile: Profile, currency: str) -> str:
     """The table of options, and what they are planned with."""
     goal, rates = plan.goal, plan.rates
     offer = plan.offers[0]
@@ -87,7 +87,7 @@ def planned(plan: Plan, profile: Profile, currency: str) -> str:
     return "\n".join(lines)
 
 
-def as_json(plan: Plan, currency: str) -> dict[str, Any]:
+def as_json(plan: CapacityPlan, currency: str) -> dict[str, Any]:
     """The same for programs. cold_share beyond 0.01 misses the p99."""
     return {
         "currency": currency,

@@ -24,7 +24,7 @@ USE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DataSource:
     """Where the samples came from: the dataset, then labelled batches.
 
     counts: source -> split -> samples. set_aside: reason -> samples that were left out.
@@ -39,7 +39,11 @@ class Source:
 
 
 def card(
-    manifest: Manifest, source: Source, report: Mapping[str, Any], verdict: Mapping[str, Any], pictures: Sequence[str]
+    manifest: Manifest,
+    source: DataSource,
+    report: Mapping[str, Any],
+    verdict: Mapping[str, Any],
+    pictures: Sequence[str],
 ) -> str:
     """The text of MODEL_CARD.md.
 
@@ -62,7 +66,7 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(manifest: Manifest, source: Source, report: Mapping[str, Any]) -> str:
+def _summary(manifest: Manifest, source: DataSource, report: Mapping[str, Any]) -> str:
     headline = report["headline"]
     figure = markdown.figure(report["metrics"][headline])
     size = f"{report['model_bytes'] / 1e6:.2f} MB"
@@ -90,7 +94,7 @@ def _use(manifest: Manifest) -> list[str]:
     ]
 
 
-def _data(source: Source) -> list[str]:
+def _data(source: DataSource) -> list[str]:
     blocks = [f"**{source.name}**" + (f": {source.description}." if source.description else "")]
     splits = list(dict.fromkeys(split for counts in source.counts.values() for split in counts))
     rows = [[markdown.plain(name), *(f"{n.get(split, 0):,}" for split in splits)] for name, n in source.counts.items()]

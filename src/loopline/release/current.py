@@ -8,7 +8,7 @@ import numpy as np
 
 from loopline.data import manifest, sources
 from loopline.errors import LooplineError
-from loopline.journal.reader import Store
+from loopline.journal.reader import JournalReader
 from loopline.release.promotion import Present
 
 LATEST = 1000  # requests of the journal that tell the weights
@@ -25,7 +25,7 @@ def gather(model: str, path: Path, journal: Path) -> Present:
     new, tested = np.array(rows["source"]) == newest, np.array(rows["split"]) == "test"
     if not new.any():
         raise LooplineError(f"{path} has no labelled batch: without one nothing is known of what is asked now")
-    store = Store(journal)
+    store = JournalReader(journal)
     try:
         ids = {id_ for id_, is_new in zip(rows["id"], new, strict=True) if is_new}
         served = [entry.time for entry in store.labelled(model) if entry.content in ids]

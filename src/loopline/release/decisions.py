@@ -23,7 +23,7 @@ DEFAULT = Path("decisions/log.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class DecisionRecord:
     """One decision.
 
     action: `promote`, `refuse`, `rollback`, or `fail` where the registry could not be changed; of a retraining also `accept`, before
@@ -49,10 +49,10 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Log:
+class DecisionLog:
     """What the file says. damaged: the numbers of the lines that a killed writer or an editor left unreadable."""
 
-    records: tuple[Record, ...]
+    records: tuple[DecisionRecord, ...]
     damaged: tuple[int, ...]
 
 
@@ -94,13 +94,13 @@ def append(
     reasons: Iterable[str],
     evidence: dict[str, Any] | None = None,
     to: Path | None = None,
-) -> Record:
+) -> DecisionRecord:
     """Write one decision, and return only when it is on the disk. Writers wait for each other."""
     to = to or path()
     to.parent.mkdir(parents=True, exist_ok=True)
     with to.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        record = Record(
+        record = DecisionRecord(
             model=model,
             action=action,
             bundle=bundle,
@@ -125,7 +125,7 @@ def _end_of_last_line(file: Any) -> bytes:
     return b"" if file.read() == b"\n" else b"\n"
 
 
-def read(source: Path | None = None) -> Log:
+def read(source: Path | None = None) -> DecisionLog:
     """Every decision in order of time; a missing file has none. A line that is no record is damaged, not fatal.
 
     Raises LooplineError on a line of another schema.
@@ -141,16 +141,16 @@ def read(source: Path | None = None) -> Log:
             schema = content.pop("schema")
             if schema != SCHEMA_VERSION:
                 raise LooplineError(f"{source}, line {number}: schema {schema}, this version reads {SCHEMA_VERSION}")
-            records.append(Record(**content | {"reasons": tuple(content["reasons"])}))
+            records.append(DecisionRecord(**content | {"reasons": tuple(content["reasons"])}))
         except (ValueError, TypeError, KeyError, AttributeError):
             damaged.append(number)
     records.sort(key=lambda record: record.time)  # a merge of two branches may have shuffled them
-    return Log(tuple(records), tuple(damaged))
+    return DecisionLog(tuple(records), tuple(damaged))
 
 
-def champions(records: Iterable[Record], *, at: datetime | None = None) -> dict[str, Record]:
+def champions(records: Iterable[DecisionRecord], *, at: datetime | None = None) -> dict[str, DecisionRecord]:
     """For each model that had a champion then (default: now), the decision that made it so."""
-    found: dict[str, Record] = {}
+    found: dict[str, DecisionRecord] = {}
     for record in records:
         if at is not None and record.time > stamp(at):
             continue
@@ -161,7 +161,7 @@ def champions(records: Iterable[Record], *, at: datetime | None = None) -> dict[
     return found
 
 
-def previous(records: Iterable[Record], model: str) -> str | None:
+def previous(records: Iterable[DecisionRecord], model: str) -> str | None:
     """The champion to go back to: the one before the present one. What was rolled back is not gone back to."""
     pile: list[str] = []
     for record in records:
@@ -175,7 +175,7 @@ def previous(records: Iterable[Record], model: str) -> str | None:
     return pile[-2] if len(pile) > 1 else None
 
 
-def withdrawn(records: Iterable[Record], model: str, bundle: str) -> str | None:
+def withdrawn(records: Iterable[DecisionRecord], model: str, bundle: str) -> str | None:
     """When and why this bundle was last rolled back; None if it never was."""
     found = [r for r in records if (r.model, r.action, r.evidence.get("withdrawn")) == (model, "rollback", bundle)]
     return f"{found[-1].time[:19]}Z, {'; '.join(found[-1].reasons)}" if found else None

@@ -16,13 +16,15 @@ from loopline.errors import LooplineError
 from loopline.lib import sessions
 from loopline.lib.arrays import Arrays
 from loopline.release.bundle import Bundle
-from loopline.release.promotion import Evidence
+from loopline.release.promotion import PromotionEvidence
 from loopline.tasks import slices
 from loopline.tasks.bootstrap import Scorer
 from loopline.tasks.spec import ModelSpec
 
 
-def gather(challenger: Bundle, champion: Bundle | None, path: Path) -> tuple[Evidence, Evidence | None]:
+def gather(
+    challenger: Bundle, champion: Bundle | None, path: Path
+) -> tuple[PromotionEvidence, PromotionEvidence | None]:
     """What both do on the test split of the manifest at `path`; each through its own preprocessing, timed side by side.
 
     Raises LooplineError where the test split is empty, or made for another task than a bundle.
@@ -98,7 +100,7 @@ def _masks(test: Split, inputs: Arrays, champion: Bundle | None) -> dict[str, ND
 
 def _evidence(
     bundle: Bundle, test: Split, inputs: Arrays, masks: dict[str, NDArray[np.bool_]], seconds: float
-) -> Evidence:
+) -> PromotionEvidence:
     spec = bundle.manifest.spec
     task = import_module(f"loopline.tasks.{spec.task}")
     labels = test.labels + tuple(label for label in spec.labels if label not in test.labels)
@@ -112,7 +114,7 @@ def _evidence(
             parts[f"class {label}"] = (score, next(iter(score(None))))
             sizes[f"class {label}"] = slices.samples_of(number, test.targets)
     small = {name: size for name, size in sizes.items() if size < slices.LEAST}
-    return Evidence(
+    return PromotionEvidence(
         version=bundle.version,
         test_set=test_set_hash(test),
         n=len(test.ids),

@@ -27,7 +27,7 @@ LEAST_NEW = 30  # test samples of the newest batch: an interval of fewer says li
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class PromotionEvidence:
     """What one model did on the test set.
 
     version: of its bundle. test_set: hash of the samples and their labels. n: how many. labels: what it can answer.
@@ -68,7 +68,7 @@ class Present:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class PromotionPolicy:
     """What a challenger must show. See `promotion` and `evaluate` in params.yaml; docs/gates.md explains.
 
     metric: the headline. floors: metric -> least value. min_gain: the least lower bound of challenger minus champion.
@@ -86,7 +86,7 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class PromotionDecision:
     """Yes or no, why, and the figures behind it (plain JSON types)."""
 
     promote: bool
@@ -98,7 +98,12 @@ class Decision:
         return "\n  ".join(["promoted" if self.promote else "refused", *self.reasons])
 
 
-def decide(challenger: Evidence, champion: Evidence | None, policy: Policy, present: Present | None = None) -> Decision:
+def decide(
+    challenger: PromotionEvidence,
+    champion: PromotionEvidence | None,
+    policy: PromotionPolicy,
+    present: Present | None = None,
+) -> PromotionDecision:
     """Compare the two. Without a champion the challenger needs to hold the floors only.
 
     present: what is asked now, where the challenger follows an alert.
@@ -122,14 +127,14 @@ def decide(challenger: Evidence, champion: Evidence | None, policy: Policy, pres
     return decision
 
 
-def _decision(objections: list[str], praise: list[str], figures: dict[str, Any]) -> Decision:
-    return Decision(promote=not objections, reasons=tuple(objections or praise), figures=figures)
+def _decision(objections: list[str], praise: list[str], figures: dict[str, Any]) -> PromotionDecision:
+    return PromotionDecision(promote=not objections, reasons=tuple(objections or praise), figures=figures)
 
 
 Judged = tuple[list[str], list[str], dict[str, Any]]  # objections, what is said beside them, figures
 
 
-def _whole(challenger: Evidence, champion: Evidence, policy: Policy) -> Judged:
+def _whole(challenger: PromotionEvidence, champion: PromotionEvidence, policy: PromotionPolicy) -> Judged:
     """The floors, and a gain on all test samples alike."""
     broken, figures = _floors(challenger, policy)
     objections = list(broken.values())
@@ -143,7 +148,9 @@ def _whole(challenger: Evidence, champion: Evidence, policy: Policy) -> Judged:
     return objections, [f"{policy.metric} {_text(gain)} against the champion"], figures
 
 
-def _now(challenger: Evidence, champion: Evidence, policy: Policy, present: Present) -> Judged:
+def _now(
+    challenger: PromotionEvidence, champion: PromotionEvidence, policy: PromotionPolicy, present: Present
+) -> Judged:
     """A gain on the new part, no loss on the old one, and the floors that the champion holds in the present traffic."""
     count = int(present.new.sum())
     ours, theirs = (replace(model, scorer=restrict(model.scorer, present.weights)) for model in (challenger, champion))
@@ -181,7 +188,7 @@ def _now(challenger: Evidence, champion: Evidence, policy: Policy, present: Pres
     return objections, context, figures
 
 
-def _unproven(gain: Interval, n: int, policy: Policy) -> list[str]:
+def _unproven(gain: Interval, n: int, policy: PromotionPolicy) -> list[str]:
     """What is wrong with the gain on the n samples of the new part. Here no change at all is no proof either."""
     if gain.low > 0 and gain.low >= policy.min_gain:
         return []
@@ -195,11 +202,11 @@ def _unproven(gain: Interval, n: int, policy: Policy) -> list[str]:
     return [reason]
 
 
-def _gain(ours: Scorer, theirs: Scorer, n: int, policy: Policy) -> Interval:
+def _gain(ours: Scorer, theirs: Scorer, n: int, policy: PromotionPolicy) -> Interval:
     return bootstrap.paired(ours, theirs, n, metric=policy.metric, resamples=policy.resamples, seed=policy.seed)
 
 
-def _floors(model: Evidence, policy: Policy) -> tuple[dict[str, str], dict[str, Any]]:
+def _floors(model: PromotionEvidence, policy: PromotionPolicy) -> tuple[dict[str, str], dict[str, Any]]:
     """Metric -> why its floor is not held, and all figures. A metric that is not measured holds no floor."""
     measured = bootstrap.intervals(model.scorer, model.n, resamples=policy.resamples, seed=policy.seed)
     objections = {}
@@ -213,7 +220,9 @@ def _floors(model: Evidence, policy: Policy) -> tuple[dict[str, str], dict[str, 
     return objections, {"metrics": {metric: _plain(interval) for metric, interval in measured.items()}}
 
 
-def _parts(challenger: Evidence, champion: Evidence, policy: Policy) -> tuple[list[str], dict[str, Any]]:
+def _parts(
+    challenger: PromotionEvidence, champion: PromotionEvidence, policy: PromotionPolicy
+) -> tuple[list[str], dict[str, Any]]:
     """No slice and no class may lose more than it is allowed to, where the loss is more than chance."""
     objections, figures = [], {}
     for name, (scorer, metric) in champion.parts.items():
@@ -230,7 +239,9 @@ def _parts(challenger: Evidence, champion: Evidence, policy: Policy) -> tuple[li
     return objections, figures
 
 
-def _budgets(challenger: Evidence, champion: Evidence, policy: Policy) -> tuple[list[str], dict[str, Any]]:
+def _budgets(
+    challenger: PromotionEvidence, champion: PromotionEvidence, policy: PromotionPolicy
+) -> tuple[list[str], dict[str, Any]]:
     size, latency = challenger.bytes / champion.bytes, challenger.seconds / champion.seconds
     objections = []
     if not size <= policy.max_size_ratio:

@@ -72,7 +72,7 @@ def register(folder: Path) -> Registered:
 
 def promote(
     name: str, *, again: bool = False, dry_run: bool = False, journal: Path | None = None
-) -> promotion.Decision:
+) -> promotion.PromotionDecision:
     """Make the challenger of `name` champion if the evidence on the test split says so; a line in the log either way.
 
     journal: of a challenger that follows an alert, which is judged on what is asked now. dry_run: decide, and change nothing.
@@ -85,8 +85,8 @@ def promote(
 
 
 def _promote(
-    store: MlflowClient, name: str, demands: promotion.Policy, again: bool, dry_run: bool, journal: Path | None
-) -> promotion.Decision:
+    store: MlflowClient, name: str, demands: promotion.PromotionPolicy, again: bool, dry_run: bool, journal: Path | None
+) -> promotion.PromotionDecision:
     challenger, champion = _aliased(store, name, CHALLENGER), _aliased(store, name, CHAMPION)
     if challenger is None:
         raise LooplineError(f"{name} has no challenger: put one forward with `loopline release register {name}`")
@@ -97,7 +97,9 @@ def _promote(
         try:
             ours = _fetch(store, challenger, Path(folder) / CHALLENGER)
         except BundleError as error:
-            decision = promotion.Decision(promote=False, reasons=(f"the bundle is damaged: {error}",), figures={})
+            decision = promotion.PromotionDecision(
+                promote=False, reasons=(f"the bundle is damaged: {error}",), figures={}
+            )
         else:
             path = Path("data") / name / "manifest.parquet"
             a, b = evidence.gather(ours, theirs, path)
@@ -117,7 +119,7 @@ def _promote(
     return decision
 
 
-def rollback(name: str, reason: str = "asked for") -> decisions.Record:
+def rollback(name: str, reason: str = "asked for") -> decisions.DecisionRecord:
     """Put back the champion before the present one, as the log tells; its bundle is fetched and verified first.
 
     Raises LooplineError where there is none to go back to, or its bundle is gone or damaged.
@@ -188,17 +190,17 @@ def follow(name: str, version: str, folder: Path) -> None:
             store.delete_registered_model_alias(name, CHALLENGER)
 
 
-def history(names: Sequence[str] = (), at: datetime | None = None) -> decisions.Log:
+def history(names: Sequence[str] = (), at: datetime | None = None) -> decisions.DecisionLog:
     """Every decision on these models (none named: on all); with `at`, only those that made the champions of that moment."""
     log = decisions.read()
     records = log.records if at is None else tuple(decisions.champions(log.records, at=at).values())
-    return decisions.Log(tuple(record for record in records if not names or record.model in names), log.damaged)
+    return decisions.DecisionLog(tuple(record for record in records if not names or record.model in names), log.damaged)
 
 
-def policy(everything: settings.Settings, model: settings.Model) -> promotion.Policy:
+def policy(everything: settings.Settings, model: settings.Model) -> promotion.PromotionPolicy:
     """What params.yaml demands of a challenger of this model."""
     task = import_module(f"loopline.tasks.{model.task}")
-    return promotion.Policy(
+    return promotion.PromotionPolicy(
         metric=task.HEADLINE,
         floors=model.evaluate.floors,
         resamples=model.evaluate.resamples,
@@ -233,7 +235,7 @@ def _sealed(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _make_champion(
     store: MlflowClient, version: ModelVersion, action: str, *, held: str | None, reasons: Any, proof: dict[str, Any]
-) -> decisions.Record:
+) -> decisions.DecisionRecord:
     """First the log, then the alias: a kill in between leaves a decision that the next call can carry out."""
     from loopline.release import mlflow_store
 

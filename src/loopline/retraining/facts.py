@@ -10,7 +10,7 @@ from loopline.drift import harm, reference, verdict
 from loopline.errors import LooplineError
 from loopline.observability import prometheus_api, rules
 from loopline.release import bundle
-from loopline.retraining.guard import Evidence
+from loopline.retraining.guard import RetrainingEvidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +23,17 @@ class Sources:
     window: str
 
 
-def gather(model: str, version: str, since: float, sources: Sources) -> Evidence:
+def gather(model: str, version: str, since: float, sources: Sources) -> RetrainingEvidence:
     """The evidence on this version of the model; labels count that came after `since` (seconds of the epoch). Never raises."""
     try:
         return _gather(model, version, since, sources)
     except LooplineError as error:
-        return Evidence(unknown=str(error))
+        return RetrainingEvidence(unknown=str(error))
     except Exception as error:  # a journal or bundle in a state that nobody thought of: what is not known is refused
-        return Evidence(unknown=repr(error))
+        return RetrainingEvidence(unknown=repr(error))
 
 
-def _gather(model: str, version: str, since: float, sources: Sources) -> Evidence:
+def _gather(model: str, version: str, since: float, sources: Sources) -> RetrainingEvidence:
     url = sources.prometheus
     mine = {"model": model, "version": version}
     candidate = next(a for group in rules.groups(sources.window) for a in group.alerts if a.name == "RetrainCandidate")
@@ -42,7 +42,7 @@ def _gather(model: str, version: str, since: float, sources: Sources) -> Evidenc
     finding = verdict.judge(prometheus_api.window(url, model, version, expected, window=sources.window), expected)
     limit = expected.quality.max_loss
     mix = finding.mix
-    return Evidence(
+    return RetrainingEvidence(
         firing=_firing(url, mine),
         drifted=bool(_of(prometheus_api.instant(url, "loopline:drift_score > 1"), mine)),
         harmful=bool(_of(prometheus_api.instant(url, candidate.expr), mine)),
@@ -77,9 +77,9 @@ def _labels(model: str, classes: tuple[str, ...], since: float, journal: Path) -
     found = dict.fromkeys(classes, 0)
     if not journal.is_dir():
         return found
-    from loopline.journal.reader import Store
+    from loopline.journal.reader import JournalReader
 
-    store = Store(journal)
+    store = JournalReader(journal)
     try:
         return found | store.label_counts(model, since=since)
     finally:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from loopline.retraining.policy import Policy
+from loopline.retraining.policy import RetrainingPolicy
 
 BAD_DATA = frozenset({"BadInputs", "ConstantInputs"})
 SKEW = frozenset({"Skew"})
@@ -50,7 +50,7 @@ class Past:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class RetrainerState:
     """Where the retrainer stands. past: this model's runs, oldest first. waited: seconds since the alert came."""
 
     running: str | None = None
@@ -61,7 +61,7 @@ class State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class RetrainingEvidence:
     """What is known now.
 
     unknown: why nothing is, the rest is then not looked at. firing: names of this model's other alerts. drifted, harmful: as the rules
@@ -79,7 +79,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Decision:
+class RetrainingDecision:
     """What is to be done, and why."""
 
     action: Action
@@ -89,7 +89,9 @@ class Decision:
 Objections = list[tuple[Action, str]]
 
 
-def decide(alert: Alert, state: State, evidence: Evidence, policy: Policy, now: float) -> Decision:
+def decide(
+    alert: Alert, state: RetrainerState, evidence: RetrainingEvidence, policy: RetrainingPolicy, now: float
+) -> RetrainingDecision:
     """The decision at time `now` (seconds of the epoch)."""
     found = _alert(alert, policy) + _state(state, policy, now)
     if evidence.unknown:
@@ -101,12 +103,14 @@ def decide(alert: Alert, state: State, evidence: Evidence, policy: Policy, now: 
     if found and state.waited > policy.patience_hours * 3600:
         found.append((Action.DECLINE, f"it waited for over {policy.patience_hours:g} h"))
     if not found:
-        return Decision(Action.RETRAIN, ("harm that holds, not of bad data, skew or a new mix of classes",))
+        return RetrainingDecision(Action.RETRAIN, ("harm that holds, not of bad data, skew or a new mix of classes",))
     worst = min((action for action, _ in found), key=list(Action).index)
-    return Decision(worst, tuple(reason for _, reason in sorted(found, key=lambda one: list(Action).index(one[0]))))
+    return RetrainingDecision(
+        worst, tuple(reason for _, reason in sorted(found, key=lambda one: list(Action).index(one[0])))
+    )
 
 
-def _alert(alert: Alert, policy: Policy) -> Objections:
+def _alert(alert: Alert, policy: RetrainingPolicy) -> Objections:
     found = []
     if not alert.authentic:
         found.append("nobody knows who sent it")
@@ -119,7 +123,7 @@ def _alert(alert: Alert, policy: Policy) -> Objections:
     return [(Action.DECLINE, reason) for reason in found]
 
 
-def _cause(evidence: Evidence) -> Objections:
+def _cause(evidence: RetrainingEvidence) -> Objections:
     found: Objections = []
     if bad := sorted(evidence.firing & BAD_DATA):
         found.append((Action.DECLINE, f"bad data: {', '.join(bad)} fires; a model that learns from it is broken too"))
@@ -143,7 +147,7 @@ def _cause(evidence: Evidence) -> Objections:
     return found
 
 
-def _state(state: State, policy: Policy, now: float) -> Objections:
+def _state(state: RetrainerState, policy: RetrainingPolicy, now: float) -> Objections:
     found = []
     if state.paused:
         found.append(f"the kill switch is on: {state.paused}")
@@ -157,7 +161,7 @@ def _state(state: State, policy: Policy, now: float) -> Objections:
     return [(Action.WAIT, reason) for reason in found]
 
 
-def rest(past: tuple[Past, ...], policy: Policy) -> float:
+def rest(past: tuple[Past, ...], policy: RetrainingPolicy) -> float:
     """When the cool-down ends (seconds of the epoch; 0 without a run). Every refused candidate since the last success doubles it."""
     if not past:
         return 0.0
@@ -170,7 +174,7 @@ def rest(past: tuple[Past, ...], policy: Policy) -> float:
     return past[-1].ended + hours * 3600
 
 
-def _labels(evidence: Evidence, policy: Policy) -> Objections:
+def _labels(evidence: RetrainingEvidence, policy: RetrainingPolicy) -> Objections:
     counts, found = evidence.labels, []
     if (total := sum(counts.values())) < policy.labels.total:
         found.append(f"{total} new labels, {policy.labels.total} are needed")

@@ -18,7 +18,7 @@ DISPATCH = "dispatch"  # the step that starts a workflow; it alone gets the toke
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Labels(Strict):
+class NewLabels(Strict):
     """New labels since the last training that it takes to train again."""
 
     total: int = Field(ge=0)
@@ -60,7 +60,7 @@ class GitHub(Strict):
     api: str = Field(default="https://api.github.com", pattern=r"^https?://")
 
 
-class Policy(Strict):
+class RetrainingPolicy(Strict):
     """See the comments in `monitoring/retraining.yaml`."""
 
     alerts: tuple[str, ...] = Field(min_length=1)
@@ -68,7 +68,7 @@ class Policy(Strict):
     cooldown_hours: float = Field(ge=0)
     longest_cooldown_hours: Positive
     runs_per_month: int = Field(ge=0)
-    labels: Labels
+    labels: NewLabels
     approval: bool
     patience_hours: Positive
     look_again_seconds: Positive
@@ -79,7 +79,7 @@ class Policy(Strict):
     here: tuple[Step, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _steps_lead_back(self) -> Policy:
+    def _steps_lead_back(self) -> RetrainingPolicy:
         names = [step.name for step in self.here]
         if len(set(names)) < len(names):
             raise ValueError("two steps have the same name")
@@ -100,10 +100,10 @@ class Policy(Strict):
         return self.here
 
 
-def load(path: Path = POLICY) -> Policy:
+def load(path: Path = POLICY) -> RetrainingPolicy:
     """Read and check the file. Raises LooplineError with one line for each wrong key."""
     try:
-        return Policy.model_validate(read_yaml(path))
+        return RetrainingPolicy.model_validate(read_yaml(path))
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()]
         raise LooplineError(f"{path} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from error

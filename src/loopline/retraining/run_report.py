@@ -18,7 +18,7 @@ from loopline.lib import files
 from loopline.release import bundle, current, decisions, evidence, promotion, registry
 from loopline.release.bundle import Bundle
 from loopline.release.markdown import figure, plain, table, word
-from loopline.release.promotion import Decision, Evidence, Policy
+from loopline.release.promotion import PromotionDecision, PromotionEvidence, PromotionPolicy
 from loopline.retraining import facts
 from loopline.retraining.state import Run
 from loopline.tasks import bootstrap, slices
@@ -29,7 +29,7 @@ BLUE, GREY = "#0072b2", "#888888"
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """What both did on a part of the test split of n samples, and the paired difference; None where n is too small to tell."""
 
     n: int
@@ -38,7 +38,7 @@ class Part:
     gain: Interval
 
 
-def make(run: Run, repository: Path, journal: Path) -> tuple[Path, Decision]:
+def make(run: Run, repository: Path, journal: Path) -> tuple[Path, PromotionDecision]:
     """Weigh the worktree's bundle against the served one by params.yaml's policy, and log the decision once.
 
     journal: its traffic tells how much each part of the test split counts. Raises LooplineError where a bundle is not here.
@@ -64,7 +64,7 @@ def make(run: Run, repository: Path, journal: Path) -> tuple[Path, Decision]:
     return folder / "report.md", decision
 
 
-def _log(run: Run, challenger: str, decision: Decision) -> None:
+def _log(run: Run, challenger: str, decision: PromotionDecision) -> None:
     """A line in the decision log; once, should this step be done again."""
     known, name = decisions.read().records, f"{run.id}/evidence"
     if any((line.evidence.get("retrainer"), line.bundle) == (name, challenger) for line in known):
@@ -80,10 +80,12 @@ def _log(run: Run, challenger: str, decision: Decision) -> None:
     )
 
 
-def _part(ours: Evidence, theirs: Evidence, mask: NDArray[np.bool_], demands: Policy) -> Part:
+def _part(
+    ours: PromotionEvidence, theirs: PromotionEvidence, mask: NDArray[np.bool_], demands: PromotionPolicy
+) -> ReportPart:
     a, b = (slices.restrict(one.scorer, mask) for one in (ours, theirs))
     given = {"resamples": demands.resamples, "seed": demands.seed}
-    return Part(
+    return ReportPart(
         int(mask.sum()),
         bootstrap.intervals(a, ours.n, **given)[demands.metric],
         bootstrap.intervals(b, ours.n, **given)[demands.metric],
@@ -92,7 +94,12 @@ def _part(ours: Evidence, theirs: Evidence, mask: NDArray[np.bool_], demands: Po
 
 
 def _text(
-    run: Run, challenger: Bundle, champion: Bundle, decision: Decision, parts: Mapping[str, Part], metric: str
+    run: Run,
+    challenger: Bundle,
+    champion: Bundle,
+    decision: PromotionDecision,
+    parts: Mapping[str, ReportPart],
+    metric: str,
 ) -> str:
     changes = decision.figures.get("parts", {})
     rows = [
@@ -126,7 +133,7 @@ def _text(
     ]) + "\n"  # fmt: skip
 
 
-def _draw_parts(path: Path, parts: Mapping[str, Part], metric: str) -> None:
+def _draw_parts(path: Path, parts: Mapping[str, ReportPart], metric: str) -> None:
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6, 2.6), layout="constrained")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from loopline.errors import LooplineError
 from loopline.retraining import RUNS_FOLDER, alerts, github
-from loopline.retraining.policy import DISPATCH, Policy, Step
-from loopline.retraining.state import Run, Store
+from loopline.retraining.policy import DISPATCH, RetrainingPolicy, Step
+from loopline.retraining.state import RetrainerStore, Run
 from loopline.retraining.worktree import folder_of, remove
 
 REFUSED = 2  # the exit code of what weighs a candidate and refuses it
@@ -41,7 +41,7 @@ class Place:
         return self.repository / RUNS_FOLDER / run
 
 
-def carry_out(run: Run, policy: Policy, store: Store, place: Place, stop: threading.Event) -> None:
+def carry_out(run: Run, policy: RetrainingPolicy, store: RetrainerStore, place: Place, stop: threading.Event) -> None:
     """Do the run's steps from the one it is in, and give it its result. Returns early, with the run as it stands, on `stop`.
 
     A step that was killed is begun again, as one that broke off with the retrainer is.
@@ -77,13 +77,15 @@ def carry_out(run: Run, policy: Policy, store: Store, place: Place, stop: thread
     return _finish(run, "succeeded", f"every step is done, {names[-1]} was the last", store, place)
 
 
-def _finish(run: Run, result: str, reason: str, store: Store, place: Place) -> None:
+def _finish(run: Run, result: str, reason: str, store: RetrainerStore, place: Place) -> None:
     with suppress(LooplineError):  # what is left is in nobody's way
         remove(place.repository, folder_of(place.repository, run.id))
     store.end(run, result, reason)
 
 
-def _do(step: Step, run: Run, store: Store, place: Place, deadline: float, stop: threading.Event) -> int | None:
+def _do(
+    step: Step, run: Run, store: RetrainerStore, place: Place, deadline: float, stop: threading.Event
+) -> int | None:
     """The exit code; None where we were told to stop."""
     import psutil
 

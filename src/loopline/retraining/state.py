@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loopline.errors import LooplineError
-from loopline.retraining.guard import Action, Alert, Decision, Past
+from loopline.retraining.guard import Action, Alert, Past, RetrainingDecision
 
 DOORS = ("alertmanager", "grafana")
 WAITING = (Action.WAIT, Action.ASK_LABELS, Action.AWAIT_APPROVAL)
@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS signatures (signature TEXT PRIMARY KEY, until REAL NO
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class AlertRow:
     """An alert and what was decided on it last. look: not before then (seconds of the epoch). over: it is resolved."""
 
     id: str
@@ -80,7 +80,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Line:
+class UnloggedDecision:
     """A decision whose line in the log is to be written."""
 
     id: int
@@ -96,7 +96,7 @@ def key(model: str, fingerprint: str, starts_at: str) -> str:
     return f"{model}-{hashlib.sha256(json.dumps([model, fingerprint, starts_at]).encode()).hexdigest()[:12]}"
 
 
-class Store:
+class RetrainerStore:
     """The state. Threads take turns; other processes may read it, approve and pause."""
 
     def __init__(self, folder: Path) -> None:
@@ -144,16 +144,16 @@ class Store:
                     db.execute("UPDATE alerts SET over = 1, look = ? WHERE id = ? AND over = 0", (now, id_))
         return True
 
-    def alerts(self) -> list[Row]:
+    def alerts(self) -> list[AlertRow]:
         """All, the oldest first."""
-        return [Row(**row) for row in self._rows("SELECT * FROM alerts ORDER BY received, rowid")]
+        return [AlertRow(**row) for row in self._rows("SELECT * FROM alerts ORDER BY received, rowid")]
 
-    def due(self) -> Row | None:
+    def due(self) -> AlertRow | None:
         """The oldest alert that is to be looked at now."""
         waits = "action IS NULL OR action IN (?, ?, ?)"
         query = f"SELECT * FROM alerts WHERE look <= ? AND ({waits}) ORDER BY received, rowid LIMIT 1"  # noqa: S608 - our words
         found = self._rows(query, time.time(), *(action.value for action in WAITING))
-        return Row(**found[0]) if found else None
+        return AlertRow(**found[0]) if found else None
 
     def approve(self, id_: str) -> None:
         """A person agrees to the run of this alert. Raises LooplineError where there is no such alert that waits."""
@@ -163,7 +163,7 @@ class Store:
             if not db.execute(wanted, (id_, *(action.value for action in WAITING))).rowcount:
                 raise LooplineError(f"no alert {id_} waits: `loopline retrainer status` lists them")
 
-    def decide(self, row: Row, decision: Decision, look: float, first_step: str) -> None:
+    def decide(self, row: AlertRow, decision: RetrainingDecision, look: float, first_step: str) -> None:
         """Keep a decision with all that follows: its line for the log, if it is news, and its run."""
         reasons = json.dumps(decision.reasons)
         with self._transaction() as db:
@@ -180,10 +180,10 @@ class Store:
         values = (alert, model, action, version, reasons)
         db.execute("INSERT INTO decisions (alert, model, action, version, reasons) VALUES (?, ?, ?, ?, ?)", values)
 
-    def unlogged(self) -> list[Line]:
+    def unlogged(self) -> list[UnloggedDecision]:
         """Decisions whose line may not be in the log yet."""
         query = "SELECT id, alert, model, action, version, reasons FROM decisions WHERE NOT logged ORDER BY id"
-        return [Line(**row | {"reasons": tuple(json.loads(row["reasons"]))}) for row in self._rows(query)]
+        return [UnloggedDecision(**row | {"reasons": tuple(json.loads(row["reasons"]))}) for row in self._rows(query)]
 
     def logged(self, id_: int) -> None:
         """Its line is in the log."""

@@ -23,7 +23,7 @@ from loopline.lib import locks
 from loopline.retraining import DECISIONS, METRICS, RESULTS, RUNNING, RUNS, alerts
 from loopline.retraining.alerts import Secrets
 from loopline.retraining.guard import Action
-from loopline.retraining.state import Store
+from loopline.retraining.state import RetrainerStore
 from loopline.retraining.worker import Worker
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _refuse(code: int, why: str) -> Response:
 class Exported:
     """The metrics, read from the state at each scrape: they survive a restart."""
 
-    def __init__(self, store: Store, models: Iterable[str]) -> None:
+    def __init__(self, store: RetrainerStore, models: Iterable[str]) -> None:
         """models: have series from the start, so that the first failure is an increase."""
         self.store, self.models = store, sorted(models)
 

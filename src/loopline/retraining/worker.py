@@ -12,9 +12,9 @@ from loopline.release import decisions
 from loopline.retraining import facts, guard, runs
 from loopline.retraining.facts import Sources
 from loopline.retraining.guard import Action
-from loopline.retraining.policy import Policy
+from loopline.retraining.policy import RetrainingPolicy
 from loopline.retraining.runs import Place
-from loopline.retraining.state import Line, Row, Store
+from loopline.retraining.state import AlertRow, RetrainerStore, UnloggedDecision
 
 LOG = logging.getLogger("loopline.retrainer")
 KILL = "LOOPLINE_RETRAINER_PAUSED"
@@ -25,8 +25,8 @@ IDLE = 1.0  # seconds between two looks for what other processes approved
 class Worker:
     """What works off the inbox."""
 
-    store: Store
-    policy: Policy
+    store: RetrainerStore
+    policy: RetrainingPolicy
     place: Place
     sources: Sources
 
@@ -55,13 +55,13 @@ class Worker:
         self.write_lines()
         return True
 
-    def decide(self, row: Row) -> None:
+    def decide(self, row: AlertRow) -> None:
         """Ask the guard about this alert, and keep what it says."""
         now = time.time()
         past = self.store.past(row.model)
         run = self.store.under_way()
         alert = replace(row.alert, seen=any(run.id == row.id for run in self.store.runs()))
-        state = guard.State(
+        state = guard.RetrainerState(
             running=run.id if run else None,
             paused=paused(self.store),
             past=past,
@@ -97,12 +97,12 @@ class Worker:
             self.store.logged(line.id)
 
 
-def _name(line: Line) -> str:
+def _name(line: UnloggedDecision) -> str:
     """What tells this line from all others: `evidence.retrainer`."""
     return f"{line.alert}/{line.id}"
 
 
-def paused(store: Store) -> str | None:
+def paused(store: RetrainerStore) -> str | None:
     """Why nothing may start: the environment's kill switch, or that of `loopline retrainer pause`."""
     if os.environ.get(KILL):
         return f"{KILL} is set"
@@ -112,6 +112,6 @@ def paused(store: Store) -> str | None:
         return None
 
 
-def waits(row: Row) -> bool:
+def waits(row: AlertRow) -> bool:
     """Is it still open?"""
     return row.action is None or Action(row.action) not in (Action.DECLINE, Action.RETRAIN)

@@ -18,7 +18,7 @@ from loopline.fleet.gateway import CHALLENGER, CHAMPION
 from loopline.observability.prometheus_api import Series
 from loopline.rollout import judge
 from loopline.rollout.evidence import SIGNALS, SURE
-from loopline.rollout.state import Plan
+from loopline.rollout.state import RolloutPlan
 from loopline.tasks.signals import CLASS
 
 LANES = f'lane=~"{CHAMPION}|{CHALLENGER}"'
@@ -34,7 +34,7 @@ class Soak:
 
     ask: Ask
     sick: Callable[[], str]
-    plan: Plan
+    plan: RolloutPlan
     scrape: float = 15.0
 
     def verdict(self, models: Sequence[str] = ()) -> judge.Verdict:
@@ -61,7 +61,7 @@ class Soak:
             time.sleep(max(self.plan.every, self.scrape / 2))
 
     def _judged(
-        self, models: Sequence[str], before: Counts, seconds: int, sick: str, policy: judge.Policy
+        self, models: Sequence[str], before: Counts, seconds: int, sick: str, policy: judge.RolloutPolicy
     ) -> dict[str, judge.Verdict]:
         """Model -> verdict."""
         now = self._counts(f"max_over_time({{}}[{seconds}s])")
@@ -87,7 +87,7 @@ class Soak:
                 for lane, version in zip((CHALLENGER, CHAMPION), both, strict=True)
             )
             bad = sum(n for key, n in grown["invalid"].items() if key[:2] == (CHALLENGER, model))
-            seen = judge.Evidence(challenger=ours, baseline=theirs, sick=sick, invalid=int(bad))
+            seen = judge.RolloutEvidence(challenger=ours, baseline=theirs, sick=sick, invalid=int(bad))
             judged[model] = judge.canary(replace(seen, share=_share(ours, theirs)), policy)
         return judged or {"": judge.Verdict("hold", ("Prometheus has not seen the challenger's servers yet",))}
 
@@ -131,9 +131,9 @@ def said(verdict: judge.Verdict) -> list[str]:
     return ["it passed; `deploy` the same goes on from there:", *(f"  {reason}" for reason in verdict.reasons)]
 
 
-def _lane(grown: Counts, lane: str, model: str, version: str, points: list[float]) -> judge.Lane:
+def _lane(grown: Counts, lane: str, model: str, version: str, points: list[float]) -> judge.LaneCounts:
     requests = int(grown["requests"].get((lane, model), 0))
-    return judge.Lane(
+    return judge.LaneCounts(
         requests=requests,
         errors=int(grown["errors"].get((lane, model), 0)),
         step=requests,
@@ -144,7 +144,7 @@ def _lane(grown: Counts, lane: str, model: str, version: str, points: list[float
     )
 
 
-def _share(ours: judge.Lane, theirs: judge.Lane) -> float:
+def _share(ours: judge.LaneCounts, theirs: judge.LaneCounts) -> float:
     """Of the requests of both: the challenger's."""
     total = ours.requests + theirs.requests
     return ours.requests / total if ours.requests and theirs.requests else 0.5

@@ -22,7 +22,7 @@ from loopline.lib.processes import Process
 from loopline.release import bundle, decisions
 from loopline.rollout import evidence, judge
 from loopline.rollout.evidence import Given
-from loopline.rollout.state import FOLDER, OVER, Plan, Stage, State, read, write
+from loopline.rollout.state import FOLDER, OVER, RolloutPlan, RolloutState, Stage, read, write
 
 SCRAPE_SECONDS = 2.0  # between two looks at the lanes' counters; the gateway's log is looked at in every round
 Recent = Callable[[str, int], list[Given]]
@@ -40,8 +40,14 @@ class Controller:
     # What is asked for
 
     def start(
-        self, source: Path, plan: Plan, *, store: Path = members.BUNDLES, again: bool = False, rolling: bool = False
-    ) -> State:
+        self,
+        source: Path,
+        plan: RolloutPlan,
+        *,
+        store: Path = members.BUNDLES,
+        again: bool = False,
+        rolling: bool = False,
+    ) -> RolloutState:
         """Note that this bundle is to replace its model's champion; `run` does it. A rollout of the same that was cut off goes on.
 
         Who was cut off may ask twice. If somebody carries out a rollout of the same, it is returned: `run` waits for its end. If the
@@ -85,7 +91,7 @@ class Controller:
                     f"{model}: the journal has {kept} answered inputs of the {plan.policy.shadow_inputs} that the shadow wants: "
                     "wait for more traffic, ask for fewer with --inputs, or go without with --inputs 0"
                 )
-            state = State(
+            state = RolloutState(
                 id=f"{time.time_ns():x}",
                 model=model,
                 champion=champion.version,
@@ -98,14 +104,14 @@ class Controller:
             )
             return self._save(state)
 
-    def promote(self, model: str) -> State:
+    def promote(self, model: str) -> RolloutState:
         """By hand: the challenger on trial serves all, whatever the judge would say. Raises LooplineError if there is none."""
         with self._taken(model) as state:
             if state.stage in OVER:
                 raise LooplineError(f"no rollout of {model} is under way")
             return self._finish(self._enter(state, "promote", ("by hand",)))
 
-    def rollback(self, model: str, reason: str = "by hand") -> State:
+    def rollback(self, model: str, reason: str = "by hand") -> RolloutState:
         """By hand, at any time: a trial ends at once; after a promotion the champion before it comes back.
 
         Raises LooplineError if there is nothing to go back from.
@@ -119,7 +125,7 @@ class Controller:
                 raise LooplineError(f"{model}: the last rollout is rolled back already")
             return self._finish(self._enter(replace(state, withdraws=True), "roll back", (reason,)))
 
-    def run(self) -> State:
+    def run(self) -> RolloutState:
         """Go on until it is over; while somebody takes over by hand, wait for what they do. Raises LooplineError if there is none."""
         while True:
             with self._held():
@@ -138,7 +144,7 @@ class Controller:
 
     # The stages
 
-    def _advance(self, state: State) -> State:
+    def _advance(self, state: RolloutState) -> RolloutState:
         try:
             if state.stage == "shadow":
                 return self._shadow(state)
@@ -150,7 +156,7 @@ class Controller:
                 raise
             return self._enter(replace(state, withdraws=False), "roll back", (str(error),))
 
-    def _shadow(self, state: State) -> State:
+    def _shadow(self, state: RolloutState) -> RolloutState:
         plan, wanted = state.plan, members.read(self.up)
         replicas = plan.replicas or wanted.champion.replicas
         ours, theirs = (Lane({state.model: path}, replicas) for path in (state.after, state.before))
@@ -171,10 +177,10 @@ class Controller:
         log = self.up / "gateway.log"
         return self._enter(replace(state, offset=log.stat().st_size, expected=expected), "canary", reasons)
 
-    def _canary(self, state: State) -> State:
+    def _canary(self, state: RolloutState) -> RolloutState:
         """All steps from this one on."""
         plan = state.plan
-        log, tally = evidence.Log(self.up / "gateway.log", state.offset), evidence.Tally(state.model)
+        log, tally = evidence.GatewayLog(self.up / "gateway.log", state.offset), evidence.Tally(state.model)
         while True:
             self._unless_asked()
             self.gateway.share(state.model, plan.steps[state.step])
@@ -187,7 +193,7 @@ class Controller:
                 return self._enter(state, "promote", verdict.reasons)
             state = self._enter(replace(state, step=state.step + 1), "canary", verdict.reasons)
 
-    def _watch(self, state: State, log: evidence.Log, tally: evidence.Tally) -> judge.Verdict:
+    def _watch(self, state: RolloutState, log: evidence.GatewayLog, tally: evidence.Tally) -> judge.Verdict:
         """Look until there is a verdict, or time runs out: then it holds still, and that never passes."""
         plan = state.plan
         last = state.step + 1 == len(plan.steps)
@@ -211,8 +217,10 @@ class Controller:
                 return judge.Verdict("hold", (f"no verdict within {plan.hold:g} s", *verdict.reasons))
             time.sleep(plan.every)
 
-    def _judge(self, state: State, policy: judge.Policy, tally: evidence.Tally, counters: Counters) -> judge.Verdict:
-        seen = judge.Evidence(
+    def _judge(
+        self, state: RolloutState, policy: judge.RolloutPolicy, tally: evidence.Tally, counters: Counters
+    ) -> judge.Verdict:
+        seen = judge.RolloutEvidence(
             challenger=tally.lane(CHALLENGER, *counters[CHALLENGER][:2]),
             baseline=tally.lane(BASELINE, *counters[BASELINE][:2]),
             sick=self._sick(state, tally),
@@ -221,7 +229,7 @@ class Controller:
         )
         return judge.canary(seen, policy)
 
-    def _finish(self, state: State) -> State:
+    def _finish(self, state: RolloutState) -> RolloutState:
         """Promotion and rollback: say what is wanted, make it so, note it. Nobody's note stops that half-way."""
         back = state.stage == "roll back"
         serves = state.before if back else state.after
@@ -234,18 +242,18 @@ class Controller:
 
     # What they share
 
-    def _enter(self, state: State, stage: Stage, reasons: Sequence[str]) -> State:
+    def _enter(self, state: RolloutState, stage: Stage, reasons: Sequence[str]) -> RolloutState:
         """On the disk before anything is done."""
         return self._save(replace(state, stage=stage, reasons=tuple(reasons), since=time.time()))
 
-    def _back(self, state: State, verdict: judge.Verdict) -> State:
+    def _back(self, state: RolloutState, verdict: judge.Verdict) -> RolloutState:
         return self._enter(replace(state, withdraws=verdict.action == "roll back"), "roll back", verdict.reasons)
 
-    def _save(self, state: State) -> State:
+    def _save(self, state: RolloutState) -> RolloutState:
         write(state, self.folder)
         return state
 
-    def _note(self, state: State, action: str, reasons: Sequence[str]) -> None:
+    def _note(self, state: RolloutState, action: str, reasons: Sequence[str]) -> None:
         """A line in the decision log; once, should the one before us have been killed after it."""
         back = action == "rollback"
         champion = state.challenger if action == "promote" else state.champion
@@ -263,7 +271,7 @@ class Controller:
                 evidence=about,
             )
 
-    def _counters(self, state: State) -> Counters:
+    def _counters(self, state: RolloutState) -> Counters:
         """Lane -> predicted classes, labels, and answers that are no number."""
         prometheus = members.read(self.up).prometheus
         found = {}
@@ -280,7 +288,7 @@ class Controller:
             found[lane] = (seen, said, invalid)
         return found
 
-    def _sick(self, state: State, tally: evidence.Tally | None = None) -> str:
+    def _sick(self, state: RolloutState, tally: evidence.Tally | None = None) -> str:
         """Why the challenger's servers are not healthy; empty if they are."""
         wanted = members.read(self.up).challenger.replicas
         if (alive := len(members.servers(CHALLENGER, self.up))) < wanted:
@@ -300,7 +308,7 @@ class Controller:
             yield
 
     @contextmanager
-    def _held_at_once(self, wanted: bundle.Bundle) -> Iterator[State | None]:
+    def _held_at_once(self, wanted: bundle.Bundle) -> Iterator[RolloutState | None]:
         """What it gives is the rollout of this bundle that somebody else carries out now."""
         with ExitStack() as stack:
             try:
@@ -317,7 +325,7 @@ class Controller:
             yield None
 
     @contextmanager
-    def _taken(self, model: str) -> Iterator[State]:
+    def _taken(self, model: str) -> Iterator[RolloutState]:
         """Take over from whoever is at it."""
         import psutil
 
@@ -356,7 +364,7 @@ class _TakenOver(Exception):
     pass
 
 
-def progress(state: State, up: Path = members.FOLDER) -> list[str]:
+def progress(state: RolloutState, up: Path = members.FOLDER) -> list[str]:
     """What a rollout that is under way has counted in this step, and the time that is left for it."""
     if state.stage not in ("shadow", "canary"):
         return []
@@ -368,7 +376,7 @@ def progress(state: State, up: Path = members.FOLDER) -> list[str]:
     tally = evidence.Tally(state.model)
     tally.begin(state.since)
     try:
-        tally.add(evidence.Log(up / "gateway.log", state.offset).read())
+        tally.add(evidence.GatewayLog(up / "gateway.log", state.offset).read())
     except OSError as error:
         raise LooplineError(f"the gateway's log cannot be read: {error}") from error
     lines = []

@@ -26,7 +26,7 @@ Given = bytes | str
 Series = Iterable[tuple[str, Mapping[str, str], float]]
 
 
-class Answer(NamedTuple):
+class LoggedAnswer(NamedTuple):
     """A line of the gateway's log. at: seconds since the epoch. server: its slot; a name in k is the champion's, as a backup."""
 
     at: float
@@ -37,14 +37,14 @@ class Answer(NamedTuple):
     seconds: float | None
 
 
-class Log:
+class GatewayLog:
     """The gateway's log, read on from where it was left."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         """offset: bytes to leave out."""
         self.path, self.offset = path, offset
 
-    def read(self) -> Iterator[Answer]:
+    def read(self) -> Iterator[LoggedAnswer]:
         """What came since the last time. A line that is not yet whole is left for the next."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
@@ -54,7 +54,7 @@ class Log:
                 self.offset += len(line)
                 words = line.decode("utf-8", "replace").split()
                 if len(words) == 7 and words[0] == "lane":
-                    yield Answer(
+                    yield LoggedAnswer(
                         int(words[1]) / 1e6,
                         words[2],
                         words[3],
@@ -83,7 +83,7 @@ class Tally:
             for one in self.seconds.values():
                 one.clear()
 
-    def add(self, answers: Iterable[Answer]) -> None:
+    def add(self, answers: Iterable[LoggedAnswer]) -> None:
         """Count these. An error is a 5xx: what a client did wrong is not the model's, and who left got no answer."""
         for one in answers:
             if one.model != self.model or one.lane not in self.seconds or one.status < 100:
@@ -94,9 +94,9 @@ class Tally:
             if one.at >= self.step and one.seconds is not None:
                 self.seconds[one.lane].append(one.seconds)
 
-    def lane(self, name: str, classes: Mapping[str, float], labels: tuple[float, float]) -> judge.Lane:
+    def lane(self, name: str, classes: Mapping[str, float], labels: tuple[float, float]) -> judge.LaneCounts:
         """As the judge takes it."""
-        return judge.Lane(
+        return judge.LaneCounts(
             requests=self.requests[name],
             errors=self.errors[name],
             step=len(self.seconds[name]),
@@ -156,9 +156,9 @@ def labels(prometheus: str, model: str, version: str, since: float) -> tuple[flo
 
 def recent(folder: Path, model: str, count: int) -> list[Given]:
     """The journal's latest inputs that were answered and kept. Raises LooplineError where there is no journal."""
-    from loopline.journal.reader import Store
+    from loopline.journal.reader import JournalReader
 
-    return [entry.input for entry in Store(folder).latest(model, count) if entry.input is not None]
+    return [entry.input for entry in JournalReader(folder).latest(model, count) if entry.input is not None]
 
 
 def replay(

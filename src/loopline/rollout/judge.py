@@ -20,7 +20,7 @@ NOISE = 3.0  # standard errors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class RolloutPolicy:
     """What is demanded. docs/rollout.md says why these; docs/rollout-benchmark.md what they find.
 
     requests: of each lane, in each step, before it may pass. alpha: chance that a sequential test ever rolls back a challenger that
@@ -49,7 +49,7 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lane:
+class LaneCounts:
     """What was seen of one. requests, errors: since the canary began; step: requests of this step alone.
 
     seconds: (requests of the step,) latencies in order of time. classes: predicted class -> samples. labelled, right: answers
@@ -66,15 +66,15 @@ class Lane:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class RolloutEvidence:
     """Both lanes. sick: why the challenger's servers are not healthy, empty if they are. invalid: answers that are no number.
 
     expected: total variation that shadow showed between the two. share: of the requests of both lanes, the challenger's; above 0 and
     below 1.
     """
 
-    challenger: Lane
-    baseline: Lane
+    challenger: LaneCounts
+    baseline: LaneCounts
     sick: str = ""
     invalid: int = 0
     expected: float = 0.0
@@ -103,7 +103,7 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def shadow(seen: Shadow, policy: Policy) -> Verdict:
+def shadow(seen: Shadow, policy: RolloutPolicy) -> Verdict:
     """Of a replay. That the answers differ is no reason: a model that learned more answers otherwise."""
     ratio = float(np.median(seen.ratios)) if len(seen.ratios) else 1.0
     stops = []
@@ -125,7 +125,7 @@ def shadow(seen: Shadow, policy: Policy) -> Verdict:
     return Verdict("pass", (said,))
 
 
-def canary(seen: Evidence, policy: Policy) -> Verdict:
+def canary(seen: RolloutEvidence, policy: RolloutPolicy) -> Verdict:
     """Of a step of live traffic."""
     if stops := _hard_stops(seen, policy):
         return Verdict("roll back", tuple(stops))
@@ -141,7 +141,7 @@ def canary(seen: Evidence, policy: Policy) -> Verdict:
     return Verdict("pass", tuple(said for _, said in found if said))
 
 
-def _hard_stops(seen: Evidence, policy: Policy) -> list[str]:
+def _hard_stops(seen: RolloutEvidence, policy: RolloutPolicy) -> list[str]:
     ours, theirs = seen.challenger, seen.baseline
     stops = [seen.sick] if seen.sick else []
     if seen.invalid:
@@ -156,11 +156,11 @@ def _hard_stops(seen: Evidence, policy: Policy) -> list[str]:
     return stops
 
 
-def _rate(lane: Lane) -> float:
+def _rate(lane: LaneCounts) -> float:
     return lane.errors / lane.requests if lane.requests else 0.0
 
 
-def _errors(seen: Evidence, policy: Policy) -> tuple[str, str]:
+def _errors(seen: RolloutEvidence, policy: RolloutPolicy) -> tuple[str, str]:
     """Errors since the canary began. Of errors that are nobody's fault the challenger has its share of the requests, however often
     they come (half, where both lanes get the same part of the stream); that is tested, at all times at once."""
     ours, theirs = seen.challenger, seen.baseline
@@ -185,7 +185,7 @@ def evalue(ours: int, theirs: int, share: float = 0.5) -> float:
     return exp(min(top + log(float(np.exp(logs - top).mean())), 700.0))
 
 
-def _latency(ours: Lane, theirs: Lane, policy: Policy) -> tuple[str, str]:
+def _latency(ours: LaneCounts, theirs: LaneCounts, policy: RolloutPolicy) -> tuple[str, str]:
     """The 95th percentiles of slices, by their ranks: no shape of a distribution is assumed, and a few bad slices decide nothing."""
     a, b = (np.log(percentiles(lane.seconds, policy.slice)) for lane in (ours, theirs))
     if min(len(a), len(b)) < max(1, policy.points):
@@ -222,7 +222,7 @@ def hodges_lehmann(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(np.median(a[:, None] - b[None, :]))
 
 
-def _accuracy(ours: Lane, theirs: Lane, policy: Policy) -> tuple[str, str]:
+def _accuracy(ours: LaneCounts, theirs: LaneCounts, policy: RolloutPolicy) -> tuple[str, str]:
     """Labelled answers. None of them is no evidence, and no reason to wait unless the policy demands them."""
     if ours.labelled < policy.labels:
         return "hold", f"{ours.labelled:.0f} of {policy.labels} labelled answers"
@@ -236,7 +236,7 @@ def _accuracy(ours: Lane, theirs: Lane, policy: Policy) -> tuple[str, str]:
     return ("hold", f"{said}: not clear") if policy.labels and b - a > policy.accuracy_loss else ("", said)
 
 
-def lost_by_chance(ours: Lane, theirs: Lane, alpha: float) -> float:
+def lost_by_chance(ours: LaneCounts, theirs: LaneCounts, alpha: float) -> float:
     """The loss of quality that chance explains at all times at once, with probability 1 - alpha.
 
     The one-sided asymptotic confidence sequence of Waudby-Smith et al., Time-uniform central limit theory and asymptotic confidence
@@ -253,7 +253,7 @@ def lost_by_chance(ours: Lane, theirs: Lane, alpha: float) -> float:
     return sqrt(n * sum(variances)) * sqrt(2 * scale / (n**2 * rho) * log(1 + sqrt(scale) / (2 * alpha)))
 
 
-def _classes(seen: Evidence, policy: Policy) -> tuple[str, str]:
+def _classes(seen: RolloutEvidence, policy: RolloutPolicy) -> tuple[str, str]:
     """Both lanes see the same traffic. What a retrained model legitimately answers otherwise, shadow has shown on the same inputs."""
     a, b = seen.challenger.classes, seen.baseline.classes
     for name, lane in (("challenger", seen.challenger), ("baseline", seen.baseline)):

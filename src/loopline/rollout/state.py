@@ -18,7 +18,7 @@ OVER = ("promoted", "rolled back")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RolloutPlan:
     """How a rollout goes. steps: percent. hold: seconds that a step may take. every: seconds between two looks.
 
     inputs: of the shadow, from the journal in that folder; 0: no shadow. replicas: servers of each lane on trial; 0: as many as the
@@ -32,15 +32,15 @@ class Plan:
     journal: str = ".loopline/journal"
     replicas: int = 0
     register: bool = False
-    policy: judge.Policy = field(default_factory=judge.Policy)
+    policy: judge.RolloutPolicy = field(default_factory=judge.RolloutPolicy)
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class RolloutState:
     """Where a rollout is. champion and challenger: versions; before and after: their folders. since: the step's begin, epoch seconds.
 
-    offset: of the gateway's log where the canary began. expected: see `judge.Evidence`. withdraws: a rollback is the challenger's
-    fault, or somebody's will; what could not be done, or did not get clear, says nothing against a challenger.
+    offset: of the gateway's log where the canary began. expected: see `judge.RolloutEvidence`. withdraws: the rollback was the
+    challenger's fault or was asked for; one because something could not be done, or stayed unclear, says nothing against a challenger.
     """
 
     id: str
@@ -56,7 +56,7 @@ class State:
     expected: float = 0.0
     withdraws: bool = True
     reasons: tuple[str, ...] = ()
-    plan: Plan = field(default_factory=Plan)
+    plan: RolloutPlan = field(default_factory=RolloutPlan)
 
     @property
     def began(self) -> float:
@@ -70,7 +70,7 @@ class State:
         return "\n  ".join([head, *self.reasons])
 
 
-def read(folder: Path = FOLDER) -> State | None:
+def read(folder: Path = FOLDER) -> RolloutState | None:
     """The rollout that is under way, or the last one; None if there was none. Raises LooplineError on another schema."""
     try:
         content: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -81,12 +81,12 @@ def read(folder: Path = FOLDER) -> State | None:
             f"{folder}/state.json is of another version of Loopline: remove it if no rollout is under way"
         )
     plan = content.pop("plan")
-    policy = judge.Policy(**plan.pop("policy"))
-    plan = Plan(**plan | {"policy": policy, "steps": tuple(plan["steps"])})
-    return State(**content | {"plan": plan, "reasons": tuple(content["reasons"])})
+    policy = judge.RolloutPolicy(**plan.pop("policy"))
+    plan = RolloutPlan(**plan | {"policy": policy, "steps": tuple(plan["steps"])})
+    return RolloutState(**content | {"plan": plan, "reasons": tuple(content["reasons"])})
 
 
-def write(state: State, folder: Path = FOLDER) -> None:
+def write(state: RolloutState, folder: Path = FOLDER) -> None:
     """Whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / "state.json", json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1), shared=True)

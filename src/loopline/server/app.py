@@ -66,7 +66,7 @@ class App:
         demo: bool = True,
         log_requests: bool = False,
         record: Record | None = None,
-        journal: journals.Options | None = None,
+        journal: journals.JournalOptions | None = None,
     ) -> None:
         """token: what a client must send as its bearer token; demo: see `pages`. To be made in a running event loop.
 

@@ -32,7 +32,7 @@ CLOSE_SECONDS = 10.0  # for what waits
 ROWS_A_SECOND = 50  # under 1 % of a core, where a sample is an image of 128 x 128
 
 
-class Taken(NamedTuple):
+class DecodedRows(NamedTuple):
     """Rows as the graph took and gave them. The rest is known of what came by the route for people."""
 
     inputs: Arrays
@@ -43,7 +43,7 @@ class Taken(NamedTuple):
     identity: str = ""  # of the request
     items: int = 0  # that the request had
 
-    def first(self, rows: int) -> Taken:
+    def first(self, rows: int) -> DecodedRows:
         """Its first rows."""
         return self._replace(
             inputs={name: array[:rows] for name, array in self.inputs.items()},
@@ -57,7 +57,9 @@ class Taken(NamedTuple):
 class Watch:
     """What is taken of one model's batches. Slots' threads call it; that two of them take a row too many does no harm."""
 
-    def __init__(self, model: Model, rows_a_second: int, inbox: queue.SimpleQueue[tuple[Watch, Taken] | None]) -> None:
+    def __init__(
+        self, model: Model, rows_a_second: int, inbox: queue.SimpleQueue[tuple[Watch, DecodedRows] | None]
+    ) -> None:
         """inbox: of the thread that counts."""
         self.model, self.inbox = model, inbox
         self.allowed = max(1, int(rows_a_second * PERIOD))
@@ -73,7 +75,7 @@ class Watch:
         self.left, self.until = self.allowed, now + PERIOD
         return True
 
-    def take(self, taken: Taken) -> None:
+    def take(self, taken: DecodedRows) -> None:
         """Some of these rows, as many as are left of this half second."""
         rows = min(self.left, len(next(iter(taken.inputs.values()))))
         if rows > 0:
@@ -94,7 +96,7 @@ class Watcher:
     ) -> None:
         """Each model is watched from now on, where rows_a_second is not 0. Its reference is exported either way."""
         self.journal = journal
-        self.inbox: queue.SimpleQueue[tuple[Watch, Taken] | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[tuple[Watch, DecodedRows] | None] = queue.SimpleQueue()
         self.counted: dict[Watch, Counts] = {}
         for model in models:
             counts = Counts(model, metrics)
@@ -117,7 +119,7 @@ class Watcher:
             time.sleep(PERIOD)
             while not self.inbox.empty():
                 found.append(self.inbox.get())
-            groups: dict[tuple[Watch, bool], list[Taken]] = {}
+            groups: dict[tuple[Watch, bool], list[DecodedRows]] = {}
             for watch, taken in filter(None, found):
                 groups.setdefault((watch, taken.originals is None), []).append(taken)
             for (watch, _), rows in groups.items():
@@ -132,7 +134,7 @@ class Watcher:
                 return
 
 
-def _signals(spec: ModelSpec, rows: Sequence[Taken]) -> signals.Signals:
+def _signals(spec: ModelSpec, rows: Sequence[DecodedRows]) -> signals.Signals:
     """Of rows that all have originals, or none."""
     texts = [item for one in rows for item in one.originals or ()]
     sizes = [one.sizes for one in rows if one.sizes is not None]
@@ -140,7 +142,7 @@ def _signals(spec: ModelSpec, rows: Sequence[Taken]) -> signals.Signals:
     return signals.signals(inputs, outputs, spec, texts or None, np.concatenate(sizes) if sizes else None)
 
 
-def _note(journal: Journal, model: Model, found: signals.Signals, rows: Sequence[Taken]) -> None:
+def _note(journal: Journal, model: Model, found: signals.Signals, rows: Sequence[DecodedRows]) -> None:
     """Hand samples with their answers to the journal; tensors of the protocol have no original to keep."""
     if rows[0].originals is not None:
         identities = [item_id(one.identity, place, one.items) for one in rows for place in range(len(one.answers))]

@@ -55,7 +55,7 @@ def broken(error: Exception) -> Refusal:
     return Refusal(500, "the server made a mistake; its log says more")
 
 
-class Series:
+class ModelMetrics:
     """The metrics of one model, looked up once."""
 
     def __init__(self, metrics: Metrics, model: Model) -> None:
@@ -106,7 +106,7 @@ class Inference:
         self.metrics, self.limits, self.refusal = metrics, limits, refusal
         self.log_requests, self.record = log_requests, record
         self.cache = Cache(limits.cache_bytes) if limits.cache_bytes else None
-        self.series = {model.name: Series(metrics, model) for model in models}
+        self.series = {model.name: ModelMetrics(metrics, model) for model in models}
         self.decoders = {model.name: Decoder(model) for model in models if model.spec.image}
         self.watcher = Watcher(models, metrics, rows_a_second=limits.signals, journal=journal)
         self.batcher = Batcher([*models, *self.decoders.values()], slots=slots, observe=self._observe)
@@ -162,7 +162,7 @@ class Inference:
     def infer(self, model: Model) -> Handler:
         """The handler of the Open Inference Protocol."""
         outputs, name, version = model.outputs, model.name, model.version
-        read = oip.Reader(model.inputs, model.outputs)
+        read = oip.RequestReader(model.inputs, model.outputs)
 
         def handle(request: Request, respond: Respond) -> Cancel:
             call = read(request.body, request.headers)

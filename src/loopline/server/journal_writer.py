@@ -46,7 +46,7 @@ Signals = Mapping[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class JournalOptions:
     """See `loopline serve --help`. sample: share of the watched samples that is kept without a reason. seconds, size: of a segment."""
 
     folder: Path
@@ -58,7 +58,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class JournalLine:
     """One to write. given: an input that is to be made fit for it. done: called with whether it is on the disk."""
 
     content: dict[str, Any]
@@ -69,10 +69,10 @@ class Line:
 class Journal:
     """Writes for all models of a server."""
 
-    def __init__(self, options: Options, models: Sequence[Model], metrics: Metrics) -> None:
+    def __init__(self, options: JournalOptions, models: Sequence[Model], metrics: Metrics) -> None:
         """Raises LooplineError where the folder cannot be written."""
         self.options = options
-        self.lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+        self.lines: queue.SimpleQueue[JournalLine | None] = queue.SimpleQueue()
         self.limits = {model.name: Doubts(model.reference) for model in models}
         keys = {model.name: (model.name, model.version) for model in models}
         self.written = {
@@ -127,17 +127,17 @@ class Journal:
             self._entry(model, item_id(identity, row, len(originals)), kept, status, "error", said)
 
     def label(self, model: Model, identity: str, label: Any, source: str, done: Callable[[bool], None]) -> None:
-        """A label that came back. done: see `Line`; called in another thread, or at once where too much waits."""
+        """A label that came back. done: see `JournalLine`; called in another thread, or at once where too much waits."""
         content = {"kind": "label", "id": identity, "time": time.time(), "model": model.name}
-        self._put(Line(content | {"label": label, "source": source}, done=done))
+        self._put(JournalLine(content | {"label": label, "source": source}, done=done))
 
     def _entry(
         self, model: Model, identity: str, original: bytes | str, status: int, reason: str, said: dict[str, Any]
     ) -> None:
         content = {"kind": "entry", "id": identity, "time": time.time(), "model": model.name, "version": model.version}
-        self._put(Line(content | {"status": status, "reason": reason, **said}, given=original))
+        self._put(JournalLine(content | {"status": status, "reason": reason, **said}, given=original))
 
-    def _put(self, line: Line) -> None:
+    def _put(self, line: JournalLine) -> None:
         size = len(line.given or "")
         with self.counting:
             full = self.lines.qsize() >= WAITING or self.waiting + size > WAITING_BYTES
@@ -165,7 +165,7 @@ class Journal:
             if last:
                 return
 
-    def _next(self) -> list[Line | None]:
+    def _next(self) -> list[JournalLine | None]:
         try:
             found = [self.lines.get(timeout=self.options.seconds)]
         except queue.Empty:
@@ -174,7 +174,7 @@ class Journal:
             found.append(self.lines.get())
         return found
 
-    def _write(self, lines: Sequence[Line]) -> None:
+    def _write(self, lines: Sequence[JournalLine]) -> None:
         if not lines:
             return
         try:
@@ -193,7 +193,7 @@ class Journal:
             if line.done:
                 line.done(whole)
 
-    def _encoded(self, line: Line) -> bytes:
+    def _encoded(self, line: JournalLine) -> bytes:
         content = line.content
         if line.given is not None:
             kind = "image" if isinstance(line.given, bytes) else "text"

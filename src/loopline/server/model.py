@@ -21,7 +21,7 @@ from loopline.drift import reference
 from loopline.lib import sessions
 from loopline.lib.arrays import Arrays, Pixels
 from loopline.release import bundle, signature
-from loopline.server.drift_counter import Taken, Watch
+from loopline.server.drift_counter import DecodedRows, Watch
 from loopline.server.messages import Refusal
 from loopline.tasks import image
 
@@ -152,12 +152,12 @@ class Model:
                 if self.watch is not None and not source.probe and self.watch.open():
                     sizes = prepared.sizes if self.spec.image else None
                     self.watch.take(
-                        Taken(arrays, found, source.items, sizes, answers, source.identity, len(source.items))
+                        DecodedRows(arrays, found, source.items, sizes, answers, source.identity, len(source.items))
                     )
                 results[place] = answers
             else:
                 if self.watch is not None and self.watch.open():
-                    self.watch.take(Taken(arrays, found))
+                    self.watch.take(DecodedRows(arrays, found))
                 results[place] = found
             start = end
         return results

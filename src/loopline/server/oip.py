@@ -70,7 +70,7 @@ class _Plan:
     outputs: dict[str, bool]
 
 
-class Reader:
+class RequestReader:
     """Reads requests for one model. Where tensors are binary a client's JSON is the same from call to call, so it is remembered."""
 
     def __init__(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:

@@ -33,7 +33,7 @@ BACKLOG = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ServerOptions:
     """See `loopline serve --help`.
 
     share_port: other processes may listen on `port` too. metrics_port: a second one, of this process alone. grace: seconds of
@@ -51,7 +51,7 @@ class Options:
     demo: bool = True
     log_requests: bool = False
     limits: Limits = field(default_factory=Limits)
-    journal: journal.Options | None = None
+    journal: journal.JournalOptions | None = None
     verify_key: Path | None = None
 
 
@@ -89,7 +89,7 @@ def load(folders: Sequence[Path], verify_key: Path | None = None) -> list[Model]
     return list(models.values())
 
 
-def run(folders: Sequence[Path], options: Options) -> int:
+def run(folders: Sequence[Path], options: ServerOptions) -> int:
     """Serve until told to stop; returns the exit code."""
     import uvloop
 
@@ -131,7 +131,7 @@ def _cannot_listen(host: str, port: int, error: Exception) -> LooplineError:
     return LooplineError(f"cannot listen on {host}:{port}: {error}")
 
 
-async def _serve(models: list[Model], listener: socket.socket, options: Options) -> int:
+async def _serve(models: list[Model], listener: socket.socket, options: ServerOptions) -> int:
     loop = asyncio.get_running_loop()
     slots, token = options.slots or cpu_limit(), credentials.secret(credentials.SERVER)
     spans = tracing.recorder()

@@ -30,7 +30,7 @@ CLEAN, PRIOR, NOISY, OTHER = "clean", "prior", "noisy", "other-domain"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrafficPlan:
     """What is sent. rate: requests a second, over all models.
 
     profile: `clean`, `prior` (two classes only), `other-domain` (another data set), a shift, or `noisy`: noise in images, typos in
@@ -48,7 +48,7 @@ class Plan:
     token: str | None = None
 
 
-def choose(named: Sequence[str], known: Sequence[str], plan: Plan) -> tuple[list[str], list[str]]:
+def choose(named: Sequence[str], known: Sequence[str], plan: TrafficPlan) -> tuple[list[str], list[str]]:
     """The models to send to, of those that are up at `plan.url`, and what is said of the rest.
 
     named: models that must be up; without any, all of `known`, those in params.yaml, that are. Raises LooplineError where a named
@@ -78,7 +78,9 @@ def failures(counts: Counter[str]) -> str:
     return f"{sum(wrong.values()):,} of {sent:,} requests did not get the answer 200 ({listed})"
 
 
-def pools(named: Sequence[str], others: Sequence[str], plan: Plan) -> tuple[dict[str, list[bytes | str]], list[str]]:
+def pools(
+    named: Sequence[str], others: Sequence[str], plan: TrafficPlan
+) -> tuple[dict[str, list[bytes | str]], list[str]]:
     """What may be sent to each of these models, and of `others` to those that the profile fits; with what was said of the rest.
 
     Raises LooplineError where a model of `named` is not fit for the profile, or none is.
@@ -95,7 +97,7 @@ def pools(named: Sequence[str], others: Sequence[str], plan: Plan) -> tuple[dict
     return found, left_out
 
 
-def samples(name: str, plan: Plan) -> list[bytes | str]:
+def samples(name: str, plan: TrafficPlan) -> list[bytes | str]:
     """What may be sent to the model `name`: its test split, changed as the profile says. Raises LooplineError."""
     from loopline.data import manifest
 
@@ -121,7 +123,7 @@ def samples(name: str, plan: Plan) -> list[bytes | str]:
     return [shifts.shifted(one, profile, plan.strength, rng) for one in given]
 
 
-def _foreign(name: str, plan: Plan) -> list[bytes | str]:
+def _foreign(name: str, plan: TrafficPlan) -> list[bytes | str]:
     """Of another data set, as they are: the server is to resize them."""
     from loopline import settings
 
@@ -146,7 +148,7 @@ def requests(pools: dict[str, list[bytes | str]], seed: int) -> Iterator[tuple[s
                 yield f"/predict/{name}", sample, {"Content-Type": "application/octet-stream"}
 
 
-def send(pools: dict[str, list[bytes | str]], plan: Plan, *, progress: bool = True) -> Counter[str]:
+def send(pools: dict[str, list[bytes | str]], plan: TrafficPlan, *, progress: bool = True) -> Counter[str]:
     """Send for `plan.seconds`; how many answers there were of each status. A server that is slow does not slow the schedule."""
     from tqdm import tqdm
 

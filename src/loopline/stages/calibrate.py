@@ -63,7 +63,7 @@ def main(name: str) -> None:
     files.write_json(files.stage(name, "calibrate") / "drift.json", made.to_dict())
     answers = task.answers({key: value[:GOLDEN] for key, value in outputs.items()}, spec, split.sizes[:GOLDEN])
     given: Sequence[Any] = split.inputs[:GOLDEN]
-    rows = [golden.Sample(one, answer) for one, answer in zip(given, answers, strict=True)]
+    rows = [golden.GoldenSample(one, answer) for one, answer in zip(given, answers, strict=True)]
     files.write_json(files.stage(name, "calibrate") / "golden.json", golden.to_dict(rows))
 
 
@@ -125,5 +125,5 @@ def make(
             signal=sure,
             weights=harm.weights(found[sure][rest], quality[rest], edges[sure], threshold),
         ),
-        labels=drift.Labels(names=spec.labels, confusion=tuple(tuple(map(int, row)) for row in confusion)),
+        labels=drift.ReferenceLabels(names=spec.labels, confusion=tuple(tuple(map(int, row)) for row in confusion)),
     )

@@ -88,7 +88,7 @@ def main(name: str) -> None:
     )
 
 
-def source(name: str, dataset: str) -> card.Source:
+def source(name: str, dataset: str) -> card.DataSource:
     """What the card says of the data. Only the last part of a folder's path is told: the rest is its owner's affair."""
     columns = manifest.table(files.manifest(name), ["source", "split"]).to_pydict()
     counts: dict[str, dict[str, int]] = {}
@@ -97,7 +97,7 @@ def source(name: str, dataset: str) -> card.Source:
         row[split] += 1
     entry = catalog.load().get(dataset)
     left_out = files.read_json(files.manifest(name).with_name("ingest.json"))["set_aside"]
-    return card.Source(
+    return card.DataSource(
         name=Path(dataset).name,
         description=entry.description if entry else None,
         licence=entry.licence if entry else None,

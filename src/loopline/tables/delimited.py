@@ -28,7 +28,7 @@ _RETURN = "\udc0d"  # stands for a lone \r, at which the csv module would end a 
 _TOO_LONG = "line of more than 64 MB"
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row of a table. number: its line or place, from 1. values: of the columns that were asked for, or why there are none."""
 
     number: int
@@ -134,14 +134,14 @@ class Delimited:
             return [] if first is None else first.removesuffix("\r").split(delimiter)
         return [name.replace(_RETURN, "\r") for name in names]
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
         """Yield the cells of those columns for each row that is not empty, or what is wrong with it.
 
         In a table of one column an empty line is an empty cell, unless no row follows.
         """
         places = [self.names.index(column) for column in columns]
         feed, reader = self._feed, csv.reader(self._feed, delimiter=self.delimiter, strict=True)
-        empty: list[Row] = []
+        empty: list[TableRow] = []
         while True:
             feed.taken.clear()
             problem = None
@@ -155,15 +155,15 @@ class Delimited:
                 problem, cells = self._alone(str(error))
             number = feed.number - len(feed.taken) + 1
             if problem is None and not cells:
-                empty += [Row(number, [""] * len(places))] if len(self.names) == 1 else []
+                empty += [TableRow(number, [""] * len(places))] if len(self.names) == 1 else []
                 continue
             yield from empty
             empty.clear()
             if problem := problem or self._misplaced(cells):
-                yield Row(number, problem=problem)
+                yield TableRow(number, problem=problem)
             else:
                 self._remember(cells)
-                yield Row(number, [cells[place].replace(_RETURN, "\r") for place in places])
+                yield TableRow(number, [cells[place].replace(_RETURN, "\r") for place in places])
 
     def _swallowed(self) -> bool:
         """Whether the row at hand is several rows, of which the first begins a cell with a quote."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from loopline.errors import LooplineError
-from loopline.tables.delimited import Row
+from loopline.tables.delimited import TableRow
 
 BATCH = 1024  # rows
 
@@ -27,7 +27,7 @@ class Parquet:
             self.total: int = self._file.metadata.num_rows
             self._classes = _class_names(self._file.schema_arrow.metadata)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
         """Yield the values of those columns for each row; class numbers become names, and -1 is no label."""
         number = 0
         batches = self._file.iter_batches(batch_size=BATCH, columns=list(columns))
@@ -42,9 +42,9 @@ class Parquet:
                 try:
                     named = [self._named(column, value) for column, value in zip(columns, row, strict=True)]
                 except IndexError:
-                    yield Row(number, problem="class number without a name")
+                    yield TableRow(number, problem="class number without a name")
                 else:
-                    yield Row(number, named)
+                    yield TableRow(number, named)
 
     def _named(self, column: str, value: Any) -> Any:
         if column not in self._classes:

@@ -10,7 +10,7 @@ from typing import IO
 
 from loopline.errors import LooplineError
 from loopline.tables.columns import normal
-from loopline.tables.delimited import Delimited, Row
+from loopline.tables.delimited import Delimited, TableRow
 from loopline.tables.encoding import lines
 from loopline.tables.parquet import Parquet
 from loopline.tables.records import Records
@@ -31,7 +31,7 @@ class Table:
 
     columns: list[str]
     chosen: Sequence[str] | None
-    rows: Iterator[Row]
+    rows: Iterator[TableRow]
     total: int | None = None
 
 
@@ -64,7 +64,7 @@ def read(file: IO[bytes], path: str, name: str, choose: Callable[[Sequence[str]]
     return Table(table.names, chosen, rows, table.total if isinstance(table, Parquet) else None)
 
 
-def _rows(table: Parquet | Records | Delimited, chosen: Sequence[str], path: str) -> Iterator[Row]:
+def _rows(table: Parquet | Records | Delimited, chosen: Sequence[str], path: str) -> Iterator[TableRow]:
     # The keys of JSON are those of many records: one that writes a key in another way is counted alone.
     names = Counter() if isinstance(table, Records) else Counter(map(normal, table.names))
     if several := [column for column in chosen if names[normal(column)] > 1]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from loopline.errors import LooplineError
-from loopline.tables.delimited import Row
+from loopline.tables.delimited import TableRow
 
 LEAST_RECORDS = 100  # whose keys are the columns
 MOST_RECORDS = 10_000  # that are looked through for the columns that are wanted
@@ -35,7 +35,7 @@ class Records:
                 break
         self.names = list(names)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
         """Yield the values of those columns for each record, None where it lacks one, or what is wrong with it."""
         first, self._first = self._first, []
         record = first[0][1] if len(first) == 1 else None
@@ -46,11 +46,11 @@ class Records:
             )
         for number, record in itertools.chain(first, self._records):
             if isinstance(record, str):
-                yield Row(number, problem=record)
+                yield TableRow(number, problem=record)
             elif not columns:  # {}, among the first records or after only broken ones
-                yield Row(number, problem="JSON object without a column that is wanted")
+                yield TableRow(number, problem="JSON object without a column that is wanted")
             else:
-                yield Row(number, [record.get(column) for column in columns])
+                yield TableRow(number, [record.get(column) for column in columns])
 
 
 def _whole_columns(values: list[Any]) -> bool:

@@ -18,7 +18,7 @@ NAME = "checkpoint.pt"
 
 
 @dataclass
-class State:
+class TrainingState:
     """How far a training is; `history` has a row an epoch, `best` the weights of the epoch with the least loss."""
 
     epoch: int = 0  # finished
@@ -37,7 +37,7 @@ def _plain(value: Any) -> Any:
     return value.model_dump() if hasattr(value, "model_dump") else value.tolist()
 
 
-def save(work: Path, key: str, state: State, **parts: Any) -> None:
+def save(work: Path, key: str, state: TrainingState, **parts: Any) -> None:
     """Keep `state` and the state dicts of `parts` (model, optimizer, ...) under `key`."""
     import torch
 
@@ -46,19 +46,19 @@ def save(work: Path, key: str, state: State, **parts: Any) -> None:
         torch.save(content, partial)
 
 
-def load(work: Path, key: str, **parts: Any) -> State:
+def load(work: Path, key: str, **parts: Any) -> TrainingState:
     """Load the checkpoint of `key` into `parts`; a fresh state where there is none, or that of another training."""
     import torch
 
     if not (work / NAME).exists():
-        return State()
+        return TrainingState()
     # To the CPU: optimizers and modules copy to their own device. weights_only: tensors and numbers, no code.
     loaded = torch.load(work / NAME, map_location="cpu", weights_only=True)
     if loaded["key"] != key:
-        return State()
+        return TrainingState()
     for name, part in parts.items():
         part.load_state_dict(loaded["parts"][name])
-    return State(**loaded["state"])
+    return TrainingState(**loaded["state"])
 
 
 def forget(work: Path) -> None:

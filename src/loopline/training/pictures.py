@@ -64,16 +64,16 @@ def _distribution(classes: Path) -> dict[str, dict[str, int]]:
 
 def answers(
     outputs: dict[str, NDArray[Any]], test: Split, spec: ModelSpec
-) -> tuple[list[plots.Answer], list[plots.Answer]]:
+) -> tuple[list[plots.ShownSample], list[plots.ShownSample]]:
     """The first samples that were classified right, and the most confident mistakes."""
     probabilities = outputs["probabilities"]
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     hit = predicted == test.targets
 
-    def answer(row: int) -> plots.Answer:
+    def answer(row: int) -> plots.ShownSample:
         raw = test.inputs[row]
         sample = raw if isinstance(raw, str) else image.decode(raw, spec.image.channels if spec.image else 3)
-        return plots.Answer(
+        return plots.ShownSample(
             sample=sample,
             actual=spec.labels[int(np.asarray(test.targets)[row])],
             predicted=spec.labels[int(predicted[row])],

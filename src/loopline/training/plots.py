@@ -19,7 +19,7 @@ MAX_TEXT = 84  # and on a line of the table
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownSample:
     """sample: the image uint8 (h, w, 1 or 3), or the text. probability: of the predicted class."""
 
     sample: NDArray[np.uint8] | str
@@ -133,7 +133,7 @@ def class_distribution(path: Path, counts: Mapping[str, Mapping[str, int]]) -> N
         )
 
 
-def examples(path: Path, right: Sequence[Answer], wrong: Sequence[Answer]) -> None:
+def examples(path: Path, right: Sequence[ShownSample], wrong: Sequence[ShownSample]) -> None:
     """Images: a row that was classified right, then those that were not, in the order given."""
     rows = 1 + -(-min(len(wrong), 2 * ACROSS) // ACROSS)
     with sheet(path, 0.95 * ACROSS, 1.2 * rows + 0.4, rows, ACROSS) as (figure, axes):
@@ -168,7 +168,7 @@ def detections(path: Path, scenes: Sequence[Scene], labels: Sequence[str]) -> No
         figure.legend(handles=lines, loc="outside lower center", ncols=2)
 
 
-def text_examples(path: Path, right: Sequence[Answer], wrong: Sequence[Answer]) -> None:
+def text_examples(path: Path, right: Sequence[ShownSample], wrong: Sequence[ShownSample]) -> None:
     """A table of texts that were classified right, then of those that were not, in the order given."""
     lines: list[tuple[str, str, str, str, str]] = []
     for title, answers, colour in (("Right", right, GREEN), ("Wrong, the most confident first", wrong, RED)):

@@ -11,7 +11,7 @@ from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 from loopline.tables import reader
 from loopline.tables.columns import Unreadable, cell, label_cell, match, pick
-from loopline.tables.delimited import Row
+from loopline.tables.delimited import TableRow
 
 _NOT_ACCEPTED = ("reject", "ignore")  # in Prodigy's column `answer`
 
@@ -77,7 +77,7 @@ def _read_table(folder: Folder, name: str) -> Iterator[RawSample]:
             yield _sample(f"{name}:{row.number}", row, split_of_file(name), roles)
 
 
-def _sample(where: str, row: Row, published: str | None, roles: dict[str, str]) -> RawSample:
+def _sample(where: str, row: TableRow, published: str | None, roles: dict[str, str]) -> RawSample:
     if row.problem is not None:
         return broken(where, row.problem, split=published)
     values = dict(zip(roles, row.values, strict=True))

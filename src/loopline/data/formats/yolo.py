@@ -26,7 +26,7 @@ from loopline.data.formats.common import (
 )
 from loopline.data.formats.finder import ImageFinder
 from loopline.data.formats.yolo_lines import Columns, is_labels, parse
-from loopline.data.formats.yolo_settings import Settings, read_settings
+from loopline.data.formats.yolo_settings import YoloSettings, read_settings
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 
@@ -136,7 +136,7 @@ def _read(folder: Folder) -> Iterator[RawSample]:
     yield from lost
 
 
-def _labelled(sample: RawSample, folder: Folder, labels: str, settings: Settings, columns: Columns) -> RawSample:
+def _labelled(sample: RawSample, folder: Folder, labels: str, settings: YoloSettings, columns: Columns) -> RawSample:
     """The sample with the boxes of its label file."""
     # A broken image has no size: cleaning sets it aside with its boxes.
     width, height = upright_size(sample.image or b"") or (1, 1)

@@ -30,7 +30,7 @@ _SPEAKS_OF_DATA = re.compile(rb"""(?:^|[{,])\s*["']?(?:names|kpt_shape)["']?\s*:
 
 
 @dataclass
-class Settings:
+class YoloSettings:
     """names: class number -> name, {} where there are none. points: kpt_shape, None where it is not given.
 
     entries: the split, the folder or the list of images that is meant (None where there is none of that name), and where
@@ -60,12 +60,12 @@ class Settings:
         return {image: claim.pop() for image, claim in claims.items() if len(claim) == 1}, list(lost.values())
 
 
-def read_settings(folder: Folder, files_of_names: Iterable[str]) -> Settings:
+def read_settings(folder: Folder, files_of_names: Iterable[str]) -> YoloSettings:
     """Read every YAML with `names`, every obj.data, lists of images called like splits, and the files of names.
 
     Raises LooplineError where two of them contradict, or where a YAML is broken and nothing else has names.
     """
-    settings, names, listed = Settings(), NumberedNames(), list(files_of_names)
+    settings, names, listed = YoloSettings(), NumberedNames(), list(files_of_names)
     doubts = _read_yamls(folder, settings, names)
     for file in folder.suffixed({".data"}):
         pairs = (line.partition("=") for line in lines(folder.start(file)))
@@ -85,7 +85,7 @@ def read_settings(folder: Folder, files_of_names: Iterable[str]) -> Settings:
     return settings
 
 
-def _read_yamls(folder: Folder, settings: Settings, names: NumberedNames) -> list[LooplineError]:
+def _read_yamls(folder: Folder, settings: YoloSettings, names: NumberedNames) -> list[LooplineError]:
     """Read every YAML with `names` or `kpt_shape`; what is wrong with the others, which may be another program's."""
     doubts = []
     for file in folder.suffixed({".yaml", ".yml"}):
@@ -129,7 +129,7 @@ def _load(folder: Folder, file: str) -> dict[str, Any]:
 
 
 def _entries(folder: Folder, file: str, content: dict[str, Any]) -> Iterator[tuple[str, str | None, str]]:
-    """The entries of `Settings` that a file's content gives."""
+    """The entries of `YoloSettings` that a file's content gives."""
     base = str(content.get("path") or "")
     for split, word in ((split, word) for split, words in SPLITS.items() for word in words):
         listed = content.get(word) or []

@@ -28,7 +28,7 @@ def groups(window: str = rules.WINDOW, runbooks: str = rules.RUNBOOKS) -> list[d
     return found
 
 
-def _rule(alert: rules.Alert, interval: int, runbooks: str) -> dict[str, Any]:
+def _rule(alert: rules.AlertRule, interval: int, runbooks: str) -> dict[str, Any]:
     keep = 0 if alert.keep == "0s" else rules.seconds(alert.keep)
     return {
         "uid": f"loopline-{alert.name}",

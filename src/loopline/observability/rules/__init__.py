@@ -8,14 +8,25 @@ from __future__ import annotations
 from typing import Any
 
 from loopline.observability.rules import drift, service
-from loopline.observability.rules.parts import Alert, Group, Recording, seconds
+from loopline.observability.rules.parts import AlertRule, Recording, RuleGroup, seconds
 
-__all__ = ["RUNBOOKS", "WINDOW", "Alert", "Group", "Recording", "groups", "operator", "prometheus", "seconds", "text"]
+__all__ = [
+    "RUNBOOKS",
+    "WINDOW",
+    "AlertRule",
+    "Recording",
+    "RuleGroup",
+    "groups",
+    "operator",
+    "prometheus",
+    "seconds",
+    "text",
+]
 RUNBOOKS = "docs/runbooks"  # or the address of that folder in a forge: `loopline rules --runbooks`
 WINDOW = "1h"
 
 
-def groups(window: str = WINDOW) -> tuple[Group, ...]:
+def groups(window: str = WINDOW) -> tuple[RuleGroup, ...]:
     """All rules. window: of traffic that is held against the reference, and looked at thirty times as often."""
     return (service.group(), drift.group(window))
 
@@ -55,7 +66,7 @@ def _yaml(content: dict[str, Any]) -> str:
     return head + str(yaml.safe_dump(content, sort_keys=False, width=135, allow_unicode=True))
 
 
-def _alert(alert: Alert, runbooks: str) -> dict[str, Any]:
+def _alert(alert: AlertRule, runbooks: str) -> dict[str, Any]:
     times = {"for": alert.hold, "keep_firing_for": alert.keep}
     return {
         "alert": alert.name,

@@ -5,7 +5,16 @@ from __future__ import annotations
 from loopline.drift.harm import DOUBT, MIXTURE, SURE
 from loopline.drift.statistic import WEIGHTS
 from loopline.drift.thresholds import EVALUATIONS
-from loopline.observability.rules.parts import Alert, Group, Recording, duration, of_model, of_signal, seconds, served
+from loopline.observability.rules.parts import (
+    AlertRule,
+    Recording,
+    RuleGroup,
+    duration,
+    of_model,
+    of_signal,
+    seconds,
+    served,
+)
 
 SELDOM = 120  # seconds: Prometheus forgets a recorded value after five minutes
 ALPHA = 0.05  # chance that a confidence sequence ever leaves the true quality out
@@ -24,11 +33,11 @@ def _value(of: str, form: str) -> str:
     )
 
 
-def group(window: str) -> Group:
+def group(window: str) -> RuleGroup:
     """window: of traffic that is held against the reference."""
     recordings = _statistic(window) + _quality() + _labelled(window)
     interval = duration(min(seconds(window) / EVALUATIONS, SELDOM))
-    return Group("loopline-drift", interval, recordings, _alerts(window))
+    return RuleGroup("loopline-drift", interval, recordings, _alerts(window))
 
 
 def _statistic(window: str) -> tuple[Recording, ...]:
@@ -134,7 +143,7 @@ def _labelled(window: str) -> tuple[Recording, ...]:
     )
 
 
-def _alerts(window: str) -> tuple[Alert, ...]:
+def _alerts(window: str) -> tuple[AlertRule, ...]:
     harmful = "loopline:quality_loss > loopline:quality_limit"
     drifted = "loopline:drift_score > 1"
     harm = served(f"({drifted}) and on (model, version) ({harmful})")
@@ -149,7 +158,7 @@ def _alerts(window: str) -> tuple[Alert, ...]:
     )
     keep = duration(seconds(window) / 4)
     return (
-        Alert(
+        AlertRule(
             "DriftNotice",
             served(f"({drifted}) unless on (model, version) ({harmful})"),
             "{{ $labels.model }}: traffic differs from the reference; no harm is estimated",
@@ -157,7 +166,7 @@ def _alerts(window: str) -> tuple[Alert, ...]:
             "notice",
             keep=keep,
         ),
-        Alert(
+        AlertRule(
             "DriftWarning",
             harm,
             "{{ $labels.model }}: traffic differs from the reference and the model is worse on it, by its own confidence",
@@ -165,7 +174,7 @@ def _alerts(window: str) -> tuple[Alert, ...]:
             "warning",
             keep=keep,
         ),
-        Alert(
+        AlertRule(
             "RetrainCandidate",
             harm,
             "{{ $labels.model }}: harmful drift that lasts; a retraining should be considered",
@@ -174,7 +183,7 @@ def _alerts(window: str) -> tuple[Alert, ...]:
             hold=duration(2 * seconds(window)),
             keep=keep,
         ),
-        Alert(
+        AlertRule(
             "LabelledHarm",
             served(
                 f"{BEST} - (loopline:quality_labelled + loopline:quality_labelled:radius)"
@@ -186,7 +195,7 @@ def _alerts(window: str) -> tuple[Alert, ...]:
             "retrain",
             keep=keep,
         ),
-        Alert(
+        AlertRule(
             "DriftNoVerdict",
             served(f"loopline:drift_samples > 0 < on (model, version) {of_model('loopline_drift_least_samples')}"),
             "{{ $labels.model }}: too little traffic to tell drift",

@@ -19,7 +19,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Alert:
+class AlertRule:
     """An alert. severity: info, notice, warning, critical, or retrain, which the retrainer listens to."""
 
     name: str
@@ -32,13 +32,13 @@ class Alert:
 
 
 @dataclass(frozen=True)
-class Group:
+class RuleGroup:
     """Rules that are evaluated one after the other, every `interval`."""
 
     name: str
     interval: str
     recordings: tuple[Recording, ...]
-    alerts: tuple[Alert, ...]
+    alerts: tuple[AlertRule, ...]
 
 
 def seconds(duration: str) -> int:

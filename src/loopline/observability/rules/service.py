@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loopline.observability.rules.parts import SERVED, Alert, Group, Recording, of_served_model, served
+from loopline.observability.rules.parts import SERVED, AlertRule, Recording, RuleGroup, of_served_model, served
 
 AVAILABILITY, FAST_ENOUGH = 0.999, 0.99  # objectives: share of requests answered, and of these within LATENCY seconds
 LATENCY = 0.25
@@ -12,7 +12,7 @@ FEW = 100  # requests: one refusal among fewer is no burnt budget
 STALE_DAYS = 90
 
 
-def group() -> Group:
+def group() -> RuleGroup:
     """Multi-window burn rates are those of the SRE workbook, chapter 5."""
 
     def bad(span: str) -> str:
@@ -37,9 +37,9 @@ def group() -> Group:
         enough = f"on (model) (sum by (model) (increase({requests}[{long}])) > {FEW})"
         return of_served_model(" and ".join([*over, enough]))
 
-    def burning(name: str, kind: str, what: str, budget: float) -> Callable[[str, str, str, float, str], Alert]:
-        def of(speed: str, long: str, short: str, factor: float, severity: str) -> Alert:
-            return Alert(
+    def burning(name: str, kind: str, what: str, budget: float) -> Callable[[str, str, str, float, str], AlertRule]:
+        def of(speed: str, long: str, short: str, factor: float, severity: str) -> AlertRule:
+            return AlertRule(
                 f"{name}{speed}",
                 burn(kind, long, short, factor, budget),
                 f"{{{{ $labels.model }}}}: {what}",
@@ -54,7 +54,7 @@ def group() -> Group:
     slowness = burning("LatencyBudgetBurn", "slow", f"answers take over {LATENCY * 1000:.0f} ms", 1 - FAST_ENOUGH)
     refused = 'loopline_requests_total{route=~"infer|predict",code=~"400|413|415|422"}'
     alerts = (
-        Alert(
+        AlertRule(
             "ServerDown",
             'up{job="loopline"} == 0',
             "{{ $labels.instance }} does not answer Prometheus",
@@ -62,7 +62,7 @@ def group() -> Group:
             "critical",
             hold="2m",
         ),
-        Alert(
+        AlertRule(
             "NoServers",
             'absent(up{job="loopline"})',
             "Prometheus knows of no server",
@@ -70,7 +70,7 @@ def group() -> Group:
             "critical",
             hold="5m",
         ),
-        Alert(
+        AlertRule(
             "ServerNotReady",
             'loopline_ready{job="loopline"} == 0',
             "{{ $labels.instance }} is up and takes no requests",
@@ -82,7 +82,7 @@ def group() -> Group:
         errors("Slow", "6h", "30m", 6, "warning"),
         slowness("Fast", "1h", "5m", 14.4, "critical"),
         slowness("Slow", "6h", "30m", 6, "warning"),
-        Alert(
+        AlertRule(
             "Saturated",
             of_served_model(
                 f"sum by (model) (rate(loopline_shed_total[5m])) / (sum by (model) (rate({requests}[5m])) > 0) > 0.01"
@@ -93,7 +93,7 @@ def group() -> Group:
             hold="2m",
             keep="5m",
         ),
-        Alert(
+        AlertRule(
             "ModelFailures",
             served("sum by (model, version) (increase(loopline_execution_failures_total[15m])) > 0"),
             "{{ $labels.model }}: the model fails on some inputs",
@@ -101,7 +101,7 @@ def group() -> Group:
             "warning",
             keep="15m",
         ),
-        Alert(
+        AlertRule(
             "BadInputs",
             of_served_model(
                 f"sum by (model) (rate({refused}[15m])) / (sum by (model) (rate({requests}[15m])) > 0) > 0.05"
@@ -112,7 +112,7 @@ def group() -> Group:
             hold="5m",
             keep="15m",
         ),
-        Alert(
+        AlertRule(
             "ConstantInputs",
             served(
                 "sum by (model, version) (increase(loopline_constant_rows_total[15m]))"
@@ -124,7 +124,7 @@ def group() -> Group:
             hold="5m",
             keep="15m",
         ),
-        Alert(
+        AlertRule(
             "NoTraffic",
             of_served_model(f"sum by (model) (increase({requests}[1h])) == 0"),
             "{{ $labels.model }}: nobody asks",
@@ -132,7 +132,7 @@ def group() -> Group:
             "info",
             hold="5m",
         ),
-        Alert(
+        AlertRule(
             "MixedVersions",
             f"count by (model) (count by (model, version) {SERVED}) > 1",
             "{{ $labels.model }}: {{ $value }} versions serve side by side",
@@ -140,7 +140,7 @@ def group() -> Group:
             "info",
             hold="6h",
         ),
-        Alert(
+        AlertRule(
             "BundleChanged",
             served('loopline_bundle_intact{job="loopline"} == 0'),
             "{{ $labels.model }}: the bundle of {{ $labels.instance }} was changed on its disk",
@@ -148,7 +148,7 @@ def group() -> Group:
             "warning",
             hold="1m",
         ),
-        Alert(
+        AlertRule(
             "StaleModel",
             served(
                 f"time() - max by (model, version) (loopline_bundle_written_timestamp_seconds) > {STALE_DAYS} * 86400"
@@ -157,7 +157,7 @@ def group() -> Group:
             f"Version {{{{ $labels.version }}}} came to its server over {STALE_DAYS} days ago.",
             "info",
         ),
-        Alert(
+        AlertRule(
             "Skew",
             served('sum by (model, version) (increase(loopline_sentinel_checks_total{result="different"}[10m])) > 0'),
             "{{ $labels.model }}: it does not answer as it did in training",
@@ -165,7 +165,7 @@ def group() -> Group:
             "critical",
             keep="10m",
         ),
-        Alert(
+        AlertRule(
             "SentinelSilent",
             f"max by (model) {SERVED} unless on (model)"
             ' (sum by (model) (increase(loopline_sentinel_checks_total{result=~"same|different"}[10m])) > 0)',
@@ -174,7 +174,7 @@ def group() -> Group:
             "warning",
             hold="5m",
         ),
-        Alert(
+        AlertRule(
             "RetrainingFailed",
             of_served_model('sum by (model) (increase(loopline_retrain_runs_total{result="failed"}[1h])) > 0'),
             "{{ $labels.model }}: a retraining broke down",
@@ -183,4 +183,4 @@ def group() -> Group:
             keep="1h",
         ),
     )
-    return Group("loopline-service", "30s", tuple(recordings), alerts)
+    return RuleGroup("loopline-service", "30s", tuple(recordings), alerts)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from loopline.data.manifest import Split
     from loopline.settings import Classification
-    from loopline.training.classification.residual import Network
+    from loopline.training.classification.residual import ImageNetwork
 
 QUANTIZATION: Literal["static", "dynamic"] = "static"
 EMBEDDING_SAMPLES = 8192  # enough for the principal components of some tens of features
@@ -51,12 +51,14 @@ def train(
     import torch
 
     from loopline.training.classification.augment import Augment
-    from loopline.training.classification.residual import Network
+    from loopline.training.classification.residual import ImageNetwork
 
     shape = ImageInput(**settings.input.model_dump())
     pixels, val_pixels = (image.batch(list(_images(split)), shape) for split in (train, val))
     loop.reproducible(seed)
-    network = Network(shape, classes=len(train.labels), width=settings.train.width, embedding=settings.export.embedding)
+    network = ImageNetwork(
+        shape, classes=len(train.labels), width=settings.train.width, embedding=settings.export.embedding
+    )
     network.normalise(pixels)
     if settings.train.pretrained:
         start_from(network, settings.train.pretrained)
@@ -87,7 +89,7 @@ def _data(
     )
 
 
-def start_from(network: Network, pretrained: str) -> None:
+def start_from(network: ImageNetwork, pretrained: str) -> None:
     """Load the tensors of an earlier run that fit; the head of other classes, or another first layer, stays as it is.
 
     Raises LooplineError where the file is missing, is no safetensors file, or where no block of it fits.
@@ -113,14 +115,14 @@ def start_from(network: Network, pretrained: str) -> None:
     network.load_state_dict(fitting, strict=False)
 
 
-def _load(folder: Path) -> tuple[Network, ModelSpec]:
+def _load(folder: Path) -> tuple[ImageNetwork, ModelSpec]:
     from safetensors.torch import load
 
-    from loopline.training.classification.residual import Network
+    from loopline.training.classification.residual import ImageNetwork
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shape, labels = ImageInput(**config["image"]), tuple(config["labels"])
-    network = Network(shape, classes=len(labels), width=config["width"], embedding=config["embedding"])
+    network = ImageNetwork(shape, classes=len(labels), width=config["width"], embedding=config["embedding"])
     network.load_state_dict(load((folder / "model.safetensors").read_bytes()))
     network.eval()
     spec = ModelSpec(task="classification", labels=labels, image=shape, temperature=float(network.temperature))
@@ -148,12 +150,14 @@ def export(folder: Path, train: Split, val: Split, settings: Classification, *, 
     """
     import torch
 
-    from loopline.training.classification.residual import Answer
+    from loopline.training.classification.residual import ImageAnswers
 
     network, spec = _load(folder)
     assert spec.image is not None
     example = torch.zeros(2, spec.image.height, spec.image.width, spec.image.channels, dtype=torch.uint8)
-    graph = onnx_export.to_onnx(Answer(network.folded()), example, takes="image", gives=("probabilities", "embedding"))
+    graph = onnx_export.to_onnx(
+        ImageAnswers(network.folded()), example, takes="image", gives=("probabilities", "embedding")
+    )
     onnx_export.save(graph, out)
     return spec
 

@@ -66,7 +66,7 @@ class Block(nn.Module):
         return torch.relu(self.second(torch.relu(self.first(x))) + self.short(x))
 
 
-class Network(nn.Module):
+class ImageNetwork(nn.Module):
     """Logits from images. The temperature and the embedding's linear map are fitted after the training."""
 
     pixel_mean: torch.Tensor
@@ -125,7 +125,7 @@ class Network(nn.Module):
         features = self.features(pixels)
         return torch.softmax(self.head(features) / self.temperature, 1), self.projection(features)
 
-    def folded(self) -> Network:
+    def folded(self) -> ImageNetwork:
         """A copy for inference, with each normalisation folded into its convolution."""
         copied = copy.deepcopy(self).eval()
         for module in copied.modules():
@@ -134,13 +134,13 @@ class Network(nn.Module):
         return copied
 
 
-class Answer(nn.Module):
-    """`Network.answer` as a module's `forward`, which is what the exporter takes."""
+class ImageAnswers(nn.Module):
+    """`ImageNetwork.answer` as a module's `forward`, which is what the exporter takes."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: ImageNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Network.answer`."""
+        """See `ImageNetwork.answer`."""
         return self.network.answer(image)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from loopline.data.manifest import Split
     from loopline.settings import Text
-    from loopline.training.text.ngrams import Network
+    from loopline.training.text.ngrams import TextNetwork
 
 QUANTIZATION: Literal["static", "dynamic"] = "dynamic"
 EMBEDDING_SAMPLES = 8192  # enough for the principal components of some hundred features
@@ -41,7 +41,7 @@ class View:
     """How a text is looked at.
 
     longest: tokens of an n-gram. informed: start from naive Bayes: good where texts are few and words say much; with
-    overlapping n-grams of characters it is a bad start (-2 points). convolve: see `ngrams.Network`; on words it only
+    overlapping n-grams of characters it is a bad start (-2 points). convolve: see `ngrams.TextNetwork`; on words it only
     learns the training texts by heart.
     """
 
@@ -133,7 +133,7 @@ def train(
     checkpoint.forget(work)
 
 
-def _fresh(train: Split, val: Split, settings: Text) -> tuple[tokenizing.Kind, Tokenizer, Network]:
+def _fresh(train: Split, val: Split, settings: Text) -> tuple[tokenizing.Kind, Tokenizer, TextNetwork]:
     """The kind of tokens asked for. For `auto`: words, unless characters are clearly better with naive Bayes on `val`.
 
     A network on words takes a ninth of the time. Without the margin the next batch of labels could turn the choice over.
@@ -171,15 +171,17 @@ def clearly_better(right: NDArray[np.bool_], than: NDArray[np.bool_]) -> bool:
     return bool(gain.mean() > 2 * gain.std() / np.sqrt(len(gain)))
 
 
-def _network(kind: tokenizing.Kind, *, rows: int, classes: int, embedding: int, word_dropout: float = 0.0) -> Network:
-    from loopline.training.text.ngrams import Network
+def _network(
+    kind: tokenizing.Kind, *, rows: int, classes: int, embedding: int, word_dropout: float = 0.0
+) -> TextNetwork:
+    from loopline.training.text.ngrams import TextNetwork
 
     view = VIEWS[kind]
     sizes = {"rows": rows, "longest": view.longest, "classes": classes, "embedding": embedding}
-    return Network(convolve=view.convolve, word_dropout=word_dropout, **sizes)
+    return TextNetwork(convolve=view.convolve, word_dropout=word_dropout, **sizes)
 
 
-def start_from(pretrained: Path, settings: Text, *, classes: int) -> tuple[tokenizing.Kind, Tokenizer, Network]:
+def start_from(pretrained: Path, settings: Text, *, classes: int) -> tuple[tokenizing.Kind, Tokenizer, TextNetwork]:
     """The tokenizer and the network of an earlier run, with a fresh head where its classes were others in number.
 
     pretrained: a model.safetensors, with the tokenizer.json and config.json that were written beside it. Raises
@@ -217,7 +219,7 @@ def start_from(pretrained: Path, settings: Text, *, classes: int) -> tuple[token
     return kind, tokenizer, network
 
 
-def _load(folder: Path) -> tuple[Network, ModelSpec]:
+def _load(folder: Path) -> tuple[TextNetwork, ModelSpec]:
     from safetensors.torch import load
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -247,12 +249,12 @@ def export(folder: Path, train: Split, val: Split, settings: Text, *, out: Path)
     """Write the ONNX graph of the network in `folder` to `out`, with free batch and length, and say what it takes."""
     import torch
 
-    from loopline.training.text.ngrams import Answer
+    from loopline.training.text.ngrams import TextAnswers
 
     network, spec = _load(folder)
     example = torch.full((2, 7), tokenizing.EDGE)
     graph = onnx_export.to_onnx(
-        Answer(network), example, takes="ids", gives=("probabilities", "embedding"), free=("n", "l")
+        TextAnswers(network), example, takes="ids", gives=("probabilities", "embedding"), free=("n", "l")
     )
     onnx_export.save(graph, out)
     return spec

@@ -106,7 +106,7 @@ def count(batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]], longes
     )
 
 
-class Network(nn.Module):
+class TextNetwork(nn.Module):
     """Logits from token ids. The temperature and the embedding's linear map are fitted after the training."""
 
     slots: torch.Tensor
@@ -210,13 +210,13 @@ def _triples(x: torch.Tensor) -> torch.Tensor:
     return windows(x, before=1, after=1).flatten(2)
 
 
-class Answer(nn.Module):
-    """`Network.answer` as a module's `forward`, which is what the exporter takes."""
+class TextAnswers(nn.Module):
+    """`TextNetwork.answer` as a module's `forward`, which is what the exporter takes."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: TextNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Network.answer`."""
+        """See `TextNetwork.answer`."""
         return self.network.answer(ids)
