@@ -25,6 +25,7 @@ from loopline.errors import LooplineError
 from loopline.journal import collector
 from loopline.observability import grafana, rules
 from loopline.observability.grafana import alerting, dashboards, push
+from loopline.observability.rules import service
 from loopline.server.metrics import CATALOGUE, Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +156,20 @@ def test_dashboards_can_be_found_and_read(uid):
     corners = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]}
     assert len(corners) == len(board["panels"])
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in board["panels"])
+
+
+def line(uid, title):
+    """Where a panel's colour changes."""
+    (panel,) = (panel for panel in panels(content(uid)) if panel["title"] == title)
+    return panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1]["value"]
+
+
+def test_the_lines_of_the_dashboards_are_the_objectives_of_the_rules():
+    assert line("loopline-overview", "Requests that are not answered") == round(1 - service.AVAILABILITY, 6)
+    assert line("loopline-overview", "Slow answers") == round(1 - service.FAST_ENOUGH, 6)
+    assert line("loopline-service", "Latency: half and 99 of 100 are faster") == service.LATENCY
+    assert line("loopline-overview", "Oldest model") == service.STALE_DAYS * 86400
+    assert f"over {service.LATENCY * 1000:.0f} ms," in json.dumps(content("loopline-overview"))
 
 
 # Alerts

@@ -9,7 +9,7 @@ from loopline.observability import rules
 
 SOURCE = "loopline-prometheus"  # the data source's uid
 TAG = "loopline"  # of all our dashboards and annotations
-HEAD = "# Made by `loopline grafana write`; change src/loopline/observability/grafana instead.\n"
+HEAD = "# Made by `loopline grafana write`; change src/loopline/observability/grafana/alerting.py instead.\n"
 
 
 def write(folder: Path, window: str = rules.WINDOW, runbooks: str = rules.RUNBOOKS) -> list[Path]:
