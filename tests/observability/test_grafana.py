@@ -25,7 +25,6 @@ from loopline.errors import LooplineError
 from loopline.journal import collector
 from loopline.observability import grafana, rules
 from loopline.observability.grafana import alerting, dashboards, push
-from loopline.observability.rules import service
 from loopline.server.metrics import CATALOGUE, Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -165,11 +164,11 @@ def line(uid, title):
 
 
 def test_the_lines_of_the_dashboards_are_the_objectives_of_the_rules():
-    assert line("loopline-overview", "Requests that are not answered") == round(1 - service.AVAILABILITY, 6)
-    assert line("loopline-overview", "Slow answers") == round(1 - service.FAST_ENOUGH, 6)
-    assert line("loopline-service", "Latency: half and 99 of 100 are faster") == service.LATENCY
-    assert line("loopline-overview", "Oldest model") == service.STALE_DAYS * 86400
-    assert f"over {service.LATENCY * 1000:.0f} ms," in json.dumps(content("loopline-overview"))
+    assert line("loopline-overview", "Requests that are not answered") == round(1 - rules.AVAILABILITY, 6)
+    assert line("loopline-overview", "Slow answers") == round(1 - rules.FAST_ENOUGH, 6)
+    assert line("loopline-service", "Latency: half and 99 of 100 are faster") == rules.LATENCY
+    assert line("loopline-overview", "Oldest model") == rules.STALE_DAYS * 86400
+    assert f"over {rules.LATENCY * 1000:.0f} ms," in json.dumps(content("loopline-overview"))
 
 
 # Alerts

@@ -810,3 +810,9 @@ def test_what_a_runbook_names_exists(page):
             cli.parser().parse_args(words[1:])  # exits where it does not understand
         elif words[0] == "make":
             assert words[1] in targets
+
+
+def test_every_constant_stands_in_a_rule_and_every_word_in_angles_is_one():
+    files = [path.read_text(encoding="utf-8") for path in Path(rules.__file__).parent.glob("*.yml")]
+    lines = [line for text in files for line in text.splitlines() if not line.startswith("#")]
+    assert set(re.findall(r"<(\w+)>", "\n".join(lines))) == set(rules._constants("1h"))

@@ -255,7 +255,7 @@ def view(url: str, *, models: Sequence[str], since: str, room: int | None, note:
 
 def span(url: str) -> str:
     """The time line's length: six windows of the rules. Raises LooplineError where Prometheus has no rules of ours."""
-    return rules.parts.duration(WINDOWS * rules.seconds(prometheus_api.rules_window(url)))
+    return rules.duration(WINDOWS * rules.seconds(prometheus_api.rules_window(url)))
 
 
 def run(url: str, *, models: Sequence[str] = (), since: str = "6h", once: bool = False, every: float = 5.0) -> None:

@@ -1,34 +1,135 @@
-"""Recording rules and alerts, written once: Prometheus' rule file and Grafana's alert rules are both made of them.
+"""Recording rules and alerts: service.yml and drift.yml here, with their constants and the window filled in.
 
-`loopline rules` writes monitoring/prometheus/rules.yml, a test keeps it current. The statistic is that of `drift.statistic`.
+`loopline rules` writes monitoring/prometheus/rules.yml from them, and `loopline grafana write` Grafana's alert rules.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from loopline.observability.rules import drift, service
-from loopline.observability.rules.parts import AlertRule, Recording, RuleGroup, seconds
+from loopline.drift.harm import DOUBT, MIXTURE, SURE
+from loopline.drift.statistic import WEIGHTS
+from loopline.drift.thresholds import EVALUATIONS
 
-__all__ = [
-    "RUNBOOKS",
-    "WINDOW",
-    "AlertRule",
-    "Recording",
-    "RuleGroup",
-    "groups",
-    "operator",
-    "prometheus",
-    "seconds",
-    "text",
-]
 RUNBOOKS = "docs/runbooks"  # or the address of that folder in a forge: `loopline rules --runbooks`
 WINDOW = "1h"
+AVAILABILITY, FAST_ENOUGH = 0.999, 0.99  # objectives: share of requests answered, and of these within LATENCY seconds
+LATENCY = 0.25
+STALE_DAYS = 90
+FEW = 100  # requests: one refusal among fewer is no burnt budget
+FRESH = 130  # seconds: servers are scraped every two minutes or more often
+SERVED = f"(time() - timestamp(loopline_model_info) < {FRESH})"
+SELDOM = 120  # seconds: Prometheus forgets a recorded value after five minutes
+ALPHA = 0.05  # chance that a confidence sequence ever leaves the true quality out
+LABELS_FOR = 6  # windows whose labels are looked at together: they come late
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# A counter's increase outlives its server by the length of its range, and all series of a server that ended together with Prometheus
+# outlive it by five minutes. So a server must have exported the version, and not long ago.
+OF_SERVED = {
+    None: "{}",
+    "version": f"({{}}) and on (model, version) {SERVED}",
+    "model": f"({{}}) and on (model) {SERVED}",
+}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A series that Prometheus computes."""
+
+    name: str
+    expr: str
+
+
+@dataclass(frozen=True)
+class AlertRule:
+    """An alert. severity: info, notice, warning, critical, or retrain, which the retrainer listens to."""
+
+    name: str
+    expr: str
+    summary: str
+    description: str
+    severity: str
+    hold: str  # the condition's least time: Prometheus' `for`
+    keep: str  # and after its end: `keep_firing_for`
+
+
+@dataclass(frozen=True)
+class RuleGroup:
+    """Rules that are evaluated one after the other, every `interval`."""
+
+    name: str
+    interval: str
+    recordings: tuple[Recording, ...]
+    alerts: tuple[AlertRule, ...]
 
 
 def groups(window: str = WINDOW) -> tuple[RuleGroup, ...]:
     """All rules. window: of traffic that is held against the reference, and looked at thirty times as often."""
-    return (service.group(), drift.group(window))
+    return tuple(_group(name, _constants(window)) for name in ("service", "drift"))
+
+
+def _constants(window: str) -> dict[str, str]:
+    """What stands for the words in <angles>."""
+    length = seconds(window)
+    return {
+        "SERVED": SERVED,
+        "FEW": str(FEW),
+        "LATENCY": str(LATENCY),
+        "LATENCY_MS": f"{LATENCY * 1000:.0f}",
+        "AVAILABILITY": f"{AVAILABILITY:.4g}",
+        "ERRORS": f"{1 - AVAILABILITY:.4g}",
+        "FAST_ENOUGH": f"{FAST_ENOUGH:.4g}",
+        "SLOW": f"{1 - FAST_ENOUGH:.4g}",
+        "STALE_DAYS": str(STALE_DAYS),
+        "LEAST_WEIGHT": str(WEIGHTS[0]),
+        "MOST_WEIGHT": str(WEIGHTS[1]),
+        "SURE": str(SURE),
+        "DOUBT": str(DOUBT),
+        # of `drift.harm.confidence_sequence`
+        "MIXTURE": f"{MIXTURE / 4:g}",
+        "BOUND": f"{MIXTURE / 4 * ALPHA**2:g}",
+        "window": window,
+        "interval": duration(min(length / EVALUATIONS, SELDOM)),
+        "quarter": duration(length / 4),
+        "twice": duration(2 * length),
+        "six": duration(6 * length),
+        "labels": duration(LABELS_FOR * length),
+    }
+
+
+def _group(name: str, constants: dict[str, str]) -> RuleGroup:
+    import yaml
+
+    def filled(value: Any) -> Any:
+        return re.sub(r"<(\w+)>", lambda word: constants[word[1]], value) if isinstance(value, str) else value
+
+    def expression(row: dict[str, Any]) -> str:
+        return OF_SERVED[row.get("of_served")].format(row["expr"])
+
+    content = yaml.safe_load(Path(__file__).with_name(f"{name}.yml").read_text(encoding="utf-8"))
+    recordings, alerts = (
+        [{key: filled(value) for key, value in row.items()} for row in content[key]] for key in ("recordings", "alerts")
+    )
+    return RuleGroup(
+        content["name"],
+        filled(content["interval"]),
+        tuple(Recording(row["record"], expression(row)) for row in recordings),
+        tuple(
+            AlertRule(
+                name=row["alert"],
+                expr=expression(row),
+                summary=row["summary"],
+                description=row["description"],
+                severity=row["severity"],
+                hold=row.get("for", "0s"),
+                keep=row.get("keep_firing_for", "0s"),
+            )
+            for row in alerts
+        ),
+    )
 
 
 def prometheus(window: str = WINDOW, runbooks: str = RUNBOOKS) -> dict[str, Any]:
@@ -57,6 +158,19 @@ def operator(window: str = WINDOW, runbooks: str = RUNBOOKS) -> str:
     """The same as a PrometheusRule, which the Prometheus operator takes from a Kubernetes cluster."""
     head = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "loopline"}}
     return _yaml(head | {"spec": prometheus(window, runbooks)})
+
+
+def seconds(duration: str) -> int:
+    """Of 90s, 5m, 1h, 2d. Raises ValueError on anything else."""
+    if not (match := re.fullmatch(r"(\d+)([smhd])", duration)) or match[1] == "0":
+        raise ValueError(f"{duration!r} is no duration: write 90s, 5m, 1h or 2d")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def duration(count: float) -> str:
+    """Of seconds, as Prometheus writes them, in the largest unit that gives a whole number."""
+    whole = max(1, round(count))
+    return next((f"{whole // UNITS[u]}{u}" for u in "dhm" if whole % UNITS[u] == 0), f"{whole}s")
 
 
 def _yaml(content: dict[str, Any]) -> str:
