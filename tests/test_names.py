@@ -1,18 +1,41 @@
-"""Names that a stranger can search for."""
+"""Names that a stranger can search for, and modules that can be read one after the other."""
 
 import ast
 from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import loopline
 
 ROOT = Path(loopline.__file__).parent
+MODULES = {
+    ".".join(("loopline", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
+
+
+def imported(module):
+    """The modules of the package that a module imports, at its top or later."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found |= {
+                name if (name := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & MODULES.keys() - {module}
 
 
 def test_a_class_name_stands_once_in_the_package():
     where = defaultdict(list)
-    for path in ROOT.rglob("*.py"):
+    for module, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
-                where[node.name].append(path.relative_to(ROOT).as_posix())
-    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}
+                where[node.name].append(module)
+    assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}
+
+
+def test_no_two_modules_import_each_other_by_any_way():
+    """Types count too: who reads one module of a circle must read all. Raises CycleError, which names them."""
+    assert len(list(TopologicalSorter({module: imported(module) for module in MODULES}).static_order())) == len(MODULES)

@@ -5,7 +5,7 @@ import cluster
 import prometheus
 import pytest
 
-from loopline.fleet import members, stack
+from loopline.fleet import configuration, members, stack
 from loopline.fleet.gateway import Gateway
 from loopline.release import bundle
 
@@ -25,7 +25,7 @@ def place(tmp_path, monkeypatch):
 def up(place):
     """The gateway with one champion server and the watchers; the first port."""
     first = prometheus.free_ports(6)
-    options = stack.StackOptions(
+    options = configuration.StackOptions(
         bundles=(place / "models/classifier/bundle",),
         port=first,
         sentinel_port=first + 3,

@@ -13,7 +13,7 @@ def _drill(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from loopline import settings
-    from loopline.drill import story
+    from loopline.drill import faults, story
     from loopline.errors import LooplineError
 
     drilled = [name for name, model in settings.load().models.items() if model.task != "detection"]
@@ -27,7 +27,7 @@ def _drill(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)  # it cleans up after itself either way
-    pace = story.FAST if options.fast else story.Pace()
+    pace = faults.FAST if options.fast else faults.Pace()
     pace = replace(pace, labels=options.labels or pace.labels, dataset=options.dataset)
     drill = story.Drill(Path.cwd(), options.out, pace, model)
     try:

@@ -12,14 +12,14 @@ from loopline.errors import LooplineError
 if TYPE_CHECKING:
     import threading
 
-    from loopline.fleet.stack import StackOptions
+    from loopline.fleet.configuration import StackOptions
 
 
 def stack_options(options: argparse.Namespace) -> StackOptions:
     """What `stack_arguments` took."""
-    from loopline.fleet import stack
+    from loopline.fleet import configuration
 
-    return stack.StackOptions(
+    return configuration.StackOptions(
         bundles=tuple(options.bundle or sorted(Path("models").glob("*/bundle"))),
         replicas=options.replicas,
         window=_window(options),
@@ -155,10 +155,10 @@ def _rules(options: argparse.Namespace) -> int:
 
 def _grafana(options: argparse.Namespace) -> int:
     from loopline.lib import credentials
-    from loopline.observability import grafana
+    from loopline.observability.grafana import files
 
     if options.verb == "write":
-        print("\n".join(map(str, grafana.write(options.out, _window(options), options.runbooks))))
+        print("\n".join(map(str, files.write(options.out, _window(options), options.runbooks))))
         return 0
     from loopline.observability.grafana import push
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loopline.deploy import supervisor, verify
 from loopline.errors import LooplineError, RefusedError
-from loopline.fleet import members, stack, supervised
+from loopline.fleet import configuration, members, stack, supervised
 from loopline.lib import processes
 from loopline.release import bundle, decisions
 from loopline.rollout import controller as rollout
@@ -27,7 +27,7 @@ class Processes:
     rolled back before.
     """
 
-    options: stack.StackOptions
+    options: configuration.StackOptions
     controller: Controller
     plan: RolloutPlan | None
     again: bool = False

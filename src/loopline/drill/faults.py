@@ -7,22 +7,37 @@ import signal
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loopline.errors import LooplineError
 from loopline.lib.processes import Process
 from loopline.release import bundle
-
-if TYPE_CHECKING:
-    from loopline.drill.story import Pace
 
 TRIES = 50
 SHIFT = 0.3  # of the predicted classes beyond shadow's: of 80 requests chance alone makes much
 SLOWER = (
     1.0  # than the champion, as a share: the machine trains and measures beside, so latencies of seconds say little
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """The drill's clock. window: of drift. rate: requests a second. requests, points, slice: see `rollout.judge.RolloutPolicy`.
+
+    labels: that the retraining wants. dataset: see `scenario.pools`.
+    """
+
+    window: str = "30s"
+    rate: float = 80.0
+    requests: int = 150
+    points: int = 50
+    slice: int = 5
+    labels: int = 250
+    dataset: str | None = None
+
+
+FAST = Pace(window="15s", rate=150.0, requests=80, points=50, slice=2, labels=200)
 
 
 def free_ports(count: int) -> int:

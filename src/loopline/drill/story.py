@@ -7,12 +7,12 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from loopline.data import repository
 from loopline.drill import faults
+from loopline.drill.faults import Pace
 from loopline.drill.observer import Observer
 from loopline.drill.record import DrillRecord
 from loopline.drill.scenario import pools
@@ -25,25 +25,6 @@ from loopline.release import bundle
 PATIENCE = 600.0  # seconds that anything may take, on a machine that does other things too
 LONG = 3 * 3600.0  # of a retraining and a rollout: they end by themselves, and then the reason is known
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """The drill's clock. window: of drift. rate: requests a second. requests, points, slice: see `rollout.judge.RolloutPolicy`.
-
-    labels: that the retraining wants. dataset: see `scenario.pools`.
-    """
-
-    window: str = "30s"
-    rate: float = 80.0
-    requests: int = 150
-    points: int = 50
-    slice: int = 5
-    labels: int = 250
-    dataset: str | None = None
-
-
-FAST = Pace(window="15s", rate=150.0, requests=80, points=50, slice=2, labels=200)
 
 
 class Drill:

@@ -4,17 +4,42 @@ from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loopline.observability import rules
-
-if TYPE_CHECKING:
-    from loopline.fleet.stack import StackOptions
 
 CONFIGURATION = Path(__file__).parents[3] / "monitoring"  # the repository's
 TOKEN = "retrainer.token"  # noqa: S105 - the name of a file
 FAST = 5.0  # seconds between scrapes: who looks more often wants to be told at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """See `loopline up --help`. window: of drift; what is evaluated follows it. scrape: seconds.
+
+    gateway: HAProxy has `port`, its metrics the next one, and each server a free one. journal: a folder, see docs/journal.md.
+    keep_metrics: Prometheus goes on with what it recorded before.
+    """
+
+    bundles: tuple[Path, ...]
+    replicas: int = 1
+    window: str = rules.WINDOW
+    scrape: float = 15.0
+    sentinel: float = 60.0
+    port: int = 8080
+    prometheus_port: int = 9090
+    alertmanager_port: int = 9093
+    sentinel_port: int = 9101
+    webhook: str | None = None
+    retrainer_port: int | None = None
+    policy: Path = Path("monitoring/retraining.yaml")
+    gateway: bool = False
+    journal: Path | None = None
+    journal_sample: float = 0.1
+    journal_port: int = 9102
+    keep_metrics: bool = False
 
 
 def write(options: StackOptions, folder: Path) -> None:

@@ -10,15 +10,14 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from loopline.errors import LooplineError
 from loopline.fleet import configuration, gateway, members, supervised
+from loopline.fleet.configuration import StackOptions
 from loopline.fleet.supervised import SupervisedProcess
 from loopline.lib import locks, processes
 from loopline.lib.processes import Process
-from loopline.observability import rules
 from loopline.release import signature
 
 FOLDER = Path(".loopline/up")
@@ -34,33 +33,6 @@ ADVICE = (
     "install it (Debian and Ubuntu: apt-get install prometheus prometheus-alertmanager; macOS: brew install prometheus "
     "alertmanager; others: https://prometheus.io/download) or put it on the PATH"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackOptions:
-    """See `loopline up --help`. window: of drift; what is evaluated follows it. scrape: seconds.
-
-    gateway: HAProxy has `port`, its metrics the next one, and each server a free one. journal: a folder, see docs/journal.md.
-    keep_metrics: Prometheus goes on with what it recorded before.
-    """
-
-    bundles: tuple[Path, ...]
-    replicas: int = 1
-    window: str = rules.WINDOW
-    scrape: float = 15.0
-    sentinel: float = 60.0
-    port: int = 8080
-    prometheus_port: int = 9090
-    alertmanager_port: int = 9093
-    sentinel_port: int = 9101
-    webhook: str | None = None
-    retrainer_port: int | None = None
-    policy: Path = Path("monitoring/retraining.yaml")
-    gateway: bool = False
-    journal: Path | None = None
-    journal_sample: float = 0.1
-    journal_port: int = 9102
-    keep_metrics: bool = False
 
 
 def binary(names: Sequence[str], advice: str = ADVICE) -> str:

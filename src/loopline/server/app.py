@@ -54,7 +54,7 @@ class _about:  # noqa: N801 - it reads as a statement
 
 
 class App:
-    """Answers requests with the models it was given. See `http.Application`."""
+    """Answers requests with the models it was given. See `messages.Application`."""
 
     def __init__(
         self,
@@ -137,11 +137,11 @@ class App:
         return methods[method]
 
     def turn(self) -> None:
-        """See `http.Application`."""
+        """See `messages.Application`."""
         self.inference.batcher.turn()
 
     def admit(self, method: str, path: str, headers: Headers) -> int:
-        """See `http.Application`."""
+        """See `messages.Application`."""
         route = self._route(method, path)
         with _about(route):
             if self.token and not route.open and not credentials.bearer(headers.get(b"authorization", b""), self.token):
@@ -151,13 +151,13 @@ class App:
         return route.limit
 
     def about(self, method: str, path: str, refusal: Refusal) -> Refusal:
-        """See `http.Application`."""
+        """See `messages.Application`."""
         route = self._route(method, path)
         refusal.about = route.model, route.name
         return refusal
 
     def answer(self, request: Request, respond: Respond) -> Cancel | None:
-        """See `http.Application`."""
+        """See `messages.Application`."""
         route = self._route(request.method, request.path)
         with _about(route):
             if request.body and (encodings := request.headers.get(b"content-encoding")):
@@ -167,7 +167,7 @@ class App:
             return route.handle(request, respond)
 
     def refusal(self, refusal: Refusal) -> Response:
-        """See `http.Application`. Every refusal comes by here, and is counted."""
+        """See `messages.Application`. Every refusal comes by here, and is counted."""
         model, route = refusal.about or (None, "other")
         self.inference.count(model, route, refusal.status)
         body = orjson.dumps({"error": refusal.message})

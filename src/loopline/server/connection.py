@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httptools
 
 from loopline.server import messages
-from loopline.server.messages import Cancel, Headers, Refusal, Request, Response, acceptable, encode
-
-if TYPE_CHECKING:
-    from loopline.server.http import Server
+from loopline.server.messages import Cancel, Headers, Listener, Refusal, Request, Response, acceptable, encode
 
 HEAD_BYTES = 32 * 1024  # of a request's first line and headers, and again of its trailers
 HEADERS = 100
@@ -40,7 +37,7 @@ class _Slot:
 class Connection(asyncio.Protocol):
     """One client. httptools calls the `on_...` methods while it is fed."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Listener) -> None:
         """server: knows the application and all connections."""
         self.server, self.application = server, server.application
         self.parser = httptools.HttpRequestParser(self)

@@ -10,16 +10,16 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loopline.drift import reference as drift
 from loopline.lib.arrays import Arrays
 from loopline.server.journal_writer import item_id
 from loopline.server.logs import log
 from loopline.server.metrics import Metrics, Value
+from loopline.server.rows import DecodedRows
 from loopline.tasks import signals
 from loopline.tasks.spec import ModelSpec
 
@@ -30,28 +30,6 @@ if TYPE_CHECKING:
 PERIOD = 0.5  # seconds
 CLOSE_SECONDS = 10.0  # for what waits
 ROWS_A_SECOND = 50  # under 1 % of a core, where a sample is an image of 128 x 128
-
-
-class DecodedRows(NamedTuple):
-    """Rows as the graph took and gave them. The rest is known of what came by the route for people."""
-
-    inputs: Arrays
-    outputs: Arrays
-    originals: Sequence[bytes | str] | None = None
-    sizes: NDArray[Any] | None = None
-    answers: Sequence[Any] = ()
-    identity: str = ""  # of the request
-    items: int = 0  # that the request had
-
-    def first(self, rows: int) -> DecodedRows:
-        """Its first rows."""
-        return self._replace(
-            inputs={name: array[:rows] for name, array in self.inputs.items()},
-            outputs={name: array[:rows] for name, array in self.outputs.items()},
-            originals=None if self.originals is None else self.originals[:rows],
-            sizes=None if self.sizes is None else self.sizes[:rows],
-            answers=self.answers[:rows],
-        )
 
 
 class Watch:

@@ -9,31 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Protocol
 
 from loopline.server.connection import Connection
-from loopline.server.messages import Cancel, Headers, Refusal, Request, Respond, Response
+from loopline.server.messages import Application
 
 SWEEP_SECONDS = 1.0
-
-
-class Application(Protocol):
-    """What answers. Both calls are made in the event loop's thread."""
-
-    def turn(self) -> None:
-        """Something is about to be read."""
-
-    def admit(self, method: str, path: str, headers: Headers) -> int:
-        """The head is there: how many bytes of body are welcome. Raises Refusal, and the body is thrown away unread."""
-
-    def about(self, method: str, path: str, refusal: Refusal) -> Refusal:
-        """The refusal, with a note of what it is about."""
-
-    def answer(self, request: Request, respond: Respond) -> Cancel | None:
-        """Call `respond` once, now or later. Returns what to call if the client goes away before. Raises Refusal."""
-
-    def refusal(self, refusal: Refusal) -> Response:
-        """The answer that tells the client."""
 
 
 class Server:

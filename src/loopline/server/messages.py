@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 
@@ -174,3 +174,37 @@ def _unpacked(body: bytes, window: int, limit: int) -> bytes:
             break
         return bytes(plain)
     raise zlib.error("more follows the stream")
+
+
+class Application(Protocol):
+    """What answers. Both calls are made in the event loop's thread."""
+
+    def turn(self) -> None:
+        """Something is about to be read."""
+
+    def admit(self, method: str, path: str, headers: Headers) -> int:
+        """The head is there: how many bytes of body are welcome. Raises Refusal, and the body is thrown away unread."""
+
+    def about(self, method: str, path: str, refusal: Refusal) -> Refusal:
+        """The refusal, with a note of what it is about."""
+
+    def answer(self, request: Request, respond: Respond) -> Cancel | None:
+        """Call `respond` once, now or later. Returns what to call if the client goes away before. Raises Refusal."""
+
+    def refusal(self, refusal: Refusal) -> Response:
+        """The answer that tells the client."""
+
+
+class Listener(Protocol):
+    """What a connection knows of its server. discard: bytes of an unwelcome body that are read. now: monotonic seconds."""
+
+    application: Application
+    discard: int
+    draining: bool
+    now: Callable[[], float]
+
+    def opened(self, connection: Any) -> None:
+        """A client came."""
+
+    def closed(self, connection: Any) -> None:
+        """A client went."""

@@ -21,8 +21,8 @@ from loopline.drift import reference
 from loopline.lib import sessions
 from loopline.lib.arrays import Arrays, Pixels
 from loopline.release import bundle, signature
-from loopline.server.drift_counter import DecodedRows, Watch
 from loopline.server.messages import Refusal
+from loopline.server.rows import DecodedRows, RowSink
 from loopline.tasks import image
 
 MOST_PIXELS = 25_000_000  # of an image, checked before it is decoded
@@ -80,7 +80,7 @@ class Model:
         self.vocabulary = _vocabulary(folder) if self.spec.text else 0
         self.best_rows, self.row_seconds = 1, 0.001
         self.reference = reference.read(folder / "drift.json")
-        self.watch: Watch | None = None
+        self.watch: RowSink | None = None
         self.loaded = self._on_disk()
 
     def _on_disk(self) -> dict[str, tuple[int, int]]:
