@@ -54,7 +54,9 @@ class Page(HTMLParser):
 
 def cards(page):
     """(signal, score, shift, samples), as they stand on the page."""
-    found = re.findall(r"<h3>(.*?)</h3><span class=\"score\">(.*?)</span>.*?shift ([\d.]+).*?n&nbsp;(\d+)", page)
+    found = re.findall(
+        r"<h3>(.*?)</h3><span class=\"score\">(.*?)</span>.*?shift ([\d.]+).*?n&nbsp;(\d+)", page, re.DOTALL
+    )
     return [(name, float(score), float(shift), int(n)) for name, score, shift, n in found]
 
 
@@ -326,7 +328,7 @@ def test_the_page_needs_nothing_but_itself(one, reference):
     assert tags.isdisjoint({"script", "link", "img", "iframe", "object", "image", "use", "form"})
     given = {key for _, attributes in parsed.tags for key in attributes}
     assert given.isdisjoint({"src", "href", "srcset", "onload", "onclick"})
-    assert not re.search(r"url\(|@import", drift_report.STYLE.read_text())
+    assert not re.search(r"url\(|@import", drift_report.TEMPLATE.with_suffix(".css").read_text())
     assert len([tag for tag, _ in parsed.tags if tag == "article"]) == len(reference.signals)
 
 

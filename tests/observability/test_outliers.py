@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import test_drift
+import test_drift_report
 
 from loopline.drift import statistic
 from loopline.journal.collector import Keeper
 from loopline.journal.reader import Entry
-from loopline.observability import outliers
+from loopline.observability import drift_report, outliers
 
 MOVED = test_drift.population(600, 2, brightness=2)[0]
 
@@ -40,20 +41,26 @@ def test_without_drift_or_inputs_there_is_nothing_to_show():
     reference = test_drift.made()
     clean = test_drift.population(600, 1)[0]
     assert outliers.chosen(entries(clean), movers(reference, clean), reference) == {}
-    assert outliers.html(outliers.chosen(entries(input=None), movers(reference), reference)) == ""
-    assert outliers.html(outliers.chosen([], movers(reference), reference)) == ""
+    assert outliers.shown(outliers.chosen(entries(input=None), movers(reference), reference)) == []
+    assert outliers.shown(outliers.chosen([], movers(reference), reference)) == []
 
 
-def test_images_are_in_the_page_and_what_clients_sent_is_no_markup():
+def test_images_are_in_the_page_and_what_clients_sent_is_no_markup(tmp_path):
     reference = test_drift.made()
-    page = outliers.html(outliers.chosen(entries(label="<i>"), movers(reference), reference))
-    assert "data:image/png;base64,iVBORw" in page
-    assert "&lt;b&gt;, in truth &lt;i&gt;" in page
-    text = outliers.html(outliers.chosen(entries(input="<script>" + "x" * 999), movers(reference), reference))
-    assert "&lt;script&gt;" in text and "…" in text
-    assert not re.search(r"<script|https?://", page + text)
-    boxes = outliers.html(outliers.chosen(entries(prediction={"boxes": [1, 2]}), movers(reference), reference))
-    assert "2 boxes" in boxes
+    counts = test_drift.counted(MOVED, reference)
+    one = test_drift_report.made(tmp_path / "bundle", reference)
+
+    def page(**sent):
+        shown = outliers.shown(outliers.chosen(entries(**sent), movers(reference), reference))
+        return drift_report.html(one, reference, counts, "here", entries(**sent)), shown
+
+    html, shown = page(label="<i>")
+    assert shown[0]["image"].startswith("data:image/png;base64,iVBORw") and shown[0]["image"] in html
+    assert "&lt;b&gt;, in truth &lt;i&gt;" in html
+    text, shown = page(input="<script>" + "x" * 999)
+    assert "&lt;script&gt;" in text and shown[0]["text"].endswith("…")
+    assert not re.search(r"<script|https?://", html + text)
+    assert "2 boxes" in page(prediction={"boxes": [1, 2]})[0]
 
 
 def test_a_report_takes_its_examples_from_a_journal(tmp_path):

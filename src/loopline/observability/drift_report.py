@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from html import escape
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +17,12 @@ from loopline.drift.statistic import Mover, WindowCounts
 from loopline.drift.verdict import Finding
 from loopline.errors import LooplineError
 from loopline.journal.reader import Entry
-from loopline.lib import files
+from loopline.lib import files, pages
 from loopline.observability import outliers, prometheus_api
 from loopline.release.bundle import Bundle, read
 from loopline.tasks.signals import CLASS
 
-STYLE = Path(__file__).with_suffix(".css")
+TEMPLATE = Path(__file__).with_suffix(".html")
 MAX_CLASSES = 12  # rows of the table of classes
 JOURNALLED = 1000  # latest samples to choose examples from
 AXIS = 34  # characters that fit under a picture
@@ -70,139 +70,107 @@ def _journalled(folder: Path, model: str, version: str) -> list[Entry]:
 
 def html(bundle: Bundle, reference: Reference, counts: WindowCounts, source: str, entries: Sequence[Entry] = ()) -> str:
     """The page. source: where the counts come from, and of which time. entries: of the journal, for examples."""
-    finding, name = verdict.judge(counts, reference), escape(bundle.manifest.name)
-    tone = ("bad" if finding.harmful else "so") if finding.drifted else "good" if finding.movers else "none"
+    finding = verdict.judge(counts, reference)
     card = (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8").split("\n\n")
-    parts = [
-        f'<h1>Drift of <em>{name}</em></h1><p class="soft">Version <code>{bundle.version[:12]}</code>. {escape(source)}</p>',
-        f'<p class="verdict {tone}">{escape(verdict.sentence(finding, reference))}</p>',
-        _quality(finding, reference),
-        _classes(finding, reference),
-        _signals(finding, reference, counts),
-        outliers.html(outliers.chosen(entries, finding.movers, reference)),
-        _silent(finding, reference),
-        f"<h2>The model</h2><section><p>{escape(card[1].replace('**', '')) if len(card) > 1 else ''}</p>"
-        f'<p class="soft">Its reference has {reference.samples} samples that it was not trained on.</p></section>',
-    ]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{"Drift" if finding.drifted else "No drift" if finding.movers else "No verdict"}: {name}</title>
-<style>{STYLE.read_text(encoding="utf-8")}</style>
-</head>
-<body><main>
-{"".join(parts)}
-</main></body>
-</html>
-"""
+    classes = _classes(finding, reference)
+    return pages.render(
+        TEMPLATE,
+        name=bundle.manifest.name,
+        version=bundle.version[:12],
+        source=source,
+        reference=reference,
+        finding=finding,
+        tone=("bad" if finding.harmful else "so") if finding.drifted else "good" if finding.movers else "none",
+        sentence=verdict.sentence(finding, reference),
+        figures=_figures(finding, reference),
+        mix_says=_mix(finding, reference),
+        classes=classes[:MAX_CLASSES],
+        classes_left=len(classes) - MAX_CLASSES,
+        signals=[
+            _signal(mover, reference.signals[mover.signal], counts, reference.labels.names) for mover in finding.movers
+        ],
+        examples=outliers.shown(outliers.chosen(entries, finding.movers, reference)),
+        silent=_silent(finding, reference),
+        about=card[1].replace("**", "") if len(card) > 1 else "",
+    )
 
 
 def write(path: Path, page: str) -> None:
     """Whole or not at all. Raises LooplineError where it cannot be written."""
+    if not path.parent.is_dir():
+        raise LooplineError(f"{path} cannot be written: there is no folder {path.parent}")
     try:
         files.write(path, page)
     except OSError as error:
         raise LooplineError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _quality(finding: Finding, reference: Reference) -> str:
+def _figures(finding: Finding, reference: Reference) -> dict[str, str]:
     if finding.harm is None:
-        return ""
-    quality, cost = reference.quality, finding.harm
-    figures = {"on the reference": f"{quality.value:.3f}"}
+        return {}
+    cost = finding.harm
+    figures = {"on the reference": f"{reference.quality.value:.3f}"}
     figures |= {f"estimated by {way}": f"{value:.3f}" for way, value in cost.estimates.items()}
     figures |= {"loss by classes, points": f"{100 * cost.classes:.1f}", "loss, points": f"{100 * cost.loss:.1f}"}
-    figures |= {"harm over, points": f"{100 * cost.limit:.1f}"}
-    cells = "".join(f"<div><dt>{escape(key)}</dt><dd>{value}</dd></div>" for key, value in figures.items())
-    return (
-        f'<h2>Estimated {escape(quality.metric)}</h2><dl class="figures">{cells}</dl>'
-        f'<p class="soft">No labels are needed: confidence counts each sample with the quality that samples as sure as it had on the '
-        f"reference, atc counts those surer than a threshold. The loss is from the mean of both, or from the shift of the predicted "
-        f"classes where that is larger and no new mix of the same classes explains it; here it is from {cost.way}.</p>"
-    )
+    return figures | {"harm over, points": f"{100 * cost.limit:.1f}"}
 
 
-def _classes(finding: Finding, reference: Reference) -> str:
+def _mix(finding: Finding, reference: Reference) -> str:
+    """Whether a new mix of the same classes explains what moved."""
     mix = finding.mix
     if mix is None:
         return ""
     if mix.further:
         most = max(mix.further, key=lambda mover: mover.shift)
-        said = (
+        return (
             f"More changed than the mix of classes: {most.signal} moved by {most.shift:.2f}, further than a new mix can move it. "
             "The estimate below holds only for a new mix."
         )
-    elif mix.loss > reference.quality.max_loss:
-        said = (
+    if mix.loss > reference.quality.max_loss:
+        return (
             f"More changed than the mix of classes: {100 * mix.loss:.1f} points are lost beyond what a new mix costs. "
             "The estimate below holds only for a new mix."
         )
-    else:
-        said = "This looks like label shift: a new mix of the same classes explains all that moved."
-    rows = zip(reference.labels.names, mix.before, mix.predicted, mix.estimated, strict=True)
-    largest = sorted(rows, key=lambda row: -abs(row[3] - row[1]))
-    cells = "".join(
-        f"<tr><th>{escape(label)}</th>{''.join(f'<td>{100 * share:.1f} %</td>' for share in shares)}</tr>"
-        for label, *shares in largest[:MAX_CLASSES]
-    )
-    left = len(largest) - MAX_CLASSES
-    more = f'<p class="soft">and {left} classes that changed less</p>' if left > 0 else ""
-    return (
-        f"<h2>Mix of classes</h2><section><p>{escape(said)}</p><table><thead><tr><th>class</th><th>reference</th><th>predicted</th>"
-        f"<th>estimated</th></tr></thead><tbody>{cells}</tbody></table>{more}</section>"
-    )
+    return "This looks like label shift: a new mix of the same classes explains all that moved."
 
 
-def _signals(finding: Finding, reference: Reference, counts: WindowCounts) -> str:
-    if not finding.movers:
-        return ""
-    cards = [
-        _signal(mover, reference.signals[mover.signal], counts, reference.labels.names) for mover in finding.movers
-    ]
-    key = "".join(
-        f'<span><svg viewBox="0 0 1 1"><rect width="1" height="1" class="{kind}"/></svg> {words}</span>'
-        for kind, words in (("was", "reference"), ("is", "this window"))
-    )
-    return (
-        f'<h2>Signals, what moved most first</h2><div class="key soft">{key}<span>share of the samples in each bin</span></div>'
-        f'<div class="signals">{"".join(cards)}</div>'
-    )
+def _classes(finding: Finding, reference: Reference) -> list[tuple[str, tuple[float, float, float]]]:
+    """Each class with its shares on the reference, as predicted and as estimated; what changed most first."""
+    if (mix := finding.mix) is None:
+        return []
+    shares = zip(mix.before, mix.predicted, mix.estimated, strict=True)
+    return sorted(zip(reference.labels.names, shares, strict=True), key=lambda row: -abs(row[1][2] - row[1][0]))
 
 
-def _signal(mover: Mover, signal: Signal, counts: WindowCounts, labels: tuple[str, ...]) -> str:
+def _signal(mover: Mover, signal: Signal, counts: WindowCounts, labels: tuple[str, ...]) -> dict[str, Any]:
     now, before = counts[mover.signal], np.array(signal.counts)
-    shares = list(zip(_bins(mover.signal, signal, labels), before / before.sum(), now / now.sum(), strict=True))
-    if not shares[-1][1] and not shares[-1][2]:
-        shares.pop()  # all are numbers
-    top = max(max(was, share) for _, was, share in shares)
-    bars = "".join(
-        f"<g><title>{escape(words)}: {100 * share:.1f} %, reference {100 * was:.1f} %</title>"
-        f'<rect class="was" x="{x + 0.05:.2f}" width=".9" y="{1 - was / top:.4f}" height="{was / top:.4f}"/>'
-        f'<rect class="is" x="{x + 0.27:.2f}" width=".46" y="{1 - share / top:.4f}" height="{share / top:.4f}"/></g>'
-        for x, (words, was, share) in enumerate(shares)
-    )
+    bars = [
+        {"words": words, "was": was, "share": share}
+        for words, was, share in zip(
+            _bins(mover.signal, signal, labels), before / before.sum(), now / now.sum(), strict=True
+        )
+    ]
+    if not bars[-1]["was"] and not bars[-1]["share"]:
+        bars.pop()  # all are numbers
     means = ""
     if mover.before is not None or mover.value is not None:
         means = ", mean " + " → ".join(verdict.figure(value, 3) for value in (mover.before, mover.value))
-    return (
-        f"<article{' class=alarm' if mover.score > 1 else ''}><header><h3>{escape(mover.signal)}</h3>"
-        f'<span class="score">{mover.score:.2f}</span></header>'
-        f'<svg viewBox="0 0 {len(shares)} 1" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(mover.signal)}: shares of bins, window and reference">{bars}</svg>'
-        f'<div class="axis">{_axis(mover.signal, signal, labels, len(shares))}</div>'
-        f'<p class="soft">shift {mover.shift:.2f}{means}, n&nbsp;{mover.n}</p></article>'
-    )
+    return {
+        "mover": mover,
+        "bars": bars,
+        "top": max(max(bar["was"], bar["share"]) for bar in bars),
+        "axis": _axis(mover.signal, signal, labels, len(bars)),
+        "means": means,
+    }
 
 
-def _silent(finding: Finding, reference: Reference) -> str:
+def _silent(finding: Finding, reference: Reference) -> dict[str, list[str]]:
+    """Why there is no verdict -> the signals."""
     groups: dict[str, list[str]] = {}
     for name, n in finding.silent.items():
         why = f"{n:.0f} samples, {reference.least} are needed" if n >= 0.5 else "no request carried it"
         groups.setdefault(why, []).append(name)
-    items = "".join(f"<li>{why}: {escape(', '.join(names))}</li>" for why, names in groups.items())
-    return f"<h2>Without a verdict</h2><section><ul>{items}</ul></section>" if items else ""
+    return groups
 
 
 def _bins(name: str, signal: Signal, labels: tuple[str, ...]) -> list[str]:
@@ -214,8 +182,8 @@ def _bins(name: str, signal: Signal, labels: tuple[str, ...]) -> list[str]:
     return [f"under {edges[0]}", *between, f"{edges[-1]} and more", "no number"]
 
 
-def _axis(name: str, signal: Signal, labels: tuple[str, ...], bins: int) -> str:
-    """Some edges, or the classes where they fit, in their places under the picture."""
+def _axis(name: str, signal: Signal, labels: tuple[str, ...], bins: int) -> list[tuple[str, str]]:
+    """Some edges, or the classes where they fit, each after its place under the picture in percent."""
     if name == CLASS:
         every = sum(map(len, labels)) + 2 * len(labels) <= AXIS
         marks = {i + 0.5: f"{label:.9}" for i, label in enumerate(labels) if every or i in (0, len(labels) - 1)}
@@ -226,4 +194,4 @@ def _axis(name: str, signal: Signal, labels: tuple[str, ...], bins: int) -> str:
     if bins == len(signal.counts):  # its name needs the room of the mark before it
         marks.pop(max(marks))
         marks[bins - 0.5] = "none"
-    return "".join(f'<span style="left:{100 * at / bins:.1f}%">{escape(text)}</span>' for at, text in marks.items())
+    return [(f"{100 * at / bins:.1f}", text) for at, text in marks.items()]

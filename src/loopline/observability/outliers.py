@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -39,27 +39,21 @@ def chosen(entries: Sequence[Entry], movers: Sequence[Mover], reference: Referen
     return found
 
 
-def html(found: dict[str, list[Entry]]) -> str:
-    """A part of the page; empty where there are none. Images are in it, nothing is fetched."""
-    if not any(found.values()):
-        return ""
-    figures = "".join(_figure(signal, entry) for signal, entries in found.items() for entry in entries)
-    return (
-        f'<h2>Examples from the journal</h2><div class="examples">{figures}</div>'
-        '<p class="soft">Of the signals that moved most, samples where the share grew most.</p>'
-    )
-
-
-def _figure(signal: str, entry: Entry) -> str:
-    if isinstance(entry.input, bytes):
-        kind = next((kind for start, kind in KINDS.items() if entry.input.startswith(start)), "png")
-        data = base64.b64encode(entry.input).decode("ascii")
-        shown = f'<img alt="a sample of the journal" src="data:image/{kind};base64,{data}">'
-    else:
-        text = entry.input or ""
-        shown = f"<blockquote>{escape(text[:LONGEST])}{'…' if len(text) > LONGEST else ''}</blockquote>"
-    boxes = entry.prediction.get("boxes")
-    said = f"{len(boxes)} boxes" if boxes is not None else str(entry.prediction.get("label"))
-    truth = f", in truth {escape(str(entry.label))}" if isinstance(entry.label, str) else ""
-    value = verdict.figure(entry.signals[signal], 3)
-    return f"<figure>{shown}<figcaption>{escape(signal)} {value}<br>{escape(said)}{truth}</figcaption></figure>"
+def shown(found: dict[str, list[Entry]]) -> list[dict[str, Any]]:
+    """What the page shows of each. Images are data in their address, so that nothing is fetched."""
+    examples = []
+    for signal, entries in found.items():
+        for entry in entries:
+            example = {"signal": signal, "value": verdict.figure(entry.signals[signal], 3), "image": None, "text": None}
+            if isinstance(entry.input, bytes):
+                kind = next((kind for start, kind in KINDS.items() if entry.input.startswith(start)), "png")
+                data = base64.b64encode(entry.input).decode("ascii")
+                example["image"] = f"data:image/{kind};base64,{data}"
+            else:
+                text = entry.input or ""
+                example["text"] = text[:LONGEST] + ("…" if len(text) > LONGEST else "")
+            boxes = entry.prediction.get("boxes")
+            example["answer"] = f"{len(boxes)} boxes" if boxes is not None else str(entry.prediction.get("label"))
+            example["truth"] = entry.label if isinstance(entry.label, str) else None
+            examples.append(example)
+    return examples

@@ -1,0 +1,29 @@
+"""HTML from templates. What is put into one is escaped, so that a name or a text in the data is never markup."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+
+def render(template: Path, **values: Any) -> str:
+    """Fill in a Jinja template, which may include the files beside it. A name that it wants and does not get is an error.
+
+    The filter `code` makes code of the words between backticks.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup, escape
+
+    def code(words: str) -> Markup:
+        return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words)))  # noqa: S704 - escaped before
+
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["code"] = code
+    return environment.get_template(template.name).render(values) + "\n"
