@@ -95,7 +95,7 @@ test: setup ## the tests
 
 .PHONY: score
 score: setup ## the ML Test Score, from the report of `make test ARGS="--junitxml=.loopline/tests.xml"` (ARGS=--write)
-	python .ci/ml_test_score.py $(ARGS)
+	python scripts/ml_test_score.py $(ARGS)
 
 lint: setup lint-delivery ## style, strict types, import rules, workflows
 	ruff check .
@@ -116,22 +116,22 @@ lint-delivery: setup ## Dockerfiles, shell scripts, workflows, and what GitHub a
 	zizmor --quiet --offline --pedantic --strict-collection $(GITHUB)
 
 tools: ## programs that the tests and the drill want beside Python: Debian's packages, where they are missing
-	.ci/tools
+	scripts/tools
 
 ci: ## what a clean clone must pass, all of it, the README's own commands too (40 min)
 	.ci/run
 
 difference: setup ## metrics and parameters beside another revision: BASE=origin/main make difference (reports/difference.md)
-	@.ci/difference
+	@scripts/difference
 
 challenge: setup ## register the bundles and weigh them against the champions, changing neither (reports/challenge.md; MODEL=...)
-	@.ci/challenge $(MODEL)
+	@scripts/challenge $(MODEL)
 
 promote: setup ## register the bundles; those that win against their champions take their place (MODEL=...)
-	@.ci/challenge --promote $(MODEL)
+	@scripts/challenge --promote $(MODEL)
 
 retrain: setup ## the journal's labels become data, a model is trained and weighed: MODEL=text RUN=id make retrain (JOURNAL=folder or URL)
-	@.ci/retrain
+	@scripts/retrain
 
 # LOOPLINE_DVC_REMOTE in the environment names another remote than the clone's own: s3://bucket/path, ssh://host/path, a folder.
 REMOTE = $(if $(LOOPLINE_DVC_REMOTE),@dvc remote add --quiet --local --force --default shared "$$LOOPLINE_DVC_REMOTE")

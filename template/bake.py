@@ -113,7 +113,7 @@ def main(operation: str) -> None:
     edit("pyproject.toml", r'(?<=^description = ").*(?="$)', f"{project}, made from Loopline")
     for target in ("new", "score"):
         edit("Makefile", rf"^\.PHONY: {target}\n{target}: .*\n(?:\t.*\n)*\n")
-    edit(".ci/run", r"^.*(\.ci/readme|make score)\n")
+    edit(".ci/run", r"^.*(scripts/readme|make score)\n")
     edit(".github/workflows/ci.yml", r"^ +- run: make score\n")
     for page in (Path("CONTRIBUTING.md"), Path("SECURITY.md"), *Path("docs").rglob("*.md")):
         mend(page)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-ITEMS = [item for items in yaml.safe_load((ROOT / ".ci/ml-test-score.yaml").read_text()).values() for item in items]
+ITEMS = [item for items in yaml.safe_load((ROOT / "scripts/ml-test-score.yaml").read_text()).values() for item in items]
 NAMED = sorted({test for item in ITEMS for test in item.get("tests", [])})
 SCHEMA = "tests/stages/test_validate.py::test_bad_data_stops_the_pipeline_and_says_why_and_what_to_do"
 
@@ -19,8 +19,8 @@ SCHEMA = "tests/stages/test_validate.py::test_bad_data_stops_the_pipeline_and_sa
 def repository(tmp_path):
     """A copy of what the script reads, and a report in which every named test passed."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    (tmp_path / ".ci").mkdir()
-    shutil.copy(ROOT / ".ci/ml-test-score.yaml", tmp_path / ".ci")
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/ml-test-score.yaml", tmp_path / "scripts")
     suite = ElementTree.Element("testsuite")
     for test in NAMED:
         path, _, name = test.partition("::")
@@ -31,7 +31,7 @@ def repository(tmp_path):
 
 
 def score(repository, *options):
-    command = [sys.executable, ROOT / ".ci/ml_test_score.py", "--root", repository]
+    command = [sys.executable, ROOT / "scripts/ml_test_score.py", "--root", repository]
     return subprocess.run(
         [*command, "--report", repository / "tests.xml", *options], capture_output=True, text=True, check=False
     )
@@ -97,7 +97,7 @@ def test_what_is_written_down_must_be_there(repository):
 
 
 def test_a_score_under_the_goal_is_refused(repository):
-    table = repository / ".ci/ml-test-score.yaml"
+    table = repository / "scripts/ml-test-score.yaml"
     content = yaml.safe_load(table.read_text(encoding="utf-8"))
     for item in content["Monitoring"][:4]:
         item.pop("tests")

@@ -1,4 +1,4 @@
-"""`.ci/readme`: what the README shows as a command's output is what the command prints."""
+"""`scripts/readme`: what the README shows as a command's output is what the command prints."""
 
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LOADER = SourceFileLoader("readme", str(ROOT / ".ci/readme"))
+LOADER = SourceFileLoader("readme", str(ROOT / "scripts/readme"))
 readme = module_from_spec(spec_from_loader("readme", LOADER))
 LOADER.exec_module(readme)
 SHOWN = '{"version":"…","label":"de"}'

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-FOLDERS = ("src", "serving", "benchmarks", "tests", "template", ".ci")
+FOLDERS = ("src", "serving", "benchmarks", "tests", "template", "scripts")
 EXTRAS = PROJECT["optional-dependencies"]
 # Declared as another package that is the same code in another build.
 STAND_INS = {"ultralytics": "ultralytics-opencv-headless"}

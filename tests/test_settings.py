@@ -108,7 +108,7 @@ def test_a_name_that_settings_take_is_one_that_bundles_take(params, name):
 
 
 def test_the_script_of_one_retraining_takes_the_same_names():
-    script = (PARAMS.parents[1] / ".ci/retrain").read_text(encoding="utf-8")
+    script = (PARAMS.parents[1] / "scripts/retrain").read_text(encoding="utf-8")
     assert f"[[ ${{MODEL:-}} =~ ^{spec.MODEL_NAME.pattern}$ ]]" in script
 
 

@@ -1,4 +1,4 @@
-"""`.ci/unchanged`: what `make repro` may change, and where."""
+"""`scripts/unchanged`: what `make repro` may change, and where."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def committed(tmp_path):
 
 
 def judged(repository):
-    return subprocess.run([sys.executable, ROOT / ".ci/unchanged"], cwd=repository, capture_output=True, text=True)
+    return subprocess.run([sys.executable, ROOT / "scripts/unchanged"], cwd=repository, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("machine", [HERE, *OTHERS.values()])

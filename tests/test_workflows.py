@@ -105,7 +105,7 @@ def test_targets_and_scripts_that_are_called_exist():
     scripts += [command for key, command in editor.items() if key.endswith("Command")]
     for script in scripts:
         called |= set(re.findall(r"\bmake ([a-z-]+)", script))
-        for file in re.findall(r"\.ci/[a-z-]+", script):
+        for file in re.findall(r"\scripts/[a-z-]+", script):
             assert os.access(ROOT / file, os.X_OK), file
     assert called <= targets
 
@@ -157,7 +157,7 @@ def test_what_fails_on_its_way_into_an_environment_is_rolled_back(tmp_path, fail
 @pytest.fixture
 def copy(tmp_path):
     """A repository with the files that `make lint-delivery` looks at, and this environment."""
-    for part in ("Makefile", "CITATION.cff", ".github", ".ci", "serving"):
+    for part in ("Makefile", "CITATION.cff", ".github", ".ci", "scripts", "serving"):
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copyfile)(ROOT / part, tmp_path / part)
     (tmp_path / ".venv").symlink_to(BIN.parent)
     for needed in ("requirements.lock", "pyproject.toml"):  # older than .venv/ready: nothing is installed
@@ -245,7 +245,7 @@ def test_a_validator_refuses(copy, group):
 def call(script, *words, cwd, **environment):
     path = f"{BIN}:{os.environ['PATH']}"
     given = os.environ | {"PATH": path} | environment
-    return subprocess.run([ROOT / ".ci" / script, *words], cwd=cwd, env=given, capture_output=True, text=True)
+    return subprocess.run([ROOT / "scripts" / script, *words], cwd=cwd, env=given, capture_output=True, text=True)
 
 
 @pytest.fixture

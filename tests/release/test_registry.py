@@ -15,7 +15,7 @@ from loopline.errors import LooplineError
 from loopline.release import decisions, mlflow_store, registry
 from loopline.release.bundle import BundleError
 
-CHALLENGE = Path(__file__).parents[2] / ".ci/challenge"
+CHALLENGE = Path(__file__).parents[2] / "scripts/challenge"
 LABELS3 = ("bright", "dark", "grey")
 
 

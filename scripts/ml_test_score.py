@@ -101,9 +101,9 @@ def main() -> int:
     options = parser.parse_args()
     if not options.report.is_file():
         sys.exit(f'{options.report} is not there. Run: make test ARGS="--junitxml=.loopline/tests.xml"')
-    sections = yaml.safe_load((options.root / ".ci/ml-test-score.yaml").read_text(encoding="utf-8"))
+    sections = yaml.safe_load((options.root / "scripts/ml-test-score.yaml").read_text(encoding="utf-8"))
     if [len(items) for items in sections.values()] != [7] * 4:
-        sys.exit(".ci/ml-test-score.yaml must have four sections of seven tests")
+        sys.exit("scripts/ml-test-score.yaml must have four sections of seven tests")
     cases = outcomes(options.report)
     wrong: list[str] = []
     given: dict[str, list[float]] = {}
