@@ -207,7 +207,7 @@ def losses(trials: list[Figures]) -> list[str]:
             ("harmful windows of 1,000 samples are missed", "missed"),
         ):
             if harm[key] is not None and harm[key] > 0.05:
-                found.append(f"{trial['dataset']}: {harm[key]:.0%} of the {what}, not 5 %.")
+                found.append(f"{trial['dataset']}: {harm[key]:.1%} of the {what}, not 5 %.")
     return found
 
 
