@@ -168,7 +168,7 @@ bench-serving: setup .venv-peers/ready ## our server beside others, with wrk: 12
 	$(BIN)/uv pip install --quiet --python .venv-peers/bin/python --compile-bytecode -r $<
 	@touch $@
 
-bench-drift: setup .venv-drift/ready ## our drift alarm beside others: 15 min, writes docs/drift-benchmark.md (ARGS=--quick: 2 min)
+bench-drift: setup .venv-drift/ready ## our drift alarm beside others: 50 min, writes docs/drift-benchmark.md (ARGS=--quick: 2 min)
 	OMP_NUM_THREADS=1 PYTHONPATH=src:. .venv-drift/bin/python -m benchmarks.drift $(ARGS)
 
 bench-rollout: setup ## how often a rollout is right, by its number of requests: 1 min, writes docs/rollout-benchmark.md (ARGS=--quick)

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.drift import page, picture, protocol, rules, trial
 
-QUICK = protocol.Size(references=1, nulls=4, sizes=(50, 100), streams=4)
+QUICK = protocol.Size(references=1, nulls=4, sizes=(50, 100), streams=10)
 MOST = 800  # held-out samples of a model
 
 
