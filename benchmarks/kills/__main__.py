@@ -157,7 +157,7 @@ def flaws(drill: story.Drill) -> list[str]:
     check(asked > 0.5, f"what serves answers with accuracy {asked:.2f}")
     registered = drill.scratch.run(
         sys.executable, "-c",
-        "from loopline.release.registry import HASH; from loopline.training import mlflow_store; "
+        "from loopline.release.registry import HASH; from loopline.release import mlflow_store; "
         f"print(mlflow_store.client().get_model_version_by_alias('{drill.model}', 'champion').tags[HASH])",
     ).split()[-1]  # fmt: skip
     check(registered == champion, f"the registry's champion is {registered}, what serves is {champion}")

@@ -270,8 +270,8 @@ def test_reading_a_part_or_a_manifest_leaves_pyarrows_scanner_alone(keep, tmp_pa
     keep(AT_ONCE).round()
     manifest.write(tmp_path / "m.parquet", [], task="text", labels=("x",))
     script = (
-        "import sys; from pathlib import Path; from loopline.data import manifest; from loopline.journal.reader import Store\n"
-        "assert Store(Path()).answered('classifier', ['b', 'c']).keys() == {'b'}\n"
+        "import sys; from pathlib import Path; from loopline.data import manifest; from loopline.journal.reader import JournalReader\n"
+        "assert JournalReader(Path()).answered('classifier', ['b', 'c']).keys() == {'b'}\n"
         "assert manifest.table(Path('m.parquet'), ['split', 'id']).column_names == ['split', 'id']\n"
         "assert 'pyarrow.parquet' in sys.modules and 'pyarrow._dataset' not in sys.modules"
     )

@@ -141,13 +141,13 @@ def test_the_quality_of_boxes_is_the_one_that_evaluation_has():
             targets = [truth]  # noqa: RUF012
             sizes = np.array([[64, 64]])
 
-        said = detection.answers(outputs, spec, SplitSettings.sizes)[0]
+        said = detection.answers(outputs, spec, Split.sizes)[0]
         label = [
             {"label": spec.labels[int(row[0])], **dict(zip(("x1", "y1", "x2", "y2"), row[1:], strict=True))}
             for row in truth
         ]
         assert quality.of(said, label) == pytest.approx(
-            float(detection.quality(outputs, SplitSettings, spec)[0]), abs=1e-9
+            float(detection.quality(outputs, Split, spec)[0]), abs=1e-9
         )
 
 

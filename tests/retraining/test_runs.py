@@ -240,7 +240,7 @@ def test_mlflow_keeps_a_run_s_files_in_the_repository_and_not_in_the_worktree(tm
     place = Place(tmp_path, tmp_path, tmp_path)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     ask = (
-        "from loopline.training import mlflow_store as m; s = m.client(); "
+        "from loopline.release import mlflow_store as m; s = m.client(); "
         "print(s.get_experiment(m.experiment(s, 'a')).artifact_location)"
     )
     given = runs.environment(place, tmp_path / "worktree", "train") | {

@@ -350,6 +350,6 @@ def test_killed_at_any_moment_it_ends_with_one_run_and_each_decision_once(retrai
 
 def test_it_listens_without_pillow():
     """Its container has none: nothing there reads an image."""
-    code = "import sys; sys.modules['PIL'] = None; from loopline.retraining import service"
+    code = "import sys; sys.modules['PIL'] = None; from loopline.retraining import webhook"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -213,11 +213,12 @@ def test_by_hand_it_is_over_in_seconds_whatever_the_controller_is_at(up, place, 
 
 MORTAL = """
 import os, signal, sys
-from loopline import processes
-from loopline.rollout import rollout, state
+from loopline.lib import files, processes
+from loopline.rollout import controller, state
 
 stage, name = sys.argv[1:]
-do = getattr(processes, name)
+room = {"start": processes, "write": files}[name]
+do = getattr(room, name)
 
 def last(*given, **more):
     done = do(*given, **more)
@@ -225,8 +226,8 @@ def last(*given, **more):
         os.kill(os.getpid(), signal.SIGKILL)
     return done
 
-setattr(processes, name, last)
-rollout.Controller(lambda *_: []).run()
+setattr(room, name, last)
+controller.Controller(lambda *_: []).run()
 """
 
 
