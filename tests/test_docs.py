@@ -84,3 +84,10 @@ def test_no_file_in_git_is_large_or_names_a_machine():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, tracked.split("\0")):
         assert (ROOT / name).stat().st_size <= 2**20, f"{name} is over 1 MB: track it with DVC"
+
+
+def test_the_glossary_has_at_most_25_words_each_once():
+    text = (DOCS / "README.md").read_text(encoding="utf-8").partition("## Glossary")[2]
+    words = re.findall(r"^\| (\w+) \| ", text, re.MULTILINE)[1:]  # after the head
+    assert 20 <= len(words) <= 25
+    assert len(set(words)) == len(words)

@@ -231,13 +231,13 @@ def test_a_bundle_with_two_classes_mixed_up_answers_one_for_the_other(tmp_path, 
 def test_the_drills_policy_is_the_repositorys_at_another_pace(tmp_path):
     (tmp_path / "monitoring").mkdir()
     (tmp_path / "monitoring/retraining.yaml").write_text((ROOT / "monitoring/retraining.yaml").read_text())
-    found = yaml.safe_load(faults.policy(tmp_path, story.FAST).read_text())
+    found = yaml.safe_load(faults.policy(tmp_path, faults.FAST).read_text())
     theirs = yaml.safe_load((ROOT / "monitoring/retraining.yaml").read_text())
-    assert found["labels"]["total"] == story.FAST.labels
+    assert found["labels"]["total"] == faults.FAST.labels
     assert [step["name"] for step in found["here"]] == [step["name"] for step in theirs["here"]]
     assert found["alerts"] == theirs["alerts"]
     added = found["here"][-1]["run"].removeprefix(theirs["here"][-1]["run"]).split()
-    assert f"--requests {story.FAST.requests}" in " ".join(added)
+    assert f"--requests {faults.FAST.requests}" in " ".join(added)
     assert all(float(figure) >= 0 for figure in added[1::2]), "figures alone: the steps are those that users have"
 
 

@@ -153,6 +153,8 @@ def _get(address: str, url: str, body: bytes | None = None, token: str | None = 
     except FetchError as error:
         if error.status:
             raise LooplineError(_refusal(error, url)) from error
+        if isinstance(error.__cause__, TimeoutError):
+            raise LooplineError(f"{url} did not answer within {TIMEOUT:g} s") from error
         refused = isinstance(getattr(error.__cause__, "reason", None), ConnectionRefusedError)
         more = "; `loopline status` shows what is up" if refused else ""
         raise LooplineError(f"{url} cannot be reached: {error}{more}") from error

@@ -27,6 +27,7 @@ CODE = (  # what decides what a bundle becomes: all code that a stage needs, as 
     "lib/files.py",
     "lib/locks.py",
     "lib/machine.py",
+    "lib/pages.py",
     "lib/sessions.py",
     "release/bundle.py",
     "release/card.py",
