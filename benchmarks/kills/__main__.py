@@ -1,7 +1,7 @@
 """`make bench-kills`: plays the drill while something of it is killed at random moments, and looks whether all is consistent.
 
-The retrainer, the rollout's controller, the journal's keeper and the servers are killed (SIGKILL), never the supervisor, which has to
-bring back what is missing. A challenger's death rightly ends in a rollback: both ends of the story are fine, two of anything are not.
+The retrainer, the rollout's controller, the journal's collector and the servers are killed (SIGKILL). The supervisor is not: it has
+to bring back what is missing. A challenger's death rightly ends in a rollback: both ends of the story are fine, two of anything are not.
 """
 
 from __future__ import annotations

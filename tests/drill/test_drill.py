@@ -323,7 +323,7 @@ def test_the_lines_of_a_training_are_told_once_and_whole(tmp_path):
 
 def test_what_the_journal_kept_is_read_from_its_index_and_nothing_where_there_is_none(tmp_path):
     observer = Observer(tmp_path, "classifier", DrillRecord(out=io.StringIO()))
-    assert observer.kept(["a"]) == set(), "the keeper has not begun"
+    assert observer.kept(["a"]) == set(), "the collector has not begun"
     (tmp_path / ".loopline/journal").mkdir(parents=True)
     (tmp_path / ".loopline/journal/index.db").write_text("no database")
     assert observer.kept(["a"]) == set()

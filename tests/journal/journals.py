@@ -48,7 +48,7 @@ def label(identity, said, *, source="anna", model="classifier", when=None, chose
 
 
 def kept(folder, *lines):
-    """A journal whose keeper has taken these lines in; its folder."""
+    """A journal whose collector has taken these lines in; its folder."""
     folder.mkdir(parents=True)
     opened = index.connect(folder, write=True)
     index.take(opened, "segment", lines)

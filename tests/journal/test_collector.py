@@ -1,4 +1,4 @@
-"""What the keeper makes of servers' segments: parts, joined labels, totals that only rise, bounds."""
+"""What the collector makes of servers' segments: parts, joined labels, totals that only rise, bounds."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from journals import entry, label, write
 
 from loopline.data import manifest
 from loopline.errors import LooplineError
-from loopline.journal import collector as keepers
+from loopline.journal import collector as collectors
 from loopline.journal import index
-from loopline.journal.collector import METRICS, Bounds, Keeper
+from loopline.journal.collector import METRICS, Bounds, Collector
 from loopline.journal.reader import JournalReader
 from loopline.server import journal_writer as server
 from loopline.server.metrics import Metrics
@@ -29,11 +29,11 @@ AT_ONCE = Bounds(part_rows=1, part_seconds=0)
 
 @pytest.fixture
 def keep(tmp_path):
-    """keep(bounds) -> a keeper of the test's folder."""
+    """keep(bounds) -> a collector of the test's folder."""
     made = []
 
     def make(bounds=None, folder=tmp_path, **options):
-        made.append(Keeper(folder, bounds=bounds, **options))
+        made.append(Collector(folder, bounds=bounds, **options))
         return made[-1]
 
     yield make
@@ -41,16 +41,16 @@ def keep(tmp_path):
         one.close()
 
 
-def totals(keeper):
-    rows, quality = (keeper.series[f"loopline_labelled_{name}_total"] for name in ("rows", "quality"))
+def totals(collector):
+    rows, quality = (collector.series[f"loopline_labelled_{name}_total"] for name in ("rows", "quality"))
     return {key: (rows[key], quality[key]) for key in rows}
 
 
 def test_a_sample_is_read_as_it_was_served_before_and_after_it_is_in_a_part(keep, tmp_path):
     png = journals.png(7)
     write(tmp_path, entry("a", image=png, label="dark"), journals.text("t", "ein Wort"))
-    keeper = keep()
-    assert keeper.round() == 2
+    collector = keep()
+    assert collector.round() == 2
     (before,) = JournalReader(tmp_path).latest("classifier", 5)
     assert (before.id, before.input, before.prediction["label"], before.signals) == (
         "a",
@@ -59,8 +59,8 @@ def test_a_sample_is_read_as_it_was_served_before_and_after_it_is_in_a_part(keep
         {"brightness": 130},
     )
     assert list((tmp_path / "parts").iterdir()) == []
-    keeper.bounds = AT_ONCE
-    keeper.round()
+    collector.bounds = AT_ONCE
+    collector.round()
     assert JournalReader(tmp_path).latest("classifier", 5) == [before]
     assert JournalReader(tmp_path).latest("text", 5)[0].input == "ein Wort"
     table = pq.read_table(next((tmp_path / "parts").glob("classifier-*.parquet")))
@@ -76,11 +76,11 @@ def test_the_latest_come_first_and_by_version_and_without_what_was_refused(keep,
         *lines[:3],
         entry("broken", time=now + 9, status=400, reason="error", fair=False, prediction={"error": "x"}),
     )
-    keeper = keep(AT_ONCE)
-    keeper.round()
+    collector = keep(AT_ONCE)
+    collector.round()
     write(tmp_path, *lines[3:])
-    keeper.bounds = Bounds()
-    keeper.round()
+    collector.bounds = Bounds()
+    collector.round()
     store = JournalReader(tmp_path)
     assert [e.id for e in store.latest("classifier", 4)] == ["5", "4", "3", "2"]
     assert [e.id for e in store.latest("classifier", 9, version="v1")] == ["5", "3", "1"]
@@ -90,16 +90,16 @@ def test_the_latest_come_first_and_by_version_and_without_what_was_refused(keep,
 
 def test_labels_are_joined_whether_they_come_before_with_or_long_after_their_sample(keep, tmp_path):
     write(tmp_path, label("early", "bright"))
-    keeper = keep(AT_ONCE)
-    keeper.round()
-    assert keeper.waiting == 1
+    collector = keep(AT_ONCE)
+    collector.round()
+    assert collector.waiting == 1
     write(tmp_path, entry("early"), entry("with", label="dark"), label("with", "bright"), entry("late", version="v2"))
-    keeper.round()
-    assert totals(keeper) == {("classifier", "v1"): (2, 1.0)}
+    collector.round()
+    assert totals(collector) == {("classifier", "v1"): (2, 1.0)}
     write(tmp_path, label("late", "bright"))
-    keeper.round()
-    assert totals(keeper) == {("classifier", "v1"): (2, 1.0), ("classifier", "v2"): (1, 1.0)}
-    assert keeper.waiting == 0
+    collector.round()
+    assert totals(collector) == {("classifier", "v1"): (2, 1.0), ("classifier", "v2"): (1, 1.0)}
+    assert collector.waiting == 0
     found = JournalReader(tmp_path).labelled("classifier")
     assert {e.id: e.label for e in found} == {"early": "bright", "with": "bright", "late": "bright"}
     assert JournalReader(tmp_path).label_counts("classifier") == {"bright": 3}
@@ -108,16 +108,16 @@ def test_labels_are_joined_whether_they_come_before_with_or_long_after_their_sam
 
 def test_a_corrected_label_replaces_the_first_and_the_totals_count_a_sample_once(keep, tmp_path):
     write(tmp_path, entry("a"), label("a", "dark"))
-    keeper = keep()
-    keeper.round()
+    collector = keep()
+    collector.round()
     write(tmp_path, label("a", "bright"))
-    keeper.round()
-    assert totals(keeper) == {("classifier", "v1"): (1, 0.0)}
+    collector.round()
+    assert totals(collector) == {("classifier", "v1"): (1, 0.0)}
     assert JournalReader(tmp_path).labelled("classifier")[0].label == "bright"
     assert JournalReader(tmp_path).conflicts("classifier") == {}
     assert JournalReader(tmp_path).label_counts("classifier") == {"bright": 1}
     write(tmp_path, label("a", "dark", source="ben"), entry("b"), label("b", "dark"), label("b", "dark", source="ben"))
-    keeper.round()
+    collector.round()
     assert JournalReader(tmp_path).conflicts("classifier") == {"a": {"anna": "bright", "ben": "dark"}}
     assert JournalReader(tmp_path).label_counts("classifier") == {"dark": 1}, "what is disputed counts for no class"
 
@@ -134,125 +134,125 @@ def test_only_a_fair_sample_counts_for_the_labelled_quality(keep, tmp_path):
     """What was kept because it was doubtful, or labelled because it looked so, would make the model look worse than it is."""
     write(tmp_path, entry("fair"), entry("doubtful", fair=False, reason="uncertain"), entry("chosen"))
     write(tmp_path, label("fair", "bright"), label("doubtful", "dark"), label("chosen", "dark", chosen=True))
-    keeper = keep()
-    keeper.round()
-    assert totals(keeper) == {("classifier", "v1"): (1, 1.0)}
+    collector = keep()
+    collector.round()
+    assert totals(collector) == {("classifier", "v1"): (1, 1.0)}
     assert JournalReader(tmp_path).label_counts("classifier") == {"bright": 1, "dark": 2}
 
 
 def test_half_a_line_and_strange_lines_are_passed_over(keep, tmp_path):
-    keeper = keep()
+    collector = keep()
     (tmp_path / "closed/1.jsonl").write_text(
         json.dumps(entry("a"))
         + '\n[]\n3\n{"kind": "entry"}\n{"kind": "label", "id": 3}\n{}\n'
         + json.dumps(entry("b"))[:50]
     )
-    assert keeper.round() == 1
+    assert collector.round() == 1
     assert [e.id for e in JournalReader(tmp_path).latest("classifier", 9)] == ["a"]
 
 
 def test_what_a_killed_server_left_open_is_taken_and_what_a_living_one_writes_is_not(keep, tmp_path):
-    keeper = keep()
+    collector = keep()
     living = server.Segment(tmp_path)
     living.write(json.dumps(entry("living")).encode() + b"\n")
     (tmp_path / "open/0.jsonl").write_text(json.dumps(entry("dead")) + "\n")
-    keeper.round()
+    collector.round()
     assert [e.id for e in JournalReader(tmp_path).latest("classifier", 9)] == ["dead"]
     living.close()
-    keeper.round()
+    collector.round()
     assert {e.id for e in JournalReader(tmp_path).latest("classifier", 9)} == {"dead", "living"}
 
 
 def test_parts_that_are_too_many_or_too_old_go_with_their_samples(keep, tmp_path):
-    keeper = keep(AT_ONCE)
+    collector = keep(AT_ONCE)
     for number in range(4):
         write(tmp_path, entry(str(number), image=random.randbytes(30_000)))
-        keeper.round()
-    assert keeper.series["loopline_journal_entries"] == {("classifier",): 4}
-    keeper.bounds = Bounds(part_rows=1, part_seconds=0, most=80_000)
-    keeper.round()
+        collector.round()
+    assert collector.series["loopline_journal_entries"] == {("classifier",): 4}
+    collector.bounds = Bounds(part_rows=1, part_seconds=0, most=80_000)
+    collector.round()
     assert [e.id for e in JournalReader(tmp_path).latest("classifier", 9)] == ["3", "2"]
-    assert keeper.series["loopline_journal_bytes"][()] <= 80_000
+    assert collector.series["loopline_journal_bytes"][()] <= 80_000
     assert len(list((tmp_path / "parts").iterdir())) == 2
-    keeper.bounds = Bounds(part_rows=1, part_seconds=0, days=0)
-    keeper.round()
+    collector.bounds = Bounds(part_rows=1, part_seconds=0, days=0)
+    collector.round()
     assert JournalReader(tmp_path).latest("classifier", 9) == []
 
 
 def test_of_old_parts_those_with_labels_stay_longest(keep, tmp_path):
-    keeper = keep(AT_ONCE)
+    collector = keep(AT_ONCE)
     for number in range(4):
         write(tmp_path, entry(str(number), image=random.randbytes(30_000)))
-        keeper.round()
+        collector.round()
     write(tmp_path, label("0", "bright"))
-    keeper.bounds = Bounds(part_rows=1, part_seconds=0, most=80_000)
-    keeper.round()
+    collector.bounds = Bounds(part_rows=1, part_seconds=0, most=80_000)
+    collector.round()
     assert {e.id for e in JournalReader(tmp_path).latest("classifier", 9)} == {"0", "3"}
 
 
 def test_labels_without_a_sample_are_bounded(keep, tmp_path, monkeypatch):
     monkeypatch.setattr(index, "MOST_WAITING", 3)
-    keeper = keep()
+    collector = keep()
     write(tmp_path, *(label(str(n), "bright", when=time.time() + n) for n in range(5)))
-    keeper.round()
-    assert keeper.waiting == 3
+    collector.round()
+    assert collector.waiting == 3
     write(tmp_path, entry("0"), entry("4"))
-    keeper.round()
+    collector.round()
     assert {e.id for e in JournalReader(tmp_path).labelled("classifier")} == {"4"}
 
 
 def test_a_signal_that_is_no_number_is_one_before_and_after_it_is_in_a_part(keep, tmp_path):
     write(tmp_path, entry("a", signals={"mean_score": None, "boxes": 0.0}))
-    keeper = keep()
-    keeper.round()
+    collector = keep()
+    collector.round()
     assert np.isnan(JournalReader(tmp_path).latest("classifier", 1)[0].signals["mean_score"])
-    keeper.bounds = AT_ONCE
-    keeper.round()
+    collector.bounds = AT_ONCE
+    collector.round()
     assert np.isnan(JournalReader(tmp_path).latest("classifier", 1)[0].signals["mean_score"])
 
 
-def test_one_folder_has_one_keeper(keep, tmp_path):
+def test_one_folder_has_one_collector(keep, tmp_path):
     keep()
-    with pytest.raises(LooplineError, match="has a keeper already"):
-        Keeper(tmp_path)
+    with pytest.raises(LooplineError, match="has a collector already"):
+        Collector(tmp_path)
 
 
 def test_parts_may_be_in_an_object_store(keep, tmp_path, s3):
     write(tmp_path, entry("a", image=b"\x89PNG"))
-    keeper = keep(AT_ONCE, parts=f"s3://{s3}/journal")
-    keeper.round()
+    collector = keep(AT_ONCE, parts=f"s3://{s3}/journal")
+    collector.round()
     assert not (tmp_path / "parts").exists()
-    (found,) = JournalReader(tmp_path).latest("classifier", 5)  # the keeper has noted where they are
+    (found,) = JournalReader(tmp_path).latest("classifier", 5)  # the collector has noted where they are
     assert found.input == b"\x89PNG"
 
 
 def test_a_store_that_is_away_is_told_and_nothing_is_lost(keep, tmp_path, monkeypatch, caplog):
     write(tmp_path, entry("a"))
-    keeper = keep(AT_ONCE)
-    real = keeper.parts.write
+    collector = keep(AT_ONCE)
+    real = collector.parts.write
 
     def away(*_):
         raise OSError("the network is unreachable")
 
-    keeper.parts.write = away
+    collector.parts.write = away
     with pytest.raises(OSError, match="unreachable"):
-        keeper.round()
+        collector.round()
     assert [e.id for e in JournalReader(tmp_path).latest("classifier", 5)] == ["a"]
-    keeper.parts.write = real
-    keeper.round()
+    collector.parts.write = real
+    collector.round()
     assert len(list((tmp_path / "parts").iterdir())) == 1
     assert [e.id for e in JournalReader(tmp_path).latest("classifier", 5)] == ["a"]
 
 
-def test_a_round_that_fails_in_whatever_way_does_not_end_the_keeper(keep, tmp_path, caplog):
+def test_a_round_that_fails_in_whatever_way_does_not_end_the_collector(keep, tmp_path, caplog):
     write(tmp_path, entry("a"))
-    keeper = keep(AT_ONCE)
-    keeper.index.execute("ALTER TABLE part RENAME TO elsewhere")
-    keeper._try()
+    collector = keep(AT_ONCE)
+    collector.index.execute("ALTER TABLE part RENAME TO elsewhere")
+    collector._try()
     assert "could not be kept: OperationalError" in caplog.text
-    assert not keeper.index.in_transaction
-    keeper.index.execute("ALTER TABLE elsewhere RENAME TO part")
-    keeper._try()
+    assert not collector.index.in_transaction
+    collector.index.execute("ALTER TABLE elsewhere RENAME TO part")
+    collector._try()
     assert [e.id for e in JournalReader(tmp_path).latest("classifier", 5)] == ["a"]
 
 
@@ -299,14 +299,14 @@ def test_killed_at_any_time_it_loses_and_doubles_nothing(tmp_path):
         prometheus.eventually(lambda: not list((tmp_path / "closed").glob("*.jsonl")) or rng.random() < 0.3)
         process.kill()
         process.communicate()
-    keeper = Keeper(tmp_path, bounds=AT_ONCE)
-    keeper.round()
+    collector = Collector(tmp_path, bounds=AT_ONCE)
+    collector.round()
     found = JournalReader(tmp_path).labelled("classifier")
     assert {e.id for e in found} == wanted
-    assert totals(keeper) == {("classifier", "v1"): (len(wanted), float(len(wanted)))}
+    assert totals(collector) == {("classifier", "v1"): (len(wanted), float(len(wanted)))}
     rows = [row for part in (tmp_path / "parts").glob("*.parquet") for row in pq.read_table(part)["id"].to_pylist()]
     assert sorted(rows) == sorted(wanted)
-    keeper.close()
+    collector.close()
 
 
 @prometheus.needed
@@ -327,7 +327,7 @@ def test_a_real_prometheus_reads_the_labelled_accuracy(tmp_path):
 
 
 def test_every_metric_is_documented():
-    page = (keepers.Path(__file__).parents[2] / "docs/journal.md").read_text()
+    page = (collectors.Path(__file__).parents[2] / "docs/journal.md").read_text()
     for name, (kind, text, labels) in METRICS.items():
         assert f"| `{name}` | {kind} | {', '.join(f'`{one}`' for one in labels)} | {text} |" in page
 
@@ -341,25 +341,25 @@ def test_from_a_live_server_to_a_labelled_sample(tmp_path, serve_one):
     said = requests.post(live.url + "/predict/classifier", data=journals.png(250), headers=headers, timeout=60).json()
     truth = {"id": said["id"], "label": "dark", "source": "anna"}
     assert requests.post(live.url + "/v2/models/classifier/feedback", json=truth, timeout=60).status_code == 202
-    keeper = Keeper(tmp_path / "journal")
+    collector = Collector(tmp_path / "journal")
 
     def joined():
-        keeper.round()
+        collector.round()
         return JournalReader(tmp_path / "journal").labelled("classifier")
 
     (found,) = prometheus.eventually(joined)
     assert (found.id, found.label, found.source, found.input) == ("one", "dark", "anna", journals.png(250))
-    assert totals(keeper) == {("classifier", said["version"]): (1, 0.0)}
-    keeper.close()
+    assert totals(collector) == {("classifier", said["version"]): (1, 0.0)}
+    collector.close()
     assert os.listdir(tmp_path / "journal/closed") == []  # noqa: PTH208
 
 
-@pytest.mark.parametrize("who", ["keeper", "server"])
+@pytest.mark.parametrize("who", ["collector", "server"])
 def test_what_clients_sent_is_for_nobody_else_on_this_machine(tmp_path, keep, who):
     folder = tmp_path / "new/journal"
     old = os.umask(0)
     try:
-        if who == "keeper":
+        if who == "collector":
             keep(folder=folder)
         else:
             server.Journal(server.JournalOptions(folder=folder), [], Metrics()).close()

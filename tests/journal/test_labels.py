@@ -21,7 +21,7 @@ from PIL import Image
 from loopline.data import clean, formats, manifest
 from loopline.errors import LooplineError
 from loopline.journal import annotations, export, quality, segments
-from loopline.journal.collector import Bounds, Keeper
+from loopline.journal.collector import Bounds, Collector
 from loopline.journal.labels import Trust, checked, worth
 from loopline.journal.reader import Entry, JournalReader
 from loopline.settings import SplitSettings
@@ -146,9 +146,7 @@ def test_the_quality_of_boxes_is_the_one_that_evaluation_has():
             {"label": spec.labels[int(row[0])], **dict(zip(("x1", "y1", "x2", "y2"), row[1:], strict=True))}
             for row in truth
         ]
-        assert quality.of(said, label) == pytest.approx(
-            float(detection.quality(outputs, Split, spec)[0]), abs=1e-9
-        )
+        assert quality.of(said, label) == pytest.approx(float(detection.quality(outputs, Split, spec)[0]), abs=1e-9)
 
 
 # Out and back
@@ -474,8 +472,8 @@ def test_the_verbs_from_a_journal_to_a_data_set(tmp_path):
     folder = tmp_path / "journal"
     images = {str(k): journals.png(k) for k in range(20)}
     segments.write(folder, [journals.entry(name, image=png) for name, png in images.items()])
-    keeper = Keeper(folder, bounds=Bounds(part_rows=1))
-    keeper.round()
+    collector = Collector(folder, bounds=Bounds(part_rows=1))
+    collector.round()
     done = loopline("label", "export", "classifier", "out", "--journal", folder, "--count", 12, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/labels.csv").read_text())))
@@ -493,13 +491,13 @@ def test_the_verbs_from_a_journal_to_a_data_set(tmp_path):
     none = loopline("label", "batch", "classifier", "set", "--journal", folder, cwd=tmp_path)
     assert none.returncode == 1
     assert "no label of classifier that may be used" in none.stderr
-    keeper.round()
+    collector.round()
     done = loopline("label", "batch", "classifier", "set", "--journal", folder, cwd=tmp_path)
     assert "12 labelled samples" in done.stdout
     found = list(formats.read(Path(tmp_path / "set"), "classification"))
     assert sorted(sample.label for sample in found) == ["bright"] * 6 + ["dark"] * 6
     assert len(JournalReader(folder).labelled("classifier")) == 12
-    keeper.close()
+    collector.close()
 
 
 def test_a_label_that_contradicts_the_data_set_or_another_one_and_a_repeated_sample_are_left_out(tmp_path):
@@ -527,13 +525,13 @@ def test_a_label_that_contradicts_the_data_set_or_another_one_and_a_repeated_sam
     ]
     truths = {"wrong": "dark", "good": "dark", "a": "dark", "b": "bright", "good again": "dark"}
     segments.write(tmp_path / "j", [*lines, *(journals.label(name, label) for name, label in truths.items())])
-    keeper = Keeper(tmp_path / "j")
-    keeper.round()
+    collector = Collector(tmp_path / "j")
+    collector.round()
     done = loopline("label", "batch", "classifier", "set", "--journal", "j", cwd=tmp_path)
     assert "left out: 3 x another label elsewhere" in done.stdout
     assert "left out: 1 x the same as another" in done.stdout
     assert "1 labelled samples" in done.stdout
-    keeper.close()
+    collector.close()
 
 
 def test_a_label_that_does_not_fit_the_answer_is_left_out():
@@ -548,10 +546,10 @@ def kept(tmp_path):
     """A journal with the samples `a` and `b` of a classifier, and one that was refused."""
     rows = [journals.entry("a"), journals.entry("b"), journals.entry("refused") | {"status": 400, "reason": "error"}]
     segments.write(tmp_path / "journal", rows)
-    keeper = Keeper(tmp_path / "journal")
-    keeper.round()
-    yield keeper
-    keeper.close()
+    collector = Collector(tmp_path / "journal")
+    collector.round()
+    yield collector
+    collector.close()
 
 
 def test_an_imported_class_that_the_model_does_not_know_is_refused(tmp_path, kept):

@@ -9,7 +9,7 @@ import prometheus
 import requests
 from servers import Process
 
-from loopline.journal.collector import Keeper
+from loopline.journal.collector import Collector
 from loopline.release import bundle, evidence
 
 SHOWN = range(5, 256, 10)  # an even share of the 256 brightnesses that the test split has
@@ -32,16 +32,16 @@ def online(folder, kept):
             truth = {"id": said["id"], "label": "bright" if value > 127 else "dark", "source": "anna"}
             sent = requests.post(server.url + "/v2/models/classifier/feedback", json=truth, timeout=10)
             assert sent.status_code == 202
-        with closing(Keeper(kept)) as keeper:
-            return prometheus.eventually(lambda: labelled_accuracy(keeper))
+        with closing(Collector(kept)) as collector:
+            return prometheus.eventually(lambda: labelled_accuracy(collector))
     finally:
         server.stop()
 
 
-def labelled_accuracy(keeper):
+def labelled_accuracy(collector):
     """As Prometheus would read it; nothing before all labels are there."""
-    keeper.round()
-    rows, right = (keeper.series[f"loopline_labelled_{name}_total"] for name in ("rows", "quality"))
+    collector.round()
+    rows, right = (collector.series[f"loopline_labelled_{name}_total"] for name in ("rows", "quality"))
     return sum(rows.values()) == len(SHOWN) and sum(right.values()) / len(SHOWN)
 
 

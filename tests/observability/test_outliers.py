@@ -8,7 +8,7 @@ import test_drift
 import test_drift_report
 
 from loopline.drift import statistic
-from loopline.journal.collector import Keeper
+from loopline.journal.collector import Collector
 from loopline.journal.reader import Entry
 from loopline.observability import drift_report, outliers
 
@@ -73,20 +73,20 @@ def test_a_report_takes_its_examples_from_a_journal(tmp_path):
     bundles.classifier(tmp_path / "classifier")
     kept = ("--journal", tmp_path / "journal", "--journal-sample", 1, "--journal-seconds", 0.1)
     server = Process(tmp_path / "classifier", "--port", 0, *kept)
-    keeper = Keeper(tmp_path / "journal")
+    collector = Collector(tmp_path / "journal")
 
     def there():
         """Some more, until there are enough for a verdict: only so many a second are looked at."""
         for _ in range(20):
             requests.post(server.url + "/predict/classifier", data=brightness.png(254), timeout=60)
-        keeper.round()
-        return keeper.series["loopline_journal_entries"].get(("classifier",), 0) >= 80
+        collector.round()
+        return collector.series["loopline_journal_entries"].get(("classifier",), 0) >= 80
 
     prometheus.eventually(there)
     command = [sys.executable, "-m", "loopline.cli", "drift", "report", str(tmp_path / "classifier")]
     command += ["--url", server.url, "--journal", str(tmp_path / "journal"), "--out", str(tmp_path / "page.html")]
     done = subprocess.run(command, capture_output=True, text=True)
-    keeper.close()
+    collector.close()
     assert server.stop() == 0
     assert done.returncode == 0, done.stderr
     assert "data:image/png;base64," in (tmp_path / "page.html").read_text()

@@ -13,7 +13,7 @@ import pytest
 import retrainers
 from retrainers import Retrainer, alert, bearer, signed, webhook
 
-from loopline.journal.collector import Keeper
+from loopline.journal.collector import Collector
 from loopline.retraining import alerts
 
 pytestmark = prometheus.needed
@@ -142,9 +142,9 @@ def test_labels_that_arrive_in_the_journal_let_it_start(retrain, tmp_path):
     lines += [journals.label(str(number), ("bright", "dark")[number % 2]) for number in range(4)]
     journal.mkdir(parents=True)
     journals.write(journal, *lines)
-    keeper = Keeper(journal)
-    keeper.round()
-    keeper.close()
+    collector = Collector(journal)
+    collector.round()
+    collector.close()
     assert prometheus.eventually(one.ended)[0].result == "succeeded"
 
 

@@ -12,7 +12,7 @@ from servers import Process
 
 from loopline.errors import LooplineError
 from loopline.fleet.gateway import BASELINE, CHALLENGER
-from loopline.journal.collector import Keeper
+from loopline.journal.collector import Collector
 from loopline.rollout import controller, evidence
 from loopline.rollout.evidence import GatewayLog, Tally
 from loopline.rollout.judge import RolloutPolicy
@@ -173,10 +173,10 @@ def test_the_journals_latest_answered_inputs_are_taken_where_they_were_kept(tmp_
     now = time.time()
     lines = [journals.text(name, name, time=now + place) for place, name in enumerate("abcd")]
     journals.write(tmp_path, *lines, journals.text("e", None, time=now + 9), journals.text("f", "f", status=400))
-    keeper = Keeper(tmp_path)
-    keeper.round()
+    collector = Collector(tmp_path)
+    collector.round()
     assert evidence.recent(tmp_path, "text", 3) == ["d", "c"]
-    keeper.close()
+    collector.close()
 
 
 def test_without_a_journal_it_is_said_what_to_do(tmp_path):

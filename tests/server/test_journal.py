@@ -313,18 +313,18 @@ def test_masks_take_no_longer_for_a_long_word():
         assert len(journal_writer.redacted(word, "text")) <= len(word)
 
 
-def test_the_keeper_never_takes_a_segment_whose_writer_lives(tmp_path):
+def test_the_collector_never_takes_a_segment_whose_writer_lives(tmp_path):
     """Were a segment seen before it is locked, what is written after would be lost."""
     for room in ("open", "closed"):
         (tmp_path / room).mkdir()
     stop, lost = threading.Event(), []
 
-    def keeper():
+    def collector():
         while not stop.is_set():
             for path in segments.closed(tmp_path):
                 path.unlink(missing_ok=True)
 
-    taking = threading.Thread(target=keeper)
+    taking = threading.Thread(target=collector)
     taking.start()
     for _ in range(300):
         segment = journal_writer.Segment(tmp_path)

@@ -16,7 +16,7 @@ def _journal(options: argparse.Namespace) -> int:
     import signal
     import threading
 
-    from loopline.journal.collector import Bounds, Keeper
+    from loopline.journal.collector import Bounds, Collector
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -24,9 +24,9 @@ def _journal(options: argparse.Namespace) -> int:
     bounds = Bounds(
         part_rows=options.part_rows, part_seconds=options.part_seconds, days=options.days, most=options.max_mb << 20
     )
-    keeper = Keeper(options.folder, parts=options.to, bounds=bounds)
-    keeper.run(options.every, options.port, stop, options.host)
-    keeper.close()
+    collector = Collector(options.folder, parts=options.to, bounds=bounds)
+    collector.run(options.every, options.port, stop, options.host)
+    collector.close()
     return 0
 
 

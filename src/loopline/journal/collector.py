@@ -41,18 +41,18 @@ class Bounds:
     most: int = 1 << 30
 
 
-class Keeper:
+class Collector:
     """Of one folder."""
 
     def __init__(self, folder: Path, *, parts: str | None = None, bounds: Bounds | None = None) -> None:
-        """parts: where to keep them, if not in the folder. Raises LooplineError where another keeper has it."""
+        """parts: where to keep them, if not in the folder. Raises LooplineError where another collector has it."""
         try:
             for path in (folder, folder / segments.OPEN, folder / segments.CLOSED):
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it is what clients sent
             self.lock = ExitStack()
             self.lock.enter_context(locks.held(folder / "keeper.lock", wait=False))
         except BlockingIOError:
-            raise LooplineError(f"{folder} has a keeper already: one `loopline journal` for a folder") from None
+            raise LooplineError(f"{folder} has a collector already: one `loopline journal` for a folder") from None
         except OSError as error:
             raise LooplineError(f"{folder} cannot be written: {error}") from error
         self.folder, self.bounds = folder, bounds or Bounds()

@@ -50,7 +50,7 @@ class JournalReader:
     """Reads a journal's folder while others write it."""
 
     def __init__(self, folder: Path, parts: str | None = None) -> None:
-        """parts: where they are; the keeper has noted it. Raises LooplineError where there is no journal."""
+        """parts: where they are; the collector has noted it. Raises LooplineError where there is no journal."""
         self.index = index.connect(folder)
         noted = self.index.execute("SELECT value FROM meta WHERE key='parts'").fetchone()
         self.parts = Parts(parts or (noted["value"] if noted else str(folder / FOLDER)))
