@@ -33,9 +33,8 @@ from loopline.errors import LooplineError
 
 SCHEMA = SchemaVersion.V1_6
 WHEEL = re.compile(r"(?:\./)?usr/local/lib/python3\.\d+/site-packages/[^/]+\.dist-info/METADATA")
-DEBIAN = re.compile(
-    r"(?:\./)?var/lib/dpkg/status\.d/[^/]+"
-)  # where images without dpkg keep it, and scanners look for it
+# Where images without dpkg keep it, and scanners look for it
+DEBIAN = re.compile(r"(?:\./)?var/lib/dpkg/status\.d/[^/]+")
 
 
 def components(archive: tarfile.TarFile) -> list[Component]:

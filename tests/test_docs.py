@@ -67,11 +67,8 @@ def test_the_readme_can_be_read_in_one_go():
 )
 @pytest.mark.parametrize("model", settings.load(ROOT / "params.yaml").models)
 def test_figures_are_those_of_the_committed_metrics(page, model):
-    shown = [
-        "git",
-        "show",
-        f"HEAD:models/{model}/report.json",
-    ]  # the file itself is new after a run on another processor
+    # The file itself is new after a run on another processor
+    shown = ["git", "show", f"HEAD:models/{model}/report.json"]
     report = json.loads(subprocess.run(shown, cwd=ROOT, check=True, capture_output=True).stdout)
     row = re.search(rf"^\| `?{model}`? \|.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert row, f"{page.name} has no row for {model}"

@@ -207,10 +207,8 @@ def test_one_without_ultralytics_trains_and_tests_itself(projects, tmp_path):
         (tmp_path / "absent").mkdir(exist_ok=True)
         (tmp_path / "absent" / f"{name}.py").write_text(f"raise ImportError('this project has no {name}')\n")
     (folder / ".venv").symlink_to(ROOT / ".venv")
-    for name in (
-        "requirements.lock",
-        "pyproject.toml",
-    ):  # newer than .venv/ready, they would make `make` install this project in it
+    # Newer than .venv/ready, they would make `make` install this project in it
+    for name in ("requirements.lock", "pyproject.toml"):
         os.utime(folder / name, (0, 0))
     paths = {"PYTHONPATH": f"{folder / 'src'}:{tmp_path / 'absent'}"}
     run("dvc", "remote", "modify", "--local", "local", "url", str(ROOT / ".dvc/cache"), cwd=folder)
@@ -231,9 +229,8 @@ def test_an_update_brings_what_changed_here_and_keeps_what_is_the_projects_own(t
     for name, line in lines.items():
         (folder / name).write_text((folder / name).read_text() + line)
     (folder / "data/classifier").mkdir()
-    (folder / "data/classifier/ingest.json").write_text(
-        "{}"
-    )  # a model of the project's own, called like one that it left out
+    # A model of the project's own, called like one that it left out
+    (folder / "data/classifier/ingest.json").write_text("{}")
     run("git", "add", ".", cwd=folder)
     run("git", "commit", "--quiet", "-m", "ours", cwd=folder)
     owned = {

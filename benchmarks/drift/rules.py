@@ -27,11 +27,8 @@ from typing import Any
 import yaml
 
 REPLICAS, DAY, BLOCK = 4, 86400, 7200  # seconds
-FINE, COARSE, FINE_SECONDS = (
-    15,
-    60,
-    6 * 3600,
-)  # between samples, of the last hours and before; no rule looks back further
+# Between samples, of the last hours and before; no rule looks back further
+FINE, COARSE, FINE_SECONDS = (15, 60, 6 * 3600)
 TRAFFIC_SECONDS = 15
 EVERY, EVALUATIONS = 10, 8  # seconds between evaluations, and how many count
 COUNTERS = ("_total", "_bucket", "_count", "_sum")

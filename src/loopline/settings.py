@@ -14,10 +14,8 @@ from loopline.tasks.spec import model_name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PARAMS = Path("params.yaml")
-HIDDEN = (
-    ".loopline",
-    ".dvc",
-)  # in a repository: where retrainings, drills and DVC's experiments keep their working copies
+# In a repository: where retrainings, drills and DVC's experiments keep their working copies
+HIDDEN = (".loopline", ".dvc")
 
 
 class Strict(BaseModel):
@@ -192,9 +190,8 @@ class Calibrate(Strict):
     """What counts as drift: see docs/drift.md."""
 
     bins: int = Field(ge=2)  # of equal mass, for each signal
-    false_alarms: float = Field(
-        gt=0, lt=1
-    )  # chance that `windows` windows in a row of unchanged traffic raise any alarm
+    # Chance that `windows` windows in a row of unchanged traffic raise any alarm
+    false_alarms: float = Field(gt=0, lt=1)
     windows: int = Field(default=24, ge=1)
     least_samples: int = Field(default=50, ge=20)  # in a window: no verdict under it
     max_loss: Fraction = 0.025  # of estimated quality: more is harm, less is a notice

@@ -34,9 +34,8 @@ def test_a_deployment_brings_the_whole_overlay_in_with_the_image_that_is_named(a
     assert api.asked[0] == "namespaces/loopline"  # the others are in it
     wanted = {(one["kind"], one["metadata"]["name"]) for one in manifests.documents("overlays/production")}
     assert {(one["kind"], one["metadata"]["name"]) for one in api.objects.values()} == wanted
-    assert (
-        kubectl.Cluster(PRODUCTION).deploy().champion.image == "registry.example.com/loopline:0.1.0"
-    )  # the overlay's own
+    # The overlay's own
+    assert kubectl.Cluster(PRODUCTION).deploy().champion.image == "registry.example.com/loopline:0.1.0"
 
 
 def test_the_next_deployment_keeps_the_autoscalers_replicas_and_can_be_rolled_back(ours, api):

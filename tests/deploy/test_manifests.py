@@ -216,9 +216,8 @@ def test_a_pod_has_the_time_that_its_server_takes_to_end(overlay):
         given = dict(word[2:].split("=") for word in server["args"] if "=" in word)
         drain = float(given.get("drain", ServerOptions.drain))
         assert pod["terminationGracePeriodSeconds"] > float(given["grace"]) + drain
-        assert (
-            float(given["grace"]) > ServerOptions.grace
-        )  # gateways of a cluster hear later than one on the same machine
+        # Gateways of a cluster hear later than one on the same machine
+        assert float(given["grace"]) > ServerOptions.grace
         assert int(given["metrics-port"]) in {port["containerPort"] for port in server["ports"]}
 
 

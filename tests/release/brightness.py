@@ -24,10 +24,8 @@ def params(**changes):
     model = content["models"]["classifier"] | {
         "evaluate": {"floors": {"accuracy": 0.6}, "must_beat_simple": True, "resamples": 200}
     }
-    promotion = content["promotion"] | {
-        "min_gain": 0.0,
-        "max_latency_ratio": 20,
-    }  # such short runs are not worth timing
+    # Such short runs are not worth timing
+    promotion = content["promotion"] | {"min_gain": 0.0, "max_latency_ratio": 20}
     return yaml.safe_dump({"seed": 0, "models": {"classifier": model | changes}, "promotion": promotion})
 
 

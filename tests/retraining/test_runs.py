@@ -444,9 +444,8 @@ def test_a_challenger_that_learned_flipped_labels_is_refused_on_its_evidence(wei
 def test_the_decision_on_the_evidence_is_in_the_log_once_with_its_weights(weighed):
     _, decision, _ = weighed(128)
     served = bundle.read(Path("../repository/models/classifier/bundle"))
-    run_report.make(
-        run(version=served.version[:12]), Path("../repository"), Path("../journal")
-    )  # the step is done again
+    # The step is done again
+    run_report.make(run(version=served.version[:12]), Path("../repository"), Path("../journal"))
     (line,) = decisions.read().records
     assert (line.action, line.bundle) == ("accept", bundle.read(Path("models/classifier/bundle")).version)
     assert line.reasons == decision.reasons

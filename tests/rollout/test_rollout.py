@@ -237,9 +237,8 @@ controller.Controller(lambda *_: []).run()
 def test_a_controller_killed_at_any_stage_is_followed_by_one_that_goes_on(up, place, versions, stage, after):
     """It dies the moment the stage is on the disk; in `shadow` and `promote`, with a server that it started and did not note."""
     plan = replace(QUICK, inputs=0) if stage != "roll back" else replace(ENDLESS, hold=0.5)
-    processes.end(
-        [one for one in processes.running(members.FOLDER) if one.name == supervised.SUPERVISOR]
-    )  # it too would go on
+    # It too would go on
+    processes.end([one for one in processes.running(members.FOLDER) if one.name == supervised.SUPERVISOR])
     with front.sending(up) as sender:
         state = front.controller().start(place / "challenger", plan)
         killed = subprocess.run([sys.executable, "-c", MORTAL, stage, after], timeout=240)

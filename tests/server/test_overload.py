@@ -59,9 +59,8 @@ def test_four_times_too_much_is_shed_and_over_when_it_is_over(slow):
     capacity = 1 / statistics.median(alone)
 
     shed, good = [], 0
-    while (
-        good < ENOUGH or len(shed) < ENOUGH
-    ):  # on a machine that is busy with other tests a round may have few of either
+    # On a machine that is busy with other tests a round may have few of either
+    while good < ENOUGH or len(shed) < ENOUGH:
         answers = asyncio.run(send(slow, request, 4 * capacity, SECONDS))
         shed += [head for status, head in answers if status == 503]
         right = sum(status == 200 for status, _ in answers)

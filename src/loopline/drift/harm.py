@@ -24,9 +24,8 @@ from loopline.drift.reference import Edges, Reference, bin_of, rounded
 from loopline.drift.statistic import WindowCounts
 from loopline.tasks.signals import CLASS
 
-GRID = np.linspace(
-    0.05, 0.95, 19
-)  # edges of confidence beside those of equal mass: drift goes where the reference has few samples
+# Edges of confidence beside those of equal mass: drift goes where the reference has few samples
+GRID = np.linspace(0.05, 0.95, 19)
 SURE = 0.75  # score of the predicted classes from which their shift counts
 DOUBT = 0.5  # standard errors of a quality that must be lost beyond `max_loss`: few samples say little
 PRIOR = 10.0  # rows' weight of what the confidence itself says, in a bin

@@ -199,9 +199,8 @@ def _sentinel(options: StackOptions) -> tuple[str, ...]:
 def down(folder: Path = FOLDER) -> list[Process]:
     """End what `up` started, and what a rollout put in its place; returns it."""
     found = processes.running(folder)
-    processes.end(
-        [process for process in found if process.name == supervised.SUPERVISOR]
-    )  # it would start the others anew
+    # It would start the others anew
+    processes.end([process for process in found if process.name == supervised.SUPERVISOR])
     found += [process for process in processes.running(folder) if process not in found]
     processes.end(found)
     processes.end(list(members.strays(folder).values()))  # what a rollout was about to note

@@ -146,9 +146,8 @@ class Collector:
     def _try(self) -> None:
         try:
             self.round()
-        except (
-            Exception
-        ) as error:  # a disk that is full or a store that is away, in whatever words: the next round may do
+        # A disk that is full or a store that is away, in whatever words: the next round may do
+        except Exception as error:
             logging.getLogger(__name__).warning("the journal could not be kept: %r", error)
 
     def run(self, every: float, port: int, stop: threading.Event, host: str = "127.0.0.1") -> None:

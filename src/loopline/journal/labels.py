@@ -86,9 +86,8 @@ def checked(entries: Sequence[Entry], conflicts: dict[str, dict[str, Any]], trus
     if len(by_source) > 1:
         top, count = by_source.most_common(1)[0]
         others = len(found) - count
-        share = (
-            1.0 if others < SEVERAL * len(found) else trust.max_share
-        )  # a stray label does not throw away the others
+        # A stray label does not throw away the others
+        share = 1.0 if others < SEVERAL * len(found) else trust.max_share
         allowed = floor(share * others / (1 - share) + 1e-9) if share < 1 else count
         if count > allowed:
             refused[f"more than {trust.max_share:.0%} of the labels are from {top!r}"] += count - allowed

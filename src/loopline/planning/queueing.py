@@ -67,9 +67,8 @@ class Service:
         if waiting[-1] > LONG:
             return inf
         most = len(self.seconds)
-        taken = np.bincount(np.clip(np.arange(len(waiting)), 1, most), waiting, most + 1)[
-            1:
-        ]  # how often a batch has 1..B
+        # How often a batch has 1..B
+        taken = np.bincount(np.clip(np.arange(len(waiting)), 1, most), waiting, most + 1)[1:]
         spent = self.seconds[: len(taken), None] + more  # (b, extra)
         weight = taken[:, None] * shares * spent  # time in such batches
         idle = waiting[0] / rate
@@ -86,9 +85,8 @@ class Service:
         number = np.arange(len(waiting))
         counts = chance > NEGLIGIBLE
         chance, rest = chance[counts], np.broadcast_to(rest, chance.shape)[counts]
-        full, beside = np.divmod(
-            np.broadcast_to(number, counts.shape)[counts], most
-        )  # batches before its own, and in it
+        # Batches before its own, and in it
+        full, beside = np.divmod(np.broadcast_to(number, counts.shape)[counts], most)
         values, chances = [self.seconds[:1]], [np.array([idle / total])]
         spread = np.sqrt(shares @ (more - self.mean_extra) ** 2 * full)
         for share, far in NORMAL:

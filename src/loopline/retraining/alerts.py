@@ -20,10 +20,8 @@ from loopline.retraining.guard import Alert
 from loopline.retraining.state import key
 
 TOKEN, SECRET = "LOOPLINE_RETRAINER_TOKEN", "LOOPLINE_RETRAINER_HMAC_SECRET"
-SIGNATURE, STAMP = (
-    "x-grafana-alerting-signature",
-    "x-grafana-alerting-timestamp",
-)  # as observability/grafana/alerting.py has them
+# As observability/grafana/alerting.py has them
+SIGNATURE, STAMP = ("x-grafana-alerting-signature", "x-grafana-alerting-timestamp")
 STALE = 300.0  # seconds that a time stamp may be off
 LARGEST = 256 << 10  # bytes of a webhook
 MOST = 100  # alerts in one

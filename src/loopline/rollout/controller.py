@@ -197,9 +197,8 @@ class Controller:
         """Look until there is a verdict, or time runs out: then it holds still, and that never passes."""
         plan = state.plan
         last = state.step + 1 == len(plan.steps)
-        policy = (
-            plan.policy if last else replace(plan.policy, labels=0)
-        )  # labels come late: the last step waits for them
+        # Labels come late: the last step waits for them
+        policy = plan.policy if last else replace(plan.policy, labels=0)
         counters, looked = self._counters(state), time.monotonic()
         while True:
             self._unless_asked()
@@ -279,9 +278,8 @@ class Controller:
             try:
                 servers = members.servers(lane, self.up)
                 rows = [row for server in servers for row in evidence.series(server.address, _token())]
-            except (
-                LooplineError
-            ):  # one that is left out would be a gate that is off: the judge holds for want of counts
+            # One that is left out would be a gate that is off: the judge holds for want of counts
+            except LooplineError:
                 rows = []
             seen, invalid = evidence.classes(rows, state.model)
             said = evidence.labels(prometheus, state.model, version[:12], state.began) if prometheus else (0.0, 0.0)

@@ -73,11 +73,8 @@ class ModelMetrics:
         self.ok = {route: metrics.value("requests", *key, route, "200") for route in ROUTES}
         self.seconds = {route: metrics.histogram("request_seconds", *key, route) for route in ROUTES}
         for route in ROUTES:
-            for code in (
-                "429",
-                "500",
-                "503",
-            ):  # there from the start: Prometheus sees no increase in a series' first value
+            # There from the start: Prometheus sees no increase in a series' first value
+            for code in ("429", "500", "503"):
                 metrics.value("requests", *key, route, code)
         self.hits, self.misses = metrics.value("cache_hits", *key), metrics.value("cache_misses", *key)
         metrics.value("best_batch_rows", *key).value = model.best_rows

@@ -220,9 +220,8 @@ class Segment:
         """In `folder`/open. Raises OSError."""
         self.name = f"{time.time_ns():020}-{os.getpid()}.jsonl"
         self.path, self.target = folder / OPEN / self.name, folder / CLOSED / self.name
-        partial = self.path.with_suffix(
-            ".partial"
-        )  # a collector looks at *.jsonl: it is locked before it has that name
+        # A collector looks at *.jsonl: it is locked before it has that name
+        partial = self.path.with_suffix(".partial")
         self.file = partial.open("xb", buffering=0)
         fcntl.flock(self.file, fcntl.LOCK_EX)
         partial.rename(self.path)

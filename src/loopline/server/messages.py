@@ -19,13 +19,8 @@ MOST_ENCODINGS = 2  # of one body
 MOST_MEMBERS = 1024  # of a gzip: with 64 KB in each, 64 MB
 PIECE = 16 * 1024  # bytes that are unpacked at a time
 JSON, TEXT, BINARY = b"application/json", b"text/plain; charset=utf-8", b"application/octet-stream"
-LISTS = {
-    b"accept-encoding",
-    b"connection",
-    b"content-encoding",
-    b"expect",
-    b"transfer-encoding",
-}  # headers that are read as such
+# Headers that are read as such
+LISTS = {b"accept-encoding", b"connection", b"content-encoding", b"expect", b"transfer-encoding"}
 Headers = dict[bytes, bytes]
 
 

@@ -92,9 +92,8 @@ class RequestReader:
         start = 0
         for part in plan.parts:
             if part.size is None:
-                bools = (
-                    b"true" in head or b"false" in head
-                )  # somewhere: a look at each value would cost what numpy does
+                # Somewhere: a look at each value would cost what numpy does
+                bools = b"true" in head or b"false" in head
                 tensors[part.tensor.name] = _from_json(part.row, part.tensor, part.shape, bools=bools)
             else:
                 tensors[part.tensor.name] = _from_binary(part, tail, start)

@@ -30,7 +30,8 @@ class Parquet:
     def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
         """Yield the values of those columns for each row; class numbers become names, and -1 is no label."""
         number = 0
-        batches = self._file.iter_batches(batch_size=BATCH, columns=list(columns))
+        # One thread: a thread of pyarrow's that holds a file of Python's may outlive it, and then aborts the process at its end.
+        batches = self._file.iter_batches(batch_size=BATCH, columns=list(columns), use_threads=False)
         while True:
             with self._told("cannot be read to its end"):
                 batch = next(batches, None)

@@ -71,9 +71,8 @@ def reproducible(seed: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     import torch
 
-    torch.set_deterministic_debug_mode(
-        "error"
-    )  # use_deterministic_algorithms does the same, and imports the compiler for 2 s
+    # `use_deterministic_algorithms` does the same, and imports the compiler for 2 s
+    torch.set_deterministic_debug_mode("error")
     # Filling memory that is written next anyway would take 8 % of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

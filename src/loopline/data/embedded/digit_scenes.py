@@ -36,9 +36,8 @@ def read() -> Iterator[RawSample]:
         for index in range(count):
             scene, boxes = _scene(images.reshape(-1, 8, 8), labels, pool, generator)
             buffer = io.BytesIO()
-            scene.save(
-                buffer, "PNG", compress_level=1
-            )  # noise does not compress, and a higher level takes thrice as long
+            # Noise does not compress, and a higher level takes thrice as long
+            scene.save(buffer, "PNG", compress_level=1)
             yield RawSample(f"{split}/{index:04d}.png", buffer.getvalue(), None, None, tuple(boxes), split)
 
 

@@ -61,9 +61,8 @@ def train(
     shape = ImageInput(**settings.input.model_dump(), fit="letterbox")
     labels, recipe = train.labels, settings.train
     loop.reproducible(seed)
-    torch.set_deterministic_debug_mode(
-        "warn" if torch.cuda.is_available() else "error"
-    )  # its loss scatters, CUDA cannot
+    # Its loss scatters, CUDA cannot
+    torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     layers = yolo.architecture(recipe.architecture, recipe.activation)
     network = yolo.Detector(yolo.build(layers, len(labels), shape), shape, settings.export.embedding)
     if recipe.pretrained:

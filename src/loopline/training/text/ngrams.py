@@ -25,13 +25,8 @@ if TYPE_CHECKING:
 SLOTS = 2**18  # a sixth of 40,000 n-grams meet a commoner one in their slot, and are left out
 MOST_ROWS = 40_000
 PRIME = 2**31 - 1  # hashes are below it
-FACTORS = [
-    1103515245,
-    1597334677,
-    2654435761,
-    3812015801,
-    2246822519,
-]  # of the first token, the second, ...; any odd ones
+# Of the first token, the second, ...; any odd ones
+FACTORS = [1103515245, 1597334677, 2654435761, 3812015801, 2246822519]
 LEAST_COUNT = 2  # texts that an n-gram of two tokens or more must occur in
 DIMENSION = 64
 CHANNELS = 128  # of the convolution
