@@ -17,12 +17,15 @@ from servers import Process
 
 from loopline.data import manifest
 from loopline.drift import golden
+from loopline.release import bundle
 from loopline.server import pages
+from loopline.tasks import detection
+from loopline.tasks.average_precision import overlap
 
 MODELS = Path(os.environ.get("LOOPLINE_MODELS", "models"))
 NAMES = ("classifier", "detector", "text")
 SAMPLES = 60  # of each test split
-SAME_OBJECT = 0.7  # overlap: suppression leaves one box of those that overlap more
+SIDES = ("x1", "y1", "x2", "y2")
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +67,23 @@ def local(page, real):
 
 
 def test_browser_and_server_agree_on_real_samples(real, local):
-    """Probabilities within .02 and the same label (but where two are as close); scores of boxes within .05, and corners of 95 % of
-    the boxes within a pixel.
+    """Probabilities within .02 and the same label (but where two are as close); boxes within a pixel, scores within .05.
 
     Both run the same INT8 file, but may round otherwise, and a value falls into the next of 256 steps. Where two candidates for one
-    object have nearly the same score, the other may win: another box of the same object. Seen on a CPU with VNNI: 3e-7, .033, and
-    one box of 150 that is 2.6 pixels off.
+    object have nearly the same score, the other may win: then the browser's box must be, to a pixel, one that the server's own graph
+    had before suppression, with a score within .05 of the winner's. Seen on a CPU with VNNI: 3e-7, a quarter of a pixel and .033.
     """
     worst = {}
     for name in NAMES:
         samples = manifest.load_split(MODELS.parent / f"data/{name}/manifest.parquet", "test").inputs[:SAMPLES]
         compare = boxes if name == "detector" else probabilities
-        gaps = np.concatenate([compare(local(name, one), remote(real, name, one)) for one in samples])
-        assert len(gaps) >= SAMPLES
-        worst[name] = gaps
-    assert worst["classifier"].max() <= 0.02
-    assert worst["text"].max() <= 0.02
-    pixels, scores = worst["detector"].T
-    assert np.quantile(pixels, 0.95) <= 1
-    assert scores.max() <= 0.05
+        gaps = [compare(local(name, one), remote(real, name, one), one) for one in samples]
+        worst[name] = np.max(gaps, axis=0)
+    assert worst["classifier"][0] <= 0.02
+    assert worst["text"][0] <= 0.02
+    pixels, score = worst["detector"]
+    assert pixels <= 1
+    assert score <= 0.05
 
 
 def remote(server, name, sample):
@@ -90,45 +91,60 @@ def remote(server, name, sample):
     return requests.post(f"{server.url}/predict/{name}", timeout=60, **body).json()["predictions"][0]
 
 
-def probabilities(here, there):
-    """(1, 1): the largest gap."""
+def probabilities(here, there, _):
     gaps = [abs(there["probabilities"][label] - value) for label, value in here["probabilities"].items()]
     if here["label"] != there["label"]:
         assert abs(there["probabilities"][here["label"]] - there["probability"]) <= 0.02
-    return np.array([[max(gaps)]])
+    return (max(gaps),)
 
 
-def boxes(here, there):
-    """(n, 2): gaps between corners, in pixels, and between scores of boxes of the same object.
-
-    One side's box that the other lacks must be near the threshold.
-    """
-    here, gaps = list(here["boxes"]), []
+def boxes(here, there, sample):
+    """The largest gap between corners and scores of the same box; one side's box that the other lacks must be near the threshold."""
+    here, there = list(here["boxes"]), there["boxes"]
     said = json.loads((MODELS / "detector/bundle/bundle.json").read_text(encoding="utf-8"))
     threshold = said["spec"]["score_threshold"]
-    for box in there["boxes"]:
-        same = [other for other in here if other["label"] == box["label"] and overlap(box, other) >= SAME_OBJECT]
+    gaps = [(0.0, 0.0)]
+    for box in there:
+        same = [other for other in here if other["label"] == box["label"] and corners(box, other) <= 1]
         if same:
-            best = max(same, key=lambda other: overlap(box, other))
-            here.remove(best)
-            gaps.append((corners(box, best), abs(box["score"] - best["score"])))
-        else:
-            assert abs(box["score"] - threshold) <= 0.05, (box, here)
+            here.remove(same[0])
+            gaps.append((corners(box, same[0]), abs(box["score"] - same[0]["score"])))
+        elif abs(box["score"] - threshold) > 0.05:
+            ties = [tie for tie in suppressed(sample, box) if abs(tie["score"] - box["score"]) <= 0.05]
+            pairs = [
+                (corners(tie, other), other, tie) for tie in ties for other in here if other["label"] == box["label"]
+            ]
+            assert pairs, (box, here)
+            gap, other, tie = min(pairs, key=lambda pair: pair[0])
+            here.remove(other)
+            gaps.append((gap, abs(tie["score"] - other["score"])))
     assert all(abs(box["score"] - threshold) <= 0.05 for box in here), here
-    return np.array(gaps).reshape(-1, 2)
+    return np.max(gaps, axis=0)
 
 
-def overlap(one, other):
-    """Intersection over union."""
-    width, height = (
-        max(0.0, min(one[f"{axis}2"], other[f"{axis}2"]) - max(one[f"{axis}1"], other[f"{axis}1"])) for axis in "xy"
-    )
-    areas = [(box["x2"] - box["x1"]) * (box["y2"] - box["y1"]) for box in (one, other)]
-    return width * height / (sum(areas) - width * height)
+def suppressed(sample, box):
+    """The candidates of the served graph that lose against `box`: of its label, on its place. Images are as large as the input."""
+    import onnx
+    import onnxruntime
+
+    folder = MODELS / "detector/bundle"
+    spec = bundle.read(folder).manifest.spec
+    graph = onnx.load(folder / "model.onnx")
+    (suppression,) = (node for node in graph.graph.node if node.op_type == "NonMaxSuppression")
+    names = list(suppression.input[:2])
+    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    places, scores = session.run(names, detection.preprocessor(spec, folder)([sample]))
+    rivals = overlap(places[0], np.array([[box[side] for side in SIDES]]))[:, 0] > spec.extra["nms_iou"]
+    scores = scores[0, spec.labels.index(box["label"])]
+    return [
+        {"score": float(score), **dict(zip(SIDES, map(float, place), strict=True))}
+        for place, score in zip(places[0][rivals], scores[rivals], strict=True)
+    ]
 
 
 def corners(a, b):
-    return max(abs(a[side] - b[side]) for side in ("x1", "y1", "x2", "y2"))
+    return max(abs(a[side] - b[side]) for side in SIDES)
 
 
 def arc(x, y, across, down, start, end):
