@@ -124,17 +124,8 @@ def _worst(pool: Pool, name: str, rows: Any, groups: Any, n: int, ref: reference
     signal, steps = ref.signals[name], int(groups[-1]) + 1
     bins = reference.bin_of(pool.plain.signals[name][rows], np.array(signal.edges))
     width = len(signal.counts)
-    table = np.bincount(groups * width + bins, minlength=steps * width).reshape(steps, width)
-    sums = np.concatenate([np.zeros((1, width)), np.cumsum(table, axis=0)])
-    seen = sums[thresholds.EVALUATIONS :] - sums[: -thresholds.EVALUATIONS]
-    largest = float(evidence(seen, np.array(signal.counts)).max())
+    table = np.bincount(bins * steps + groups, minlength=width * steps).reshape(width, steps)
+    sums = np.cumsum(np.pad(table, ((0, 0), (1, 0))), axis=1)
+    seen = sums[:, thresholds.EVALUATIONS :] - sums[:, : -thresholds.EVALUATIONS]
+    largest = float(statistic.evidence(seen, np.array(signal.counts)[:, None]).max())
     return (largest - signal.mean) / signal.sd / statistic.threshold(n, ref.samples, ref)
-
-
-def evidence(windows: Any, before: Any) -> Any:
-    """`statistic.evidence` of many windows of the same size at once: counts (windows, bins) beside (bins,)."""
-    n, m = float(windows[0].sum()), float(before.sum())
-    p, q, part = windows / n, before / m, statistic.weight(n, m)
-    common = part * p + (1 - part) * q
-    apart = np.divide(np.square(p - q), common, out=np.zeros_like(common), where=common > 0)
-    return np.cbrt(apart.sum(1) / (1 / n + 1 / m))

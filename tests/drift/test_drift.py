@@ -179,30 +179,30 @@ def test_false_alarms_come_as_often_as_promised():
         found, _ = population(3 * n, 10_000 + seed)
         starts = np.arange(0, 2 * n + 1, n / thresholds.EVALUATIONS).astype(int)
         alarms += any(score({name: values[s : s + n] for name, values in found.items()}, ref) > 1 for s in starts)
-    assert 0.03 < alarms / streams < 0.19  # 0.1 is promised, 0.085 aimed at; three standard errors
+    assert 0.03 < alarms / streams < 0.19  # 0.1 is promised, 0.09 aimed at; three standard errors
 
 
 def test_without_redrawing_the_reference_there_would_be_too_many(monkeypatch):
     """A reference held for the truth: the larger the window, the more its error is taken for drift."""
     monkeypatch.setattr(
         thresholds,
-        "_resampled",
-        lambda rows, _: rows.counts(np.arange(rows.samples), np.zeros(rows.samples, int), 1)[0],
+        "_draw_references",
+        lambda _, sets, samples, __: (np.tile(np.arange(samples), sets), np.repeat(np.arange(sets), samples)),
     )
     alarms = [score(population(2000, 10_000 + seed)[0], made(300, seed)) > 1 for seed in range(40)]
     assert np.mean(alarms) > 0.4
 
 
 @given(st.integers(0, 1000), st.sampled_from([50, 400, 5000]))
-def test_calibration_and_verdict_have_one_statistic(seed, n):
-    """It is written twice: for one signal, and for all signals of many windows at once."""
-    rng, widths = np.random.default_rng(seed), {"a": 4, "b": 7}
-    bins = {name: rng.integers(0, width - 1, 300) for name, width in widths.items()}  # the last bin stays empty
-    rows = thresholds._Rows(bins, widths)
-    whole = rows.counts(np.arange(300), np.zeros(300, int), 1)[0]
-    window = rows.counts(rng.integers(300, size=n), np.zeros(n, int), 1)
-    expected = [statistic.evidence(window[0, :4], whole[:4]), statistic.evidence(window[0, 4:], whole[4:])]
-    np.testing.assert_allclose(rows.evidence(window, n, whole)[0], expected)
+def test_many_windows_at_once_have_the_evidence_of_each(seed, n):
+    """Bins that are empty in both, in the window or in the reference among them."""
+    rng = np.random.default_rng(seed)
+    windows = rng.multinomial(n, [0.4, 0.3, 0.3, 0, 0], size=6).T
+    references = rng.multinomial(300, [0.5, 0.2, 0, 0.3, 0], size=6).T
+    each = [statistic.evidence(windows[:, i], references[:, i]) for i in range(6)]
+    np.testing.assert_allclose(statistic.evidence(windows, references), each)
+    beside_one = [statistic.evidence(windows[:, i], references[:, 0]) for i in range(6)]
+    np.testing.assert_allclose(statistic.evidence(windows, references[:, :1]), beside_one)
 
 
 def test_a_handful_of_samples_where_the_reference_has_none_is_no_alarm():
@@ -215,7 +215,7 @@ def test_a_handful_of_samples_where_the_reference_has_none_is_no_alarm():
     signal = drift.signals["digits"]
     assert signal.counts[-2] == 0
     window = np.zeros(200)
-    window[:4] = 0.25
+    window[:3] = 0.25
     few = reference.bin_counts(window, np.array(signal.edges))
     window[:40] = 0.25
     many = reference.bin_counts(window, np.array(signal.edges))

@@ -8,7 +8,6 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from loopline.drift import statistic
 from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
 
 ROOT = Path(__file__).parents[2]
@@ -72,15 +71,6 @@ def test_harm_counts_what_was_called_and_what_was_missed(harness):
     found = page.harm_of({"rows": rows})
     assert (found["harmless"], found["missed"], found["windows"]) == (0.5, 0.5, (2, 2))
     assert found["error"]["shipped"] == pytest.approx(0.4 * 0.1)
-
-
-def test_the_evidence_of_many_windows_is_that_of_each(harness):
-    random = np.random.default_rng(0)
-    before = random.multinomial(600, [0.1, 0.2, 0.3, 0.4, 0.0])
-    windows = random.multinomial(200, [0.1, 0.2, 0.3, 0.35, 0.05], size=7)
-    each = [statistic.evidence(window, before) for window in windows]
-    np.testing.assert_allclose(harness("trial").evidence(windows, before), each)
-    assert len(set(each)) == 7
 
 
 def test_the_limit_of_any_method_is_what_a_test_with_every_label_misses(harness):

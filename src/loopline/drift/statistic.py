@@ -36,19 +36,25 @@ def excess(counts: NDArray[Any], signal: Signal) -> float:
     return sqrt(max(0.0, shift(counts, np.array(signal.counts)) ** 2 - noise))
 
 
-def weight(n: float, samples: int) -> float:
+def weight(n: NDArray[Any], samples: NDArray[Any]) -> NDArray[np.float64]:
     """The window's part in the shares that both have in common. Pearson's is n/(n + samples); within bounds no single sample in a
     bin that is rare on the other side can raise an alarm."""
-    return min(max(n / (n + samples), WEIGHTS[0]), WEIGHTS[1])
+    part: NDArray[np.float64] = np.clip(n / (n + samples), *WEIGHTS)
+    return part
 
 
-def evidence(counts: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Cube root of the chi-square between two counts of the same bins; a bin that is empty in both says nothing."""
-    n, m = float(counts.sum()), int(reference.sum())
-    p, q, part = counts / n, reference / m, weight(n, m)
-    common = part * p + (1 - part) * q
-    apart = np.divide(np.square(p - q), common, out=np.zeros(len(common)), where=common > 0)
-    return float((apart.sum() / (1 / n + 1 / m)) ** (1 / 3))
+def evidence(counts: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float64]:
+    """Cube root of the chi-square between two counts of the same bins; a bin that is empty in both says nothing.
+
+    counts: (bins,), or of several windows (bins, windows). reference: likewise, or (bins, 1) for all windows.
+    """
+    n, m = counts.sum(0), reference.sum(0)
+    part, q = weight(n, m), reference / m
+    # The least positive number keeps a bin that both have empty from 0 / 0
+    common = counts * (part / n) + ((1 - part) * q + np.finfo(np.float64).tiny)
+    chi_square = (np.square(counts / n - q) / common).sum(0) / (1 / n + 1 / m)
+    cube_root: NDArray[np.float64] = np.cbrt(chi_square)
+    return cube_root
 
 
 def threshold_terms(n: float, samples: int) -> tuple[float, float, float]:
@@ -68,7 +74,7 @@ def score(counts: NDArray[Any], signal: Signal, reference: Reference) -> float:
     if n < reference.least:
         return float("nan")
     samples = sum(signal.counts)
-    standard = (evidence(counts, np.array(signal.counts)) - signal.mean) / signal.sd
+    standard = float(evidence(counts, np.array(signal.counts)) - signal.mean) / signal.sd
     return standard / threshold(n, samples, reference)
 
 

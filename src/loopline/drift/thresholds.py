@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.drift.statistic import threshold_terms, weight
+from loopline.drift.statistic import evidence, threshold_terms
 
 EVALUATIONS = 30  # a window
 SIZES = (50, 100, 200, 500, 1000, 2000)
 PAIRS = 400  # windows for a signal's mean and deviation
 PAIR_SIZE = 200
-AIM = 0.85  # of the promised rate: a threshold found by simulation is itself uncertain
+AIM = 0.9  # of the promised rate: a threshold found by simulation is itself uncertain
 # Mean and deviation of a signal that hardly varies in the reference: as of two bins, for it may vary a little
 LEAST = (0.8, 0.3)
 
@@ -37,50 +37,6 @@ class Null:
     sd: dict[str, float]
     threshold: tuple[float, float, float]
     quantiles: dict[int, float]
-
-
-class _Rows:
-    """Rows as bin numbers, all signals side by side in one row of columns. samples: rows of a reference (default: all)."""
-
-    def __init__(
-        self, bins: Mapping[str, NDArray[np.int64]], widths: Mapping[str, int], samples: int | None = None
-    ) -> None:
-        self.names = list(bins)
-        sizes = [widths[name] for name in self.names]
-        self.starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-        self.columns = int(sum(sizes))
-        self.flat = np.stack([bins[name] for name in self.names], 1) + self.starts
-        self.samples = samples or len(self.flat)
-
-    def extend(self, rng: np.random.Generator) -> None:
-        """Add a row for the first bin and for the last one before NaN's of each signal: any row, moved to that bin."""
-        last = np.append(self.starts[1:], self.columns) - 2
-        ends = np.concatenate([self.starts, last])
-        beyond = self.flat[rng.integers(len(self.flat), size=len(ends))]
-        beyond[np.arange(len(ends)), np.arange(len(ends)) % len(self.names)] = ends
-        self.flat = np.concatenate([self.flat, beyond])
-
-    def draw(self, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Numbers of rows, with repetition: int64 (size,)."""
-        return rng.integers(len(self.flat), size=size)
-
-    def counts(self, chosen: NDArray[np.int64], groups: NDArray[np.int64], number: int) -> NDArray[np.float64]:
-        """Counts of the chosen rows by group: (number, columns)."""
-        codes = (self.flat[chosen] + groups[:, None] * self.columns).ravel()
-        return np.bincount(codes, minlength=number * self.columns).reshape(number, -1).astype(np.float64)
-
-    def evidence(self, windows: NDArray[np.float64], n: float, reference: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of each window of n rows and signal, as `statistic.evidence`: (windows, signals)."""
-        p, q, part = windows / n, reference / self.samples, weight(n, self.samples)
-        common = part * p
-        common += (1 - part) * q
-        np.maximum(common, np.finfo(np.float64).tiny, out=common)  # where it is 0, p and q are
-        p -= q  # in place: these arrays are large, and this is most of what a calibration does
-        apart = np.square(p, out=p)
-        apart /= common
-        sums = np.add.reduceat(apart, self.starts, axis=1)
-        found: NDArray[np.float64] = np.cbrt(sums / (1 / n + 1 / self.samples))
-        return found
 
 
 def calibrate(
@@ -99,46 +55,79 @@ def calibrate(
     bins: each signal's bin of every held-out row. widths: each signal's number of bins. samples: rows of the reference. rate: of
     streams that may raise an alarm. windows: length of a stream. streams: how many are simulated for each size of window.
     """
-    rows, rng = _Rows(bins, widths, samples), np.random.default_rng(seed)
-    rows.extend(rng)
-    alone = np.zeros(PAIR_SIZE, np.int64)
-    pairs = np.concatenate(
-        [
-            rows.evidence(rows.counts(rows.draw(PAIR_SIZE, rng), alone, 1), PAIR_SIZE, _resampled(rows, rng))
-            for _ in range(PAIRS)
-        ]
-    )
-    mean, sd = np.maximum(pairs.mean(0), LEAST[0]), np.maximum(pairs.std(0), LEAST[1])
-    quantiles = {
-        size: float(
-            np.quantile(
-                [_largest(rows, size, windows, mean, sd, rng) for _ in range(streams)], 1 - AIM * rate, method="weibull"
-            )
-        )
-        for size in sizes
-    }
-    terms = np.array([threshold_terms(size, rows.samples) for size in sizes])
+    rng = np.random.default_rng(seed)
+    signals = _with_rows_beyond_the_ends([_Signal(bins[name], widths[name]) for name in bins], rng)
+    pairs = _pairs(signals, samples, rng)
+    mean, sd = np.maximum(pairs.mean(1), LEAST[0]), np.maximum(pairs.std(1), LEAST[1])
+    quantiles = {}
+    for size in sizes:
+        largest = [((_stream(signals, size, windows, samples, rng) - mean) / sd).max() for _ in range(streams)]
+        quantiles[size] = float(np.quantile(largest, 1 - AIM * rate, method="weibull"))
+    terms = np.array([threshold_terms(size, samples) for size in sizes])
     constant, small, large = np.linalg.lstsq(terms, np.array(list(quantiles.values())))[0]
     return Null(
-        dict(zip(rows.names, map(float, mean), strict=True)),
-        dict(zip(rows.names, map(float, sd), strict=True)),
+        dict(zip(bins, map(float, mean), strict=True)),
+        dict(zip(bins, map(float, sd), strict=True)),
         (float(constant), float(small), float(large)),
         quantiles,
     )
 
 
-def _resampled(rows: _Rows, rng: np.random.Generator) -> NDArray[np.float64]:
-    """The counts of a reference that could as well have been drawn: (columns,)."""
-    return rows.counts(rows.draw(rows.samples, rng), np.zeros(rows.samples, np.int64), 1).reshape(-1)
+@dataclass(frozen=True)
+class _Signal:
+    """bins: of each row, int64 (rows,). width: number of bins."""
+
+    bins: NDArray[np.int64]
+    width: int
+
+    def counts(self, rows: NDArray[np.int64], groups: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+        """Count the rows by bin and group: (bins, groups). One signal's table fits into a processor's cache; all signals' do not."""
+        return np.bincount(self.bins[rows] * number + groups, minlength=self.width * number).reshape(self.width, number)
 
 
-def _largest(
-    rows: _Rows, size: int, windows: int, mean: NDArray[np.float64], sd: NDArray[np.float64], rng: np.random.Generator
-) -> float:
-    """The largest standardised evidence in a stream of `windows` windows, looked at `EVALUATIONS` times a window."""
+def _with_rows_beyond_the_ends(signals: list[_Signal], rng: np.random.Generator) -> list[_Signal]:
+    """Add a row for the first bin and for the last one before NaN's of each signal: any row, moved to that bin."""
+    beyond = rng.integers(len(signals[0].bins), size=2 * len(signals))
+    extended = []
+    for number, signal in enumerate(signals):
+        bins = signal.bins[beyond]
+        bins[2 * number : 2 * number + 2] = 0, signal.width - 2
+        extended.append(_Signal(np.concatenate([signal.bins, bins]), signal.width))
+    return extended
+
+
+def _draw(
+    signals: list[_Signal], sets: int, size: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw rows with repetition for `sets` sets of `size`. Return the numbers of the rows and of their sets: (sets x size,) each."""
+    return rng.integers(len(signals[0].bins), size=sets * size), np.repeat(np.arange(sets), size)
+
+
+def _draw_references(
+    signals: list[_Signal], sets: int, samples: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `_draw`: each window or stream has another reference, since any could as well have been drawn."""
+    return _draw(signals, sets, samples, rng)
+
+
+def _pairs(signals: list[_Signal], samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """The evidence of `PAIRS` windows, each beside a reference of its own: (signals, pairs)."""
+    windows = _draw(signals, PAIRS, PAIR_SIZE, rng)
+    references = _draw_references(signals, PAIRS, samples, rng)
+    return np.stack([evidence(s.counts(*windows, PAIRS), s.counts(*references, PAIRS)) for s in signals])
+
+
+def _stream(
+    signals: list[_Signal], size: int, windows: int, samples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """The largest evidence of each signal in a stream of `windows` windows, looked at `EVALUATIONS` times a window: (signals,)."""
     steps, total = windows * EVALUATIONS, windows * size
-    groups = np.arange(total) * steps // total
-    parts = rows.counts(rows.draw(total, rng), groups, steps)
-    sums = np.cumsum(np.concatenate([np.zeros((1, rows.columns)), parts]), axis=0)
-    seen = sums[EVALUATIONS:] - sums[:-EVALUATIONS]
-    return float(((rows.evidence(seen, size, _resampled(rows, rng)) - mean) / sd).max())
+    rows, _ = _draw(signals, 1, total, rng)
+    step = np.arange(total) * steps // total
+    before = _draw_references(signals, 1, samples, rng)
+    largest = []
+    for signal in signals:
+        until = np.cumsum(signal.counts(rows, 1 + step, 1 + steps).astype(np.float64), axis=1)
+        sliding = until[:, EVALUATIONS:] - until[:, :-EVALUATIONS]
+        largest.append(evidence(sliding, signal.counts(*before, 1)).max())
+    return np.array(largest)

@@ -23,9 +23,8 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
 
 
 def write(path: Path, content: str | bytes, *, shared: bool = False) -> None:
