@@ -11,12 +11,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.lib import sessions
 from loopline.lib.machine import cpu_name
@@ -40,13 +39,13 @@ def models() -> None:
     for name, model in settings.load().models.items():
         source = files.stage(name, "export") / "model.onnx"
         spec = ModelSpec.from_dict(files.read_json(source.with_name("spec.json")))
-        preprocess = import_module(f"loopline.tasks.{model.task}").preprocessor(spec, files.stage(name, "train"))
+        preprocess = tasks.find(model.task).preprocessor(spec, files.stage(name, "train"))
         train = manifest.load_split(files.manifest(name), "train").inputs[: model.quantize.calibration_samples]
         test = manifest.load_split(files.manifest(name), "test").inputs
         with tempfile.TemporaryDirectory(dir=files.SCRATCH) as folder:
             int8 = Path(folder) / "int8.onnx"
             best_candidate(
-                source, int8, preprocess(train), import_module(f"loopline.training.{model.task}"), model.quantize
+                source, int8, preprocess(train), tasks.find(model.task).trainer(), model.quantize
             )
             ratio = int8.stat().st_size / source.stat().st_size
             for batch in (1, 32):

@@ -16,7 +16,7 @@ import requests
 import yaml
 from PIL import Image
 
-from loopline import settings, tasks, training
+from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.errors import LooplineError
 from loopline.lib import machine, sessions
@@ -81,8 +81,8 @@ def torch_fp32_int8_and_http_agree(here):
     stages, options = here / "models/classifier", settings.load().models["classifier"]
     files = manifest.load_split(here / "data/classifier/manifest.parquet", "test").inputs[:32]
     spec = bundle.read(stages / "bundle").manifest.spec
-    inputs = tasks.classification.preprocessor(spec, stages)(files)
-    torch = training.classification.reference(stages / "train")(inputs)
+    inputs = tasks.find("classification").preprocessor(spec, stages)(files)
+    torch = tasks.find("classification").trainer().reference(stages / "train")(inputs)
     fp32, shipped = (sessions.run(stages / part / "model.onnx", inputs) for part in ("export", "bundle"))
     server = Process("--port", 0, stages / "bundle")
     try:

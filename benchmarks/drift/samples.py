@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from benchmarks.drift.protocol import OTHER
 from numpy.typing import NDArray
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.lib import sessions
 from loopline.release import bundle
@@ -109,7 +108,7 @@ def pool(project: Path, name: str, most: int) -> Pool:
     """Of a model in a project's folder, at most so many samples."""
     opened = bundle.read(project / "models" / name / "bundle")
     spec = opened.manifest.spec
-    task = import_module(f"loopline.tasks.{spec.task}")
+    task = tasks.find(spec.task)
     both = _held_out(project / "data" / name / "manifest.parquet", most)
     preprocess = task.preprocessor(spec, opened.folder)
 
@@ -133,7 +132,7 @@ def pool(project: Path, name: str, most: int) -> Pool:
         foreign = _foreign(companion, spec, len(both.inputs))
         shifted[OTHER, 1] = features(foreign, known=spec.task != "detection")
     targets = None if isinstance(both.targets, list) else both.targets
-    return Pool(name, dataset, companion, spec, task.QUALITY, targets, features(both), shifted)
+    return Pool(name, dataset, companion, spec, task.quality_name, targets, features(both), shifted)
 
 
 def _answers(outputs: dict[str, NDArray[Any]], spec: ModelSpec) -> NDArray[np.float64]:

@@ -7,13 +7,13 @@ import http.client
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loopline import tasks
 from loopline.data.embedded import digit_scenes, digits
 from loopline.lib import sessions
 from loopline.release import bundle
@@ -56,7 +56,7 @@ def samples(folders: Sequence[Path]) -> list[Sample]:
             next(iter((digits if spec.task == "classification" else digit_scenes).read())).image if spec.image else b""
         )
         raw: Any = image or "Vereinigte Staaten"
-        array = import_module(f"loopline.tasks.{spec.task}").preprocessor(spec, folder)([raw])[tensor.name]
+        array = tasks.find(spec.task).preprocessor(spec, folder)([raw])[tensor.name]
         names = [output.name for output in opened.manifest.outputs if output.name != "embedding"]
         expected = dict(zip(names, sessions.session(opened.model).run(names, {tensor.name: array}), strict=True))
         found.append(Sample(opened.manifest.name, spec.task, tensor.name, tensor.datatype, array, image, expected))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from loopline.errors import LooplineError
+from loopline.tasks.folders import BUILT_IN, part
 from loopline.tasks.spec import model_name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -97,55 +98,12 @@ class Fit(Strict):
     pretrained: str | None = None
 
 
-class TextShape(Strict):
-    """How much of a text the model takes: what is beyond is cut off."""
-
-    max_tokens: int = Field(ge=4)
-
-
-class ClassificationTrain(Fit):
-    """How an image classifier is trained."""
-
-    width: int = Field(ge=4)
-    weight_decay: float = Field(ge=0)
-    label_smoothing: Fraction
-    class_weights: bool
-    rotate: float = Field(ge=0)  # degrees
-    shift: float = Field(ge=0)  # share of the side
-    scale: float = Field(ge=0)  # share
-    flip: bool
-    erase: Fraction
-
-
-class DetectionTrain(Fit):
-    """How a detector is trained."""
-
-    architecture: str
-    activation: Literal["silu", "relu"]
-    final_learning_rate: float = Field(gt=0, le=1)  # as a share of learning_rate
-    warmup_epochs: float = Field(ge=0)
-    weight_decay: float = Field(ge=0)
-    class_weights: bool
-    mosaic: Fraction
-    close_mosaic: int = Field(ge=0)
-    flip_horizontal: Fraction
-    flip_vertical: Fraction
-    shift: Fraction
-    scale: float = Field(ge=0)
-    hue: Fraction
-    saturation: Fraction
-    brightness: Fraction
-
-
-class TextTrain(Fit):
-    """How a text classifier is trained."""
+class ClassifierFit(Fit):
+    """Settings of every training of a classifier."""
 
     weight_decay: float = Field(ge=0)
     label_smoothing: Fraction
     class_weights: bool
-    tokenizer: Literal["auto", "words", "characters"]
-    vocabulary: int = Field(ge=100)
-    word_dropout: Fraction
 
 
 class Export(Strict):
@@ -198,9 +156,12 @@ class Calibrate(Strict):
     streams: int = Field(default=250, ge=100)  # simulated without drift for each size of window
 
 
-class ModelBase(Strict):
-    """What every model has."""
+class ModelSettings(Strict):
+    """What every model has. A task narrows `task`, `input` and `train` in a class of its own, see `tasks.base`."""
 
+    task: str
+    input: Strict
+    train: Fit
     dataset: str
     split: SplitSettings
     expectations: Expectations
@@ -208,33 +169,6 @@ class ModelBase(Strict):
     quantize: Quantize
     evaluate: Evaluate
     calibrate: Calibrate
-
-
-class Classification(ModelBase):
-    """An image classifier."""
-
-    task: Literal["classification"]
-    input: ImageShape
-    train: ClassificationTrain
-
-
-class Detection(ModelBase):
-    """An object detector."""
-
-    task: Literal["detection"]
-    input: ImageShape
-    train: DetectionTrain
-
-
-class Text(ModelBase):
-    """A text classifier."""
-
-    task: Literal["text"]
-    input: TextShape
-    train: TextTrain
-
-
-Model = Annotated[Classification | Detection | Text, Field(discriminator="task")]
 
 
 class Promotion(Strict):
@@ -246,12 +180,25 @@ class Promotion(Strict):
     max_latency_ratio: float = Field(gt=0)
 
 
+ModelName = Annotated[str, AfterValidator(model_name)]
+
+
 class Settings(Strict):
     """All of params.yaml."""
 
     seed: int
-    models: dict[Annotated[str, AfterValidator(model_name)], Model]
+    models: dict[ModelName, ModelSettings]
     promotion: Promotion
+
+
+def _settings_for(raw: Any) -> type[Settings]:
+    """Return settings in which each model has its task's own class. Raises LooplineError on an unknown task."""
+    models = raw.get("models") if isinstance(raw, dict) else None
+    values = models.values() if isinstance(models, dict) else ()
+    named = {model["task"] for model in values if isinstance(model, dict) and isinstance(model.get("task"), str)}
+    kinds = tuple(part(name, "parameters").PARAMETERS for name in (*BUILT_IN, *sorted(named - {*BUILT_IN})))
+    of_its_task: Any = Annotated[Union[kinds], Field(discriminator="task")]  # noqa: UP007 - known at run time only
+    return create_model("Settings", __base__=Settings, models=(dict[ModelName, of_its_task], ...))
 
 
 def read_yaml(path: Path) -> Any:
@@ -272,7 +219,7 @@ def load(path: Path = PARAMS) -> Settings:
     """Read and check `path`. Raises LooplineError with one line for each wrong key."""
     raw = read_yaml(path)
     try:
-        return Settings.model_validate(raw)
+        return _settings_for(raw).model_validate(raw)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()]
         raise LooplineError(f"{path} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from error
@@ -300,7 +247,7 @@ def located(path: str) -> Path:
         raise LooplineError(f"{path[:60]!r} is no path: {error}"[:200]) from error
 
 
-def model(name: str, path: Path = PARAMS) -> tuple[Settings, Classification | Detection | Text]:
+def model(name: str, path: Path = PARAMS) -> tuple[Settings, ModelSettings]:
     """The settings and the part of them that is `models.<name>`."""
     settings = load(path)
     if name not in settings.models:

@@ -179,7 +179,7 @@ def test_false_alarms_come_as_often_as_promised():
         found, _ = population(3 * n, 10_000 + seed)
         starts = np.arange(0, 2 * n + 1, n / thresholds.EVALUATIONS).astype(int)
         alarms += any(score({name: values[s : s + n] for name, values in found.items()}, ref) > 1 for s in starts)
-    assert 0.03 < alarms / streams < 0.19  # 0.1 is promised, 0.09 aimed at; three standard errors
+    assert 0.03 < alarms / streams < 0.19  # 0.1 is promised, 0.085 aimed at; three standard errors
 
 
 def test_without_redrawing_the_reference_there_would_be_too_many(monkeypatch):

@@ -114,7 +114,7 @@ def test_the_quality_of_boxes_is_the_f1_of_those_that_fit_an_object_each():
 
 
 def test_the_quality_of_boxes_is_the_one_that_evaluation_has():
-    from loopline.tasks import detection
+    from loopline.tasks.detection import task as detection
     from loopline.tasks.spec import ImageInput, ModelSpec
 
     rng, spec = (
@@ -141,12 +141,14 @@ def test_the_quality_of_boxes_is_the_one_that_evaluation_has():
             targets = [truth]  # noqa: RUF012
             sizes = np.array([[64, 64]])
 
-        said = detection.answers(outputs, spec, Split.sizes)[0]
+        said = detection.TASK.answers(outputs, spec, Split.sizes)[0]
         label = [
             {"label": spec.labels[int(row[0])], **dict(zip(("x1", "y1", "x2", "y2"), row[1:], strict=True))}
             for row in truth
         ]
-        assert quality.of(said, label) == pytest.approx(float(detection.quality(outputs, Split, spec)[0]), abs=1e-9)
+        assert quality.of(said, label) == pytest.approx(
+            float(detection.TASK.quality(outputs, Split, spec)[0]), abs=1e-9
+        )
 
 
 # Out and back

@@ -8,6 +8,7 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper, save
 from PIL import Image
 
+from loopline import tasks
 from loopline.data import manifest
 from loopline.drift import reference as drift
 from loopline.release import bundle
@@ -80,7 +81,7 @@ def described(*, name="classifier", labels=LABELS, data="a" * 64, parameters="b"
 
 def reference(spec):
     """The content of a `drift.json`: brightness evenly from 0 to 255, as are the classes, and all answers sure. An alarm at 4 sd."""
-    sure = signals.CONFIDENCE[spec.task]
+    sure = tasks.find(spec.task).confidence
     edges = {
         "brightness": (0.0, 64.0, 128.0, 192.0, 256.0),
         signals.CLASS: tuple(map(float, drift.class_edges(len(spec.labels)))),

@@ -12,7 +12,7 @@ from PIL import Image
 from loopline.drift import golden
 from loopline.release import bundle
 from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
-from loopline.training.text import tokenizing
+from loopline.tasks.text import tokenizing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "release"))
 import brightness

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loopline.server import pages
-from loopline.tasks import image
-from loopline.tasks import text as text_task
+from loopline.tasks import find, image
 from loopline.tasks.spec import ImageInput, ModelSpec, TextInput
-from loopline.training.text import tokenizing
+from loopline.tasks.text import tokenizing
+
+text_task = find("text")
 
 
 @pytest.fixture(scope="module")

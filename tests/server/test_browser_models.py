@@ -19,8 +19,8 @@ from loopline.data import manifest
 from loopline.drift import golden
 from loopline.release import bundle
 from loopline.server import pages
-from loopline.tasks import detection
 from loopline.tasks.average_precision import overlap
+from loopline.tasks.detection import task as detection
 
 MODELS = Path(os.environ.get("LOOPLINE_MODELS", "models"))
 NAMES = ("classifier", "detector", "text")
@@ -140,7 +140,7 @@ def suppressed(sample, box):
     names = list(suppression.input[:2])
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    places, scores = session.run(names, detection.preprocessor(spec, folder)([sample]))
+    places, scores = session.run(names, detection.TASK.preprocessor(spec, folder)([sample]))
     places = np.clip(places, 0, spec.image.width)
     rivals = overlap(places[0], np.array([[box[side] for side in SIDES]]))[:, 0] > spec.extra["nms_iou"]
     scores = scores[0, spec.labels.index(box["label"])]

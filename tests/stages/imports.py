@@ -29,7 +29,7 @@ def has_code(module):
 
 @cache
 def imports(module, task):
-    """Full names of what it imports. `task`: what `{model.task}` stands for; other fields of a name stand for any word."""
+    """Full names of what it imports. `task`: the one that the model has; fields of a name stand for any word."""
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     skipped, names = for_types_alone(tree), set()
     for node in ast.walk(tree):
@@ -40,24 +40,28 @@ def imports(module, task):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            names |= dynamic(node.args[0], task)
+        elif isinstance(node, ast.Call) and module != "loopline.tasks.folders":
+            names |= called(node, task)
     return names
 
 
-def dynamic(argument, task):
-    """The modules that `import_module(argument)` may load: a string, or an f-string."""
-    parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
-    assert all(isinstance(part, ast.Constant | ast.FormattedValue) for part in parts), ast.unparse(argument)
-    pattern = "".join(
-        re.escape(part.value)
-        if isinstance(part, ast.Constant)
-        else task
-        if ast.unparse(part.value).endswith(".task")
-        else r"\w+"
-        for part in parts
-    )
-    return {name for name in FILES if re.fullmatch(pattern, name)}
+def called(node, task):
+    """The modules that a call may load: `import_module` of a string or an f-string, or a part of the task's folder."""
+    function = ast.unparse(node.func)
+    if function.endswith("import_module"):
+        argument = node.args[0]
+        parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+        assert all(isinstance(part, ast.Constant | ast.FormattedValue) for part in parts), ast.unparse(argument)
+        pattern = "".join(re.escape(part.value) if isinstance(part, ast.Constant) else r"\w+" for part in parts)
+        return {name for name in FILES if re.fullmatch(pattern, name)}
+    if function in ("find", "tasks.find"):
+        return {f"loopline.tasks.{task}.task"}
+    for method, part in (("trainer", "training"), ("evaluator", "evaluation")):
+        if function.endswith(f".{method}"):
+            return {f"loopline.tasks.{task}.{part}"}
+    if function == "part" and isinstance(node.args[1], ast.Constant) and isinstance(node.args[0], ast.Name):
+        return {f"loopline.tasks.{task}.{node.args[1].value}"}
+    return set()
 
 
 def needed(module, task):

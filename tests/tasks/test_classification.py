@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
 
-from loopline.tasks import classification, curves
+from loopline.tasks import curves, find
 from loopline.tasks.spec import ImageInput, ModelSpec
+
+classification = find("classification")
 
 SPEC = ModelSpec(task="classification", labels=("cat", "dog", "eel"), image=ImageInput(height=8, width=8, channels=1))
 

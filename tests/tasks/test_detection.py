@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from loopline.tasks import average_precision as ap
-from loopline.tasks import detection
+from loopline.tasks.detection import task as detection
 from loopline.tasks.spec import ImageInput, ModelSpec
 
 SPEC = ModelSpec(
@@ -52,7 +52,7 @@ A, B, ELSEWHERE = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0), (80.0, 0.0, 
 
 
 def score(given: dict[str, NDArray[Any]], truth: Objects) -> dict[str, float]:
-    return detection.scorer(given, truth, SPEC)(None)
+    return detection.TASK.scorer(given, truth, SPEC)(None)
 
 
 def test_a_miss_between_two_hits_costs_a_third_of_the_second_half() -> None:
@@ -97,7 +97,7 @@ def test_without_objects_there_is_no_figure_and_without_boxes_it_is_nought() -> 
 
 
 def test_each_class_has_its_own_figures() -> None:
-    found = detection.per_class(boxes([(0.9, 0, *A), (0.8, 1, *ELSEWHERE)]), objects([(0, *A), (1, *B)]), SPEC)
+    found = detection.TASK.per_class(boxes([(0.9, 0, *A), (0.8, 1, *ELSEWHERE)]), objects([(0, *A), (1, *B)]), SPEC)
     assert found["cat"](None) == {"ap50": 1, "ap50_95": 1, "precision": 1, "recall": 1}
     assert found["dog"](None) == {"ap50": 0, "ap50_95": 0, "precision": 0, "recall": 0}
 
@@ -154,7 +154,7 @@ def test_it_agrees_with_a_plain_version_of_the_definition(seed: int) -> None:
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 3), min_size=5, max_size=5))
 def test_an_image_of_weight_three_counts_as_three_images(seed: int, counts: list[int]) -> None:
     given_boxes, truth = random_case(seed)
-    weighted = detection.scorer(boxes(*given_boxes), objects(*truth), SPEC)(np.array(counts, np.float64))
+    weighted = detection.TASK.scorer(boxes(*given_boxes), objects(*truth), SPEC)(np.array(counts, np.float64))
     repeated = [
         [part for part, count in zip(side, counts, strict=True) for _ in range(count)] for side in (given_boxes, truth)
     ]
@@ -176,7 +176,7 @@ def test_perfect_answers_score_one_and_no_answer_beats_them(seed: int) -> None:
 
 def test_answers_are_in_pixels_of_the_original_clipped_and_above_the_threshold() -> None:
     given_boxes = boxes([(0.9, 1, 10, 20, 30, 120), (0.4, 0, *A)])  # of an input of 100 x 100 from 200 x 100
-    (answer,) = detection.answers(given_boxes, SPEC, np.array([[200, 100]]))
+    (answer,) = detection.TASK.answers(given_boxes, SPEC, np.array([[200, 100]]))
     (box,) = answer["boxes"]
     assert box.pop("score") == pytest.approx(0.9)
     assert box == {"label": "dog", "x1": 20, "y1": 40, "x2": 60, "y2": 100}
@@ -192,17 +192,17 @@ def test_a_target_goes_to_the_input_and_back() -> None:
 
 def test_the_confusion_pairs_by_place_so_that_a_wrong_class_shows() -> None:
     given_boxes = boxes([(0.9, 1, *A), (0.8, 0, *ELSEWHERE), (0.2, 0, *B)])
-    rows, names = detection.pairs(given_boxes, objects([(0, *A), (0, *B)]), SPEC)
+    rows, names = detection.TASK.pairs(given_boxes, objects([(0, *A), (0, *B)]), SPEC)
     assert {(names[a], names[p]) for a, p in rows} == {("cat", "dog"), ("(nothing)", "cat"), ("cat", "(nothing)")}
 
 
 def test_confidence_and_ranking_tell_hits_from_misses() -> None:
     given_boxes, truth = boxes([(0.9, 0, *A), (0.8, 0, *ELSEWHERE), (0.2, 0, *B)]), objects([(0, *A), (0, *B)])
-    confidence, hit = detection.confidences(given_boxes, truth, SPEC)
+    confidence, hit = detection.TASK.confidences(given_boxes, truth, SPEC)
     assert confidence.tolist() == pytest.approx([0.9, 0.8])
     assert hit.tolist() == [True, False]
-    assert detection.ranked(given_boxes, truth, SPEC)["cat"].hits.tolist() == [True, False, True]
-    assert detection.ranked(given_boxes, truth, SPEC)["cat"].positives == 2
+    assert detection.TASK.ranked(given_boxes, truth, SPEC)["cat"].hits.tolist() == [True, False, True]
+    assert detection.TASK.ranked(given_boxes, truth, SPEC)["cat"].positives == 2
 
 
 def test_the_best_threshold_is_that_of_the_largest_f1() -> None:
@@ -218,7 +218,7 @@ def test_images_become_the_graphs_tensor() -> None:
 
     buffer = io.BytesIO()
     Image.new("RGB", (50, 25), (255, 0, 0)).save(buffer, "PNG")
-    tensor = detection.preprocessor(SPEC, Path())([buffer.getvalue()])["image"]
+    tensor = detection.TASK.preprocessor(SPEC, Path())([buffer.getvalue()])["image"]
     assert tensor.shape == (1, 100, 100, 3)
     assert tensor[0, 49, 99].tolist() == [255, 0, 0]
     assert tensor[0, 50, 99].tolist() == [114, 114, 114]

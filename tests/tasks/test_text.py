@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.tasks import text
+from loopline.tasks import find
 from loopline.tasks.spec import ModelSpec, TextInput
-from loopline.training.text import tokenizing
+from loopline.tasks.text import tokenizing
+
+text = find("text")
 
 TEXTS = ["Don't stop , it's fine !", "Die Straße is leer", "a b a", "stop"]
 SPEC = ModelSpec(task="text", labels=("de", "en"), text=TextInput(max_tokens=12, pad_id=tokenizing.PAD))

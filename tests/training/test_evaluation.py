@@ -7,9 +7,15 @@ import pytest
 
 from loopline.data.manifest import Split
 from loopline.settings import Evaluate
-from loopline.tasks import classification, detection, slices
+from loopline.tasks import find, slices
+from loopline.tasks.detection import blobs
+from loopline.tasks.detection import evaluation as detection_evaluation
+from loopline.tasks.detection import task as detection
 from loopline.tasks.spec import ImageInput, ModelSpec
-from loopline.training import baselines, blobs, evaluation
+from loopline.tasks.text import evaluation as text_evaluation
+from loopline.training import evaluation
+
+classification = find("classification")
 
 OPTIONS = Evaluate(floors={"accuracy": 0.9}, must_beat_simple=True, resamples=100)
 SPEC = ModelSpec(task="text", labels=("no", "yes"))
@@ -87,8 +93,8 @@ def test_the_report_has_intervals_classes_slices_and_baselines(texts):
     assert sum(third["n"] for third in found["slices"]["length"].values()) == 300
     assert found["calibration_error"] == pytest.approx(0, abs=1e-9)
 
-    simple = baselines.simple("text", {"train": texts, "val": texts, "test": texts}, None, {}, SPEC, seed=0)
-    majority = baselines.majority("text", texts, texts, (0, 0))
+    simple = text_evaluation.simple({"train": texts, "val": texts, "test": texts}, None, {}, SPEC, seed=0)
+    majority = text_evaluation.majority(texts, texts, SPEC)
     compared = evaluation.compare(classification, outputs, simple, majority, texts, SPEC, OPTIONS, 0)
     assert compared["simple"]["value"] == 1
     assert compared["gain_over_simple"]["high"] < 0
@@ -155,7 +161,7 @@ def test_the_simple_detector_finds_what_is_simple_and_the_majority_does_not():
     spec = ModelSpec(task="detection", labels=("light", "dark"), image=ImageInput(height=64, width=64, channels=3))
     split = Split([str(i) for i in range(30)], [b""] * 30, truth, np.full((30, 2), 64, np.int32), spec.labels)
     held = SimpleNamespace(targets=truth, sizes=split.sizes)
-    found = detection.scorer(blobs.detect(images, targets, others, 2), held, spec)(None)
-    always = detection.scorer(baselines.majority("detection", split, split, (64, 64)), held, spec)(None)
+    found = detection.TASK.scorer(blobs.detect(images, targets, others, 2), held, spec)(None)
+    always = detection.TASK.scorer(detection_evaluation.majority(split, split, spec), held, spec)(None)
     assert found["map50"] > 0.5
     assert always["map50"] < 0.3

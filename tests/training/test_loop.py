@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopline.errors import LooplineError
-from loopline.settings import ClassificationTrain
+from loopline.tasks.classification.parameters import ClassificationTrain
 from loopline.training import checkpoint, loop
 
 SETTINGS = ClassificationTrain(

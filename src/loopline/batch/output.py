@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -25,13 +25,18 @@ from loopline.errors import LooplineError
 
 KEY = b"loopline"
 KINDS = (".parquet", ".csv", ".jsonl")
-BOX = pa.struct([("label", pa.string()), *((name, pa.float32()) for name in ("score", "x1", "y1", "x2", "y2"))])
 
 
-def schema(*, image: bool, detection: bool) -> pa.Schema:
-    """Columns of the output. id: row number or path. error: why there is no answer, else null."""
-    answer = [("boxes", pa.list_(BOX))] if detection else [("label", pa.string()), ("probability", pa.float32())]
+def schema(*, image: bool, columns: Mapping[str, Any]) -> pa.Schema:
+    """Columns of the output. id: row number or path. columns: a task's `batch_columns`. error: why there is no answer, else null."""
+    answer = [(name, _type(kind)) for name, kind in columns.items()]
     return pa.schema([("id", pa.string() if image else pa.int64()), *answer, ("error", pa.string())])
+
+
+def _type(kind: Any) -> pa.DataType:
+    if isinstance(kind, list):
+        return pa.list_(pa.struct([(name, _type(inner)) for name, inner in kind[0].items()]))
+    return pa.type_for_alias(kind)
 
 
 class Output:
@@ -126,7 +131,7 @@ def _writer(
         with pq.ParquetWriter(file, schema.with_metadata({KEY: json.dumps(facts)}), compression="zstd") as parquet:
             yield parquet.write_table
     elif kind == ".csv":
-        flat = pa.schema([(f.name, pa.string() if f.name == "boxes" else f.type) for f in schema])
+        flat = pa.schema([(f.name, pa.string() if pa.types.is_list(f.type) else f.type) for f in schema])
         with pyarrow.csv.CSVWriter(file, flat) as lines:
             yield lambda table: lines.write_table(_flat(table, flat))
     else:
@@ -134,13 +139,14 @@ def _writer(
 
 
 def _flat(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """CSV has no lists: boxes as JSON."""
-    if "boxes" not in schema.names:
+    """CSV has no lists: they become JSON."""
+    lists = [field.name for field in table.schema if pa.types.is_list(field.type)]
+    if not lists:
         return table
     rows = table.to_pylist()
-    return _table(
-        (row | {"boxes": None if row["boxes"] is None else orjson.dumps(row["boxes"]).decode()} for row in rows), schema
-    )
+    for row in rows:
+        row |= {name: orjson.dumps(row[name]).decode() for name in lists if row[name] is not None}
+    return _table(rows, schema)
 
 
 def _table(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:

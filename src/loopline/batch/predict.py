@@ -85,7 +85,7 @@ def predict(folder: Path, source: str, output: str, options: BatchOptions) -> Su
     if fs == to_fs and f"{to_path}/".startswith(f"{path.rstrip('/')}/"):
         raise LooplineError(f"{output} is the input, or in it: write it elsewhere")
     found = inputs.images(source) if image else texts.texts(source, options.column)
-    out = Output(output, schema(image=image, detection=model.spec.task == "detection"))
+    out = Output(output, schema(image=image, columns=model.task.batch_columns()))
     model.warm_up()
     rows = options.part_rows or PART_ROWS["image" if image else "text"]
     facts = _facts(out, model, options, rows)
@@ -201,21 +201,9 @@ def _decoded(model: Model, data: bytes) -> Any:
 
 
 def _run(model: Model, prepared: list[Any]) -> list[Answer]:
-    found = model.run([Tensors(one.arrays) for one in prepared])
-    if model.spec.task == "detection":
-        sizes = (one.sizes for one in prepared)
-        return [
-            row
-            for outputs, size in zip(found, sizes, strict=True)
-            for row in model.task.answers(outputs, model.spec, size)
-        ]
-    # `answers` ranks all classes of each row, which costs more than the model does.
-    probabilities = np.concatenate([outputs["probabilities"] for outputs in found])
-    best, labels = probabilities.argmax(1), model.spec.labels
-    return [
-        {"label": labels[place], "probability": value}
-        for place, value in zip(best.tolist(), probabilities.max(1).tolist(), strict=True)
-    ]
+    results = model.run([Tensors(each.arrays) for each in prepared])
+    outputs = {name: np.concatenate([result[name] for result in results]) for name in model.output_names}
+    return model.task.batch_answers(outputs, model.spec, np.concatenate([each.sizes for each in prepared]))
 
 
 def _chunks(things: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -12,11 +12,11 @@ def _drill(options: argparse.Namespace) -> int:
     import signal
     from dataclasses import replace
 
-    from loopline import settings
+    from loopline import settings, tasks
     from loopline.drill import faults, story
     from loopline.errors import LooplineError
 
-    drilled = [name for name, model in settings.load().models.items() if model.task != "detection"]
+    drilled = [name for name, model in settings.load().models.items() if tasks.find(model.task).truth == "label"]
     model = options.model or next(iter(drilled), None)
     if model not in drilled:
         raise LooplineError(

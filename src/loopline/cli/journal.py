@@ -85,11 +85,12 @@ def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], dict[str
 
     And of those left out how many, by reason.
     """
+    from loopline import tasks
     from loopline.data import manifest
 
     path = Path("data") / model / "manifest.parquet"
     truths: dict[str, set[object]] = {}
-    if path.exists() and manifest.task(path) != "detection":
+    if path.exists() and tasks.find(manifest.task(path)).truth == "label":
         for row in manifest.table(path, ["id", "label"]).to_pylist():
             truths[row["id"]] = {row["label"]}
 

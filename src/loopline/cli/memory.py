@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loopline import settings
 from loopline.data import catalog, sources
-from loopline.settings import Model
+from loopline.settings import ModelSettings
 from loopline.stages import files
 
 PROCESS = 500_000_000  # bytes: Python and its libraries
@@ -20,7 +20,7 @@ DECODING = ("train", "export", "quantize", "evaluate", "calibrate")
 LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
-def warning(stage: str, name: str, model: Model) -> str | None:
+def warning(stage: str, name: str, model: ModelSettings) -> str | None:
     """The sentence to print before `stage` of model `name`; None where its data fit."""
     needed, free = need(stage, name, model), available()
     if needed <= free:
@@ -31,7 +31,7 @@ def warning(stage: str, name: str, model: Model) -> str | None:
     )
 
 
-def need(stage: str, name: str, model: Model) -> int:
+def need(stage: str, name: str, model: ModelSettings) -> int:
     """Bytes that `stage` will need, about; 0 where the manifest cannot be read."""
     if stage == "ingest":
         known = catalog.load().get(model.dataset)
@@ -45,7 +45,7 @@ def need(stage: str, name: str, model: Model) -> int:
         return 0
     encoded = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     needed = PROCESS + COPIES * int(encoded)
-    if stage in DECODING and not isinstance(model, settings.Text):
+    if stage in DECODING and isinstance(model.input, settings.ImageShape):
         needed += DECODED * int(metadata.num_rows) * model.input.height * model.input.width * model.input.channels
     return needed
 

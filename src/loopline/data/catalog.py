@@ -16,7 +16,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from loopline.errors import LooplineError
 from loopline.settings import Strict, read_yaml, repository
-from loopline.tasks.spec import TaskName
 
 CATALOG = Path("data/catalog.yaml")
 DATASETS = Path(".loopline/datasets")  # in the repository, where downloads are kept: <name>/<path>
@@ -51,7 +50,7 @@ class Dataset(Strict):
 
     name: str
     description: str
-    task: TaskName
+    task: str
     format: str  # "embedded", or as `formats` calls it
     samples: int = Field(ge=1)
     licence: str

@@ -12,14 +12,15 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from loopline import tasks
 from loopline.data.agreement import boxes_agree
 from loopline.data.formats.common import MAX_BYTES, nfc
 from loopline.data.manifest import SPLITS, Box, Sample
 from loopline.data.raw import RawBox, RawSample
 from loopline.settings import SplitSettings
 from loopline.tables import encoding
+from loopline.tasks.base import Task
 from loopline.tasks.image import UnreadableImage, decode
-from loopline.tasks.spec import TaskName
 
 EXAMPLES = 5
 MAX_CHARACTERS = 1_000_000  # of a text; more is a file that was taken for one
@@ -104,7 +105,7 @@ def assign(key: str, published: str | None, of_source: Iterable[str], split: Spl
     return "val" if "val" not in of_source and number >= 1 - split.val else "train"
 
 
-def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName, split: SplitSettings) -> Cleaned:
+def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: str, split: SplitSettings) -> Cleaned:
     """Check each sample, drop copies, assign splits. Decodes one image at a time and keeps the encoded ones.
 
     sources: (name, samples) in the order they were added: the dataset, then its batches. A copy of what an earlier
@@ -114,7 +115,7 @@ def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName,
     aside, left_out = Aside(), Aside()
     contents: dict[str, _Copies] = {}
     published: dict[str, set[str]] = {}
-    seen = 0
+    seen, kind = 0, tasks.find(task)
     for source, samples in sources:
         of_source = published.setdefault(source, set())
         for raw in samples:
@@ -124,7 +125,7 @@ def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: TaskName,
             seen += 1
             boxes.seen += len(raw.boxes or ())
             try:
-                sample = _check(raw, source, task, boxes)
+                sample = _check(raw, source, kind, boxes)
             except SetAside as verdict:
                 aside.add(verdict.args[0], raw.path, *verdict.args[1:])
             else:
@@ -185,14 +186,16 @@ def _grouped(kept: list[Sample], contents: dict[str, _Copies]) -> Grouped:
     return Grouped(len(splits), without, sorted(group for group, found in splits.items() if len(found) > 1))
 
 
-def _check(raw: RawSample, source: str, task: TaskName, boxes: _Boxes) -> Sample:
+def _check(raw: RawSample, source: str, task: Task, boxes: _Boxes) -> Sample:
     """A clean sample, its split still open. Raises SetAside."""
     if raw.problem:
         raise SetAside(raw.problem, raw.detail)
     label, path = _name(raw.label or ""), _encodable(raw.path)
-    if task != "detection" and not label:
+    if task.truth == "label" and not label:
         raise SetAside("no label")
-    if task == "text":
+    if task.truth == "label" and (problem := task.label_problem(label)):
+        raise SetAside(problem, label)
+    if task.content == "text":
         text, digest = _text(raw.text or "")
         return Sample(id=digest, source=source, path=path, split="", label=label, text=text)
     width, height = _size(raw.image or b"")
@@ -205,7 +208,7 @@ def _check(raw: RawSample, source: str, task: TaskName, boxes: _Boxes) -> Sample
         width=width,
         height=height,
     )
-    if task == "classification":
+    if task.truth == "label":
         return replace(image, label=label)
     if raw.boxes is None:
         raise SetAside("image without annotation")

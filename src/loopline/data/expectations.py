@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loopline import tasks
 from loopline.data import manifest as manifests
 from loopline.data import tables
 from loopline.data.rules import BETWEEN, Rule, rules
-from loopline.settings import Model
+from loopline.settings import ModelSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,7 @@ class Result:
         return tuple(check for check in self.checks if not check.passed)
 
 
-def check(path: Path, ingest: Mapping[str, Any], settings: Model, *, docs: Path | None = None) -> Result:
+def check(path: Path, ingest: Mapping[str, Any], settings: ModelSettings, *, docs: Path | None = None) -> Result:
     """Check the manifest at `path` against `settings.expectations`; where its columns are wrong, nothing but them.
 
     ingest: `{"samples": kept, "set_aside": {reason: {"count": n, ...}}}` and, for detection, under `boxes` the same with
@@ -65,7 +66,7 @@ def check(path: Path, ingest: Mapping[str, Any], settings: Model, *, docs: Path 
     manifests.table(path, columns=[])
     frames = {"columns": tables.columns(path, settings.task)}
     if frames["columns"]["found"].equals(frames["columns"]["wanted"]):
-        frames |= tables.derive(path, settings.task, ingest)
+        frames |= tables.derive(path, tasks.find(settings.task), ingest)
     checks = _run(frames, rules(settings, manifests.labels(path)), docs)
     counts: dict[str, dict[str, int]] = {}
     if "classes" in frames:

@@ -7,6 +7,7 @@ from typing import Any
 from loopline.data.clean import EXAMPLES, Aside, Cleaned
 from loopline.data.formats.common import natural
 from loopline.data.manifest import SPLITS, Sample
+from loopline.tasks.base import Task
 
 
 def labels(samples: list[Sample]) -> tuple[str, ...]:
@@ -24,7 +25,7 @@ def classes(samples: list[Sample]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def summary(cleaned: Cleaned) -> dict[str, Any]:
+def summary(cleaned: Cleaned, task: Task) -> dict[str, Any]:
     """The content of `ingest.json`. seen == samples + what is set aside; likewise for boxes.
 
     left_out: files that are not samples, by reason.
@@ -35,7 +36,7 @@ def summary(cleaned: Cleaned) -> dict[str, Any]:
         "samples": len(samples),
         "splits": {split: sum(sample.split == split for sample in samples) for split in SPLITS},
         "sources": {},
-        "classes": classes(samples),
+        "classes": classes(samples) if task.has_classes else {},
         "set_aside": _reasons(cleaned.aside),
         "left_out": _reasons(cleaned.left_out),
     }
@@ -61,18 +62,18 @@ def summary(cleaned: Cleaned) -> dict[str, Any]:
     return report
 
 
-def obstacles(cleaned: Cleaned) -> list[str]:
+def obstacles(cleaned: Cleaned, task: Task) -> list[str]:
     """Why nothing can be trained on these samples, in sentences; empty if something can."""
     if not cleaned.samples:
         return ["No sample is left." if cleaned.seen else "There are no samples."]
     if cleaned.grouped and not cleaned.grouped.groups:
         return [f"split.group finds a group for no sample, as {cleaned.samples[0].path}: correct its path or column."]
-    counts = classes(cleaned.samples)
+    counts = classes(cleaned.samples) if task.has_classes else {}
     present = {sample.split for sample in cleaned.samples}
     found = [f"Split {split} is empty." for split in SPLITS if split not in present]
-    if len(counts) < 2 and cleaned.samples[0].boxes is None:
+    if task.has_classes and len(counts) < 2 and task.truth == "label":
         found.append(f"There is one class only: {', '.join(counts)}. A classifier needs two.")
-    if not counts:
+    if not counts and task.truth == "boxes":
         found.append("There is no box in any image.")
     if "train" in present:
         missing = [label for label, count in counts.items() if count["train"] == 0]

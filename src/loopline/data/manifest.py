@@ -1,7 +1,7 @@
 """The manifest, `data/<model>/manifest.parquet`: one row a sample, the only thing that data and training share.
 
 Columns: `id` (sha256 of the encoded image's bytes, or of the text), `source` (dataset or batch), `path` (where in the source it
-stood), `split`, `label` (classification, text), `boxes` (detection: label and x1, y1, x2, y2 in pixels of the upright image),
+stood), `split`, `label` or `boxes` (label and x1, y1, x2, y2 in pixels of the upright image), whichever the task learns from,
 `text`, `image` (encoded bytes as they came), `width`, `height` (of the upright image), `bytes`.
 The schema's metadata holds the schema version, the task and the class names in index order.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loopline import tasks
 from loopline.errors import LooplineError
 from loopline.lib import files
 
@@ -58,14 +59,14 @@ class Sample:
 class Split:
     """The samples of one split, in the manifest's order.
 
-    inputs: encoded images, or texts. targets: for classification and text int64 (n,) class indices; for detection one
-    float32 (m, 5) array an image: class index, x1, y1, x2, y2 in pixels of the upright image. sizes: int32 (n, 2) width,
+    inputs: encoded images, or texts. targets: as the task's `targets` makes them: of classes int64 (n,) indices; of boxes one
+    float32 (m, 5) array an image, class index, x1, y1, x2, y2 in pixels of the upright image. sizes: int32 (n, 2) width,
     height; zeros for text.
     """
 
     ids: list[str]
     inputs: list[bytes] | list[str]
-    targets: NDArray[np.int64] | list[NDArray[np.float32]]
+    targets: Any
     sizes: NDArray[np.int32]
     labels: tuple[str, ...]
 
@@ -148,18 +149,8 @@ def load_split(path: Path, split: str) -> Split:
     loaded = table(path)
     meta = _metadata(loaded.schema, path)
     loaded = loaded.filter(pc.equal(loaded["split"], split))
-    index = {label: number for number, label in enumerate(meta["labels"])}
     columns = loaded.drop_columns(["source", "path", "split", "bytes"]).to_pydict()
-    targets: NDArray[np.int64] | list[NDArray[np.float32]]
-    if meta["task"] == "detection":
-        targets = [
-            np.array([(index[b["label"]], b["x1"], b["y1"], b["x2"], b["y2"]) for b in boxes], np.float32).reshape(
-                -1, 5
-            )
-            for boxes in columns["boxes"]
-        ]
-    else:
-        targets = np.array([index[label] for label in columns["label"]], np.int64)
+    kind, labels = tasks.find(meta["task"]), tuple(meta["labels"])
     sizes = np.array([(w or 0, h or 0) for w, h in zip(columns["width"], columns["height"], strict=True)], np.int32)
-    inputs = columns["text"] if meta["task"] == "text" else columns["image"]
-    return Split(columns["id"], inputs, targets, sizes.reshape(-1, 2), tuple(meta["labels"]))
+    targets = kind.targets(columns[kind.truth], labels)
+    return Split(columns["id"], columns[kind.content], targets, sizes.reshape(-1, 2), labels)

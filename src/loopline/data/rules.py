@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from loopline import tasks
 from loopline.data.manifest import SPLITS
-from loopline.data.tables import REQUIRED
-from loopline.settings import Model
+from loopline.data.tables import required
+from loopline.settings import ModelSettings
+from loopline.tasks.base import Task
 
 BETWEEN = "ColumnValuesToBeBetween"
 EQUAL = "ColumnPairValuesToBeEqual"
@@ -31,17 +33,20 @@ class Rule:
     options: dict[str, Any]
 
 
-def rules(settings: Model, labels: tuple[str, ...]) -> list[Rule]:
-    """The rules for a task and its `expectations`, in the order in which a reader wants them."""
-    per_task = {"classification": _images, "detection": _detection, "text": _texts}[settings.task]
-    return [*_always(settings, labels), *per_task(settings)]
+def rules(settings: ModelSettings, labels: tuple[str, ...]) -> list[Rule]:
+    """The rules for a model's task and its `expectations`, in the order in which a reader wants them."""
+    task = tasks.find(settings.task)
+    return [
+        *_always(settings, task),
+        *(_classes(settings, labels, task) if task.has_classes else []),
+        _set_aside(settings, task),
+        *(_texts(settings) if task.content == "text" else _images(settings)),
+        *(_boxes() if task.truth == "boxes" else []),
+    ]
 
 
-def _always(settings: Model, labels: tuple[str, ...]) -> list[Rule]:
+def _always(settings: ModelSettings, task: Task) -> list[Rule]:
     limits = settings.expectations
-    boxes = settings.task == "detection"
-    thing, things = ("box", "boxes") if boxes else ("sample", "samples")
-    read = "samples, and of the boxes," if boxes else "samples"
     return [
         Rule(
             table="columns",
@@ -62,7 +67,7 @@ def _always(settings: Model, labels: tuple[str, ...]) -> list[Rule]:
         Rule(
             table="samples",
             name="complete",
-            sentence=f"Every sample has its {', '.join(REQUIRED[settings.task])}.",
+            sentence=f"Every sample has its {', '.join(required(task))}.",
             remedy=AGAIN,
             kind=EMPTY,
             options={"column": "missing"},
@@ -101,12 +106,19 @@ def _always(settings: Model, labels: tuple[str, ...]) -> list[Rule]:
         Rule(
             table="splits",
             name="split_sizes",
-            sentence=f"Every split has a {thing}.",
+            sentence=f"Every split has a {'box' if task.truth == 'boxes' else 'sample'}.",
             remedy="Raise the share of the empty split in params.yaml, or add data.",
             options={"column": "size", "min_value": 1},
         ),
+    ]
+
+
+def _classes(settings: ModelSettings, labels: tuple[str, ...], task: Task) -> list[Rule]:
+    limits = settings.expectations
+    thing, things = ("box", "boxes") if task.truth == "boxes" else ("sample", "samples")
+    return [
         Rule(
-            table="boxes" if boxes else "samples",
+            table="boxes" if task.truth == "boxes" else "samples",
             name="known_classes",
             sentence=f"Every {thing} has one of the {len(labels)} classes of the manifest's schema.",
             remedy="Correct the label. If the class is new, run `dvc repro ingest`, which takes it in.",
@@ -134,17 +146,22 @@ def _always(settings: Model, labels: tuple[str, ...]) -> list[Rule]:
             remedy="Add samples of the rare class, or raise max_imbalance.",
             options={"column": "imbalance", "max_value": limits.max_imbalance},
         ),
-        Rule(
-            table="ingest",
-            name="set_aside",
-            sentence=f"Ingest set aside at most {limits.max_set_aside:.1%} of the {read} that it read (unreadable files …).",
-            remedy="Correct those files (see Set aside at ingest), or raise max_set_aside.",
-            options={"column": "share", "max_value": limits.max_set_aside},
-        ),
     ]
 
 
-def _images(settings: Model) -> list[Rule]:
+def _set_aside(settings: ModelSettings, task: Task) -> Rule:
+    most = settings.expectations.max_set_aside
+    read = "samples, and of the boxes," if task.truth == "boxes" else "samples"
+    return Rule(
+        table="ingest",
+        name="set_aside",
+        sentence=f"Ingest set aside at most {most:.1%} of the {read} that it read (unreadable files …).",
+        remedy="Correct those files (see Set aside at ingest), or raise max_set_aside.",
+        options={"column": "share", "max_value": most},
+    )
+
+
+def _images(settings: ModelSettings) -> list[Rule]:
     limits = settings.expectations
     return [
         Rule(
@@ -164,10 +181,9 @@ def _images(settings: Model) -> list[Rule]:
     ]
 
 
-def _detection(settings: Model) -> list[Rule]:
+def _boxes() -> list[Rule]:
     correct = "Correct the box in its annotation file."
     return [
-        *_images(settings),
         Rule(
             table="boxes",
             name="corners",
@@ -193,7 +209,7 @@ def _detection(settings: Model) -> list[Rule]:
     ]
 
 
-def _texts(settings: Model) -> list[Rule]:
+def _texts(settings: ModelSettings) -> list[Rule]:
     limits = settings.expectations
     return [
         Rule(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.data.manifest import SPLITS
+from loopline.tasks.base import Content
 from loopline.tasks.image import decode
 
 # Bits of the 256 that may differ. Measured: of images, copies are 0 to 25 apart, others 43 and more; of texts 0 to 40 and 46.
@@ -54,14 +55,13 @@ class NearCopies:
         )
 
 
-def across_splits(manifest: Path, task: str) -> NearCopies:
+def across_splits(manifest: Path, content: Content) -> NearCopies:
     """Compare each validation sample with training, each test sample with both."""
     paths: dict[str, list[str]] = {split: [] for split in SPLITS}
     bits: dict[str, list[Bits]] = {split: [] for split in SPLITS}
     left_out = 0
-    column = "text" if task == "text" else "image"
-    for split, path, content in _samples(manifest, column):
-        own = of_text(content) if isinstance(content, str) else of_image(content)
+    for split, path, sample in _samples(manifest, content):
+        own = of_text(sample) if isinstance(sample, str) else of_image(sample)
         if own is not None:
             paths[split].append(path)
             bits[split].append(own)
@@ -80,7 +80,7 @@ def across_splits(manifest: Path, task: str) -> NearCopies:
         pairs += [
             (int(distance), f"{split} {path}", earlier[row])
             for distance, path, row in zip(distances, paths[split], rows, strict=False)
-            if distance <= LIMITS[column]
+            if distance <= LIMITS[content]
         ]
     examples = tuple(f"{own} and {other}" for _, own, other in sorted(pairs)[:EXAMPLES])
     return NearCopies(count=len(pairs), compared=compared, left_out=left_out, examples=examples)

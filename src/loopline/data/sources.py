@@ -11,20 +11,17 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import catalog, download, formats
 from loopline.data.catalog import Dataset
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
-from loopline.tasks.spec import TaskName
 
 BATCHES = Path("data/batches")
 _VERSION = re.compile(r"v(\d+)")
 
 
-def open_dataset(
-    dataset: str, task: TaskName, *, unused: bool = False, group: str | None = None
-) -> Iterator[RawSample]:
+def open_dataset(dataset: str, task: str, *, unused: bool = False, group: str | None = None) -> Iterator[RawSample]:
     """The samples of a dataset of the catalogue, or of a folder or a file in any format that `formats` recognises.
 
     unused: whether files that are not samples follow too. group: the column that names groups. Downloads what is not here
@@ -54,7 +51,7 @@ def ambiguity(dataset: str) -> str | None:
 
 
 def open_batches(
-    model: str, task: TaskName, *, root: Path = BATCHES, unused: bool = False, group: str | None = None
+    model: str, task: str, *, root: Path = BATCHES, unused: bool = False, group: str | None = None
 ) -> Iterator[tuple[str, Iterator[RawSample]]]:
     """The labelled batches of a model in the order of their versions: ("v2", its samples), ("v3", ...).
 
@@ -90,9 +87,9 @@ def batch_folder(folder: Path, number: int) -> Path:
     return path
 
 
-def _open_known(dataset: Dataset, task: TaskName, known: dict[str, Dataset], group: str | None) -> Iterator[RawSample]:
-    if dataset.task != task:
-        fitting = ", ".join(name for name, entry in known.items() if entry.task == task)
+def _open_known(dataset: Dataset, task: str, known: dict[str, Dataset], group: str | None) -> Iterator[RawSample]:
+    if not _same_kind(dataset.task, task):
+        fitting = ", ".join(name for name, entry in known.items() if _same_kind(entry.task, task))
         raise LooplineError(
             f"{dataset.name} is a {dataset.task} dataset, the model's task is {task}: take one of {fitting}"
         )
@@ -102,3 +99,9 @@ def _open_known(dataset: Dataset, task: TaskName, known: dict[str, Dataset], gro
         return samples
     samples = formats.read(download.fetch(dataset), task, group=group)
     return (replace(s, label=dataset.labels.get(s.label, s.label)) if s.label else s for s in samples)
+
+
+def _same_kind(first: str, second: str) -> bool:
+    """Whether two tasks learn from the same content and truth, and so from each other's data sets."""
+    kinds = {(task.content, task.truth) for task in map(tasks.find, (first, second))}
+    return len(kinds) == 1

@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loopline.data import manifest as manifests
+from loopline.tasks.base import Task
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 IMAGE = ("image", "width", "height")
-REQUIRED = {
-    "classification": ("id", "source", "path", "split", "label", "bytes", *IMAGE),
-    "detection": ("id", "source", "path", "split", "boxes", "bytes", *IMAGE),
-    "text": ("id", "source", "path", "split", "label", "bytes", "text"),
-}
 SIDES = ("x1", "y1", "x2", "y2")
+
+
+def required(task: Task) -> tuple[str, ...]:
+    """The columns of the manifest that no sample may leave empty."""
+    return ("id", "source", "path", "split", task.truth, "bytes", *(IMAGE if task.content == "image" else ("text",)))
 
 
 def columns(path: Path, task: str) -> pd.DataFrame:
@@ -42,20 +43,21 @@ def columns(path: Path, task: str) -> pd.DataFrame:
     return pd.DataFrame({"row": names, **cells})
 
 
-def derive(path: Path, task: str, ingest: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """The tables `samples`, `classes`, `splits`, `ingest` and, for detection, `boxes`.
+def derive(path: Path, task: Task, ingest: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """The tables `samples`, `classes`, `splits`, `ingest` and, where the truth is boxes, `boxes`; without classes no `classes`.
 
     The manifest's columns must be right. ingest: see `expectations.check`.
     """
     import pandas as pd
 
-    rows = manifests.table(path, columns=[name for name in manifests.schema(task, ()).names if name != "image"])
-    samples = _samples(rows, _content(path, "text" if task == "text" else "image"), task)
+    rows = manifests.table(path, columns=[name for name in manifests.schema(task.name, ()).names if name != "image"])
+    samples = _samples(rows, _content(path, task.content), task)
     frames = {"samples": samples}
-    if task == "detection":
+    if task.truth == "boxes":
         frames["boxes"] = _boxes(rows, samples)
     labelled = frames.get("boxes", samples)
-    frames["classes"] = _classes(labelled, manifests.labels(path))
+    if task.has_classes:
+        frames["classes"] = _classes(labelled, manifests.labels(path))
     sizes = [int((labelled["split"] == split).sum()) for split in manifests.SPLITS]
     frames["splits"] = pd.DataFrame({"row": manifests.SPLITS, "size": sizes})
     frames["ingest"] = _ingest(ingest)
@@ -87,7 +89,7 @@ def _content(path: Path, column: str) -> list[str | None]:
     return hashes
 
 
-def _samples(rows: pa.Table, content: list[str | None], task: str) -> pd.DataFrame:
+def _samples(rows: pa.Table, content: list[str | None], task: Task) -> pd.DataFrame:
     """One row a sample: id, split, label and
 
     missing (names of empty cells, or None); content (sha256 of the image or text); in_splits (how many splits hold this
@@ -98,11 +100,11 @@ def _samples(rows: pa.Table, content: list[str | None], task: str) -> pd.DataFra
     frame: pd.DataFrame = rows.drop_columns(["boxes", "text"]).to_pandas()
     frame["content"] = content
     empty = pd.DataFrame(
-        {n: frame["content"].isna() if n == "image" else rows[n].is_null().to_numpy() for n in REQUIRED[task]}
+        {n: frame["content"].isna() if n == "image" else rows[n].is_null().to_numpy() for n in required(task)}
     )
     frame["missing"] = _names(empty)
     frame["in_splits"] = frame.groupby("id")["split"].transform("nunique")
-    if task == "text":
+    if task.content == "text":
         texts = rows["text"].to_pandas()
         frame["characters"], frame["ink"] = texts.str.len(), texts.str.strip().str.len()
     else:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loopline import tasks
 from loopline.data.expectations import Result
 from loopline.data.manifest import SPLITS
 from loopline.lib import pages
@@ -16,7 +17,7 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 
 def html(name: str, result: Result, ingest: Mapping[str, Any], warnings: Iterable[str] = ()) -> str:
     """The page for model `name`. ingest: `{"set_aside": {reason: {"count": n, "examples": [...]}}}`."""
-    things = "boxes" if result.task == "detection" else "samples"
+    things = tasks.find(result.task).truth if tasks.find(result.task).truth == "boxes" else "samples"
     figures = {"samples": result.samples, "classes": len(result.counts)}
     for split in SPLITS:
         figures[f"{things} in {split}"] = sum(counts[split] for counts in result.counts.values())

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import distribution, formats, ingest_report, repository, sources
 from loopline.data.clean import Cleaned, clean, same_truth
 from loopline.data.manifest import Sample
@@ -37,7 +37,7 @@ def add(model: str, folder: str | Path, *, remote: str | None = None) -> str:
         return _add(model, source, home, wanted, remote)
 
 
-def _add(model: str, source: Path, home: Path, wanted: settings.Model, remote: str | None) -> str:
+def _add(model: str, source: Path, home: Path, wanted: settings.ModelSettings, remote: str | None) -> str:
     repository.check_ready(home)
     if remote is not None:
         repository.check_remote(remote)
@@ -51,7 +51,7 @@ def _add(model: str, source: Path, home: Path, wanted: settings.Model, remote: s
     there = _clean([("dataset", dataset), *sources.open_batches(model, wanted.task, group=column)], wanted)
     fresh = _refuse_contradictions(batch.samples, there.samples, source)
 
-    if obstacles := ingest_report.obstacles(replace(there, samples=there.samples + fresh)):
+    if obstacles := ingest_report.obstacles(replace(there, samples=there.samples + fresh), tasks.find(wanted.task)):
         raise LooplineError(
             f"{source} is refused, nothing could be trained with it:\n" + "\n".join(_indented(obstacles))
         )
@@ -93,7 +93,7 @@ def _base_tag(model: str) -> str | None:
     return tag if first and not repository.git("tag", "--list", tag) else None
 
 
-def _clean(named: Iterable[tuple[str, Iterable[RawSample]]], wanted: settings.Model) -> Cleaned:
+def _clean(named: Iterable[tuple[str, Iterable[RawSample]]], wanted: settings.ModelSettings) -> Cleaned:
     return clean(named, task=wanted.task, split=wanted.split)
 
 

@@ -75,7 +75,7 @@ def _companion(project: Path, model: str, spec: ModelSpec) -> str | None:
 
 def _elsewhere(name: str, spec: ModelSpec) -> list[ScenarioSample]:
     """Texts of another data set, every second one for people to label."""
-    found = [(_body(one.text), one.label or "") for one in other_domain.read(name, "text", MOST)]
+    found = [(_body(one.text), one.label or "") for one in other_domain.read(name, spec.task, MOST)]
     found = [one for one in found if one[1] in spec.labels]
     if missing := sorted(set(spec.labels) - {label for _, label in found}):
         raise LooplineError(f"{name} has no {missing[0]!r}, which the model knows: name a data set with its classes")

@@ -160,7 +160,7 @@ def read(folder: Path) -> Bundle:
     """Verify the bundle at `folder`, then read it. Raises BundleError."""
     found = verify(folder)
     manifest = Manifest.from_json((folder / "bundle.json").read_text(encoding="utf-8"))
-    if manifest.spec.task == "text" and not (folder / "tokenizer.json").exists():
+    if manifest.spec.text and not (folder / "tokenizer.json").exists():
         raise BundleError(f"{folder}: tokenizer.json is missing, a text model cannot do without")
     return Bundle(folder, found, manifest)
 

@@ -11,16 +11,11 @@ from typing import Any
 
 from loopline.release import markdown
 from loopline.release.bundle import Manifest
+from loopline.tasks import find
 
 MOST_CLASSES = 40  # rows of the table; the weakest come first where there are more
 MOST_NAMED = 5  # in a sentence
 WIDE = 0.2  # an interval this wide says little
-
-USE = {
-    "classification": "Says which of {k} classes an image shows, with a probability for each.",
-    "text": "Says which of {k} classes a text belongs to, with a probability for each.",
-    "detection": "Finds objects of {k} kinds in an image: a box, a class and a score for each.",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +73,7 @@ def _summary(manifest: Manifest, source: DataSource, report: Mapping[str, Any]) 
 
 def _use(manifest: Manifest) -> list[str]:
     labels = manifest.spec.labels
-    use = USE[manifest.spec.task].format(k=len(labels))
+    use = find(manifest.spec.task).use.format(k=len(labels))
     shape = manifest.spec.image
     given = (
         f"Inputs are scaled to {shape.width} x {shape.height} pixels, {'colour' if shape.channels == 3 else 'grey'}."
@@ -89,7 +84,7 @@ def _use(manifest: Manifest) -> list[str]:
     )
     return [
         f"{use} {given}",
-        f"Classes: {markdown.some(labels, MOST_CLASSES)}.",
+        *([f"Classes: {markdown.some(labels, MOST_CLASSES)}."] if labels else []),
         "Meant for inputs like those it was trained on. Not meant for decisions about people without a person who checks them.",
     ]
 
@@ -196,10 +191,7 @@ def _limits(manifest: Manifest, report: Mapping[str, Any]) -> list[str]:
     error = report.get("calibration_error")
     if error is not None:
         lines.append(f"The confidence that it states is off by {100 * error:.1f} points in the mean.")
-    if manifest.spec.task == "detection":
-        lines.append("It finds nothing but these kinds of objects. Boxes that overlap much are taken for one object.")
-    else:
-        lines.append("Every input gets one of these classes, even one that shows none of them.")
+    lines.append(find(manifest.spec.task).limit)
     lines.append("On inputs unlike the test split these figures say nothing: `drift.json` is there to notice that.")
     return ["\n".join(f"- {line}" for line in lines)]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loopline import tasks
 from loopline.data import manifest
 from loopline.data.manifest import Split
 from loopline.errors import LooplineError
@@ -73,7 +73,7 @@ def align(outputs: Arrays, labels: tuple[str, ...], wanted: tuple[str, ...]) -> 
 
 
 def _inputs(bundle: Bundle, test: Split) -> Arrays:
-    task = import_module(f"loopline.tasks.{bundle.manifest.spec.task}")
+    task = tasks.find(bundle.manifest.spec.task)
     inputs: Arrays = task.preprocessor(bundle.manifest.spec, bundle.folder)(test.inputs)
     return inputs
 
@@ -102,12 +102,12 @@ def _evidence(
     bundle: Bundle, test: Split, inputs: Arrays, masks: dict[str, NDArray[np.bool_]], seconds: float
 ) -> PromotionEvidence:
     spec = bundle.manifest.spec
-    task = import_module(f"loopline.tasks.{spec.task}")
+    task = tasks.find(spec.task)
     labels = test.labels + tuple(label for label in spec.labels if label not in test.labels)
     outputs = align(sessions.run(bundle.model, inputs), spec.labels, labels)
     aligned: ModelSpec = replace(spec, labels=labels)
     scorer: Scorer = task.scorer(outputs, test, aligned)
-    parts = {name: (slices.restrict(scorer, mask), task.HEADLINE) for name, mask in masks.items()}
+    parts = {name: (slices.restrict(scorer, mask), task.headline) for name, mask in masks.items()}
     sizes = {name: int(mask.sum()) for name, mask in masks.items()}
     for number, (label, score) in enumerate(task.per_class(outputs, test, aligned).items()):
         if label in test.labels:

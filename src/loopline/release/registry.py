@@ -15,11 +15,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.errors import LooplineError
 from loopline.release import bundle, current, decisions, evidence, promotion, signature
 from loopline.release.bundle import Bundle, BundleError
@@ -197,11 +196,11 @@ def history(names: Sequence[str] = (), at: datetime | None = None) -> decisions.
     return decisions.DecisionLog(tuple(record for record in records if not names or record.model in names), log.damaged)
 
 
-def policy(everything: settings.Settings, model: settings.Model) -> promotion.PromotionPolicy:
+def policy(everything: settings.Settings, model: settings.ModelSettings) -> promotion.PromotionPolicy:
     """What params.yaml demands of a challenger of this model."""
-    task = import_module(f"loopline.tasks.{model.task}")
+    task = tasks.find(model.task)
     return promotion.PromotionPolicy(
-        metric=task.HEADLINE,
+        metric=task.headline,
         floors=model.evaluate.floors,
         resamples=model.evaluate.resamples,
         seed=everything.seed,

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import unicodedata
 from typing import Any
 
 import orjson
 
+from loopline.errors import LooplineError
 from loopline.server.inference import PRINTABLE, Handler
 from loopline.server.journal_writer import Journal
 from loopline.server.messages import Refusal, Request, Respond, Response
@@ -19,8 +18,7 @@ from loopline.server.metrics import Metrics
 from loopline.server.model import Model
 
 BODY_BYTES = 1 << 20
-MOST_LABELS, MOST_BOXES, MOST_CHARACTERS = 1000, 1000, 160
-CORNERS = ("x1", "y1", "x2", "y2")
+MOST_LABELS, MOST_CHARACTERS = 1000, 160
 
 
 def handler(model: Model, journal: Journal, metrics: Metrics) -> Handler:
@@ -83,29 +81,8 @@ def _word(name: str, value: Any, place: int) -> str:
 
 
 def label(given: Any, model: Model, place: int) -> Any:
-    """A class's name, or for a detector a list of boxes as its answers have them. Raises Refusal."""
-    if model.spec.task != "detection":
-        return _known(given, model, place)
-    if not isinstance(given, list) or len(given) > MOST_BOXES or not all(isinstance(box, dict) for box in given):
-        raise Refusal(400, f"feedback {place}: label must be a list of at most {MOST_BOXES} boxes")
-    boxes = []
-    for box in given:
-        corners = [float(c) for name in CORNERS if type(c := box.get(name)) in (int, float) and math.isfinite(c)]
-        if len(corners) < len(CORNERS):
-            raise Refusal(400, f"feedback {place}: a box has x1, y1, x2, y2 in pixels of the image")
-        x1, y1, x2, y2 = corners
-        if not (x1 < x2 and y1 < y2):
-            raise Refusal(400, f"feedback {place}: x1 must be left of x2, and y1 above y2")
-        boxes.append({"label": _known(box.get("label"), model, place), "x1": x1, "y1": y1, "x2": x2, "y2": y2})
-    return boxes
-
-
-def _known(name: Any, model: Model, place: int) -> Any:
-    if not isinstance(name, str):
-        kind = "missing" if name is None else f"{orjson.dumps(name).decode()[:40]}, and no text"
-        example = orjson.dumps(model.spec.labels[0]).decode()
-        raise Refusal(400, f"feedback {place}: the label is {kind}: send a class's name in quotes, as {example}")
-    name = unicodedata.normalize("NFC", name)  # as ingest writes it; macOS decomposes characters
-    if name not in model.spec.labels:
-        raise Refusal(400, f"feedback {place}: {str(name)[:40]!r} is no class of {model.name}")
-    return name
+    """The label as the journal keeps it: what the task's `check_label` makes of it. Raises Refusal."""
+    try:
+        return model.task.check_label(given, model.spec, model.name)
+    except LooplineError as error:
+        raise Refusal(400, f"feedback {place}: {error}") from None

@@ -10,13 +10,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loopline import tasks
 from loopline.drift import reference
 from loopline.lib import sessions
 from loopline.lib.arrays import Arrays, Pixels
@@ -70,7 +70,7 @@ class Model:
             signature.verify(self.bundle, verify_key)
         manifest = self.bundle.manifest
         self.name, self.spec, self.version = manifest.name, manifest.spec, self.bundle.version[:12]
-        self.task = import_module(f"loopline.tasks.{self.spec.task}")
+        self.task = tasks.find(self.spec.task)
         self.session = sessions.session(self.bundle.model, threads=threads, providers=PROVIDERS)
         self.provider = self.session.get_providers()[0].removesuffix("ExecutionProvider")
         self.inputs = {tensor.name: tensor for tensor in manifest.inputs}

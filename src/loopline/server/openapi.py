@@ -12,8 +12,8 @@ from loopline import __version__
 from loopline.release.bundle import Tensor
 from loopline.server import examples, feedback, oip, payloads
 from loopline.server.model import Model
+from loopline.tasks.base import Json, record
 
-Json = dict[str, Any]
 IMAGES = ("image/jpeg", "image/png", "image/webp")
 REASONS = {
     "400": "The request is wrong; the error says where.",
@@ -50,7 +50,7 @@ def document(models: Sequence[Model], *, token: bool = False, journal: bool = Fa
         "tags": [{"name": model.name, "description": _about(model)} for model in models]
         + [{"name": "server", "description": "health, index and metrics"}],
         "paths": paths,
-        "components": {"schemas": {"Error": _object({"error": {"type": "string"}})}},
+        "components": {"schemas": {"Error": record({"error": {"type": "string"}})}},
     }
     if token:
         made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -67,7 +67,7 @@ def _server_paths(models: Sequence[Model]) -> Json:
     names = {"name": {"enum": [model.name for model in models]}, "version": {"type": "string"}}
     state = {"state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": {"type": "string"}}
     index = _operation(
-        "server", "index", "Every model with its version and state", _array(_object(names | state)), "400", "413", "415"
+        "server", "index", "Every model with its version and state", _array(record(names | state)), "400", "413", "415"
     )
     body = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
     index["requestBody"] = {"content": {"application/json": {"schema": body, "example": {"ready": True}}}}
@@ -75,7 +75,7 @@ def _server_paths(models: Sequence[Model]) -> Json:
     metrics = _operation("server", "metrics", "Prometheus metrics", None)
     metrics["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     return {
-        "/v2": {"get": _operation("server", "metadata", "What this server is", _object(texts))},
+        "/v2": {"get": _operation("server", "metadata", "What this server is", record(texts))},
         "/v2/health/live": {"get": _operation("server", "live", "Does the process answer?", None)},
         "/v2/health/ready": {"get": _operation("server", "ready", "Is every model ready?", None, "503")},
         "/v2/repository/index": {"post": index},
@@ -95,7 +95,7 @@ def _model_paths(model: Model) -> Json:
         infer["requestBody"] = {"required": True, "content": {"application/json": _call(model)}}
         infer["parameters"] = [TIMEOUT]
         paths |= {base: {"get": metadata}, f"{base}/ready": {"get": ready}, f"{base}/infer": {"post": infer}}
-    predict = _operation(name, "predict", _PREDICT[model.spec.task], _predictions(model), *REFUSALS)
+    predict = _operation(name, "predict", model.task.question, _predictions(model), *REFUSALS)
     predict["requestBody"] = {"required": True, "content": _predict_bodies(model)}
     predict["parameters"] = [TIMEOUT]
     return {f"/predict/{name}": {"post": predict}} | paths
@@ -103,20 +103,13 @@ def _model_paths(model: Model) -> Json:
 
 def _feedback(model: Model) -> Json:
     """Where labels come back."""
-    one: Json = {"enum": list(model.spec.labels)}
-    truth: Any = model.spec.labels[0]
-    if model.spec.task == "detection":
-        corners = {corner: {"type": "number"} for corner in feedback.CORNERS}
-        box = _object({"label": one, "score": {"type": "number"}, **corners}) | {"required": ["label", *corners]}
-        one, truth = (
-            _array(box),
-            [{"label": truth, **dict(zip(corners, (1, 1, 9, 9), strict=True))}],
-        )
+    label = dict(model.task.label_schema(model.spec))
+    truth = label.pop("example")
     word = {"type": "string", "minLength": 1, "maxLength": feedback.MOST_CHARACTERS}
-    row = _object({"id": word | {"pattern": "^[!-~]+$"}, "label": one, "source": word}) | {"required": ["id", "label"]}
+    row = record({"id": word | {"pattern": "^[!-~]+$"}, "label": label, "source": word}) | {"required": ["id", "label"]}
     schema = {"oneOf": [row, _array(row, minItems=1, maxItems=feedback.MOST_LABELS)]}
     example = {"id": "5f3a9c01b7d20000", "label": truth, "source": "a person"}
-    accepted = {"application/json": {"schema": _object({"accepted": {"type": "integer"}})}}
+    accepted = {"application/json": {"schema": record({"accepted": {"type": "integer"}})}}
     paths: Json = {}
     for base, key, told in _bases(model):
         summary = f"The truth about an earlier answer{told}"
@@ -135,13 +128,6 @@ def _bases(model: Model) -> list[tuple[str, str, str]]:
     return [(base, "", ""), (f"{base}/versions/{model.version}", "version_", " of this version")]
 
 
-_PREDICT = {
-    "classification": "What is in this image?",
-    "detection": "What is where in this image?",
-    "text": "Of which kind is this text?",
-}
-
-
 def _about(model: Model) -> str:
     labels = model.spec.labels
     some = ", ".join(labels[:10]) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
@@ -153,7 +139,7 @@ def _predict_bodies(model: Model) -> Json:
     if model.spec.text:
         given = [example.text for example in chosen] or [examples.ANY_TEXT]
         text = {"type": "string", "maxLength": examples.MOST_TEXT}
-        one, many = _object({"text": text}), _object({"texts": _array(text, minItems=1, maxItems=payloads.MOST_ITEMS)})
+        one, many = record({"text": text}), record({"texts": _array(text, minItems=1, maxItems=payloads.MOST_ITEMS)})
         calls = {"one": {"value": {"text": given[0]}}, "several": {"value": {"texts": given[:2]}}}
         return {
             "application/json": {"schema": {"oneOf": [one, many]}, "examples": calls},
@@ -161,7 +147,7 @@ def _predict_bodies(model: Model) -> Json:
         }
     raw: Json = {"schema": {"type": "string", "format": "binary"}}
     kind = chosen[0].kind if chosen else IMAGES[0]
-    form = _object({"file": {"type": "string", "format": "binary", "contentMediaType": kind}})
+    form = record({"file": {"type": "string", "format": "binary", "contentMediaType": kind}})
     shown = {"examples": {"example": {"externalValue": examples.path(model, chosen[0])}}} if chosen else {}
     others = dict.fromkeys((other for other in IMAGES if other != kind), raw)
     return {kind: raw | shown} | others | {"multipart/form-data": {"schema": form}}
@@ -208,12 +194,12 @@ def _input(tensor: Tensor) -> Json:
         values |= {"minimum": -(2**63), "maximum": 2**63 - 1}
     shape = {"type": "array", "prefixItems": sides, "items": False, "minItems": len(sides), "maxItems": len(sides)}
     fields: Json = {"name": {"const": tensor.name}, "datatype": {"const": tensor.datatype}, "shape": shape}
-    return _object(fields | {"data": _array(values, description="flat, as many as the shape says")})
+    return record(fields | {"data": _array(values, description="flat, as many as the shape says")})
 
 
 def _answer(model: Model) -> Json:
     kinds = [
-        _object(
+        record(
             {
                 "name": {"const": tensor.name},
                 "datatype": {"const": tensor.datatype},
@@ -230,20 +216,20 @@ def _answer(model: Model) -> Json:
         "model_version": {"const": model.version},
         "outputs": _array({"anyOf": kinds}),
     }
-    made = _object(said)
+    made = record(said)
     made["properties"] |= {"id": {"type": "string"}}
     return made
 
 
 def _metadata(model: Model) -> Json:
-    tensor = _object(
+    tensor = record(
         {
             "name": {"type": "string"},
             "datatype": {"enum": [*oip.DTYPES, "BYTES"]},
             "shape": _array({"type": "integer", "minimum": -1}),
         }
     )
-    parameters = _object(
+    parameters = record(
         {
             "bundle": {"const": model.bundle.version},
             "task": {"const": model.spec.task},
@@ -251,7 +237,7 @@ def _metadata(model: Model) -> Json:
             "precision": {"enum": ["int8", "fp32"]},
         }
     )
-    return _object(
+    return record(
         {
             "name": {"const": model.name},
             "versions": {"const": [model.version]},
@@ -264,25 +250,12 @@ def _metadata(model: Model) -> Json:
 
 
 def _predictions(model: Model) -> Json:
-    labels, share = {"enum": list(model.spec.labels)}, {"type": "number", "minimum": 0, "maximum": 1.000001}
-    if model.spec.task == "detection":
-        side = {"type": "number", "minimum": 0}
-        one = _object(
-            {
-                "boxes": _array(
-                    _object({"label": labels, "score": share} | dict.fromkeys(("x1", "y1", "x2", "y2"), side))
-                )
-            }
-        )
-    else:
-        every = _object(dict.fromkeys(model.spec.labels, share))
-        one = _object({"label": labels, "probability": share, "probabilities": every})
     said = {
         "model": {"const": model.name},
         "version": {"const": model.version},
         "id": {"type": "string", "minLength": 1},
     }
-    return _object(said | {"predictions": _array(one, minItems=1)})
+    return record(said | {"predictions": _array(model.task.answer_schema(model.spec), minItems=1)})
 
 
 def _operation(tag: str, name: str, summary: str, schema: Json | None, *statuses: str) -> Json:
@@ -296,11 +269,6 @@ def _operation(tag: str, name: str, summary: str, schema: Json | None, *statuses
 def _error(status: str) -> Json:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {"description": REASONS[status], "content": content}
-
-
-def _object(properties: Json) -> Json:
-    """All of these and no others."""
-    return {"type": "object", "required": list(properties), "properties": properties, "additionalProperties": False}
 
 
 def _array(items: Json, **more: Any) -> Json:

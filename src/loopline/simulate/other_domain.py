@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from loopline import tasks
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
-from loopline.tasks.spec import TaskName
 
 PROSE = "english-prose"  # of Python's own language reference, as the standard library has it
 COMPANIONS = {
@@ -32,22 +32,21 @@ def of(dataset: str) -> str:
     return COMPANIONS[dataset]
 
 
-def read(name: str, task: TaskName, most: int, seed: int = 0) -> list[RawSample]:
+def read(name: str, task: str, most: int, seed: int = 0) -> list[RawSample]:
     """At most so many samples that a model of this task can take, drawn evenly from a data set of any task, or from a folder.
 
     A folder's labels are read as the task has them. Raises LooplineError where there is no such data set, where it has texts
     and the model takes images or the other way round, or where nothing in it can be used.
     """
-    rng = np.random.default_rng(seed)
-    usable = (one for one in _open(name, task) if (one.text if task == "text" else one.image) and not one.problem)
+    rng, content = np.random.default_rng(seed), tasks.find(task).content
+    usable = (one for one in _open(name, task) if getattr(one, content) and not one.problem)
     found = heapq.nsmallest(most, usable, key=lambda _: rng.random())  # never more in memory
     if not found:
-        kind = "texts" if task == "text" else "images"
-        raise LooplineError(f"{name} has no {kind}, which is what the model takes: name another data set or folder")
+        raise LooplineError(f"{name} has no {content}s, which is what the model takes: name another data set or folder")
     return found
 
 
-def _open(name: str, task: TaskName) -> Iterator[RawSample]:
+def _open(name: str, task: str) -> Iterator[RawSample]:
     from loopline.data import catalog, sources
 
     if name == PROSE:

@@ -10,13 +10,12 @@ Writes to `models/<model>/calibrate/` the file `drift.json`, see `drift.referenc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.drift import golden, harm, thresholds
 from loopline.drift import reference as drift
@@ -35,7 +34,7 @@ LEAST_ROWS = 60
 def main(name: str) -> None:
     """Make the reference of `name`. Raises LooplineError where there is too little data for one."""
     everything, model = settings.model(name)
-    task = import_module(f"loopline.tasks.{model.task}")
+    task = tasks.find(model.task)
     spec = ModelSpec.from_dict(files.read_json(files.stage(name, "export") / "spec.json"))
     preprocess = task.preprocessor(spec, files.stage(name, "train"))
     parts, quality, targets = [], [], []
@@ -55,8 +54,8 @@ def main(name: str) -> None:
         {signal: np.concatenate([part[signal] for part in parts]) for signal in parts[0]},
         np.concatenate(quality),
         spec=spec,
-        metric=task.QUALITY,
-        targets=np.concatenate(targets) if model.task != "detection" else None,
+        metric=task.quality_name,
+        targets=np.concatenate(targets) if task.has_classes and task.truth == "label" else None,
         options=model.calibrate,
         seed=everything.seed,
     )
@@ -80,10 +79,11 @@ def make(
     """The reference from the signals and the quality of n held-out samples; targets: their classes, for a classifier."""
     for_bins = np.arange(len(quality)) % FOR_BINS == 0
     rest = ~for_bins
-    sure = signals.CONFIDENCE[spec.task]
+    sure = tasks.find(spec.task).confidence
     threshold = float(f"{harm.atc_threshold(found[sure][rest], quality[rest]):.6g}")
     edges = {name: drift.quantile_edges(values[for_bins], options.bins) for name, values in found.items()}
-    edges[signals.CLASS] = drift.class_edges(len(spec.labels))
+    if signals.CLASS in found:
+        edges[signals.CLASS] = drift.class_edges(len(spec.labels))
     edges[sure] = harm.confidence_edges(edges[sure], threshold)
     bins = {name: drift.bin_of(values, edges[name]) for name, values in found.items()}
     widths = {name: len(rows) + 2 for name, rows in edges.items()}

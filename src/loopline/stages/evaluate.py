@@ -7,27 +7,26 @@ Fails if the model falls under a floor of params.yaml or does not beat the simpl
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.errors import LooplineError
 from loopline.lib import machine, sessions
 from loopline.lib.arrays import Arrays
 from loopline.stages import files
 from loopline.tasks import curves
+from loopline.tasks.base import Task
 from loopline.tasks.spec import ModelSpec
-from loopline.training import baselines, evaluation, pictures
+from loopline.training import evaluation, pictures
 
 
 def main(name: str) -> None:
     """Evaluate `name`. Raises LooplineError with every reason if the model must not go on; the report is written first."""
     everything, model = settings.model(name)
-    task = import_module(f"loopline.tasks.{model.task}")
+    task = tasks.find(model.task)
     spec = ModelSpec.from_dict(files.read_json(files.stage(name, "export") / "spec.json"))
     splits = {split: manifest.load_split(files.manifest(name), split) for split in manifest.SPLITS}
     test = splits["test"]
@@ -37,12 +36,12 @@ def main(name: str) -> None:
     outputs = sessions.run(path, inputs)
 
     report = evaluation.measure(task, outputs, inputs, test, spec, model.evaluate, everything.seed)
-    shape = (spec.image.height, spec.image.width) if spec.image else (0, 0)
+    evaluator = task.evaluator()
     report["baselines"] = evaluation.compare(
         task,
         outputs,
-        baselines.simple(model.task, splits, preprocess, inputs, spec, seed=everything.seed),
-        baselines.majority(model.task, splits["train"], test, shape),
+        evaluator.simple(splits, preprocess, inputs, spec, seed=everything.seed),
+        evaluator.majority(splits["train"], test, spec),
         test,
         spec,
         model.evaluate,
@@ -66,9 +65,9 @@ def main(name: str) -> None:
     one = {key: value[:1] for key, value in inputs.items()}
     seconds = sessions.side_by_side(path, path, one)
     files.write_json(files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": min(seconds.values()) * 1e3})
-    headline = report["metrics"][task.HEADLINE]
+    headline = report["metrics"][task.headline]
     print(
-        f"{name}: {task.HEADLINE} {headline['value']} [{headline['low']}, {headline['high']}] on {report['n']:,} test samples; "
+        f"{name}: {task.headline} {headline['value']} [{headline['low']}, {headline['high']}] on {report['n']:,} test samples; "
         f"{evaluation.versus_simple(report)}"
     )
     if reasons := evaluation.objections(report, model.evaluate):
@@ -80,7 +79,7 @@ def main(name: str) -> None:
         )
 
 
-def _tables(folder: Path, task: Any, outputs: Arrays, test: manifest.Split, spec: ModelSpec) -> None:
+def _tables(folder: Path, task: Task, outputs: Arrays, test: manifest.Split, spec: ModelSpec) -> None:
     rows, names = task.pairs(outputs, test, spec)
     files.write_csv(folder / "confusion.csv", ["actual", "predicted"], [[names[a], names[p]] for a, p in rows])
     recall, precision = curves.precision_recall(curves.pool(task.ranked(outputs, test, spec)))

@@ -5,9 +5,7 @@ Writes `model.onnx` (dynamic batch, uint8 images or token ids in), `spec.json` a
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.lib import sessions
 from loopline.stages import files
@@ -19,8 +17,8 @@ PARITY_SAMPLES = 64
 def main(name: str) -> None:
     """Export `name`. Raises LooplineError where the parity tolerance is exceeded: nothing later runs on a wrong graph."""
     _, model = settings.model(name)
-    trainer = import_module(f"loopline.training.{model.task}")
-    task = import_module(f"loopline.tasks.{model.task}")
+    task = tasks.find(model.task)
+    trainer = task.trainer()
     trained, out = files.stage(name, "train"), files.stage(name, "export")
     train = manifest.load_split(files.manifest(name), "train")
     val = manifest.load_split(files.manifest(name), "val")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import ingest_report, manifest
 from loopline.data.clean import clean
 from loopline.data.raw import RawSample
@@ -22,23 +22,29 @@ SHOWN = 10  # reasons and classes in an error
 def main(name: str) -> None:
     """Ingest the data of model `name`. Raises LooplineError where nothing could be trained on it."""
     _, model = settings.model(name)
+    task = tasks.find(model.task)
     if note := ambiguity(model.dataset):
         print(note)
     cleaned = clean(_sources(name, model), task=model.task, split=model.split)
-    if found := ingest_report.obstacles(cleaned):
+    if found := ingest_report.obstacles(cleaned, task):
         raise LooplineError(_message(model.dataset, found, ingest_report.reasons(cleaned)))
     folder = files.manifest(name).parent
-    manifest.write(files.manifest(name), cleaned.samples, task=model.task, labels=ingest_report.labels(cleaned.samples))
-    files.write_json(folder / "ingest.json", ingest_report.summary(cleaned))
+    manifest.write(
+        files.manifest(name),
+        cleaned.samples,
+        task=model.task,
+        labels=ingest_report.labels(cleaned.samples) if task.has_classes else (),
+    )
+    files.write_json(folder / "ingest.json", ingest_report.summary(cleaned, task))
     rows = [
         [label, split, count]
-        for label, counts in ingest_report.classes(cleaned.samples).items()
+        for label, counts in (ingest_report.classes(cleaned.samples) if task.has_classes else {}).items()
         for split, count in counts.items()
     ]
     files.write_csv(folder / "classes.csv", ["class", "split", "count"], rows)
 
 
-def _sources(name: str, model: settings.Model) -> Iterator[tuple[str, Iterable[RawSample]]]:
+def _sources(name: str, model: settings.ModelSettings) -> Iterator[tuple[str, Iterable[RawSample]]]:
     """The dataset under its name, or its folder's, then the batches."""
     dataset = settings.located(model.dataset).resolve().name
     column = model.split.column

@@ -10,14 +10,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.lib import sessions
 from loopline.lib.arrays import Arrays
@@ -35,8 +34,8 @@ ROUNDS = 61  # pairs: about a second
 def main(name: str) -> None:
     """Search, judge and write the chosen model of `name` with the reasons."""
     everything, model = settings.model(name)
-    trainer = import_module(f"loopline.training.{model.task}")
-    task = import_module(f"loopline.tasks.{model.task}")
+    task = tasks.find(model.task)
+    trainer = task.trainer()
     source, out = files.stage(name, "export") / "model.onnx", files.stage(name, "quantize")
     spec = ModelSpec.from_dict(files.read_json(source.with_name("spec.json")))
     preprocess = task.preprocessor(spec, files.stage(name, "train"))
@@ -53,7 +52,7 @@ def main(name: str) -> None:
             task.scorer(small, val, spec),
             task.scorer(full, val, spec),
             len(val.ids),
-            metric=task.HEADLINE,
+            metric=task.headline,
             resamples=model.evaluate.resamples,
             seed=everything.seed,
         )
@@ -62,7 +61,7 @@ def main(name: str) -> None:
         fast = speedup(seconds)
         sizes = {"fp32": source.stat().st_size, "int8": int8.stat().st_size}
         gap = quantization.distance(full, small)
-        reasons = objections(change, gap, sizes, fast, task.HEADLINE, model.quantize)
+        reasons = objections(change, gap, sizes, fast, task.headline, model.quantize)
         chosen = source if reasons else int8
         with replacing(out / "model.onnx") as partial:
             shutil.copyfile(chosen, partial)
@@ -70,7 +69,7 @@ def main(name: str) -> None:
         "chosen": "fp32" if reasons else "int8",
         "reasons": reasons or ["as accurate as FP32 within the allowance, smaller, and not clearly slower"],
         "candidate": {"method": candidate.method, "reduce_range": candidate.reduce_range},
-        task.HEADLINE: {
+        task.headline: {
             "int8_minus_fp32": change.rounded(),
             "allowed_loss": model.quantize.max_loss,
             "samples": len(val.ids),

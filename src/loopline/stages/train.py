@@ -6,10 +6,9 @@ Run by `dvc repro train@<model>`. A killed training goes on from its last epoch 
 from __future__ import annotations
 
 import hashlib
-from importlib import import_module
 from pathlib import Path
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.release import tracking
 from loopline.stages import files
@@ -19,7 +18,7 @@ def main(name: str) -> None:
     """Train `name`. Raises LooplineError on bad settings or a missing manifest."""
     everything, model = settings.model(name)
     path = files.manifest(name)
-    trainer = import_module(f"loopline.training.{model.task}")
+    trainer = tasks.find(model.task).trainer()
     out = files.stage(name, "train")
     run = tracking.Training(
         name,

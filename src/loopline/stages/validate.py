@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loopline import settings
+from loopline import settings, tasks
 from loopline.data import expectations, similar, validation_page
 from loopline.errors import LooplineError
 from loopline.lib.files import write
@@ -36,7 +36,9 @@ def main(name: str) -> None:
     ingest = files.read_json(manifest.with_name("ingest.json"))
     result = expectations.check(manifest, ingest, model, docs=folder / "data_docs")
     page = folder / "validation.html"
-    near = None if result.failed else similar.across_splits(manifest, model.task)  # what is broken is not compared
+    near = (
+        None if result.failed else similar.across_splits(manifest, tasks.find(model.task).content)
+    )  # what is broken is not compared
     warnings = _warnings(near, ingest, list(result.counts))
     write(page, validation_page.html(name, result, ingest, warnings))
     verdict = {"passed": not result.failed, **asdict(result), "warnings": warnings}

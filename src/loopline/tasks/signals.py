@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loopline.tasks import find
 from loopline.tasks.spec import ModelSpec
 
 Signals = dict[str, NDArray[np.float64]]
 CLASS = "predicted_class"  # the only signal whose values have no order
-CONFIDENCE = {"classification": "top_probability", "text": "top_probability", "detection": "mean_score"}
 FLAT = 1.0  # grey levels: an image with a smaller standard deviation shows nothing
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 CHUNK = 1 << 15  # pixels
@@ -39,7 +39,7 @@ def signals(
         found["aspect"] = sizes[:, 0] / sizes[:, 1].astype(np.float64)
     if originals is not None:
         found |= _of_originals(originals)
-    found |= _of_boxes(outputs, spec) if spec.task == "detection" else _of_classes(outputs["probabilities"])
+    found |= find(spec.task).output_signals(outputs, spec)
     return found | {f"embedding_{i}": column.astype(np.float64) for i, column in enumerate(outputs["embedding"].T)}
 
 
@@ -96,30 +96,3 @@ def _of_originals(originals: Sequence[bytes | str]) -> Signals:
         }
         found |= {"characters": length} | {k: np.array(v) / np.maximum(length, 1) for k, v in shares.items()}
     return {name: values.astype(np.float64) for name, values in found.items()}
-
-
-def _of_classes(probabilities: NDArray[Any]) -> Signals:
-    p = probabilities.astype(np.float64)
-    top = np.sort(p, axis=1)[:, ::-1]
-    return {
-        CLASS: p.argmax(1).astype(np.float64),
-        "top_probability": top[:, 0],
-        "margin": top[:, 0] - top[:, 1] if p.shape[1] > 1 else top[:, 0],
-        "entropy": -(p * np.log(np.clip(p, 1e-12, 1))).sum(1),
-    }
-
-
-def _of_boxes(outputs: dict[str, NDArray[Any]], spec: ModelSpec) -> Signals:
-    """Of the boxes that are answered. predicted_class is that of the best box; without a box it is no number."""
-    scores, boxes = outputs["scores"].astype(np.float64), outputs["boxes"].astype(np.float64)
-    seen = scores >= spec.score_threshold
-    count = seen.sum(1)
-    areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    with np.errstate(invalid="ignore"):  # no box seen: not a number, which has a bin of its own
-        return {
-            CLASS: np.where(seen[:, 0], outputs["classes"][:, 0], np.nan).astype(np.float64),
-            "boxes": count.astype(np.float64),
-            "mean_score": (scores * seen).sum(1) / count,
-            "mean_box_area": (areas * seen).sum(1) / count,
-            "top_score": scores[:, 0],
-        }

@@ -9,7 +9,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-TaskName = Literal["classification", "detection", "text"]
 MODEL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a label of a host name
 
 
@@ -50,7 +49,7 @@ class TextInput:
 class ModelSpec:
     """Everything that preprocessing and post-processing need to know; a part of `bundle.json`."""
 
-    task: TaskName
+    task: str
     labels: tuple[str, ...]
     image: ImageInput | None = None
     text: TextInput | None = None

@@ -11,13 +11,14 @@ from loopline.data.manifest import Split
 from loopline.lib.arrays import Arrays
 from loopline.settings import Evaluate
 from loopline.tasks import bootstrap, curves, slices
+from loopline.tasks.base import Task
 from loopline.tasks.spec import ModelSpec
 
 SLICE_RESAMPLES = 200  # enough for a slice's interval, and there are many slices
 
 
 def measure(
-    task: Any, outputs: Arrays, inputs: Arrays, test: Split, spec: ModelSpec, options: Evaluate, seed: int
+    task: Task, outputs: Arrays, inputs: Arrays, test: Split, spec: ModelSpec, options: Evaluate, seed: int
 ) -> dict[str, Any]:
     """Every figure of the model: `headline`, `n`, `metrics`, `per_class`, `slices`, `calibration_error`."""
     n, fewer = len(test.ids), min(options.resamples, SLICE_RESAMPLES)
@@ -34,7 +35,7 @@ def measure(
     bins = curves.reliability(confidence, hit)
     total = sum(count for *_, count in bins)
     return {
-        "headline": task.HEADLINE,
+        "headline": task.headline,
         "n": n,
         "metrics": figures,
         "per_class": {
@@ -46,20 +47,20 @@ def measure(
     }
 
 
-def _slice(task: Any, scorer: bootstrap.Scorer, mask: NDArray[np.bool_], resamples: int, seed: int) -> dict[str, Any]:
+def _slice(task: Task, scorer: bootstrap.Scorer, mask: NDArray[np.bool_], resamples: int, seed: int) -> dict[str, Any]:
     """How many samples a slice has, and its headline figure: none where they are too few to judge."""
     count = int(mask.sum())
     if count < slices.LEAST:
         return {"n": count, "value": None, "low": None, "high": None}
     inside = slices.restrict(scorer, mask)
     found = bootstrap.intervals(
-        lambda weights: {task.HEADLINE: inside(weights)[task.HEADLINE]},
+        lambda weights: {task.headline: inside(weights)[task.headline]},
         len(mask),
         resamples=resamples,
         seed=seed,
         support=count,
     )
-    return {"n": count} | found[task.HEADLINE].rounded()
+    return {"n": count} | found[task.headline].rounded()
 
 
 def _class(scorer: bootstrap.Scorer, n: int, support: int, resamples: int, seed: int) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def _class(scorer: bootstrap.Scorer, n: int, support: int, resamples: int, seed:
 
 
 def compare(
-    task: Any,
+    task: Task,
     outputs: Arrays,
     simple: tuple[str, Arrays],
     majority: Arrays,
@@ -79,10 +80,10 @@ def compare(
 ) -> dict[str, Any]:
     """The baselines' headline figures, and ours minus the simple one's with its paired interval."""
     ours, theirs = task.scorer(outputs, test, spec), task.scorer(simple[1], test, spec)
-    gain = bootstrap.paired(ours, theirs, len(test.ids), metric=task.HEADLINE, resamples=options.resamples, seed=seed)
+    gain = bootstrap.paired(ours, theirs, len(test.ids), metric=task.headline, resamples=options.resamples, seed=seed)
     return {
-        "majority": round(task.scorer(majority, test, spec)(None)[task.HEADLINE], 4),
-        "simple": {"name": simple[0], "value": round(theirs(None)[task.HEADLINE], 4)},
+        "majority": round(task.scorer(majority, test, spec)(None)[task.headline], 4),
+        "simple": {"name": simple[0], "value": round(theirs(None)[task.headline], 4)},
         "gain_over_simple": gain.rounded(),
     }
 

@@ -34,9 +34,8 @@ from loopline.training.progress import Progress
 if TYPE_CHECKING:
     import torch
 
-    from loopline.settings import ClassificationTrain, TextTrain
+    from loopline.settings import ClassifierFit
 
-    Recipe = ClassificationTrain | TextTrain
     Tensors = Callable[[torch.Tensor], torch.Tensor]
 
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
@@ -83,7 +82,7 @@ def fit(
     model: torch.nn.Module,
     train: Data,
     val: Data,
-    settings: Recipe,
+    settings: ClassifierFit,
     *,
     seed: int,
     work: Path,
@@ -197,7 +196,7 @@ def class_weights(targets: NDArray[np.int64], classes: int) -> NDArray[np.float3
     return np.where(counts > 0, weights, 1.0).astype(np.float32)
 
 
-def _loss(model: torch.nn.Module, train: Data, settings: Recipe) -> torch.nn.Module:
+def _loss(model: torch.nn.Module, train: Data, settings: ClassifierFit) -> torch.nn.Module:
     import torch
 
     weight = None
@@ -209,7 +208,7 @@ def _loss(model: torch.nn.Module, train: Data, settings: Recipe) -> torch.nn.Mod
     return torch.nn.CrossEntropyLoss(weight, label_smoothing=settings.label_smoothing).to(device())
 
 
-def _optimizer(model: torch.nn.Module, settings: Recipe) -> torch.optim.Optimizer:
+def _optimizer(model: torch.nn.Module, settings: ClassifierFit) -> torch.optim.Optimizer:
     """AdamW; biases and normalisation have no weight decay, which would only fight their job."""
     import torch
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loopline.data.manifest import Split
-from loopline.tasks import curves, image
+from loopline.lib.arrays import Arrays
+from loopline.tasks import curves
+from loopline.tasks.base import Task
 from loopline.tasks.spec import ModelSpec
 from loopline.training import plots
 
-RIGHT, WRONG, SCENES = 8, 16, 6
+RIGHT, WRONG = 8, 16
 
 
 def draw(
     folder: Path,
-    task: Any,
-    outputs: dict[str, NDArray[Any]],
+    task: Task,
+    outputs: Arrays,
     test: Split,
     spec: ModelSpec,
     *,
@@ -34,9 +36,10 @@ def draw(
     plots.learning_curves(folder / "learning_curves.png", history)
     plots.class_distribution(folder / "classes.png", _distribution(classes))
     rows, names = task.pairs(outputs, test, spec)
-    matrix = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(matrix, (rows[:, 0], rows[:, 1]), 1)
-    plots.confusion(folder / "confusion.png", matrix, names)
+    if names:
+        matrix = np.zeros((len(names), len(names)), np.int64)
+        np.add.at(matrix, (rows[:, 0], rows[:, 1]), 1)
+        plots.confusion(folder / "confusion.png", matrix, names)
     ranked = task.ranked(outputs, test, spec)
     points = {
         label: curves.precision_recall(found)
@@ -47,11 +50,7 @@ def draw(
         plots.precision_recall(folder / "precision_recall.png", points)
     if bins := curves.reliability(*task.confidences(outputs, test, spec)):
         plots.reliability(folder / "reliability.png", bins)
-    if spec.task == "detection":
-        plots.detections(folder / "examples.png", scenes(task, outputs, test, spec), spec.labels)
-        return
-    right, wrong = answers(outputs, test, spec)
-    (plots.text_examples if spec.task == "text" else plots.examples)(folder / "examples.png", right, wrong)
+    task.evaluator().draw_examples(folder / "examples.png", outputs, test, spec)
 
 
 def _distribution(classes: Path) -> dict[str, dict[str, int]]:
@@ -62,19 +61,17 @@ def _distribution(classes: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def answers(
-    outputs: dict[str, NDArray[Any]], test: Split, spec: ModelSpec
+def right_and_wrong(
+    outputs: Arrays, test: Split, spec: ModelSpec, shown: Callable[[Any], Any]
 ) -> tuple[list[plots.ShownSample], list[plots.ShownSample]]:
-    """The first samples that were classified right, and the most confident mistakes."""
+    """The first samples that were classified right, and the most confident mistakes. shown: makes a picture or text of an input."""
     probabilities = outputs["probabilities"]
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     hit = predicted == test.targets
 
     def answer(row: int) -> plots.ShownSample:
-        raw = test.inputs[row]
-        sample = raw if isinstance(raw, str) else image.decode(raw, spec.image.channels if spec.image else 3)
         return plots.ShownSample(
-            sample=sample,
+            sample=shown(test.inputs[row]),
             actual=spec.labels[int(np.asarray(test.targets)[row])],
             predicted=spec.labels[int(predicted[row])],
             probability=float(confidence[row]),
@@ -83,20 +80,3 @@ def answers(
     mistakes = np.flatnonzero(~hit)
     worst = mistakes[np.argsort(-confidence[mistakes], kind="stable")][:WRONG]
     return [answer(int(row)) for row in np.flatnonzero(hit)[:RIGHT]], [answer(int(row)) for row in worst]
-
-
-def scenes(task: Any, outputs: dict[str, NDArray[Any]], test: Split, spec: ModelSpec) -> list[plots.Scene]:
-    """The first images with their true boxes and the found ones, in pixels of the originals."""
-    index = {label: number for number, label in enumerate(spec.labels)}
-    few = {name: values[:SCENES] for name, values in outputs.items()}
-    found = task.answers(few, spec, test.sizes[:SCENES])
-    return [
-        plots.Scene(
-            image=image.decode(bytes(raw), 3) if isinstance(raw, bytes) else np.zeros((1, 1, 3), np.uint8),
-            truth=np.asarray(truth),
-            found=np.array(
-                [(index[b["label"]], b["x1"], b["y1"], b["x2"], b["y2"], b["score"]) for b in answer["boxes"]]
-            ).reshape(-1, 6),
-        )
-        for raw, truth, answer in zip(test.inputs, test.targets, found, strict=False)
-    ]

@@ -145,7 +145,8 @@ def _box(annotation: dict[str, Any], names: dict[Any, str], where: str) -> RawBo
 
 COCO = Format(
     name="COCO",
-    tasks=frozenset({"detection"}),
+    content="image",
+    truth="boxes",
     layout="COCO: a JSON with images, annotations and categories (train.json, instances_val2017.json, ...), "
     "the images anywhere in the folder",
     detect=lambda folder: bool(_files(folder)),

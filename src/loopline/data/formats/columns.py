@@ -96,7 +96,8 @@ def _sample(where: str, row: TableRow, published: str | None, roles: dict[str, s
 
 TABLES = Format(
     name="a table of texts",
-    tasks=frozenset({"text"}),
+    content="text",
+    truth="label",
     layout="CSV, TSV, JSON Lines or Parquet with the columns text (or sentence, content, review, ...) and "
     "label (or class, target, category, ...); optionally split; or train.csv, val.csv, test.csv",
     detect=lambda folder: any(has_columns(folder, name) for name in folder.files),

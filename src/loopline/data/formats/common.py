@@ -20,6 +20,7 @@ from PIL import Image
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
 from loopline.tables.encoding import decode as decode_text
+from loopline.tasks.base import Content, Task, TruthColumn
 from loopline.tasks.image import FORMATS
 
 IMAGES = frozenset(
@@ -104,16 +105,22 @@ class Folder:
 class Format:
     """A dataset format: what a folder of it looks like (`layout`), how it is told from others, how it is read.
 
+    content and truth: what its samples are, and what says what is right, as `tasks.base.Task` has them.
     `detect` looks at names and first lines. `read` yields samples in the folder's order. `advise` says why a folder that
     looks much like this format is not of it; "" for any other.
     """
 
     name: str
-    tasks: frozenset[str]
+    content: Content
+    truth: TruthColumn
     layout: str
     detect: Callable[[Folder], bool]
     read: Callable[[Folder], Iterator[RawSample]]
     advise: Callable[[Folder], str] = lambda _: ""
+
+    def fits(self, task: Task) -> bool:
+        """Whether it has what the task learns from."""
+        return (self.content, self.truth) == (task.content, task.truth)
 
 
 def list_folder(root: Path) -> Folder:

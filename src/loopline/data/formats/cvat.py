@@ -134,14 +134,16 @@ def _corners(shape: ElementTree.Element) -> Corners:
 
 CVAT = Format(
     name="CVAT XML",
-    tasks=frozenset({"detection"}),
+    content="image",
+    truth="boxes",
     layout="CVAT XML 1.1 (CVAT for images): annotations.xml with the images anywhere in the folder",
     detect=lambda folder: _holds(folder, (*_SHAPES, "track")),
     read=lambda folder: _read(folder, tags=False),
 )
 CVAT_TAGS = Format(
     name="CVAT XML with tags",
-    tasks=frozenset({"classification"}),
+    content="image",
+    truth="label",
     layout="CVAT XML 1.1 (CVAT for images) with a tag for each image",
     detect=lambda folder: _holds(folder, ("tag",)),
     read=lambda folder: _read(folder, tags=True),

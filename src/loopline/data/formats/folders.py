@@ -164,7 +164,8 @@ def written(label: str) -> str:
 
 IMAGE_FOLDERS = Format(
     name="a folder per class",
-    tasks=frozenset({"classification"}),
+    content="image",
+    truth="label",
     layout="a folder per class: cat/1.jpg, dog/2.jpg; optionally train/, val/, test/ above",
     detect=partial(_detect, suffixes=IMAGES, at_least=2),
     read=partial(_read, suffixes=IMAGES),
@@ -172,7 +173,8 @@ IMAGE_FOLDERS = Format(
 )
 TEXT_FOLDERS = Format(
     name="a folder of texts per class",
-    tasks=frozenset({"text"}),
+    content="text",
+    truth="label",
     layout="a folder per class, one text a file: pos/1.txt, neg/2.txt; optionally train/, val/, test/ above",
     detect=partial(_detect, suffixes=TEXTS, at_least=2),
     read=partial(_read, suffixes=TEXTS),

@@ -112,7 +112,8 @@ def _name(mark: int, names: dict[int, str], file: str) -> str:
 
 IDX = Format(
     name="IDX",
-    tasks=frozenset({"classification"}),
+    content="image",
+    truth="label",
     layout="IDX: train-images-idx3-ubyte with train-labels-idx1-ubyte, t10k-... likewise, gzipped or not",
     detect=lambda folder: bool(_pairs(folder)),
     read=_read,

@@ -31,6 +31,7 @@ from loopline.data.formats.finder import ImageFinder
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
 from loopline.tasks import labelstudio
+from loopline.tasks.base import Content, TruthColumn
 from loopline.tasks.labelstudio import UnusableResult
 
 _PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio writes it before the names of uploaded files
@@ -56,15 +57,15 @@ def _minimal(folder: Folder) -> str:
     return ""
 
 
-def _detect(folder: Folder, task: str) -> bool:
-    wanted = '"x"' if task == "detection" else '"choices"'
+def _detect(folder: Folder, content: Content, truth: TruthColumn) -> bool:
+    wanted = '"x"' if truth == "boxes" else '"choices"'
     images = bool(folder.suffixed(IMAGES))
-    return images == (task != "text") and any(
+    return images == (content == "image") and any(
         wanted in json_text((folder.root / name).read_bytes()) for name in _files(folder)
     )
 
 
-def _read(folder: Folder, task: str) -> Iterator[RawSample]:
+def _read(folder: Folder, content: Content, truth: TruthColumn) -> Iterator[RawSample]:
     finder = ImageFinder(folder)
     for file in _files(folder):
         tasks = load_json(folder, file)
@@ -75,25 +76,26 @@ def _read(folder: Folder, task: str) -> Iterator[RawSample]:
             where = f"{file}:tasks[{place}]"
             try:
                 annotations = labelstudio.submitted(entry)
-                yield _sample(folder, finder, task, entry["data"], annotations, where, split)
+                yield _sample(folder, finder, content, truth, entry["data"], annotations, where, split)
             except UnusableResult as error:
                 reason = error.args[0] if len(error.args) > 1 else "task that is not one of the JSON export"
                 yield replace(broken(where, reason, split=split), detail=str(error.args[-1]))
-    if task != "text":
+    if content == "image":
         yield from finder.unused()
 
 
 def _sample(
     folder: Folder,
     finder: ImageFinder,
-    task: str,
+    content: Content,
+    truth: TruthColumn,
     data: dict[str, Any],
     annotations: list[list[labelstudio.Result]],
     where: str,
     split: str | None,
 ) -> RawSample:
     """One task. Raises UnusableResult with the reason and what is special to the task."""
-    if task == "text":
+    if content == "text":
         text = _the_one(data, lambda value: value is None or isinstance(value, str), "text")
         if not annotations:
             return broken(where, "task without annotation", split=split)
@@ -105,7 +107,7 @@ def _sample(
     split = split or split_of_parts(path)
     if not annotations:
         return replace(broken(path, "task without annotation", split=split), detail=where)
-    if task == "classification":
+    if truth == "label":
         label = _agreed([_choice(results) for results in annotations])
         return file_sample(folder, path, label=label if isinstance(label, str) else None, split=split)
     boxes = _agreed([_boxes(results, where) for results in annotations])
@@ -179,21 +181,24 @@ def _agreed(labels: list[Label]) -> Label:
     return first
 
 
-def _format(task: str, layout: str) -> Format:
+def _format(content: Content, truth: TruthColumn, layout: str) -> Format:
     return Format(
         name="Label Studio JSON",
-        tasks=frozenset({task}),
+        content=content,
+        truth=truth,
         layout=layout,
-        detect=partial(_detect, task=task),
-        read=partial(_read, task=task),
+        detect=partial(_detect, content=content, truth=truth),
+        read=partial(_read, content=content, truth=truth),
         advise=_minimal,
     )
 
 
 LABEL_STUDIO = (
     _format(
-        "detection", "Label Studio's JSON export with rectangles or polygons, and the images anywhere in the folder"
+        "image",
+        "boxes",
+        "Label Studio's JSON export with rectangles or polygons, and the images anywhere in the folder",
     ),
-    _format("classification", "Label Studio's JSON export with a choice for each image, and the images in the folder"),
-    _format("text", "Label Studio's JSON export with a choice for each text"),
+    _format("image", "label", "Label Studio's JSON export with a choice for each image, and the images in the folder"),
+    _format("text", "label", "Label Studio's JSON export with a choice for each text"),
 )

@@ -265,28 +265,32 @@ def _mapping(folder: Folder, name: str) -> dict[str, str]:
 
 FASTTEXT = Format(
     name="fastText",
-    tasks=frozenset({"text"}),
+    content="text",
+    truth="label",
     layout="lines of __label__NAME and the text in train.txt, valid.txt, or data.train, data.valid",
     detect=lambda folder: bool(_fasttext(folder)),
     read=_read_fasttext,
 )
 CLASS_FILES = Format(
     name="a file of lines per class",
-    tasks=frozenset({"text"}),
+    content="text",
+    truth="label",
     layout="a file per class, one text a line, named by its suffix: reviews.pos, reviews.neg",
     detect=lambda folder: bool(_class_files(folder)),
     read=_read_class_files,
 )
 TABBED = Format(
     name="lines of text, tab, label",
-    tasks=frozenset({"text"}),
+    content="text",
+    truth="label",
     layout="lines of text, a tab and the label (or label, tab, text) in .txt or .tsv files without a header",
     detect=lambda folder: bool(_tabbed(folder)),
     read=_read_tabbed,
 )
 PARALLEL = Format(
     name="texts and labels side by side",
-    tasks=frozenset({"text"}),
+    content="text",
+    truth="label",
     layout="train_text.txt with train_labels.txt, line by line; mapping.txt (number, tab, name) names the classes",
     detect=lambda folder: bool(_pairs(folder)),
     read=_read_pairs,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from loopline import tasks
 from loopline.data.formats import columns
 from loopline.data.formats.coco import COCO
 from loopline.data.formats.columns import TABLES
@@ -22,6 +23,8 @@ from loopline.data.formats.yolo import YOLO
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 from loopline.tables.reader import KINDS
+from loopline.tasks.base import Task
+from loopline.tasks.folders import BUILT_IN
 
 IMAGE_FORMATS = (IMAGE_FOLDERS, IDX, YOLO, COCO, VOC, CVAT, CVAT_TAGS, *LABEL_STUDIO)
 FORMATS = (*IMAGE_FORMATS, TABLES, FASTTEXT, CLASS_FILES, TABBED, PARALLEL, TEXT_FOLDERS)
@@ -31,7 +34,7 @@ LAST_RESORT = (ONE_IMAGE_FOLDER, ONE_TEXT_FOLDER)  # one class alone: a batch ma
 
 def recognise(folder: Path, task: str) -> Format:
     """The format of the dataset in `folder`. Raises LooplineError where none fits the task, or more than one."""
-    return _recognise(folder, list_folder(folder), task)[0]
+    return _recognise(folder, list_folder(folder), tasks.find(task))[0]
 
 
 def read(folder: Path, task: str, *, unused: bool = False, group: str | None = None) -> Iterator[RawSample]:
@@ -41,7 +44,7 @@ def read(folder: Path, task: str, *, unused: bool = False, group: str | None = N
     follow too, marked `unused`. group: the column of tables that names the samples' groups.
     """
     outer = list_folder(folder)
-    found, inner = _recognise(folder, outer, task)
+    found, inner = _recognise(folder, outer, tasks.find(task))
     inner = replace(inner, opened=set(), group=group)
     prefix = inner.root.relative_to(outer.root).as_posix()
     prefix = "" if prefix == "." else f"{prefix}/"
@@ -60,16 +63,16 @@ def read(folder: Path, task: str, *, unused: bool = False, group: str | None = N
         yield from (replace(broken(name, reason), unused=True) for name, reason in outer.left_out)
 
 
-def _recognise(folder: Path, listed: Folder, task: str) -> tuple[Format, Folder]:
+def _recognise(folder: Path, listed: Folder, task: Task) -> tuple[Format, Folder]:
     inners = list(_inwards(listed)) if folder.is_dir() else [listed]
     for inner in inners:
         if found := _one(inner, task, FORMATS):
             return found, inner
-    others = {form.name: form for inner in inners for form in FORMATS if task not in form.tasks and form.detect(inner)}
+    others = {form.name: form for inner in inners for form in FORMATS if not form.fits(task) and form.detect(inner)}
     for inner in () if others else inners:
         if found := _one(inner, task, LAST_RESORT):
             return found, inner
-    advice = [advice for inner in inners for form in FORMATS if task in form.tasks and (advice := form.advise(inner))]
+    advice = [advice for inner in inners for form in FORMATS if form.fits(task) and (advice := form.advise(inner))]
     raise LooplineError(_unknown(folder, inners[0], task, list(others.values()), advice[:1]))
 
 
@@ -82,8 +85,8 @@ def _inwards(folder: Folder) -> Iterator[Folder]:
         yield from _inwards(Folder(folder.root / only, tuple(name[len(only) + 1 :] for name in folder.files)))
 
 
-def _one(folder: Folder, task: str, formats: tuple[Format, ...]) -> Format | None:
-    found = [form for form in formats if task in form.tasks and form.detect(folder)]
+def _one(folder: Folder, task: Task, formats: tuple[Format, ...]) -> Format | None:
+    found = [form for form in formats if form.fits(task) and form.detect(folder)]
     if len(found) > 1:
         raise LooplineError(
             f"{folder.root} looks like more than one format: {', '.join(form.name for form in found)}.\n"
@@ -92,19 +95,20 @@ def _one(folder: Folder, task: str, formats: tuple[Format, ...]) -> Format | Non
     return found[0] if found else None
 
 
-def _unknown(folder: Path, listed: Folder, task: str, others: list[Format], advice: list[str]) -> str:
+def _unknown(folder: Path, listed: Folder, task: Task, others: list[Format], advice: list[str]) -> str:
     kinds = Counter(suffix(name) or "without suffix" for name in listed.files)
     seen = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0])))
     few = ", ".join(listed.files[:3]) + (", ..." if len(listed.files) > 3 else "")
-    text = [f"{folder} is in no format that is known for {task}."]
+    text = [f"{folder} is in no format that is known for {task.name}."]
     text.append(f"Seen: {seen} ({few})" if listed.files else "Seen: no files (hidden ones, readmes and licences aside)")
     text += [f"Folders that cannot be opened: {', '.join(listed.unreadable[:3])}"] if listed.unreadable else []
     text += advice
     if packed := [name for name in listed.files if suffix(name) in ARCHIVES]:
         text.append(f"Archives are not read: unpack {packed[0]} and give the folder.")
-    tables = listed.suffixed({*KINDS} - {".txt"}) if task == "text" else ()
+    tables = listed.suffixed({*KINDS} - {".txt"}) if task.content == "text" else ()
     text += [columns.describe(listed, name) for name in tables[:3]]
     for form in others:
-        text.append(f"It looks like {form.name}, which is for {', '.join(form.tasks)}: see `task` in params.yaml.")
-    text += ["Accepted:", *(f"  - {form.layout}" for form in FORMATS if task in form.tasks)]
+        names = ", ".join(name for name in BUILT_IN if form.fits(tasks.find(name)))
+        text.append(f"It looks like {form.name}, which is for {names}: see `task` in params.yaml.")
+    text += ["Accepted:", *(f"  - {form.layout}" for form in FORMATS if form.fits(task))]
     return "\n".join([*text, "See docs/bring-your-own-data.md."])

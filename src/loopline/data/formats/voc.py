@@ -129,7 +129,8 @@ def _box(entry: ElementTree.Element) -> RawBox:
 
 VOC = Format(
     name="Pascal VOC",
-    tasks=frozenset({"detection"}),
+    content="image",
+    truth="boxes",
     layout="Pascal VOC: Annotations/1.xml and JPEGImages/1.jpg (or both side by side); optionally "
     "ImageSets/Main/{train,val,test}.txt",
     detect=_detect,

@@ -154,7 +154,8 @@ def _labelled(sample: RawSample, folder: Folder, labels: str, settings: YoloSett
 
 YOLO = Format(
     name="YOLO",
-    tasks=frozenset({"detection"}),
+    content="image",
+    truth="boxes",
     layout="YOLO: images/1.jpg with labels/1.txt (or both side by side) and data.yaml with names; "
     "optionally train/, val/, test/ above or below",
     detect=_detect,

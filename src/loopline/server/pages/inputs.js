@@ -5,9 +5,8 @@ import { makePad } from "./pad.js";
 
 const SHOWN = 60; // characters of a text on its button
 
-/** An image: read() gives a Blob, or null. shape: of the model's input; examples: addresses; changed: call on new input. */
-export function imageInput({ task }, shape, examples, changed) {
-  const drawn = task === "classification" && shape.at(-1) === 1;
+/** An image: read() gives a Blob, or null. drawn: whether one can draw it; examples: addresses; changed: call on new input. */
+export function imageInput(drawn, examples, changed) {
   const picture = make("img", { alt: "the chosen image" });
   const overlay = make("div", { className: "overlay" });
   const frame = make("div", { className: "frame", hidden: true }, [picture, overlay]);
@@ -90,7 +89,7 @@ async function drawBoxes(overlay, picture, found) {
 }
 
 /** A text: read() gives it, or null. examples: texts. */
-export function textInput(_parameters, _shape, examples, changed) {
+export function textInput(examples, changed) {
   const area = make("textarea", { rows: 4, placeholder: "Type a text", ariaLabel: "text", spellcheck: false });
   const clear = make("button", { type: "button", textContent: "Clear" });
   let timer;

@@ -8,10 +8,11 @@ const KEPT = 50; // latencies, for the median
 
 /** The panel of `model`, which is what /v2/models/<name> says. examples: texts, or the addresses of images. */
 export function makePanel(model, examples) {
-  const { name, versions, inputs, parameters } = model;
+  const { name, versions, inputs, outputs, parameters } = model;
   const output = make("div", { className: "answer", ariaLive: "polite" });
   const latency = make("p", { className: "latency quiet" });
-  const input = (parameters.task === "text" ? textInput : imageInput)(parameters, inputs[0].shape, examples, () => run());
+  const drawn = inputs[0].shape.at(-1) === 1 && outputs.some((output) => output.name === "probabilities");
+  const input = inputs[0].name === "ids" ? textInput(examples, () => run()) : imageInput(drawn, examples, () => run());
   const facts = [parameters.task, parameters.precision, `version ${versions[0]}`].join(" · ");
   const element = make("section", { className: "panel" }, [
     make("div", { className: "input" }, [input.element]),

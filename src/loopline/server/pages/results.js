@@ -7,7 +7,15 @@ const languages = new Intl.DisplayNames(["en"], { type: "language", fallback: "n
 
 /** Fill `output` with `answer` (an item of /predict's predictions); boxes are drawn by `input`. */
 export function showAnswer(output, answer, labels, input) {
-  output.replaceChildren(...(answer.boxes ? listed(answer.boxes, labels, input) : barred(answer, labels)));
+  const shown = answer.boxes ? listed(answer.boxes, labels, input) : answer.probabilities ? barred(answer, labels) : plain(answer);
+  output.replaceChildren(...shown);
+}
+
+function plain(answer) { // of a task that has neither classes nor boxes
+  const rows = Object.entries(answer).map(([name, value]) =>
+    make("li", {}, [make("span", { className: "name", textContent: name }), make("span", { className: "figure", textContent: String(value) })]),
+  );
+  return [make("p", { className: "title" }, [make("strong", { textContent: answer.label })]), make("ul", { className: "found" }, rows)];
 }
 
 function barred({ label, probability, probabilities }, labels) {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from loopline.settings import ClassificationTrain
+    from loopline.tasks.classification.parameters import ClassificationTrain
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
 
     from loopline.data.manifest import Split
-    from loopline.settings import Classification
-    from loopline.training.classification.residual import ImageNetwork
+    from loopline.tasks.classification.parameters import ClassificationSettings
+    from loopline.tasks.classification.residual import ImageNetwork
 
 QUANTIZATION: Literal["static", "dynamic"] = "static"
 EMBEDDING_SAMPLES = 8192  # enough for the principal components of some tens of features
@@ -36,7 +36,7 @@ EMBEDDING_SAMPLES = 8192  # enough for the principal components of some tens of 
 def train(
     train: Split,
     val: Split,
-    settings: Classification,
+    settings: ClassificationSettings,
     *,
     seed: int,
     out: Path,
@@ -50,8 +50,8 @@ def train(
     """
     import torch
 
-    from loopline.training.classification.augment import Augment
-    from loopline.training.classification.residual import ImageNetwork
+    from loopline.tasks.classification.augment import Augment
+    from loopline.tasks.classification.residual import ImageNetwork
 
     shape = ImageInput(**settings.input.model_dump())
     pixels, val_pixels = (image.batch(list(_images(split)), shape) for split in (train, val))
@@ -118,7 +118,7 @@ def start_from(network: ImageNetwork, pretrained: str) -> None:
 def _load(folder: Path) -> tuple[ImageNetwork, ModelSpec]:
     from safetensors.torch import load
 
-    from loopline.training.classification.residual import ImageNetwork
+    from loopline.tasks.classification.residual import ImageNetwork
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shape, labels = ImageInput(**config["image"]), tuple(config["labels"])
@@ -143,14 +143,14 @@ def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     return run
 
 
-def export(folder: Path, train: Split, val: Split, settings: Classification, *, out: Path) -> ModelSpec:  # noqa: ARG001
+def export(folder: Path, train: Split, val: Split, settings: ClassificationSettings, *, out: Path) -> ModelSpec:
     """Write the ONNX graph of the network in `folder` to `out`, with a dynamic batch, and say what it takes and gives.
 
     Batch normalisation is folded into the convolutions, so that quantization sees one node for each.
     """
     import torch
 
-    from loopline.training.classification.residual import ImageAnswers
+    from loopline.tasks.classification.residual import ImageAnswers
 
     network, spec = _load(folder)
     assert spec.image is not None

@@ -2,8 +2,8 @@
 
 import torch
 
-from loopline.settings import ClassificationTrain
-from loopline.training.classification.augment import Augment
+from loopline.tasks.classification.augment import Augment
+from loopline.tasks.classification.parameters import ClassificationTrain
 
 NOTHING = ClassificationTrain(
     epochs=1, patience=1, batch_size=8, learning_rate=0.01, width=4, weight_decay=0, label_smoothing=0,

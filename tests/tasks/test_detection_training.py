@@ -21,21 +21,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from loopline.errors import LooplineError
 from loopline.lib import sessions
-from loopline.settings import Detection
 from loopline.stages import quantize
 from loopline.tasks import bootstrap
-from loopline.tasks import detection as task
+from loopline.tasks.detection import fit, suppression, task, yolo
+from loopline.tasks.detection import training as detection
+from loopline.tasks.detection.mosaic import Scenes
+from loopline.tasks.detection.parameters import DetectionSettings
 from loopline.tasks.spec import ImageInput, ModelSpec
-from loopline.training import detection, onnx_export, parity, quantization
-from loopline.training.detection import fit, suppression, yolo
-from loopline.training.detection.mosaic import Scenes
+from loopline.training import onnx_export, parity, quantization
 
 sys.path.insert(0, str(Path(__file__).parent))
 from naive import one_tensor
 from shapes import LABELS, SIDE, SMALL, shapes, small
 
 
-def run(folder: Path, model: Detection, log: Any = lambda *_: None) -> Path:
+def run(folder: Path, model: DetectionSettings, log: Any = lambda *_: None) -> Path:
     detection.train(
         shapes(48, seed=0), shapes(16, seed=1), model, seed=0, out=folder / "train", work=folder / "work", log=log
     )
@@ -55,7 +55,9 @@ def exported(trained: Path) -> tuple[Path, ModelSpec]:
 
 def map50(path: Path, spec: ModelSpec, side: int = SIDE) -> float:
     test = shapes(16, seed=2, side=side)
-    return task.scorer(sessions.run(path, task.preprocessor(spec, path)(test.inputs)), test, spec)(None)["map50"]  # type: ignore[arg-type]
+    return task.TASK.scorer(sessions.run(path, task.TASK.preprocessor(spec, path)(test.inputs)), test, spec)(None)[
+        "map50"
+    ]  # type: ignore[arg-type]
 
 
 def test_it_learns_and_leaves_its_files_but_no_checkpoint(trained: Path) -> None:
@@ -72,7 +74,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -
     program = f"""
 import os, signal, sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
-import pathlib, test_detection as t
+import pathlib, test_detection_training as t
 def log(epoch, metrics):
     if epoch == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -91,7 +93,7 @@ t.run(pathlib.Path({str(tmp_path / "killed")!r}), t.small(epochs=3), log)
 
 def test_torch_and_onnx_agree_for_any_batch(trained: Path, exported: tuple[Path, ModelSpec]) -> None:
     path, spec = exported
-    inputs = task.preprocessor(spec, trained)(shapes(5, seed=3).inputs)  # type: ignore[arg-type]
+    inputs = task.TASK.preprocessor(spec, trained)(shapes(5, seed=3).inputs)  # type: ignore[arg-type]
     expected = detection.reference(trained)(inputs)
     for size in (1, 2, 5):
         differences = parity.largest_difference(expected, sessions.run(path, inputs, batch=size))
@@ -100,7 +102,7 @@ def test_torch_and_onnx_agree_for_any_batch(trained: Path, exported: tuple[Path,
 
 def test_swapped_channels_are_seen_by_the_parity_check(trained: Path, exported: tuple[Path, ModelSpec]) -> None:
     path, spec = exported
-    inputs = task.preprocessor(spec, trained)(shapes(5, seed=3).inputs)  # type: ignore[arg-type]
+    inputs = task.TASK.preprocessor(spec, trained)(shapes(5, seed=3).inputs)  # type: ignore[arg-type]
     swapped = {"image": inputs["image"][..., ::-1].copy()}
     with pytest.raises(LooplineError, match="channel order"):
         parity.check(detection.reference(trained)(inputs), sessions.run(path, swapped), tolerance=1e-3, what="they")
@@ -145,13 +147,13 @@ def test_weights_that_look_like_a_path_tell_nothing() -> None:
 
 def test_the_embedding_has_unit_variance_on_the_training_images(exported: tuple[Path, ModelSpec]) -> None:
     path, spec = exported
-    embedding = sessions.run(path, task.preprocessor(spec, path)(shapes(48, seed=0).inputs))["embedding"]  # type: ignore[arg-type]
+    embedding = sessions.run(path, task.TASK.preprocessor(spec, path)(shapes(48, seed=0).inputs))["embedding"]  # type: ignore[arg-type]
     assert embedding.mean(0) == pytest.approx(np.zeros(8), abs=0.01)
     assert embedding.std(0) == pytest.approx(np.ones(8), abs=0.01)
 
 
 def quantized(path: Path, target: Path, spec: ModelSpec, *, side: int, naively: bool) -> Path:
-    images = task.preprocessor(spec, path)(shapes(8, seed=0, side=side).inputs)  # type: ignore[arg-type]
+    images = task.TASK.preprocessor(spec, path)(shapes(8, seed=0, side=side).inputs)  # type: ignore[arg-type]
     exclude = [] if naively else detection.nodes_to_exclude(onnx.load(path))
     quantization.quantize(path, target, quantization.grid("static", ("minmax",))[0], images, exclude=exclude)
     return target
@@ -180,13 +182,18 @@ def test_quantized_naively_it_finds_nothing_and_no_error_says_so(trained: Path, 
     assert map50(naive, spec, side=512) == 0
 
     test = shapes(16, seed=2, side=512)
-    inputs = task.preprocessor(spec, tmp_path)(test.inputs)  # type: ignore[arg-type]
+    inputs = task.TASK.preprocessor(spec, tmp_path)(test.inputs)  # type: ignore[arg-type]
     full, small_ = sessions.run(joined, inputs), sessions.run(naive, inputs)
     change = bootstrap.paired(
-        task.scorer(small_, test, spec), task.scorer(full, test, spec), 16, metric=task.HEADLINE, resamples=200, seed=0
+        task.TASK.scorer(small_, test, spec),
+        task.TASK.scorer(full, test, spec),
+        16,
+        metric=task.TASK.headline,
+        resamples=200,
+        seed=0,
     )
     gap, sizes, fast = quantization.distance(full, small_), {"fp32": 2, "int8": 1}, bootstrap.Interval(2.0, 2.0, 2.0)
-    refused = quantize.objections(change, gap, sizes, fast, task.HEADLINE, small().quantize)
+    refused = quantize.objections(change, gap, sizes, fast, task.TASK.headline, small().quantize)
     assert any("map50 may fall" in reason for reason in refused), "FP32 must ship"
 
 

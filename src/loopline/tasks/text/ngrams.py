@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from loopline.training.text.tokenizing import EDGE, PAD, UNKNOWN
+from loopline.tasks.text.tokenizing import EDGE, PAD, UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from loopline import settings
 from loopline.data.manifest import Split
-from loopline.settings import Detection
+from loopline.tasks.detection.parameters import DetectionSettings
 
 SIDE = 64
 LABELS = ("disc", "square")
@@ -39,10 +39,10 @@ def shapes(n: int, *, seed: int, side: int = SIDE) -> Split:
     return Split(ids, inputs, targets, np.full((n, 2), side, np.int32), LABELS)
 
 
-def small(**change: Any) -> Detection:
+def small(**change: Any) -> DetectionSettings:
     """The default settings, made small."""
     _, model = settings.model("detector", Path(__file__).parents[1] / "params.yaml")
-    assert isinstance(model, Detection)
+    assert isinstance(model, DetectionSettings)
     recipe = {"epochs": 14, "batch_size": 8, "patience": 14, "learning_rate": 0.01, "architecture": SMALL} | change
     shape = model.input.model_copy(update={"height": SIDE, "width": SIDE})
     return model.model_copy(update={"input": shape, "train": model.train.model_copy(update=recipe)})

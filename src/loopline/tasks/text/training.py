@@ -20,16 +20,16 @@ from loopline.lib import files
 from loopline.lib.arrays import Arrays
 from loopline.settings import located
 from loopline.tasks.spec import ModelSpec, TextInput
+from loopline.tasks.text import tokenizing
 from loopline.training import checkpoint, loop, onnx_export, posthoc
-from loopline.training.text import tokenizing
 
 if TYPE_CHECKING:
     import onnx
     from tokenizers import Tokenizer
 
     from loopline.data.manifest import Split
-    from loopline.settings import Text
-    from loopline.training.text.ngrams import TextNetwork
+    from loopline.tasks.text.ngrams import TextNetwork
+    from loopline.tasks.text.parameters import TextSettings
 
 QUANTIZATION: Literal["static", "dynamic"] = "dynamic"
 EMBEDDING_SAMPLES = 8192  # enough for the principal components of some hundred features
@@ -97,7 +97,7 @@ def _encode(tokenizer: Tokenizer, split: Split) -> _Encoded:
 def train(
     train: Split,
     val: Split,
-    settings: Text,
+    settings: TextSettings,
     *,
     seed: int,
     out: Path,
@@ -133,12 +133,12 @@ def train(
     checkpoint.forget(work)
 
 
-def _fresh(train: Split, val: Split, settings: Text) -> tuple[tokenizing.Kind, Tokenizer, TextNetwork]:
+def _fresh(train: Split, val: Split, settings: TextSettings) -> tuple[tokenizing.Kind, Tokenizer, TextNetwork]:
     """The kind of tokens asked for. For `auto`: words, unless characters are clearly better with naive Bayes on `val`.
 
     A network on words takes a ninth of the time. Without the margin the next batch of labels could turn the choice over.
     """
-    from loopline.training.text import ngrams
+    from loopline.tasks.text import ngrams
 
     wanted = settings.train.tokenizer
     kinds: list[tokenizing.Kind] = list(VIEWS) if wanted == "auto" else [wanted]
@@ -174,14 +174,16 @@ def clearly_better(right: NDArray[np.bool_], than: NDArray[np.bool_]) -> bool:
 def _network(
     kind: tokenizing.Kind, *, rows: int, classes: int, embedding: int, word_dropout: float = 0.0
 ) -> TextNetwork:
-    from loopline.training.text.ngrams import TextNetwork
+    from loopline.tasks.text.ngrams import TextNetwork
 
     view = VIEWS[kind]
     sizes = {"rows": rows, "longest": view.longest, "classes": classes, "embedding": embedding}
     return TextNetwork(convolve=view.convolve, word_dropout=word_dropout, **sizes)
 
 
-def start_from(pretrained: Path, settings: Text, *, classes: int) -> tuple[tokenizing.Kind, Tokenizer, TextNetwork]:
+def start_from(
+    pretrained: Path, settings: TextSettings, *, classes: int
+) -> tuple[tokenizing.Kind, Tokenizer, TextNetwork]:
     """The tokenizer and the network of an earlier run, with a fresh head where its classes were others in number.
 
     pretrained: a model.safetensors, with the tokenizer.json and config.json that were written beside it. Raises
@@ -245,11 +247,11 @@ def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     return run
 
 
-def export(folder: Path, train: Split, val: Split, settings: Text, *, out: Path) -> ModelSpec:  # noqa: ARG001
+def export(folder: Path, train: Split, val: Split, settings: TextSettings, *, out: Path) -> ModelSpec:
     """Write the ONNX graph of the network in `folder` to `out`, with free batch and length, and say what it takes."""
     import torch
 
-    from loopline.training.text.ngrams import TextAnswers
+    from loopline.tasks.text.ngrams import TextAnswers
 
     network, spec = _load(folder)
     example = torch.full((2, 7), tokenizing.EDGE)

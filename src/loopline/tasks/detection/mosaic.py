@@ -11,7 +11,7 @@ from PIL import Image
 from loopline.lib.arrays import Boxes, Pixels
 
 if TYPE_CHECKING:
-    from loopline.settings import DetectionTrain
+    from loopline.tasks.detection.parameters import DetectionTrain
 
 LEAST_VISIBLE = 0.2  # share of a box that must stay in the image, or it is no example of its class
 LEAST_SIDE = 2.0  # pixels

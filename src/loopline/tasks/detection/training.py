@@ -15,19 +15,18 @@ import numpy as np
 
 from loopline.errors import LooplineError
 from loopline.lib.arrays import Arrays
-from loopline.tasks import detection as task
 from loopline.tasks import image
+from loopline.tasks.detection import fit, suppression, task
 from loopline.tasks.spec import ImageInput, ModelSpec
 from loopline.training import checkpoint, loop, onnx_export, posthoc
-from loopline.training.detection import fit, suppression
 
 if TYPE_CHECKING:
     import onnx
 
     from loopline.data.manifest import Split
-    from loopline.settings import Detection
-    from loopline.training.detection.mosaic import Scenes
-    from loopline.training.detection.yolo import Detector
+    from loopline.tasks.detection.mosaic import Scenes
+    from loopline.tasks.detection.parameters import DetectionSettings
+    from loopline.tasks.detection.yolo import Detector
 
 QUANTIZATION: Literal["static", "dynamic"] = "static"
 QUANTIZED = {"Conv", "Relu", "Concat", "Add", "MaxPool", "Resize", "Split"}
@@ -38,7 +37,7 @@ NMS_IOUS = (0.6, 0.55, 0.65, 0.5, 0.7, 0.45, 0.4, 0.35, 0.3)  # of equals, the f
 def train(
     train: Split,
     val: Split,
-    settings: Detection,
+    settings: DetectionSettings,
     *,
     seed: int,
     out: Path,
@@ -52,7 +51,7 @@ def train(
     """
     import torch
 
-    from loopline.training.detection import yolo
+    from loopline.tasks.detection import yolo
 
     if not val.ids:
         raise LooplineError(
@@ -88,7 +87,7 @@ def train(
 
 
 def _scenes(split: Split, shape: ImageInput) -> Scenes:
-    from loopline.training.detection.mosaic import Scenes
+    from loopline.tasks.detection.mosaic import Scenes
 
     pixels = image.batch([item for item in split.inputs if isinstance(item, bytes)], shape)
     sizes = [(int(width), int(height)) for width, height in split.sizes]
@@ -101,14 +100,14 @@ def _thresholds(network: Detector, scenes: Scenes, truth: Split, spec: ModelSpec
     found = fit.predict(network, scenes)[0]
     boxes, scores = (np.concatenate([part[number] for part in found]) for number in range(2))
     tried = {iou: suppression.suppress(boxes, scores, iou=iou) for iou in NMS_IOUS}
-    best = max(NMS_IOUS, key=lambda iou: task.scorer(tried[iou], truth, spec)(None)["map50"])
+    best = max(NMS_IOUS, key=lambda iou: task.TASK.scorer(tried[iou], truth, spec)(None)["map50"])
     return {"nms_iou": best, "score_threshold": round(task.best_threshold(tried[best], truth, spec), 4)}
 
 
 def _load(folder: Path) -> tuple[Detector, ModelSpec]:
     from safetensors.torch import load
 
-    from loopline.training.detection import yolo
+    from loopline.tasks.detection import yolo
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shape, labels = ImageInput(**config["image"]), tuple(config["labels"])
@@ -138,7 +137,7 @@ def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     return run
 
 
-def export(folder: Path, train: Split, val: Split, settings: Detection, *, out: Path) -> ModelSpec:  # noqa: ARG001
+def export(folder: Path, train: Split, val: Split, settings: DetectionSettings, *, out: Path) -> ModelSpec:
     """Write the ONNX graph of the network in `folder` to `out`, with a dynamic batch, and say what it takes and gives.
 
     Batch normalisation is folded into the convolutions; suppression is appended as standard ONNX operators.

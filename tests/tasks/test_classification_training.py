@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from loopline import settings
 from loopline.data.manifest import Split
 from loopline.errors import LooplineError
-from loopline.settings import Classification
 from loopline.tasks import image
+from loopline.tasks.classification import training as classification
+from loopline.tasks.classification.parameters import ClassificationSettings
+from loopline.tasks.classification.residual import ImageNetwork
 from loopline.tasks.spec import ImageInput
-from loopline.training import classification, loop
-from loopline.training.classification.residual import ImageNetwork
+from loopline.training import loop
 
 SIDE = 16
 
@@ -43,16 +44,16 @@ def stripes(n: int, *, seed: int, labels: tuple[str, ...] = ("across", "blank", 
     return Split(ids, inputs, targets.astype(np.int64), np.full((n, 2), SIDE, np.int32), labels)
 
 
-def tiny(**change: Any) -> Classification:
+def tiny(**change: Any) -> ClassificationSettings:
     """The default settings, made small."""
     _, model = settings.model("classifier", Path(__file__).parents[1] / "params.yaml")
-    assert isinstance(model, Classification)
+    assert isinstance(model, ClassificationSettings)
     small = {"epochs": 6, "batch_size": 16, "width": 8, "learning_rate": 0.01, "patience": 6} | change
     shape = model.input.model_copy(update={"height": SIDE, "width": SIDE, "channels": 1})
     return model.model_copy(update={"input": shape, "train": model.train.model_copy(update=small)})
 
 
-def run(folder: Path, model: Classification, *, train: Split | None = None) -> Path:
+def run(folder: Path, model: ClassificationSettings, *, train: Split | None = None) -> Path:
     out = folder / "train"
     classification.train(
         train or stripes(120, seed=0),
@@ -162,7 +163,7 @@ def test_a_bad_pretrained_setting_is_explained(
 
 def test_the_default_network_is_small() -> None:
     _, model = settings.model("classifier", Path(__file__).parents[1] / "params.yaml")
-    assert isinstance(model, Classification)
+    assert isinstance(model, ClassificationSettings)
     network = ImageNetwork(ImageInput(**model.input.model_dump()), classes=10, width=model.train.width, embedding=8)
     assert sum(parameter.numel() for parameter in network.parameters()) <= 300_000
 
@@ -179,7 +180,7 @@ def test_any_image_size_has_a_network(height: int, width: int, channels: Any) ->
 
 FEW_CHANNELS = """
 import torch
-from loopline.training.classification.residual import Pointwise
+from loopline.tasks.classification.residual import Pointwise
 torch.manual_seed(0)
 for channels in (3, 4, 8, 12):
     module = Pointwise(channels, 16, 1, 2, bias=False).to(memory_format=torch.channels_last).train()

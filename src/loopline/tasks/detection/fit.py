@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loopline.errors import LooplineError
-from loopline.tasks import detection as task
+from loopline.tasks.detection import suppression, task
 from loopline.tasks.spec import ModelSpec
 from loopline.training import checkpoint, loop
-from loopline.training.detection import suppression
 from loopline.training.progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
     from loopline.data.manifest import Split
-    from loopline.settings import DetectionTrain
-    from loopline.training.detection.mosaic import Scenes
-    from loopline.training.detection.yolo import Detector
+    from loopline.tasks.detection.mosaic import Scenes
+    from loopline.tasks.detection.parameters import DetectionTrain
+    from loopline.tasks.detection.yolo import Detector
 
 LARGEST_GRADIENT = 10.0  # norm
 MOST_INERTIA = 0.99  # of the running average: about the last hundred steps
@@ -164,7 +163,7 @@ def validate(network: Detector, val: Scenes, truth: Split, spec: ModelSpec) -> d
     found, loss = predict(network, val)
     parts = [suppression.suppress(boxes, scores, iou=NMS_IOU) for boxes, scores, _ in found]
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    figures = task.scorer(outputs, truth, spec)(None)
+    figures = task.TASK.scorer(outputs, truth, spec)(None)
     return {"val_loss": loss, "map50": figures["map50"], "map50_95": figures["map50_95"]}
 
 

@@ -11,8 +11,11 @@ import pytest
 from loopline import settings
 from loopline.data.manifest import Split
 from loopline.lib import sessions
-from loopline.tasks import text as task
-from loopline.training import parity, quantization, text
+from loopline.tasks import find
+from loopline.tasks.text import training as text
+from loopline.training import parity, quantization
+
+task = find("text")
 
 WORDS = {"good": ["fine", "great", "lovely", "superb"], "bad": ["poor", "awful", "dull", "weak"]}
 ODD = ["", " ", "a\u0085b", "\U0001f600\U0001f600", "\u4f60\u597d", "\ud800", "word " * 5000, "fine"]

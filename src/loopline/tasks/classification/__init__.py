@@ -1,0 +1,1 @@
+"""One of k classes for each image."""

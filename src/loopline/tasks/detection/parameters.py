@@ -1,0 +1,40 @@
+"""A detector's part of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from loopline.settings import Fit, Fraction, ImageShape, ModelSettings
+
+
+class DetectionTrain(Fit):
+    """How a detector is trained."""
+
+    architecture: str
+    activation: Literal["silu", "relu"]
+    final_learning_rate: float = Field(gt=0, le=1)  # as a share of learning_rate
+    warmup_epochs: float = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    class_weights: bool
+    mosaic: Fraction
+    close_mosaic: int = Field(ge=0)
+    flip_horizontal: Fraction
+    flip_vertical: Fraction
+    shift: Fraction
+    scale: float = Field(ge=0)
+    hue: Fraction
+    saturation: Fraction
+    brightness: Fraction
+
+
+class DetectionSettings(ModelSettings):
+    """An object detector."""
+
+    task: Literal["detection"]
+    input: ImageShape
+    train: DetectionTrain
+
+
+PARAMETERS = DetectionSettings

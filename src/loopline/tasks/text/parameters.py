@@ -1,0 +1,34 @@
+"""A text classifier's part of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from loopline.settings import ClassifierFit, Fraction, ModelSettings, Strict
+
+
+class TextShape(Strict):
+    """How much of a text the model takes: what is beyond is cut off."""
+
+    max_tokens: int = Field(ge=4)
+
+
+class TextTrain(ClassifierFit):
+    """How a text classifier is trained."""
+
+    tokenizer: Literal["auto", "words", "characters"]
+    vocabulary: int = Field(ge=100)
+    word_dropout: Fraction
+
+
+class TextSettings(ModelSettings):
+    """A text classifier."""
+
+    task: Literal["text"]
+    input: TextShape
+    train: TextTrain
+
+
+PARAMETERS = TextSettings
