@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!.venv/bin/python
 """The ML Test Score of this repository, from what the tests just did.
 
 Breck et al., "The ML Test Score: A Rubric for ML Production Readiness and Technical Debt Reduction", IEEE Big Data 2017: four
@@ -6,7 +6,7 @@ sections of seven tests. A test that runs by itself is worth a point, one that w
 score is the smallest of the four sums. `ml-test-score.yaml` names the evidence, and a point is given only where every named test is
 in the report of this run, and passed. Exit code 1: evidence is missing, the score is under the goal, or the page says otherwise.
 
-    make test ARGS="--junitxml=.loopline/tests.xml" && make score        # ARGS=--write writes docs/ml-test-score.md
+    make test ARGS="--junitxml=.loopline/tests.xml" && scripts/ml_test_score.py     # --write writes docs/ml-test-score.md
 """
 
 import argparse
@@ -73,8 +73,9 @@ def page(sections: dict[str, Any], given: dict[str, list[float]]) -> str:
         "",
         'The 28 tests of Breck et al., "The ML Test Score: A Rubric for ML Production Readiness and Technical Debt Reduction"',
         "(IEEE Big Data 2017). A point: a test that CI runs. Half a point: done by hand and written down, or a part is left open.",
-        "The score is the smallest of the four sums. `make score` computes it from the report of the tests that just ran, and fails",
-        "where named evidence did not run or did not pass, where the score is under the goal, or where this page says otherwise.",
+        "The score is the smallest of the four sums. `scripts/ml_test_score.py` computes it from the report of the tests that just",
+        "ran, and fails where named evidence did not run or did not pass, where the score is under the goal, or where this page says",
+        "otherwise.",
         "",
         f"**Score: {min(sums.values()):g}** (goal: {GOAL:g}). The authors call more than 3 strong, more than 5 exceptional.",
         "",
@@ -120,7 +121,9 @@ def main() -> int:
     if options.write:
         path.write_text(text, encoding="utf-8")
     elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-        wrong.append(f"{PAGE} says something else. Run: make score ARGS=--write, look at the difference, and commit it")
+        wrong.append(
+            f"{PAGE} says something else. Run: scripts/ml_test_score.py --write, look at the difference, and commit it"
+        )
     sys.stdout.write("".join(f"{line}\n" for line in [*wrong, f"ML Test Score: {score:g}"]))
     return int(bool(wrong))
 

@@ -66,7 +66,7 @@ def choose_tasks(tasks: list[str], missing: list[str]) -> None:
         edit(".ci/run", r"^.*make drill.*\n")
     if "detection" not in tasks:
         edit("pyproject.toml", r"^# Ultralytics.*\ndetect = .*\n")
-        edit("Makefile", r"(?<=--extra ,train) detect")
+        edit("scripts/lock", r" --extra detect")
         for package in sorted(DETECTION):
             edit("requirements.lock", rf"^{package}==.*\n")
 
@@ -75,9 +75,7 @@ def choose_targets(targets: list[str], tasks: list[str], missing: list[str]) -> 
     """Drop what calls a target that is missing, and the missing models from those that are there."""
     if "compose" not in targets:
         edit("Makefile", r"^.* serving/compose\.yaml\n")
-    if "kubernetes" not in targets:
-        edit("Makefile", r"^.* serving/kubernetes/monitoring/rules\.yaml\n")
-    else:
+    if "kubernetes" in targets:
         for name in missing:
             edit("serving/kubernetes/route/route.yaml", rf"^.*/v2/models/{name}/infer.*\n")
     if "serverless" in targets:
@@ -111,10 +109,9 @@ def main(operation: str) -> None:
     choose_targets(answers["targets"], tasks, missing)
     edit("pyproject.toml", r'(?<=^name = ")loopline"\n(?=version)', f'{project}"\n')
     edit("pyproject.toml", r'(?<=^description = ").*(?="$)', f"{project}, made from Loopline")
-    for target in ("new", "score"):
-        edit("Makefile", rf"^\.PHONY: {target}\n{target}: .*\n(?:\t.*\n)*\n")
-    edit(".ci/run", r"^.*(scripts/readme|make score)\n")
-    edit(".github/workflows/ci.yml", r"^ +- run: make score\n")
+    edit("Makefile", r"^\.PHONY: new\nnew: .*\n(?:\t.*\n)*\n")
+    edit(".ci/run", r"^.*scripts/(readme|ml_test_score\.py)\n")
+    edit(".github/workflows/ci.yml", r"^ +- run: scripts/ml_test_score\.py\n")
     for page in (Path("CONTRIBUTING.md"), Path("SECURITY.md"), *Path("docs").rglob("*.md")):
         mend(page)
     if operation == "copy":

@@ -50,10 +50,15 @@ def test_every_test_that_a_page_names_exists():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_named_make_targets_exist(page):
+def test_named_make_targets_suites_and_scripts_exist(page):
     rules = re.findall(r"^([a-z -]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     targets = {name for rule in rules for name in rule.split()}
-    assert set(re.findall(r"(?:`|^\$ )make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)) <= targets
+    text = page.read_text(encoding="utf-8")
+    assert set(re.findall(r"(?:`|^\$ )make ([a-z-]+)", text, re.MULTILINE)) <= targets
+    suites = set(re.findall(r"^BENCH_([a-z]+) =", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bSUITE=([a-z]+)", text)) <= suites
+    for script in re.findall(r"(?<=`)scripts/[a-z_.-]+", text):
+        assert (ROOT / script).is_file(), f"{page.name} names {script}"
 
 
 def test_the_readme_can_be_read_in_one_go():

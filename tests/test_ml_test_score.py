@@ -1,4 +1,4 @@
-"""`make score`: a point is given only for evidence that ran and passed."""
+"""`scripts/ml_test_score.py`: a point is given only for evidence that ran and passed."""
 
 import shutil
 import subprocess

@@ -87,7 +87,7 @@ def test_what_may_change_the_repository_runs_nothing_of_the_pipeline(path):
             used = {step["uses"].split("@")[0] for step in job["steps"] if "uses" in step}
             assert used <= {"actions/checkout", "actions/download-artifact", "$/.github/actions/propose"}, key
             assert not re.search(
-                r"\b(make|loopline|dvc|python)\b", " ".join(step.get("run", "") for step in job["steps"])
+                r"\b(make|loopline|dvc|python|scripts)\b", " ".join(step.get("run", "") for step in job["steps"])
             ), key
 
 
@@ -105,7 +105,7 @@ def test_targets_and_scripts_that_are_called_exist():
     scripts += [command for key, command in editor.items() if key.endswith("Command")]
     for script in scripts:
         called |= set(re.findall(r"\bmake ([a-z-]+)", script))
-        for file in re.findall(r"\scripts/[a-z-]+", script):
+        for file in re.findall(r"\bscripts/[a-z_.-]+", script):
             assert os.access(ROOT / file, os.X_OK), file
     assert called <= targets
 
@@ -292,6 +292,23 @@ def test_a_base_that_is_not_there_is_an_error(project):
     assert done.returncode == 1
     assert "origin/main is no revision here" in done.stderr
     assert not (project / "reports/difference.md").exists()
+
+
+def test_data_goes_to_the_remote_that_the_environment_names_and_comes_back(project, tmp_path):
+    remote, data = {"LOOPLINE_DVC_REMOTE": str(tmp_path / "shared")}, project / "data.csv"
+    data.write_text("a,b")
+    subprocess.run([BIN / "dvc", "add", "--quiet", data], cwd=project, check=True)
+    assert call("dvc-remote", "push", cwd=project, **remote).returncode == 0
+    data.unlink()
+    shutil.rmtree(project / ".dvc/cache")
+    done = call("dvc-remote", "pull", cwd=project, **remote)
+    assert (done.returncode, data.read_text()) == (0, "a,b"), done.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("gc",), ("push --all-commits",)])
+def test_the_remote_is_only_pushed_to_or_pulled_from(tmp_path, words):
+    done = call("dvc-remote", *words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "usage: dvc-remote push|pull\n")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`make bench-drift`: Loopline's drift alarm beside other methods, on the same windows, at the same rate of false alarms.
+"""`make bench SUITE=drift`: Loopline's drift alarm beside other methods, on the same windows, at the same rate of false alarms.
 
 Needs the bundles of `make repro`; --project names further folders with bundles of other data sets. Writes
 docs/drift-benchmark.md and a picture. `--quick` only shows that it works: its figures mean nothing.

@@ -213,7 +213,7 @@ def losses(trials: list[Figures]) -> list[str]:
 
 def _rules(found: Figures | None) -> str:
     if found is None:
-        return 'Not measured in this run: `make bench-drift ARGS="--report --rules"` does, with `prometheus` on the PATH.\n'
+        return 'Not measured in this run: `make bench SUITE=drift ARGS="--report --rules"` does, with `prometheus` on the PATH.\n'
     rows = [
         [name, f"{g['median']:.3f}", f"{g['most']:.3f}", ", ".join(f"`{rule}` {t:.3f}" for t, rule in g["slowest"])]
         for name, g in found["groups"].items()
@@ -244,7 +244,7 @@ def page(results: Figures) -> str:
     lost = "\n".join(f"- {line}" for line in losses(trials)) or "- Nowhere, by more than chance."
     return f"""# How well is drift seen?
 
-Loopline's drift alarm beside other methods, in one run of `make bench-drift`, which wrote this page.
+Loopline's drift alarm beside other methods, in one run of `make bench SUITE=drift`, which wrote this page.
 What the alarm is: [drift.md](drift.md).
 
 ![Detection rate by the number of samples](pictures/drift-benchmark.png)

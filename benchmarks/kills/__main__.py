@@ -1,4 +1,4 @@
-"""`make bench-kills`: plays the drill while something of it is killed at random moments, and looks whether all is consistent.
+"""`make bench SUITE=kills`: plays the drill while something of it is killed at random moments, and looks whether all is consistent.
 
 The retrainer, the rollout's controller, the journal's collector and the servers are killed (SIGKILL). The supervisor is not: it has
 to bring back what is missing. A challenger's death rightly ends in a rollback, so both ends of the story are fine; nothing may be

@@ -1,4 +1,4 @@
-"""`make bench-rollout`: how often the judge is right, by the number of requests that a step demands.
+"""`make bench SUITE=rollout`: how often the judge is right, by the number of requests that a step demands.
 
 Simulated rollouts through the judge itself. Writes docs/rollout-benchmark.md and a picture. `--quick` only shows that it works: its
 figures mean nothing.

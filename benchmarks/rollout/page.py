@@ -95,7 +95,7 @@ def page(results: Figures) -> str:
     few = _of(results, SAME.name).get(small, {}).get("rolled_back", 0.0)
     return f"""# How often is a rollout right?
 
-Simulated rollouts through the judge that `loopline rollout` asks, in one run of `make bench-rollout`, which wrote this page.
+Simulated rollouts through the judge that `loopline rollout` asks, in one run of `make bench SUITE=rollout`, which wrote this page.
 What the judge does: [rollout.md](rollout.md).
 
 ![Share rolled back by the requests that a step demands](pictures/rollout-benchmark.png)

@@ -1,4 +1,4 @@
-"""`make bench-serving`: Loopline's server beside those that people would pick instead, in one run, interleaved, as medians.
+"""`make bench SUITE=serving`: Loopline's server beside those that people would pick instead, in one run, interleaved, as medians.
 
 The server has the first core to itself and the load generator the last. Needs the bundles of `make repro` and wrk. Writes
 docs/benchmarks.md and docs/pictures/benchmarks.png. `--quick` only shows that everything works: its figures mean nothing.

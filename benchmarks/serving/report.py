@@ -133,7 +133,8 @@ def page(results: Figures, connections: Sequence[int]) -> str:
     )
     parts = [
         "# How fast is it?",
-        "Loopline's server beside those that people would pick instead, in one run of `make bench-serving`, which wrote this page.",
+        "Loopline's server beside those that people would pick instead, in one run of "
+        "`make bench SUITE=serving`, which wrote this page.",
         "![Answers a second of each server](pictures/benchmarks.png)",
         f"{results['cpu']} ({', '.join(results['features'])}), {results['cores']} cores, Python {results['python']}, ONNX Runtime "
         f"{results['engine']}. {versions}. The run took {results['minutes']:.0f} minutes; the load average over its last 15 was "

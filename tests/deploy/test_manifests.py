@@ -318,7 +318,7 @@ def test_the_operators_rules_are_prometheus_own(tmp_path):
     assert yaml.safe_load(text)["spec"] == yaml.safe_load(
         (manifests.ROOT / "monitoring/prometheus/rules.yml").read_text(encoding="utf-8")
     )
-    assert text == rules.operator(), "run `make rules`"
+    assert text == rules.operator(), "run `loopline rules --operator --out serving/kubernetes/monitoring/rules.yaml`"
     assert main(["rules", "--operator", "--out", str(tmp_path / "a.yaml")]) == 0
     assert (tmp_path / "a.yaml").read_text(encoding="utf-8") == text
 

@@ -1,4 +1,4 @@
-"""The parts of `make bench-drift` that could lie."""
+"""The parts of `make bench SUITE=drift` that could lie."""
 
 import re
 from importlib import import_module

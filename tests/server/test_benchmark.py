@@ -1,4 +1,4 @@
-"""The harness of `make bench-serving` against our own server, and the parts of it that could lie."""
+"""The harness of `make bench SUITE=serving` against our own server, and the parts of it that could lie."""
 
 import json
 import os

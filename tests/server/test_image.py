@@ -322,7 +322,7 @@ def test_the_image_locks_by_hash_what_the_tests_ran_with():
     cpu, gpu = pinned("serving/requirements.lock"), pinned("serving/requirements-gpu.lock")
     assert set(cpu) == wanted | {"numpy", "pillow"}
     assert cpu.items() <= tested.items()
-    assert gpu["onnxruntime-gpu"] == cpu["onnxruntime"], "make lock"
+    assert gpu["onnxruntime-gpu"] == cpu["onnxruntime"], "scripts/lock"
     assert {name: cpu[name] for name in cpu if name != "onnxruntime"}.items() <= gpu.items()
     assert "onnxruntime" not in gpu, "the two packages overwrite each other"
 
