@@ -111,9 +111,8 @@ def test_a_run_adds_its_batch_to_the_data_set_that_the_repository_finds(reposito
 
     folder = worktree.make(home, "run-1", "classifier", "scratch")
     photos(folder / ".loopline/batch", range(EACH, EACH + 5))
-    loopline(
-        "data", "add", "classifier", ".loopline/batch", at=folder
-    )  # without the mirror, since nothing needs to be fetched again
+    # There is no mirror here, since nothing needs to be fetched again.
+    loopline("data", "add", "classifier", ".loopline/batch", at=folder)
     loopline("stage", "ingest", "classifier", at=folder)
     assert sample_counts(folder) == own | {"v2": 10}
     assert not (folder / ".loopline/datasets").exists()

@@ -36,7 +36,7 @@ STOPS = {  # an objection -> the action, words of its reason, and the changed fi
     "a harmless shift": ("decline", "a harmless shift", {"evidence": {"harmful": False}}),
     "label shift alone": ("decline", "label shift alone", {"evidence": {"new_mix": True}}),
     "labels that show no harm": ("decline", "labels show no harm", {"evidence": {"accuracy": (0.91, 0.99, 0.9)}}),
-    "no Prometheus": ("wait", "the model's state is unknown", {"evidence": {"unknown": "Prometheus cannot be reached"}}),
+    "no Prometheus": ("wait", "the model's state is unknown", {"evidence": {"unknown": "it is down"}}),
     "the kill switch": ("wait", "kill switch", {"state": {"paused": "holiday"}}),
     "a run under way": ("wait", "run r1 is under way", {"state": {"running": "r1"}}),
     "the cool-down": ("wait", "cool-down", {"state": {"past": (Past(NOW - HOUR, NOW - HOUR, "succeeded"),)}}),

@@ -77,9 +77,8 @@ def test_a_firing_alert_of_harmful_drift_causes_one_run_and_two_lines_in_the_log
     retrainer.send(alert(retrainer.version))
     retrainer.send(alert(retrainer.version, status="resolved"))
     retrainer.send(alert(retrainer.version, fingerprint="fedcba9876543210"))
-    decided(
-        retrainer, "wait"
-    )  # on the last alert; the earlier ones were looked at before, since the oldest comes first
+    # The last alert waits. The earlier ones were looked at before, since the oldest comes first.
+    decided(retrainer, "wait")
     assert [action for action, _ in retrainer.decisions()] == ["retrain", "retrain-succeeded", "wait"]
     assert len(retrainer.runs()) == 1
 
@@ -195,7 +194,7 @@ def test_a_run_that_exceeds_its_time_is_ended_and_fails(retrain):
     steps = [{"name": "sleep", "run": "/bin/sh -c 'sleep 600'", "at": "repository"}]
     retrainer = retrain(steps=steps, policy={"timeout_minutes": 0.02})
     retrainer.send(alert(retrainer.version))
-    assert "took the run over" in decided(retrainer, "retrain-failed")
+    assert "exceeded the run's time" in decided(retrainer, "retrain-failed")
 
 
 # Authentication

@@ -15,9 +15,9 @@ from loopline.lib.processes import Process
 from loopline.release import bundle
 
 TRIES = 50
-# The shift of the predicted classes that the canary may add to shadow's. It is large because 80 requests vary much by chance.
+# The shift of predicted classes that a canary may add to shadow's; large, since 80 requests vary much by chance.
 SHIFT = 0.3
-# How much slower than the champion the challenger may be, as a share. It is large because the busy machine blurs latencies.
+# How much slower than the champion a challenger may be, as a share; large, since the busy machine blurs latencies.
 SLOWER = 1.0
 
 

@@ -41,7 +41,7 @@ class Scratch:
         self.run("git", "clone", "--quiet", "--shared", str(self.root), str(self.folder), at=self.root)
         commit, self.uncommitted = repository.as_it_stands(self.root)
         self.run("git", "reset", "--quiet", "--hard", commit)
-        # The clone's cache starts with hard links to the repository's files, so nothing is copied or added to that cache.
+        # The clone has a cache of its own, which starts with hard links to the files of the repository's cache.
         if (cache := self._cache()).is_dir():
             shutil.copytree(cache, self.folder / ".dvc/cache", copy_function=os.link)
         (self.folder / ".dvc/config.local").write_text(CACHE.format(self.folder / ".dvc/cache"), encoding="utf-8")

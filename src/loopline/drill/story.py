@@ -79,9 +79,8 @@ class Drill:
         samples = pools(
             self.folder, self.model, self.champion.manifest.spec, self.pace.dataset, labels=self.pace.labels
         )
-        self.registered = ThreadPoolExecutor(1).submit(
-            self._register
-        )  # slow, so it runs in the background until it is needed
+        # Registering is slow, so it runs in the background until it is needed.
+        self.registered = ThreadPoolExecutor(1).submit(self._register)
         first_port = faults.free_ports(8)
         policy = faults.policy(self.folder, self.pace)
         ports = {
@@ -107,7 +106,7 @@ class Drill:
         began = self.record.now()
         seconds = int(self.pace.window[:-1])
         self._until("two windows of traffic", lambda: self.record.now() - began > 2 * seconds)
-        # Only full windows count: in a window of seconds Prometheus extrapolates the first counts to up to twice as many.
+        # Only full windows count: Prometheus extrapolates the first counts of a short window to up to twice as many.
         figures = [figure for figure in self.record.figures if figure.at > began + seconds]
         scores = [score for figure in figures for score in figure.score.values()]
         self._check(bool(scores), "the drift score is known")

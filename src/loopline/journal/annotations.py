@@ -28,9 +28,8 @@ NO_TEXT = {
     b"\x1f\x8b": "is packed with gzip: unpack it",
 }
 FOREIGN = frozenset({"annotation_id", "lead_time"})  # columns of Label Studio's own CSV, whose `id` is a task's id
-TASK = re.compile(
-    r'"(data|annotations|completions)"\s*:'
-)  # keys of its JSON export; the colon excludes a class of that name
+# Keys of its JSON export. The colon tells them from a class of that name.
+TASK = re.compile(r'"(data|annotations|completions)"\s*:')
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,10 @@ class Collector:
                 pass
 
     def _write_part(self, model: str) -> bool:
-        """Write one part and note it in the index. After a kill in between, the same part is written again under the same name."""
+        """Write one part and note it in the index; return False if it is too early for one.
+
+        After a kill in between, the same part is written again under the same name.
+        """
         waiting = self.index.execute(
             "SELECT id, time, content FROM entry WHERE model=? AND part IS NULL ORDER BY time, id LIMIT ?",
             (model, self.bounds.part_rows),

@@ -24,8 +24,8 @@ DISPUTED = "SELECT id FROM label WHERE model=?1 GROUP BY id HAVING count(DISTINC
 class Entry:
     """A served sample.
 
-    time: seconds since 1970. input: an encoded image or a text, None if redacted. prediction: the answer as JSON, in the form of the
-    route /predict. signals: see `tasks.signals`. label: a class, or a detector's boxes; None if unknown. source: of the label.
+    time: seconds since 1970. input: an encoded image or a text, None if redacted. prediction: the answer in the form of
+    the route /predict. signals: see `tasks.signals`. label: a class, or a detector's boxes; None if unknown. source: of the label.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The journal's Parquet parts, `<model>-<time>-<hash>.parquet`, in a folder or at a URL that fsspec supports. Each write is atomic."""
+"""The journal's Parquet parts, `<model>-<time>-<hash>.parquet`, in a folder or at any URL of fsspec. Writes are atomic."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Parts:
 
         try:
             content = pa.BufferReader(self.fs.cat_file(f"{self.root}/{name}"))
-            # read_table with filters is avoided: a thread of pyarrow's scanner may outlive it and abort the process at exit.
+            # read_table with filters is avoided: a thread of pyarrow's scanner may outlive it and abort the process.
             table = pq.ParquetFile(content).read(use_threads=False)
             mask = pc.is_in(table["id"], pa.array(list(ids), pa.string()))
         except (OSError, KeyError, pa.ArrowException) as error:

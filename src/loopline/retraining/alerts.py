@@ -59,7 +59,7 @@ def secrets() -> Secrets:
     loaded = Secrets(_secret(TOKEN), _secret(SECRET))
     if not (loaded.token or loaded.hmac):
         raise LooplineError(
-            f"the retrainer starts trainings, so it must authenticate senders: set {TOKEN} (Alertmanager) or {SECRET} (Grafana), "
+            f"the retrainer must authenticate who starts trainings: set {TOKEN} (Alertmanager) or {SECRET} (Grafana), "
             f"or {TOKEN}_FILE or {SECRET}_FILE to the path of a file. `openssl rand -hex 32` makes a good secret"
         )
     return loaded

@@ -64,9 +64,8 @@ def served_bundle(model: str, version: str, repository: Path) -> bundle.Bundle:
 
     Raises LooplineError if none of them has this version.
     """
-    kept = sorted(
-        (repository / ".loopline/bundles" / model).glob("*/")
-    )  # named by version; a partial copy has the suffix .partial
+    # Deployed bundles are named by version; a partial copy has the suffix .partial.
+    kept = sorted((repository / ".loopline/bundles" / model).glob("*/"))
     named = [folder for folder in kept if folder.name.startswith(version) and folder.suffix != ".partial"]
     for folder in [*named, repository / "models" / model / "bundle"]:
         if version and (folder / bundle.SUMS).exists() and (served := bundle.read(folder)).version.startswith(version):

@@ -23,7 +23,7 @@ def dispatch(to: GitHub, *, model: str, run: str) -> str:
     """
     if not (token := credentials.secret(TOKEN)):
         raise LooplineError(
-            f"{TOKEN} is not set: it needs a fine-grained token with write access to Actions of {to.repository}, and no other access"
+            f"{TOKEN} is not set: create a fine-grained token with write access to Actions of {to.repository} alone"
         )
     workflow = f"{to.api.rstrip('/')}/repos/{to.repository}/actions/workflows/retrain.yml"
     query = urllib.parse.urlencode({"event": "workflow_dispatch", "per_page": 100})

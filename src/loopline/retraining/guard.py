@@ -159,7 +159,7 @@ def _cause(evidence: RetrainingEvidence) -> Objections:
         objections.append(
             (
                 Action.DECLINE,
-                f"labels show no harm: quality is in [{low:.3f}, {high:.3f}], harm begins below {least:.3f}",
+                f"labels show no harm: quality is in [{low:.3f}, {high:.3f}], harm is below {least:.3f}",
             )
         )
     return objections

@@ -85,7 +85,7 @@ class RetrainingPolicy(Strict):
             raise ValueError("two steps have the same name")
         if early := [step.name for step in self.here[:-1] if step.own_time]:
             raise ValueError(
-                f"step {early[0]}: only the last step may have own_time, since a step after it would begin past the timeout"
+                f"step {early[0]}: only the last step may have own_time; a later one would begin after the timeout"
             )
         for number, step in enumerate(self.here):
             if step.again is not None and step.again not in names[:number]:

@@ -31,7 +31,10 @@ BLUE, GREY = "#0072b2", "#888888"
 
 @dataclass(frozen=True)
 class ReportPart:
-    """Both bundles' metric on a part of the test split with n samples, and the paired difference. None: n is too small."""
+    """The metric of both bundles on the n samples of a part of the test split, and the paired difference.
+
+    A bound is None if n is too small to tell.
+    """
 
     n: int
     challenger: Interval
@@ -133,7 +136,7 @@ def _text(
         "Each row is challenger minus champion; the worst change comes first.",
         table(["part", "metric", "change"], [[plain(name), row["metric"], figure(row, signed=True)] for name, row in worst]),
         "![change by slice and class](changes.png)",
-        f"The branch `retrain/{run.id}` holds the data version and `dvc.lock`: keep them with `git merge retrain/{run.id}`.",
+        f"The branch `retrain/{run.id}` has the data version and `dvc.lock`: `git merge retrain/{run.id}` keeps them.",
     ]) + "\n"  # fmt: skip
 
 

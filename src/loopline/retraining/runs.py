@@ -20,7 +20,7 @@ from loopline.retraining.state import RetrainerStore, Run
 from loopline.retraining.worktree import folder_of, remove
 
 REFUSED = 2  # the exit code of a step that evaluates the candidate and refuses it
-# The step waits for a line on stdin, which is sent once its process id is saved. If the retrainer dies earlier, the step ends.
+# A step first reads a line, which is sent once its process id is saved. If the retrainer dies earlier, the step ends.
 GATE = ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "retrainer"]
 END_SECONDS = 10.0
 # A run survives this many kills of its steps, by a person or for lack of memory. The next one fails it.
@@ -68,7 +68,9 @@ def carry_out(run: Run, policy: RetrainingPolicy, store: RetrainerStore, place: 
             return _finish(run, "refused", f"step {step.name} refused the candidate: {_tail(log)}", store, place)
         if code:
             late = time.time() > due
-            why = f"took the run over {policy.timeout_minutes:g} min" if late else f"ended with exit code {code}"
+            why = (
+                f"exceeded the run's time of {policy.timeout_minutes:g} min" if late else f"ended with exit code {code}"
+            )
             return _finish(run, "failed", f"step {step.name} {why}: {_tail(log)}", store, place)
         number += 1
         if number < len(names):

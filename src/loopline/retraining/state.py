@@ -1,4 +1,4 @@
-"""The retrainer's state in `.loopline/retrainer/state.db`: alerts, decisions, runs and their steps. It survives a kill at any point.
+"""The retrainer's state in `.loopline/retrainer/state.db`: alerts, decisions, runs and steps. It survives a kill at any point.
 
 An alert's id is derived from its model, fingerprint and start, and its run has the same id, so one alert cannot start two runs.
 A decision and its consequences are stored in one transaction. Its line in the decision log is written afterwards, unless a search
@@ -133,7 +133,7 @@ class RetrainerStore:
     # Alerts
 
     def receive(self, alerts: list[tuple[str, Alert]], source: str, signature: tuple[str, float] | None = None) -> bool:
-        """Store new alerts, each as (id, alert), and mark resolved ones. Returns False, and stores nothing, on a replayed signature.
+        """Store new alerts, each as (id, alert), and mark resolved ones. Return False and store nothing if the signature was seen.
 
         signature: the signature and when it may be forgotten, in seconds since the epoch.
         """

@@ -37,7 +37,7 @@ class Worker:
             try:
                 busy = self.work(stop)
             except Exception:  # such as a full disk or a locked file: no alert is lost, so it tries again
-                LOG.exception("the retrainer failed and tries again")
+                LOG.exception("the worker failed and tries again")
                 busy = False
             if not busy:
                 news.wait(IDLE)

@@ -1,4 +1,4 @@
-"""A run's git worktree: it has its own branch, shares the repository's DVC cache, and may hold the champion's weights to start from.
+"""A run's git worktree: it has its own branch, shares the repository's DVC cache, and may hold the champion's weights.
 
 `loopline retrainer worktree RUN` creates it anew and replaces what an interrupted attempt left. The branch begins with the
 repository's working tree: uncommitted changes become its first commit.
@@ -35,7 +35,7 @@ def make(root: Path, run: str, model: str, start_from: str) -> Path:
     branch = f"retrain/{run}"
     began = f"branch.{branch}.began"  # the commit on which the branch began; git deletes this setting with the branch
     if repository.git("-C", str(root), "branch", "--list", branch):
-        # Tags of data versions that the interrupted attempt made. Compared with its own base, since HEAD may have moved.
+        # Delete the data versions of the interrupted attempt. HEAD may have moved, so compare with the branch's base.
         base = repository.git("-C", str(root), "config", began)
         own = repository.git("-C", str(root), "tag", "--list", "data/*", "--merged", branch, "--no-merged", base)
         for tag in own.splitlines():
@@ -88,7 +88,7 @@ def _start_from(trained: Path, folder: Path, model: str) -> None:
 
 
 def pretrained(text: str, model: str, value: str) -> str:
-    """The text of params.yaml with this model's `train.pretrained` set; comments stay. Raises LooplineError if the key is missing."""
+    """The text of params.yaml with this model's `train.pretrained` set; comments stay. Raises LooplineError without the key."""
     pattern = re.compile(
         rf"^  {re.escape(model)}:\n(?:(?:    .*)?\n)*?      pretrained: *([^#\n]*?)(?= *(?:#.*)?$)", re.MULTILINE
     )

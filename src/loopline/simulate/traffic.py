@@ -33,9 +33,9 @@ CLEAN, PRIOR, NOISY, OTHER = "clean", "prior", "noisy", "other-domain"
 class TrafficPlan:
     """What to send, and where.
 
-    profile: `clean`, `prior` (two classes only), `other-domain` (another data set), the name of a shift, or `noisy` (noise in images,
-    typos in texts). dataset: the other data set or folder (default: the companion of the model's own). strength: of a shift, 1 to
-    3. rate: requests per second over all models. token: the server's bearer token, if it requires one.
+    profile: `clean`, `prior` (two classes only), `other-domain` (another data set), a shift, or `noisy` (noise in images, typos in
+    texts). dataset: the other data set or folder (default: the companion of the model's own). strength: of a shift, 1 to 3.
+    rate: requests per second over all models. token: the server's bearer token, if it requires one.
     """
 
     url: str
@@ -98,7 +98,7 @@ def pools(
 
 
 def samples(name: str, plan: TrafficPlan) -> list[bytes | str]:
-    """The samples for the model `name`: its test split, changed by the profile. Raises LooplineError if the profile does not fit."""
+    """The samples for the model `name`: its test split, changed by the profile. Raises LooplineError if that does not fit."""
     from loopline.data import manifest
 
     if plan.dataset and plan.profile != OTHER:
