@@ -112,7 +112,7 @@ def decided(stack):
     with suppress(LooplineError):  # no decision yet, no file
         text = stack._compose("exec", "-T", "retrainer", "cat", ".loopline/decisions.jsonl")
         lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-        if lines and "nothing is known" not in "".join(lines[-1]["reasons"]):
+        if lines and "state is unknown" not in "".join(lines[-1]["reasons"]):
             return lines[-1]
     return None
 

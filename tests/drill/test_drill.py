@@ -1,4 +1,4 @@
-"""The drill's parts. The drill as a whole is played by CI: `make drill ARGS=--fast`."""
+"""The drill's parts. CI plays the whole drill with `make drill ARGS=--fast`."""
 
 import io
 import json
@@ -40,26 +40,26 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def world(tmp_path):
-    """world(samples, options of the server, kept: of the journal) -> a world that asks a server of brightness."""
-    made = []
+    """world(clean, drifted samples, server options, kept) -> a World that asks a server with the brightness classifier."""
+    running = []
 
     def make(clean, drifted=(), *options, kept=set):
         bundles.classifier(tmp_path / "classifier")
         server = Process(tmp_path / "classifier", "--port", 0, *options)
-        found = World(server.url, "classifier", Pools(list(clean), list(drifted)), 100, time.monotonic(), kept)
-        made.append((found, server))
-        return found
+        world = World(server.url, "classifier", Pools(list(clean), list(drifted)), 100, time.monotonic(), kept)
+        running.append((world, server))
+        return world
 
     yield make
-    for one, server in made:
-        one.close()
+    for world, server in running:
+        world.close()
         server.stop()
 
 
 BRIGHT, DARK = brightness.png(250), brightness.png(3)
 
 
-def test_what_people_label_is_never_what_accuracy_is_measured_on(tmp_path):
+def test_labelled_samples_are_never_used_to_measure_accuracy(tmp_path):
     samples = [
         manifest.Sample(
             id=f"{v:064x}",
@@ -77,19 +77,19 @@ def test_what_people_label_is_never_what_accuracy_is_measured_on(tmp_path):
     path = tmp_path / "data/classifier/manifest.parquet"
     manifest.write(path, samples, task="classification", labels=("bright", "dark"))
     bundles.classifier(tmp_path / "bundle")
-    found = pools(tmp_path, "classifier", bundle.read(tmp_path / "bundle").manifest.spec)
-    assert {sample.part for sample in found.clean} == {"val", "test"}
-    assert {sample.part for sample in found.drifted} == {"train", "test"}
-    tested = [sample for sample in found.clean if sample.part == "test"]
-    assert len(tested) == sum(sample.part == "test" for sample in found.drifted) > 0
-    assert not {sample.body for sample in found.clean} & {sample.body for sample in found.drifted}
+    chosen = pools(tmp_path, "classifier", bundle.read(tmp_path / "bundle").manifest.spec)
+    assert {sample.part for sample in chosen.clean} == {"val", "test"}
+    assert {sample.part for sample in chosen.drifted} == {"train", "test"}
+    tested = [sample for sample in chosen.clean if sample.part == "test"]
+    assert len(tested) == sum(sample.part == "test" for sample in chosen.drifted) > 0
+    assert not {sample.body for sample in chosen.clean} & {sample.body for sample in chosen.drifted}
 
 
 @pytest.fixture
 def texts(tmp_path, monkeypatch):
-    """texts(dataset) -> the pools of a text model of that data set; its companion is read from a mirror of our own."""
+    """texts(dataset) -> the pools of a text model that was trained on this data set."""
 
-    def make(dataset, other=None, **wanted):
+    def make(dataset, other=None, **more):
         labels = ("negative", "positive")
         samples = [
             manifest.Sample(
@@ -109,24 +109,24 @@ def texts(tmp_path, monkeypatch):
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
         bundles.text(tmp_path / "bundle")
         spec = replace(bundle.read(tmp_path / "bundle").manifest.spec, labels=labels)
-        return pools(tmp_path, "text", spec, other, **wanted)
+        return pools(tmp_path, "text", spec, other, **more)
 
     return make
 
 
-def test_texts_come_from_the_companion_where_it_has_the_same_classes(texts, monkeypatch):
+def test_texts_come_from_a_companion_with_the_same_classes(texts, monkeypatch):
     others = [RawSample(f"o:{n}", None, f"other {n}", ("negative", "positive")[n % 2], None, None) for n in range(8)]
     monkeypatch.setattr(
         other_domain, "_open", lambda name, _: iter(others if name == "sentiment-labelled-sentences" else [])
     )
-    found = texts("rt-polarity")
-    assert {json.loads(sample.body)["text"][:5] for sample in found.drifted} == {"other"}
-    assert [sample.part for sample in found.drifted].count("test") == 4
-    assert {sample.label for sample in found.drifted if sample.part == "train"} == {"negative", "positive"}
-    assert found.short == "other texts"
+    chosen = texts("rt-polarity")
+    assert {json.loads(sample.body)["text"][:5] for sample in chosen.drifted} == {"other"}
+    assert [sample.part for sample in chosen.drifted].count("test") == 4
+    assert {sample.label for sample in chosen.drifted if sample.part == "train"} == {"negative", "positive"}
+    assert chosen.short == "other texts"
 
 
-def test_texts_of_a_named_data_set_are_those_of_the_models_classes(texts, monkeypatch):
+def test_texts_of_a_named_data_set_are_limited_to_the_models_classes(texts, monkeypatch):
     others = [
         RawSample(f"o:{n}", None, f"other {n}", ("negative", "neutral", "positive")[n % 3], None, None)
         for n in range(9)
@@ -135,130 +135,132 @@ def test_texts_of_a_named_data_set_are_those_of_the_models_classes(texts, monkey
     assert {sample.label for sample in texts("rt-polarity", "tweets").drifted} == {"negative", "positive"}
 
 
-def test_texts_of_a_data_set_without_one_of_the_classes_are_refused(texts, monkeypatch):
+def test_a_data_set_that_lacks_a_class_of_the_model_is_refused(texts, monkeypatch):
     only = [RawSample("o:1", None, "other", "negative", None, None)]
     monkeypatch.setattr(other_domain, "_open", lambda *_: iter(only))
-    with pytest.raises(LooplineError, match="tweets has no 'positive', which the model knows"):
+    with pytest.raises(LooplineError, match="tweets lacks the model's class 'positive'"):
         texts("rt-polarity", "tweets")
 
 
 def test_more_labels_than_people_can_give_are_refused_before_anything_starts(texts, monkeypatch):
     others = [RawSample(f"o:{n}", None, f"other {n}", ("negative", "positive")[n % 2], None, None) for n in range(9)]
     monkeypatch.setattr(other_domain, "_open", lambda *_: iter(others))
-    with pytest.raises(LooplineError, match="--labels 5: people can label 4 samples of this drift at most"):
+    with pytest.raises(LooplineError, match="--labels 5: people can label only 4 samples of this drift"):
         texts("rt-polarity", "tweets", labels=5)
 
 
-def test_texts_without_such_a_companion_get_typos(texts):
-    found = texts("languages")
-    clean = {sample.body for sample in found.clean}
-    assert sum(sample.body in clean for sample in found.drifted) < len(found.drifted) / 4
-    assert {sample.part for sample in found.drifted} == {"train", "test"}
-    assert found.short == "typos"
+def test_texts_without_a_companion_get_typos(texts):
+    chosen = texts("languages")
+    clean = {sample.body for sample in chosen.clean}
+    assert sum(sample.body in clean for sample in chosen.drifted) < len(chosen.drifted) / 4
+    assert {sample.part for sample in chosen.drifted} == {"train", "test"}
+    assert chosen.short == "typos"
 
 
-def test_accuracy_is_of_the_images_that_nobody_labels_and_by_condition(world):
-    found = world(
+def test_accuracy_is_measured_on_unlabelled_images_by_condition(world):
+    asking = world(
         [ScenarioSample(BRIGHT, "bright", "test")],
         [ScenarioSample(DARK, "bright", "test"), ScenarioSample(BRIGHT, "bright", "train")],
     )
-    prometheus.eventually(lambda: found.accuracy(0, drifted=False)[1] >= 20)
-    assert found.accuracy(0, drifted=False)[0] == 1
-    found.drifted = True
-    prometheus.eventually(lambda: found.accuracy(0, drifted=True)[1] >= 20)
-    assert found.accuracy(0, drifted=True)[0] == 0
-    assert found.accuracy(1e9, drifted=True)[1] == 0
-    assert found.ask([ScenarioSample(BRIGHT, "bright", "test"), ScenarioSample(DARK, "bright", "test")]) == 0.5
+    prometheus.eventually(lambda: asking.accuracy(0, drifted=False)[1] >= 20)
+    assert asking.accuracy(0, drifted=False)[0] == 1
+    asking.drifted = True
+    prometheus.eventually(lambda: asking.accuracy(0, drifted=True)[1] >= 20)
+    assert asking.accuracy(0, drifted=True)[0] == 0
+    assert asking.accuracy(1e9, drifted=True)[1] == 0
+    assert asking.ask([ScenarioSample(BRIGHT, "bright", "test"), ScenarioSample(DARK, "bright", "test")]) == 0.5
 
 
-def test_people_label_each_drifted_training_image_once_and_only_when_asked(world, tmp_path):
+def test_people_label_each_drifted_training_image_once_and_only_while_labelling(world, tmp_path):
     drifted = [
         ScenarioSample(DARK, "dark", "train"),
         ScenarioSample(BRIGHT, "bright", "train"),
         ScenarioSample(DARK, "dark", "test"),
     ]
-    found = world(
+    asking = world(
         [ScenarioSample(BRIGHT, "bright", "test")], drifted, "--journal", tmp_path / "journal", "--journal-sample", 1
     )
-    found.drifted = True
-    prometheus.eventually(lambda: len(found.seen) > 20)
-    assert found.labelled == set()
-    found.labelling = True
-    said = prometheus.eventually(lambda: _labels(tmp_path / "journal", 2))
-    assert sorted(line["label"] for line in said) == ["bright", "dark"]
-    assert found.labelled == {0, 1}
+    asking.drifted = True
+    prometheus.eventually(lambda: len(asking.seen) > 20)
+    assert asking.labelled == set()
+    asking.labelling = True
+    labels = prometheus.eventually(lambda: _labels(tmp_path / "journal", 2))
+    assert sorted(line["label"] for line in labels) == ["bright", "dark"]
+    assert asking.labelled == {0, 1}
 
 
-def test_people_label_what_the_journal_kept_and_what_it_kept_later(world, tmp_path):
+def test_people_label_samples_once_the_journal_kept_them(world, tmp_path):
     asked = []
 
     def kept(ids):
-        """Of a sample that is asked for the first time, nothing."""
+        """Keep nothing of the first 40 requests."""
         asked.extend(set(ids) - set(asked))
         return set(ids) & set(asked[40:])
 
     drifted = [ScenarioSample(brightness.png(value), "dark", "train") for value in range(20)]
     journal = ("--journal", tmp_path / "journal", "--journal-sample", 1)
-    found = world([ScenarioSample(BRIGHT, "bright", "test")], drifted, *journal, kept=kept)
-    found.drifted = found.labelling = True
-    said = prometheus.eventually(lambda: _labels(tmp_path / "journal", 20))
-    assert len(said) == 20, "each once"
-    assert {line["id"] for line in said} <= set(asked[40:])
+    asking = world([ScenarioSample(BRIGHT, "bright", "test")], drifted, *journal, kept=kept)
+    asking.drifted = asking.labelling = True
+    labels = prometheus.eventually(lambda: _labels(tmp_path / "journal", 20))
+    assert len(labels) == 20, "each sample is labelled once"
+    assert {line["id"] for line in labels} <= set(asked[40:])
 
 
 def _labels(folder, count):
     lines = [json.loads(x) for path in folder.glob("*/*.jsonl") for x in path.read_bytes().splitlines()]
-    found = [line for line in lines if line["kind"] == "label"]
-    return found if len(found) >= count else []
+    labels = [line for line in lines if line["kind"] == "label"]
+    return labels if len(labels) >= count else []
 
 
 def test_a_request_without_a_right_answer_is_lost_and_counted(world):
-    found = world([ScenarioSample(b"no image", "bright", "test")])
-    prometheus.eventually(lambda: len(found.lost()) > 5)
-    assert {one.status for one in found.lost()} == {415}
-    assert found.accuracy(0, drifted=False)[1] == 0
+    asking = world([ScenarioSample(b"no image", "bright", "test")])
+    prometheus.eventually(lambda: len(asking.lost()) > 5)
+    assert {seen.status for seen in asking.lost()} == {415}
+    assert asking.accuracy(0, drifted=False)[1] == 0
 
 
 @pytest.mark.parametrize("make", [bundles.classifier, bundles.text])
-def test_a_bundle_with_two_classes_mixed_up_answers_one_for_the_other(tmp_path, make):
+def test_a_mixed_up_bundle_has_its_first_two_classes_swapped(tmp_path, make):
     make(tmp_path / "source")
-    found = bundle.read(faults.mixed_up(tmp_path / "source", tmp_path / "bad"))
+    swapped = bundle.read(faults.mixed_up(tmp_path / "source", tmp_path / "bad"))
     first, second, *others = bundle.read(tmp_path / "source").manifest.spec.labels
-    assert found.manifest.spec.labels == (second, first, *others)
-    assert found.version != bundle.read(tmp_path / "source").version
+    assert swapped.manifest.spec.labels == (second, first, *others)
+    assert swapped.version != bundle.read(tmp_path / "source").version
 
 
 def test_the_drills_policy_is_the_repositorys_at_another_pace(tmp_path):
     (tmp_path / "monitoring").mkdir()
     (tmp_path / "monitoring/retraining.yaml").write_text((ROOT / "monitoring/retraining.yaml").read_text())
-    found = yaml.safe_load(faults.policy(tmp_path, faults.FAST).read_text())
-    theirs = yaml.safe_load((ROOT / "monitoring/retraining.yaml").read_text())
-    assert found["labels"]["total"] == faults.FAST.labels
-    assert [step["name"] for step in found["here"]] == [step["name"] for step in theirs["here"]]
-    assert found["alerts"] == theirs["alerts"]
-    added = found["here"][-1]["run"].removeprefix(theirs["here"][-1]["run"]).split()
+    drilled = yaml.safe_load(faults.policy(tmp_path, faults.FAST).read_text())
+    committed = yaml.safe_load((ROOT / "monitoring/retraining.yaml").read_text())
+    assert drilled["labels"]["total"] == faults.FAST.labels
+    assert [step["name"] for step in drilled["here"]] == [step["name"] for step in committed["here"]]
+    assert drilled["alerts"] == committed["alerts"]
+    added = drilled["here"][-1]["run"].removeprefix(committed["here"][-1]["run"]).split()
     assert f"--requests {faults.FAST.requests}" in " ".join(added)
-    assert all(float(figure) >= 0 for figure in added[1::2]), "figures alone: the steps are those that users have"
+    assert all(float(figure) >= 0 for figure in added[1::2]), (
+        "only numbers change; the steps are those of the committed policy"
+    )
 
 
-def test_ports_in_a_row_are_free():
+def test_consecutive_ports_are_free():
     first = faults.free_ports(5)
     for number in range(5):
         socket.create_server(("127.0.0.1", first + number)).close()
 
 
-def test_a_record_tells_and_keeps_what_happened(capsys):
+def test_a_record_prints_and_stores_events(capsys):
     record = DrillRecord()
     record.say("act", "One")
     record.say("decision", "retrain: because\nof two reasons", "retrain")
-    said = capsys.readouterr().out
-    assert "00:00 ▶ One\n" in said
-    assert "00:00 → retrain: because\n          of two reasons\n" in said
+    output = capsys.readouterr().out
+    assert "00:00 ▶ One\n" in output
+    assert "00:00 → retrain: because\n          of two reasons\n" in output
     assert "| 00:00 | → | retrain: because; of two reasons |" in picture.table(record)
     assert record.to_dict()["events"][1]["short"] == "retrain"
 
 
-def test_the_picture_is_drawn_of_whatever_there_is(tmp_path):
+def test_the_picture_is_drawn_with_many_or_few_data(tmp_path):
     record = DrillRecord(out=io.StringIO())
     for number in range(30):
         record.say("note", "x", f"event number {number}")
@@ -271,7 +273,7 @@ def test_the_picture_is_drawn_of_whatever_there_is(tmp_path):
     assert (tmp_path / "b.png").exists()
 
 
-def test_what_does_not_come_true_ends_the_drill(tmp_path):
+def test_a_failed_outcome_ends_the_drill(tmp_path):
     drill = object.__new__(story.Drill)
     drill.record, drill.world = DrillRecord(out=io.StringIO()), None
     drill.observed = Observer(tmp_path, "classifier", drill.record)
@@ -283,7 +285,7 @@ def test_what_does_not_come_true_ends_the_drill(tmp_path):
     assert drill.record.events[-1].kind == "bad"
 
 
-def test_what_a_drill_waited_for_in_vain_is_told_with_the_last_decision(tmp_path):
+def test_a_timeout_of_the_drill_reports_the_last_decision(tmp_path):
     drill = object.__new__(story.Drill)
     drill.record, drill.world = DrillRecord(out=io.StringIO()), None
     drill.observed = Observer(tmp_path, "classifier", drill.record)
@@ -296,7 +298,7 @@ def test_what_a_drill_waited_for_in_vain_is_told_with_the_last_decision(tmp_path
         drill._until("a run", lambda: None, patience=0.1)
 
 
-def test_the_lines_of_a_training_are_told_once_and_whole(tmp_path):
+def test_each_complete_line_of_a_training_is_recorded_once(tmp_path):
     record = DrillRecord(out=io.StringIO())
     observer = Observer(tmp_path, "classifier", record)
     store = RetrainerStore(tmp_path / ".loopline/retrainer")
@@ -317,13 +319,13 @@ def test_the_lines_of_a_training_are_told_once_and_whole(tmp_path):
     for _ in range(2):
         observer.relay()
     store.close()
-    told = [event.text.strip() for event in record.events]
-    assert told == ["retraining, step train", "Running stage 'train@classifier':", "epoch 1 of 3, loss 0.5"]
+    texts = [event.text.strip() for event in record.events]
+    assert texts == ["retraining, step train", "Running stage 'train@classifier':", "epoch 1 of 3, loss 0.5"]
 
 
-def test_what_the_journal_kept_is_read_from_its_index_and_nothing_where_there_is_none(tmp_path):
+def test_kept_ids_are_read_from_the_journal_index_if_there_is_one(tmp_path):
     observer = Observer(tmp_path, "classifier", DrillRecord(out=io.StringIO()))
-    assert observer.kept(["a"]) == set(), "the collector has not begun"
+    assert observer.kept(["a"]) == set(), "the collector has not started yet"
     (tmp_path / ".loopline/journal").mkdir(parents=True)
     (tmp_path / ".loopline/journal/index.db").write_text("no database")
     assert observer.kept(["a"]) == set()
@@ -333,8 +335,8 @@ def test_what_the_journal_kept_is_read_from_its_index_and_nothing_where_there_is
     assert observer.kept(["a", "b", "c"]) == {"a"}
 
 
-def test_a_clone_begins_with_results_that_nobody_committed(tmp_path, monkeypatch):
-    """As on a processor other than that of the committed results, where `make repro` changed dvc.lock."""
+def test_a_clone_begins_with_uncommitted_results(tmp_path, monkeypatch):
+    """This happens if `make repro` changed dvc.lock, because the committed results come from another kind of processor."""
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     root = tmp_path / "root"
     root.mkdir()
@@ -357,10 +359,10 @@ def test_a_clone_begins_with_results_that_nobody_committed(tmp_path, monkeypatch
     run(sys.executable, "-m", "dvc", "repro", "--quiet")
     run("git", "add", "--all")
     run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "committed")
-    shutil.rmtree(root / ".dvc/cache")  # results that this machine never made
+    shutil.rmtree(root / ".dvc/cache")  # this machine has not made the committed results
     for name in ("ingest", "train", "package"):
         shutil.rmtree(root / name)
-    with pytest.raises(LooplineError, match=r"`make repro`, run that first: (?s:.*)package/classifier"):
+    with pytest.raises(LooplineError, match=r"run `make repro` first: (?s:.*)package/classifier"):
         Scratch(root, tmp_path / "clone", "classifier")
     (root / "value").write_text("this machine's")
     run(sys.executable, "-m", "dvc", "repro", "--quiet")
@@ -368,11 +370,11 @@ def test_a_clone_begins_with_results_that_nobody_committed(tmp_path, monkeypatch
     scratch = Scratch(root, tmp_path / "clone", "classifier")
     assert (scratch.folder / "package/classifier").read_text() == "this machine's"
     assert scratch.uncommitted == ["dvc.lock", "value"]
-    assert scratch.run("git", "status", "--porcelain") == "", "the clone has a commit of it"
+    assert scratch.run("git", "status", "--porcelain") == "", "the clone has committed the changes"
     assert subprocess.run(["git", "status", "--porcelain"], cwd=root, check=True, capture_output=True).stdout == before
 
 
-def test_a_model_that_cannot_be_drilled_is_answered_with_those_that_can(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT / "tests")  # where all three are in params.yaml
+def test_a_model_that_cannot_be_drilled_is_refused_with_those_that_can(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT / "tests")  # tests/params.yaml has all three models
     assert cli.main(["drill", "--model", "detector"]) == 1
     assert "one class a sample: classifier, text in params.yaml" in capsys.readouterr().err

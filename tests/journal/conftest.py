@@ -1,4 +1,4 @@
-"""A live server, and an object store."""
+"""Fixtures: a live server and an object store."""
 
 import bundles
 import pytest
@@ -7,7 +7,7 @@ from servers import Process
 
 @pytest.fixture
 def serve_one(tmp_path):
-    """serve_one(options) -> a server of the classifier of brightness."""
+    """serve_one(options) -> a server process with the brightness classifier."""
     started = []
 
     def start(*options):
@@ -22,7 +22,7 @@ def serve_one(tmp_path):
 
 @pytest.fixture
 def s3(monkeypatch):
-    """The name of a bucket in a store that speaks S3."""
+    """The name of a bucket in an S3 store."""
     import boto3
     from moto.server import ThreadedMotoServer
 

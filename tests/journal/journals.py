@@ -1,4 +1,4 @@
-"""Journal lines as a server writes them, for several test files."""
+"""Test helpers: journal lines as a server writes them."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ def png(value=130, side=8):
 
 
 def entry(identity, *, label="bright", probability=0.9, version="v1", **more):
-    """A classifier's line."""
+    """The line of a classifier's answer."""
     image = base64.b64encode(more.pop("image", png())).decode()
     prediction = {"label": label, "probability": probability, "probabilities": {label: probability}}
     line = {"kind": "entry", "id": identity, "time": time.time(), "model": "classifier", "version": version}
@@ -35,24 +35,24 @@ def box(label="spot", score=0.9, x1=0.0, y1=0.0, x2=10.0, y2=10.0):
     return {"label": label, "score": score, "x1": x1, "y1": y1, "x2": x2, "y2": y2}
 
 
-def label(identity, said, *, source="anna", model="classifier", when=None, chosen=False):
+def label(identity, truth, *, source="anna", model="classifier", when=None, chosen=False):
     return {
         "chosen": chosen,
         "kind": "label",
         "id": identity,
         "time": when or time.time(),
         "model": model,
-        "label": said,
+        "label": truth,
         "source": source,
     }
 
 
 def kept(folder, *lines):
-    """A journal whose collector has taken these lines in; its folder."""
+    """Create a journal whose index has these lines; return its folder."""
     folder.mkdir(parents=True)
-    opened = index.connect(folder, write=True)
-    index.take(opened, "segment", lines)
-    opened.close()
+    connection = index.connect(folder, write=True)
+    index.take(connection, "segment", lines)
+    connection.close()
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What the collector makes of servers' segments: parts, joined labels, totals that only rise, bounds."""
+"""The collector: it turns servers' segments into parts, joins labels, keeps totals that only rise, and applies bounds."""
 
 import json
 import os
@@ -29,16 +29,16 @@ AT_ONCE = Bounds(part_rows=1, part_seconds=0)
 
 @pytest.fixture
 def keep(tmp_path):
-    """keep(bounds) -> a collector of the test's folder."""
-    made = []
+    """keep(bounds) -> a collector for the test's folder."""
+    opened = []
 
     def make(bounds=None, folder=tmp_path, **options):
-        made.append(Collector(folder, bounds=bounds, **options))
-        return made[-1]
+        opened.append(Collector(folder, bounds=bounds, **options))
+        return opened[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for collector in opened:
+        collector.close()
 
 
 def totals(collector):
@@ -46,7 +46,7 @@ def totals(collector):
     return {key: (rows[key], quality[key]) for key in rows}
 
 
-def test_a_sample_is_read_as_it_was_served_before_and_after_it_is_in_a_part(keep, tmp_path):
+def test_a_sample_reads_the_same_before_and_after_it_is_in_a_part(keep, tmp_path):
     png = journals.png(7)
     write(tmp_path, entry("a", image=png, label="dark"), journals.text("t", "ein Wort"))
     collector = keep()
@@ -68,7 +68,7 @@ def test_a_sample_is_read_as_it_was_served_before_and_after_it_is_in_a_part(keep
     assert str(table.schema.field("time").type) == "timestamp[us, tz=UTC]"
 
 
-def test_the_latest_come_first_and_by_version_and_without_what_was_refused(keep, tmp_path):
+def test_the_latest_samples_come_first_by_version_and_without_refused_ones(keep, tmp_path):
     now = time.time()
     lines = [entry(str(number), time=now + number, version=f"v{number % 2}") for number in range(6)]
     write(
@@ -88,7 +88,7 @@ def test_the_latest_come_first_and_by_version_and_without_what_was_refused(keep,
     assert store.latest("nobody", 9) == []
 
 
-def test_labels_are_joined_whether_they_come_before_with_or_long_after_their_sample(keep, tmp_path):
+def test_labels_are_joined_if_they_come_before_with_or_after_their_sample(keep, tmp_path):
     write(tmp_path, label("early", "bright"))
     collector = keep(AT_ONCE)
     collector.round()
@@ -100,8 +100,8 @@ def test_labels_are_joined_whether_they_come_before_with_or_long_after_their_sam
     collector.round()
     assert totals(collector) == {("classifier", "v1"): (2, 1.0), ("classifier", "v2"): (1, 1.0)}
     assert collector.waiting == 0
-    found = JournalReader(tmp_path).labelled("classifier")
-    assert {e.id: e.label for e in found} == {"early": "bright", "with": "bright", "late": "bright"}
+    entries = JournalReader(tmp_path).labelled("classifier")
+    assert {e.id: e.label for e in entries} == {"early": "bright", "with": "bright", "late": "bright"}
     assert JournalReader(tmp_path).label_counts("classifier") == {"bright": 3}
     assert JournalReader(tmp_path).labelled("classifier", since=time.time() + 1) == []
 
@@ -119,7 +119,7 @@ def test_a_corrected_label_replaces_the_first_and_the_totals_count_a_sample_once
     write(tmp_path, label("a", "dark", source="ben"), entry("b"), label("b", "dark"), label("b", "dark", source="ben"))
     collector.round()
     assert JournalReader(tmp_path).conflicts("classifier") == {"a": {"anna": "bright", "ben": "dark"}}
-    assert JournalReader(tmp_path).label_counts("classifier") == {"dark": 1}, "what is disputed counts for no class"
+    assert JournalReader(tmp_path).label_counts("classifier") == {"dark": 1}, "a disputed sample counts for no class"
 
 
 def test_sources_that_send_the_same_boxes_in_another_order_agree(keep, tmp_path):
@@ -131,7 +131,7 @@ def test_sources_that_send_the_same_boxes_in_another_order_agree(keep, tmp_path)
 
 
 def test_only_a_fair_sample_counts_for_the_labelled_quality(keep, tmp_path):
-    """What was kept because it was doubtful, or labelled because it looked so, would make the model look worse than it is."""
+    """Samples kept or labelled because they were doubtful would make the model look worse than it is."""
     write(tmp_path, entry("fair"), entry("doubtful", fair=False, reason="uncertain"), entry("chosen"))
     write(tmp_path, label("fair", "bright"), label("doubtful", "dark"), label("chosen", "dark", chosen=True))
     collector = keep()
@@ -140,7 +140,7 @@ def test_only_a_fair_sample_counts_for_the_labelled_quality(keep, tmp_path):
     assert JournalReader(tmp_path).label_counts("classifier") == {"bright": 1, "dark": 2}
 
 
-def test_half_a_line_and_strange_lines_are_passed_over(keep, tmp_path):
+def test_partial_and_malformed_lines_are_skipped(keep, tmp_path):
     collector = keep()
     (tmp_path / "closed/1.jsonl").write_text(
         json.dumps(entry("a"))
@@ -151,7 +151,7 @@ def test_half_a_line_and_strange_lines_are_passed_over(keep, tmp_path):
     assert [e.id for e in JournalReader(tmp_path).latest("classifier", 9)] == ["a"]
 
 
-def test_what_a_killed_server_left_open_is_taken_and_what_a_living_one_writes_is_not(keep, tmp_path):
+def test_only_open_segments_of_dead_servers_are_taken(keep, tmp_path):
     collector = keep()
     living = server.Segment(tmp_path)
     living.write(json.dumps(entry("living")).encode() + b"\n")
@@ -163,7 +163,7 @@ def test_what_a_killed_server_left_open_is_taken_and_what_a_living_one_writes_is
     assert {e.id for e in JournalReader(tmp_path).latest("classifier", 9)} == {"dead", "living"}
 
 
-def test_parts_that_are_too_many_or_too_old_go_with_their_samples(keep, tmp_path):
+def test_parts_over_the_bounds_are_deleted_with_their_samples(keep, tmp_path):
     collector = keep(AT_ONCE)
     for number in range(4):
         write(tmp_path, entry(str(number), image=random.randbytes(30_000)))
@@ -179,7 +179,7 @@ def test_parts_that_are_too_many_or_too_old_go_with_their_samples(keep, tmp_path
     assert JournalReader(tmp_path).latest("classifier", 9) == []
 
 
-def test_of_old_parts_those_with_labels_stay_longest(keep, tmp_path):
+def test_parts_with_labels_are_deleted_last(keep, tmp_path):
     collector = keep(AT_ONCE)
     for number in range(4):
         write(tmp_path, entry(str(number), image=random.randbytes(30_000)))
@@ -190,7 +190,7 @@ def test_of_old_parts_those_with_labels_stay_longest(keep, tmp_path):
     assert {e.id for e in JournalReader(tmp_path).latest("classifier", 9)} == {"0", "3"}
 
 
-def test_labels_without_a_sample_are_bounded(keep, tmp_path, monkeypatch):
+def test_the_number_of_labels_without_a_sample_is_bounded(keep, tmp_path, monkeypatch):
     monkeypatch.setattr(index, "MOST_WAITING", 3)
     collector = keep()
     write(tmp_path, *(label(str(n), "bright", when=time.time() + n) for n in range(5)))
@@ -201,7 +201,7 @@ def test_labels_without_a_sample_are_bounded(keep, tmp_path, monkeypatch):
     assert {e.id for e in JournalReader(tmp_path).labelled("classifier")} == {"4"}
 
 
-def test_a_signal_that_is_no_number_is_one_before_and_after_it_is_in_a_part(keep, tmp_path):
+def test_a_missing_signal_is_nan_before_and_after_it_is_in_a_part(keep, tmp_path):
     write(tmp_path, entry("a", signals={"mean_score": None, "boxes": 0.0}))
     collector = keep()
     collector.round()
@@ -213,7 +213,7 @@ def test_a_signal_that_is_no_number_is_one_before_and_after_it_is_in_a_part(keep
 
 def test_one_folder_has_one_collector(keep, tmp_path):
     keep()
-    with pytest.raises(LooplineError, match="has a collector already"):
+    with pytest.raises(LooplineError, match="already has a collector"):
         Collector(tmp_path)
 
 
@@ -222,11 +222,11 @@ def test_parts_may_be_in_an_object_store(keep, tmp_path, s3):
     collector = keep(AT_ONCE, parts=f"s3://{s3}/journal")
     collector.round()
     assert not (tmp_path / "parts").exists()
-    (found,) = JournalReader(tmp_path).latest("classifier", 5)  # the collector has noted where they are
-    assert found.input == b"\x89PNG"
+    (sample,) = JournalReader(tmp_path).latest("classifier", 5)  # the collector noted the URL in the index
+    assert sample.input == b"\x89PNG"
 
 
-def test_a_store_that_is_away_is_told_and_nothing_is_lost(keep, tmp_path, monkeypatch, caplog):
+def test_nothing_is_lost_while_the_store_is_unreachable(keep, tmp_path, monkeypatch, caplog):
     write(tmp_path, entry("a"))
     collector = keep(AT_ONCE)
     real = collector.parts.write
@@ -244,19 +244,19 @@ def test_a_store_that_is_away_is_told_and_nothing_is_lost(keep, tmp_path, monkey
     assert [e.id for e in JournalReader(tmp_path).latest("classifier", 5)] == ["a"]
 
 
-def test_a_round_that_fails_in_whatever_way_does_not_end_the_collector(keep, tmp_path, caplog):
+def test_a_failed_round_does_not_end_the_collector(keep, tmp_path, caplog):
     write(tmp_path, entry("a"))
     collector = keep(AT_ONCE)
     collector.index.execute("ALTER TABLE part RENAME TO elsewhere")
     collector._try()
-    assert "could not be kept: OperationalError" in caplog.text
+    assert "failed and will be repeated: OperationalError" in caplog.text
     assert not collector.index.in_transaction
     collector.index.execute("ALTER TABLE elsewhere RENAME TO part")
     collector._try()
     assert [e.id for e in JournalReader(tmp_path).latest("classifier", 5)] == ["a"]
 
 
-def test_a_part_that_is_gone_is_named(keep, tmp_path):
+def test_a_missing_part_is_named(keep, tmp_path):
     write(tmp_path, entry("a"))
     keep(AT_ONCE).round()
     next((tmp_path / "parts").iterdir()).unlink()
@@ -264,8 +264,8 @@ def test_a_part_that_is_gone_is_named(keep, tmp_path):
         JournalReader(tmp_path).latest("classifier", 1)
 
 
-def test_reading_a_part_or_a_manifest_leaves_pyarrows_scanner_alone(keep, tmp_path):
-    """A thread of it that outlives the reading aborts the process at its end, one time in forty."""
+def test_reading_a_part_or_a_manifest_does_not_start_pyarrows_scanner(keep, tmp_path):
+    """A thread of the scanner that outlives the reading aborts the process at exit, about once in 40 times."""
     write(tmp_path, entry("a"), entry("b"))
     keep(AT_ONCE).round()
     manifest.write(tmp_path / "m.parquet", [], task="text", labels=("x",))
@@ -278,8 +278,8 @@ def test_reading_a_part_or_a_manifest_leaves_pyarrows_scanner_alone(keep, tmp_pa
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
 
 
-def test_a_store_without_a_journal_says_what_to_start(tmp_path):
-    with pytest.raises(LooplineError, match="is `loopline journal"):
+def test_a_folder_without_a_journal_is_refused_with_the_command_to_start(tmp_path):
+    with pytest.raises(LooplineError, match="start `loopline journal"):
         JournalReader(tmp_path)
 
 
@@ -289,23 +289,23 @@ def started(folder, *more):
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True), f"127.0.0.1:{port}"
 
 
-def test_killed_at_any_time_it_loses_and_doubles_nothing(tmp_path):
-    wanted, rng, process = set(), random.Random(0), None
+def test_kills_at_any_time_neither_lose_nor_duplicate_samples(tmp_path):
+    ids, rng, process = set(), random.Random(0), None
     for number in range(12):
         lines = [entry(f"{number}-{k}", image=rng.randbytes(500)) for k in range(40)]
         write(tmp_path, *lines, *(label(line["id"], "bright") for line in lines))
-        wanted |= {line["id"] for line in lines}
+        ids |= {line["id"] for line in lines}
         process, _ = started(tmp_path, "--every", 0.01, "--part-rows", 30, "--part-seconds", 0)
         prometheus.eventually(lambda: not list((tmp_path / "closed").glob("*.jsonl")) or rng.random() < 0.3)
         process.kill()
         process.communicate()
     collector = Collector(tmp_path, bounds=AT_ONCE)
     collector.round()
-    found = JournalReader(tmp_path).labelled("classifier")
-    assert {e.id for e in found} == wanted
-    assert totals(collector) == {("classifier", "v1"): (len(wanted), float(len(wanted)))}
+    labelled = JournalReader(tmp_path).labelled("classifier")
+    assert {e.id for e in labelled} == ids
+    assert totals(collector) == {("classifier", "v1"): (len(ids), float(len(ids)))}
     rows = [row for part in (tmp_path / "parts").glob("*.parquet") for row in pq.read_table(part)["id"].to_pylist()]
-    assert sorted(rows) == sorted(wanted)
+    assert sorted(rows) == sorted(ids)
     collector.close()
 
 
@@ -316,8 +316,8 @@ def test_a_real_prometheus_reads_the_labelled_accuracy(tmp_path):
     (tmp_path / "prometheus").mkdir()
     watching = prometheus.Prometheus(tmp_path / "prometheus", [address], "groups: []")
     quality = "loopline_labelled_quality_total / loopline_labelled_rows_total"
-    found = prometheus.eventually(lambda: watching.query(quality))
-    assert [(labels["model"], labels["version"], value) for labels, value in found] == [("classifier", "v1", 0.5)]
+    series = prometheus.eventually(lambda: watching.query(quality))
+    assert [(labels["model"], labels["version"], value) for labels, value in series] == [("classifier", "v1", 0.5)]
     names = {labels["__name__"] for labels, _ in watching.query('{__name__=~"loopline_.*"}')}
     assert names == set(METRICS)
     watching.close()
@@ -329,17 +329,17 @@ def test_a_real_prometheus_reads_the_labelled_accuracy(tmp_path):
 def test_every_metric_is_documented():
     page = (collectors.Path(__file__).parents[2] / "docs/journal.md").read_text()
     for name, (kind, text, labels) in METRICS.items():
-        assert f"| `{name}` | {kind} | {', '.join(f'`{one}`' for one in labels)} | {text} |" in page
+        assert f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {text} |" in page
 
 
-def test_from_a_live_server_to_a_labelled_sample(tmp_path, serve_one):
-    """The real way: a request, its label by the feedback route, and both in the store."""
+def test_a_live_server_s_sample_is_joined_to_its_feedback(tmp_path, serve_one):
+    """A real request, its label by the feedback route, and both joined in the journal."""
     import requests
 
     live = serve_one("--journal", tmp_path / "journal", "--journal-sample", 1, "--journal-seconds", 0.1)
     headers = {"X-Request-Id": "one"}
-    said = requests.post(live.url + "/predict/classifier", data=journals.png(250), headers=headers, timeout=60).json()
-    truth = {"id": said["id"], "label": "dark", "source": "anna"}
+    answer = requests.post(live.url + "/predict/classifier", data=journals.png(250), headers=headers, timeout=60).json()
+    truth = {"id": answer["id"], "label": "dark", "source": "anna"}
     assert requests.post(live.url + "/v2/models/classifier/feedback", json=truth, timeout=60).status_code == 202
     collector = Collector(tmp_path / "journal")
 
@@ -347,19 +347,19 @@ def test_from_a_live_server_to_a_labelled_sample(tmp_path, serve_one):
         collector.round()
         return JournalReader(tmp_path / "journal").labelled("classifier")
 
-    (found,) = prometheus.eventually(joined)
-    assert (found.id, found.label, found.source, found.input) == ("one", "dark", "anna", journals.png(250))
-    assert totals(collector) == {("classifier", said["version"]): (1, 0.0)}
+    (sample,) = prometheus.eventually(joined)
+    assert (sample.id, sample.label, sample.source, sample.input) == ("one", "dark", "anna", journals.png(250))
+    assert totals(collector) == {("classifier", answer["version"]): (1, 0.0)}
     collector.close()
     assert os.listdir(tmp_path / "journal/closed") == []  # noqa: PTH208
 
 
-@pytest.mark.parametrize("who", ["collector", "server"])
-def test_what_clients_sent_is_for_nobody_else_on_this_machine(tmp_path, keep, who):
+@pytest.mark.parametrize("writer", ["collector", "server"])
+def test_no_other_user_of_the_machine_can_read_the_journal(tmp_path, keep, writer):
     folder = tmp_path / "new/journal"
     old = os.umask(0)
     try:
-        if who == "collector":
+        if writer == "collector":
             keep(folder=folder)
         else:
             server.Journal(server.JournalOptions(folder=folder), [], Metrics()).close()

@@ -1,4 +1,4 @@
-"""A repository with one model, a Prometheus that says what a test sets, a retrainer as a process, and webhooks to send it."""
+"""Test helpers: a repository with one model, Prometheus metrics with given values, a retrainer process, and webhooks."""
 
 import hashlib
 import hmac
@@ -22,7 +22,7 @@ from loopline.retraining.state import RetrainerStore
 TOKEN, SECRET = "a-token-of-the-tests", "a-secret-of-the-tests"
 POLICY = yaml.safe_load((brightness.ROOT / "monitoring/retraining.yaml").read_text(encoding="utf-8"))
 FREE = {"labels": {"total": 0, "per_class": 0}, "look_again_seconds": 0.2}
-# Says on its log that it started, and leaves one line for each start.
+# A step that appends the run's id to the file `started` at each start.
 WORK = [{"name": "work", "run": "/bin/sh -c 'echo {run} >> {repository}/started'", "at": "repository"}]
 
 
@@ -32,7 +32,7 @@ def git(folder, *arguments):
 
 
 def project(folder):
-    """A git repository with params.yaml and a bundle that knows bright from dark; its version."""
+    """Create a git repository with params.yaml and a bundle that tells bright from dark; return the bundle's version."""
     git_config = {"GIT_CONFIG_GLOBAL": "/dev/null"}
     subprocess.run(["git", "init", "--quiet", "-b", "main", folder], check=True, env=os.environ | git_config)
     (folder / "params.yaml").write_text(brightness.params())
@@ -44,14 +44,14 @@ def project(folder):
     return bundle.read(folder / "models/classifier/bundle").version[:12]
 
 
-def said(version, *, score=3.0, loss=0.4, alerts=(), rows=None):
-    """What Prometheus would have recorded. rows: (signal, bin) -> a counter's value."""
-    of = f'model="classifier",version="{version}"'
-    lines = [f"loopline:drift_score{{{of}}} {score}", f"loopline:quality_loss{{{of}}} {loss}"]
-    lines += [f"loopline:quality_limit{{{of}}} 0.05", f"loopline_model_info{{{of}}} 1"]
+def metrics(version, *, score=3.0, loss=0.4, alerts=(), rows=None):
+    """The text of metrics as if servers and rules had recorded them. rows: (signal, bin) -> a counter's value."""
+    labels = f'model="classifier",version="{version}"'
+    lines = [f"loopline:drift_score{{{labels}}} {score}", f"loopline:quality_loss{{{labels}}} {loss}"]
+    lines += [f"loopline:quality_limit{{{labels}}} 0.05", f"loopline_model_info{{{labels}}} 1"]
     lines += [f'ALERTS{{alertname="{name}",alertstate="firing",model="classifier"}} 1' for name in alerts]
     for (signal_, bin_), value in (rows or {("brightness", "00"): 0}).items():
-        lines.append(f'loopline_signal_rows_total{{{of},signal="{signal_}",bin="{bin_}"}} {value}')
+        lines.append(f'loopline_signal_rows_total{{{labels},signal="{signal_}",bin="{bin_}"}} {value}')
     return "\n".join(lines) + "\n"
 
 
@@ -71,12 +71,12 @@ def bearer(token=TOKEN):
 
 def signed(body, *, at=None, secret=SECRET):
     stamp = str(int(time.time() if at is None else at))
-    found = hmac.new(secret.encode(), f"{stamp}:".encode() + body, hashlib.sha256).hexdigest()
-    return {"X-Grafana-Alerting-Signature": found, "X-Grafana-Alerting-Timestamp": stamp}
+    signature = hmac.new(secret.encode(), f"{stamp}:".encode() + body, hashlib.sha256).hexdigest()
+    return {"X-Grafana-Alerting-Signature": signature, "X-Grafana-Alerting-Timestamp": stamp}
 
 
 class Retrainer:
-    """`loopline retrainer` in a folder."""
+    """A `loopline retrainer` process in a folder."""
 
     def __init__(self, folder, url="http://127.0.0.1:9", steps=WORK, **changes):
         self.folder, self.port, self.process = folder, prometheus.free_port(), None
@@ -107,7 +107,7 @@ class Retrainer:
         finally:
             connection.close()
 
-    def tell(self, *alerts):
+    def send(self, *alerts):
         status, text = self.ask("POST", "/alertmanager", webhook(*alerts), bearer())
         assert status == 202, text
 
@@ -120,29 +120,29 @@ class Retrainer:
             self.process.terminate()
             self.process.wait(60)
 
-    # What it did, read from its files
+    # What the retrainer did, as its files show
 
     def store(self):
         return RetrainerStore(self.folder / ".loopline/retrainer")
 
     def runs(self):
         store = self.store()
-        found = store.runs()
+        runs = store.runs()
         store.close()
-        return found
+        return runs
 
     def ended(self):
-        """The runs, once there is one and all of them have ended."""
+        """The runs if there is at least one and all have ended, else None."""
         runs = self.runs()
         return runs if runs and all(run.result for run in runs) else None
 
     def decisions(self):
         """[(action, reasons), ...] of the decision log."""
-        found = decisions.read(self.folder / "decisions/log.jsonl").records
-        return [(record.action, " ".join(record.reasons)) for record in found]
+        records = decisions.read(self.folder / "decisions/log.jsonl").records
+        return [(record.action, " ".join(record.reasons)) for record in records]
 
     def started(self):
-        """A line for each start of the work."""
+        """The run's id for each start of the step WORK."""
         path = self.folder / "started"
         return path.read_text().splitlines() if path.exists() else []
 

@@ -1,4 +1,4 @@
-"""A run works in a copy of the repository below `.loopline`, and must find the data set that the repository finds."""
+"""A run works in a worktree below `.loopline`, and must find the same data set as the repository."""
 
 import gzip
 import hashlib
@@ -23,7 +23,7 @@ SIDE, EACH = 8, 30  # pixels; images of a class
 
 
 def pixels(label, number):
-    return bytes((label * 100 + number + place) % 256 for place in range(SIDE * SIDE))
+    return bytes((label * 100 + number + position) % 256 for position in range(SIDE * SIDE))
 
 
 def photos(folder, numbers):
@@ -35,7 +35,7 @@ def photos(folder, numbers):
 
 
 def catalogue(home, mirror):
-    """Write a catalogue whose one data set, `clothes`, only the mirror has."""
+    """Write a catalogue with one data set, `clothes`, whose files only the mirror has."""
     count = 2 * EACH
     labels = bytes(number % 2 for number in range(count))
     images = b"".join(pixels(label, number) for number, label in enumerate(labels))
@@ -56,8 +56,8 @@ def catalogue(home, mirror):
 
 def loopline(*arguments, at, **environment):
     command = [sys.executable, "-m", "loopline.cli", *arguments]
-    for who in ("AUTHOR", "COMMITTER"):
-        environment |= {f"GIT_{who}_NAME": "t", f"GIT_{who}_EMAIL": "t@localhost"}
+    for role in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{role}_NAME": "t", f"GIT_{role}_EMAIL": "t@localhost"}
     done = subprocess.run(command, cwd=at, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -65,7 +65,7 @@ def loopline(*arguments, at, **environment):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """repository(dataset) -> the root of a git and DVC repository whose classifier is trained on it."""
+    """repository(dataset) -> the root of a git and DVC repository whose classifier is trained on this data set."""
     home = tmp_path / "repository"
 
     def make(dataset):
@@ -91,7 +91,7 @@ def repository(tmp_path, monkeypatch):
     return make
 
 
-def counted(folder):
+def sample_counts(folder):
     return json.loads((folder / "data/classifier/ingest.json").read_text(encoding="utf-8"))["sources"]
 
 
@@ -107,13 +107,14 @@ def test_a_run_adds_its_batch_to_the_data_set_that_the_repository_finds(reposito
     photos(tmp_path / "my-photos", range(EACH))
     photos(home / "photos-inside", range(EACH))
     loopline("stage", "ingest", "classifier", at=home, LOOPLINE_MIRROR=str(tmp_path / "mirror"))
-    own = counted(home)
+    own = sample_counts(home)
 
     folder = worktree.make(home, "run-1", "classifier", "scratch")
     photos(folder / ".loopline/batch", range(EACH, EACH + 5))
-    loopline("data", "add", "classifier", ".loopline/batch", at=folder)  # without the mirror: nothing is fetched again
+    # There is no mirror here, since nothing needs to be fetched again.
+    loopline("data", "add", "classifier", ".loopline/batch", at=folder)
     loopline("stage", "ingest", "classifier", at=folder)
-    assert counted(folder) == own | {"v2": 10}
+    assert sample_counts(folder) == own | {"v2": 10}
     assert not (folder / ".loopline/datasets").exists()
     assert git(folder, "diff", "main", "--stat", "--", "params.yaml") == ""
 
@@ -126,10 +127,10 @@ def test_the_drill_s_clone_and_a_run_of_its_own_find_the_data_set_too(repository
     loopline("stage", "ingest", "classifier", at=clone)
     folder = worktree.make(clone, "run-1", "classifier", "scratch")
     loopline("stage", "ingest", "classifier", at=folder)
-    assert counted(folder) == counted(clone) == {"my-photos": 2 * EACH}
+    assert sample_counts(folder) == sample_counts(clone) == {"my-photos": 2 * EACH}
 
 
-def test_what_the_working_copy_has_itself_comes_first(tmp_path, monkeypatch):
+def test_the_working_copy_s_own_folder_comes_before_the_repository_s(tmp_path, monkeypatch):
     copy = tmp_path / "a/.dvc/tmp/exps/standalone/tmp1"
     for folder in (tmp_path / "a/photos", copy / "photos", copy.parent / "outside", tmp_path / "outside"):
         folder.mkdir(parents=True)
@@ -137,11 +138,11 @@ def test_what_the_working_copy_has_itself_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(copy)
     assert settings.repository() == tmp_path / "a"
     assert settings.located("photos").resolve() == copy / "photos"
-    assert settings.located("../outside").resolve() == tmp_path / "outside", "not the folder beside the copy"
+    assert settings.located("../outside").resolve() == tmp_path / "outside", "not the folder outside/ beside the copy"
     assert settings.located("yolo11n.yaml") == Path("yolo11n.yaml"), "a name, not a path"
 
 
-def test_a_repository_below_a_hidden_folder_that_is_none_of_a_repository_s_is_its_own(tmp_path, monkeypatch):
+def test_a_project_below_a_hidden_folder_is_its_own_repository(tmp_path, monkeypatch):
     home = tmp_path / ".loopline/work"
     home.mkdir(parents=True)
     monkeypatch.chdir(home)

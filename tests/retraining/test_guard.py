@@ -1,4 +1,4 @@
-"""The guard: what stops a retraining, and that nothing that stops one can start another."""
+"""The guard: what stops a retraining, and that a further objection never makes a decision milder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,52 +17,52 @@ DRIFT = RetrainingEvidence(drifted=True, harmful=True, labels={"a": 190, "b": 18
 IDLE = RetrainerState()
 
 
-def test_harmful_drift_with_labels_is_a_retraining():
+def test_harmful_drift_with_enough_labels_starts_a_retraining():
     assert decide(ALERT, IDLE, DRIFT, POLICY, NOW).action == "retrain"
 
 
 EIGHT = (Past(NOW - 400 * HOUR, NOW - 399 * HOUR, "succeeded"),) * 8
 RESULTS = st.sampled_from(["succeeded", "refused", "failed"])
-STOPS = {  # what stops it: (action, words, changes)
-    "a forged alert": ("decline", "nobody knows who sent it", {"alert": {"authentic": False}}),
-    "a resolved alert": ("decline", "it is over", {"alert": {"firing": False}}),
-    "a resend": ("decline", "it had its run", {"alert": {"seen": True}}),
+STOPS = {  # an objection -> the action, words of its reason, and the changed fields that cause it
+    "a forged alert": ("decline", "the sender was not authenticated", {"alert": {"authentic": False}}),
+    "a resolved alert": ("decline", "the alert is resolved", {"alert": {"firing": False}}),
+    "a resend": ("decline", "already had its run", {"alert": {"seen": True}}),
     "a notice": ("decline", "DriftNotice is a notice", {"alert": {"name": "DriftNotice"}}),
     "black frames": ("decline", "bad data: ConstantInputs fires", {"evidence": {"firing": frozenset({"ConstantInputs"})}}),
     "unreadable inputs": ("decline", "bad data: BadInputs fires", {"evidence": {"firing": frozenset({"BadInputs"})}}),
     "skew": ("decline", "skew:", {"evidence": {"firing": frozenset({"Skew"})}}),
-    "a silent sentinel": ("wait", "whether it is skew", {"evidence": {"firing": frozenset({"SentinelSilent"})}}),
+    "a silent sentinel": ("wait", "skew cannot be ruled out", {"evidence": {"firing": frozenset({"SentinelSilent"})}}),
     "drift that is over": ("decline", "the drift is over", {"evidence": {"drifted": False, "harmful": False}}),
     "a harmless shift": ("decline", "a harmless shift", {"evidence": {"harmful": False}}),
     "label shift alone": ("decline", "label shift alone", {"evidence": {"new_mix": True}}),
-    "labels that say no harm": ("decline", "labels say no harm", {"evidence": {"accuracy": (0.91, 0.99, 0.9)}}),
-    "no Prometheus": ("wait", "nothing is known", {"evidence": {"unknown": "it is away"}}),
+    "labels that show no harm": ("decline", "labels show no harm", {"evidence": {"accuracy": (0.91, 0.99, 0.9)}}),
+    "no Prometheus": ("wait", "the model's state is unknown", {"evidence": {"unknown": "it is down"}}),
     "the kill switch": ("wait", "kill switch", {"state": {"paused": "holiday"}}),
     "a run under way": ("wait", "run r1 is under way", {"state": {"running": "r1"}}),
     "the cool-down": ("wait", "cool-down", {"state": {"past": (Past(NOW - HOUR, NOW - HOUR, "succeeded"),)}}),
     "a spent budget": ("wait", "budget is spent: 8 of 8", {"state": {"past": EIGHT}}),
     "few labels": ("ask-labels", "299 new labels, 300 are needed", {"evidence": {"labels": {"a": 150, "b": 149}}}),
-    "a class without labels": ("ask-labels", "too few have: b 4", {"evidence": {"labels": {"a": 400, "b": 4}}}),
+    "a class without labels": ("ask-labels", "these have too few: b 4", {"evidence": {"labels": {"a": 400, "b": 4}}}),
     "no approval": ("await-approval", "a person's approval", {"policy": {"approval": True}}),
 }  # fmt: skip
 
 
 def changed(*names):
-    """decide's arguments with these changes."""
-    found = {"alert": ALERT, "state": IDLE, "evidence": DRIFT, "policy": POLICY}
+    """The arguments of decide, changed so that each of these objections applies."""
+    arguments = {"alert": ALERT, "state": IDLE, "evidence": DRIFT, "policy": POLICY}
     for name in names:
-        for what, fields in STOPS[name][2].items():
-            if what == "evidence" and "firing" in fields:
-                found[what] = replace(found[what], firing=fields["firing"] | found[what].firing)
-            elif what == "policy":
-                found[what] = found[what].model_copy(update=fields)
+        for argument, fields in STOPS[name][2].items():
+            if argument == "evidence" and "firing" in fields:
+                arguments[argument] = replace(arguments[argument], firing=fields["firing"] | arguments[argument].firing)
+            elif argument == "policy":
+                arguments[argument] = arguments[argument].model_copy(update=fields)
             else:
-                found[what] = replace(found[what], **fields)
-    return (*found.values(), NOW)
+                arguments[argument] = replace(arguments[argument], **fields)
+    return (*arguments.values(), NOW)
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_each_of_these_alone_stops_it_and_says_so(name):
+def test_each_objection_alone_stops_a_retraining_and_gives_its_reason(name):
     action, words, _ = STOPS[name]
     decision = decide(*changed(name))
     assert decision.action == action
@@ -70,24 +70,24 @@ def test_each_of_these_alone_stops_it_and_says_so(name):
     assert words in decision.reasons[0]
 
 
-def test_with_approval_it_starts():
+def test_an_approved_run_starts():
     alert, _, evidence, demands, now = changed("no approval")
     assert decide(alert, RetrainerState(approved=True), evidence, demands, now).action == "retrain"
 
 
-def test_what_waited_too_long_is_declined():
+def test_an_alert_that_waited_too_long_is_declined():
     alert, _, evidence, demands, now = changed("few labels")
     decision = decide(alert, RetrainerState(waited=demands.patience_hours * HOUR + 1), evidence, demands, now)
     assert decision.action == "decline"
     assert any("99 new labels" in reason for reason in decision.reasons)
 
 
-def test_labels_that_leave_it_open_do_not_stop_it():
-    open_ = replace(DRIFT, accuracy=(0.85, 0.99, 0.9))
-    assert decide(ALERT, IDLE, open_, POLICY, NOW).action == "retrain"
+def test_labels_that_prove_nothing_do_not_stop_a_retraining():
+    undecided = replace(DRIFT, accuracy=(0.85, 0.99, 0.9))
+    assert decide(ALERT, IDLE, undecided, POLICY, NOW).action == "retrain"
 
 
-def test_the_cool_down_doubles_with_each_refusal_and_is_plain_again_after_a_success():
+def test_the_cool_down_doubles_with_each_refusal_until_the_next_success():
     def hours(*results):
         return (rest(tuple(Past(0.0, 0.0, result) for result in results), POLICY)) / HOUR
 
@@ -103,9 +103,9 @@ ORDER = list(Action)
 
 
 @given(names)
-def test_any_mix_of_reasons_gives_the_worst_of_them_and_names_them_all(chosen):
+def test_the_strictest_of_several_objections_is_the_decision(chosen):
     decision = decide(*changed(*chosen))
-    assert decision == decide(*changed(*chosen)), "the same question has the same answer"
+    assert decision == decide(*changed(*chosen)), "the same arguments give the same decision"
     assert (decision.action == "retrain") == (not chosen)
     if chosen and "no Prometheus" not in chosen:
         kinds = {STOPS[name][0] for name in chosen}
@@ -113,7 +113,7 @@ def test_any_mix_of_reasons_gives_the_worst_of_them_and_names_them_all(chosen):
 
 
 @given(names, st.sampled_from(sorted(STOPS)))
-def test_one_more_reason_never_makes_the_decision_milder(chosen, more):
+def test_one_more_objection_never_makes_the_decision_milder(chosen, more):
     before, after = decide(*changed(*chosen)), decide(*changed(*chosen, more))
     unknown = "no Prometheus" in (*chosen, more)
     assert after.action != "retrain"
@@ -128,7 +128,7 @@ states = st.builds(
     RetrainerState,
     running=st.none() | st.just("r"),
     paused=st.none() | st.just("p"),
-    past=pasts.map(lambda found: tuple(sorted(found, key=lambda one: one.started))),
+    past=pasts.map(lambda runs: tuple(sorted(runs, key=lambda run: run.started))),
     approved=st.booleans(),
     waited=st.floats(0, 1e7),
 )
@@ -141,7 +141,7 @@ alerts = st.builds(
     authentic=st.booleans(),
     seen=st.booleans(),
 )
-found = st.builds(
+evidences = st.builds(
     RetrainingEvidence,
     unknown=st.none() | st.just("?"),
     firing=st.frozensets(st.sampled_from(["BadInputs", "ConstantInputs", "Skew", "SentinelSilent", "NoTraffic"])),
@@ -153,8 +153,8 @@ found = st.builds(
 )
 
 
-@given(alerts, states, found)
-def test_whatever_comes_a_retraining_needs_all_of_it(alert, state, evidence):
+@given(alerts, states, evidences)
+def test_a_retraining_starts_only_if_every_condition_holds(alert, state, evidence):
     decision = decide(alert, state, evidence, POLICY, NOW)
     assert decision.reasons
     if decision.action == "retrain":

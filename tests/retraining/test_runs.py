@@ -1,4 +1,4 @@
-"""What a run is made of: the policy's steps, the worktree, the evidence, GitHub, and the end of what was left over."""
+"""A run: the policy's steps, the worktree, the evidence, GitHub, and ending left-over processes."""
 
 import argparse
 import hashlib
@@ -37,8 +37,8 @@ PLACES = {name: f"<{name}>" for name in policy.PLACES} | {
 
 
 def run(**changes):
-    known = {"id": "classifier-1", "model": "classifier", "version": "", "started": 0.0, "ended": None, "result": None}
-    return Run(**known | {"step": None, "pid": None, "created": None} | changes)
+    values = {"id": "classifier-1", "model": "classifier", "version": "", "started": 0.0, "ended": None, "result": None}
+    return Run(**values | {"step": None, "pid": None, "created": None} | changes)
 
 
 # The policy
@@ -57,19 +57,22 @@ def written(tmp_path, change):
         ({"cooldown": 3}, "cooldown: Extra inputs"),
         ({"alerts": []}, "alerts: "),
         ({"where": "github"}, "needs github"),
-        ({"here": [{"name": "a", "run": "rm {home}"}]}, "{home} is none of"),
-        ({"here": [{"name": "a", "run": "x", "again": "b"}]}, "no step before it"),
+        ({"here": [{"name": "a", "run": "rm {home}"}]}, "{home} is not a place"),
+        ({"here": [{"name": "a", "run": "x", "again": "b"}]}, "is not an earlier step"),
         ({"here": [{"name": "a", "run": "x"}, {"name": "a", "run": "y"}]}, "the same name"),
         ({"here": [{"name": "../a", "run": "x"}]}, "here.0.name"),
-        ({"here": [{"name": "a", "run": "x", "own_time": True}, {"name": "b", "run": "y"}]}, "step a: own_time"),
+        (
+            {"here": [{"name": "a", "run": "x", "own_time": True}, {"name": "b", "run": "y"}]},
+            "only the last step may have own_time",
+        ),
     ],
 )
-def test_a_wrong_policy_is_refused_by_name(tmp_path, change, words):
+def test_a_wrong_policy_is_refused_with_the_name_of_the_key(tmp_path, change, words):
     with pytest.raises(LooplineError, match=re.escape(words)):
         policy.load(written(tmp_path, change))
 
 
-def test_a_policy_that_is_not_there_or_no_yaml_is_said(tmp_path):
+def test_a_missing_or_malformed_policy_is_reported(tmp_path):
     with pytest.raises(LooplineError, match="not found"):
         policy.load(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
@@ -83,21 +86,21 @@ def test_the_verbs_of_the_committed_policy_exist():
     content = yaml.safe_load(COMMITTED.read_text(encoding="utf-8")) | github_policy
     steps += policy.RetrainingPolicy.model_validate(content).steps
     commands = [step.command(PLACES) for step in steps]
-    ours = [words[1:] for words in commands if words[0] == "loopline"]
-    assert len(ours) >= 7
-    for words in ours:
-        assert isinstance(cli.parser().parse_args(words), argparse.Namespace)  # exits where it does not understand
+    arguments = [words[1:] for words in commands if words[0] == "loopline"]
+    assert len(arguments) >= 7
+    for words in arguments:
+        assert isinstance(cli.parser().parse_args(words), argparse.Namespace)  # exits on words that it does not know
 
 
 def test_the_committed_rollout_promotes_in_the_registry_and_takes_its_inputs_from_the_run_s_journal():
     (step,) = (step for step in policy.load(COMMITTED).steps if step.name == "rollout")
-    assert step.own_time, "ended by the run's timeout it would leave a canary that nobody watches"
+    assert step.own_time, "if the run's timeout ended it, a canary would stay unwatched"
     options = cli.parser().parse_args(step.command(PLACES)[1:])
     assert options.register
     assert options.journal == Path("<journal>")
 
 
-def test_what_is_filled_in_stays_one_word():
+def test_a_value_that_is_filled_in_stays_one_word():
     step = policy.Step(name="a", run="echo '{journal} x' {model}")
     assert step.command(PLACES | {"journal": "a b; rm"}) == ["echo", "a b; rm x", "classifier"]
 
@@ -133,15 +136,15 @@ def repository(tmp_path, monkeypatch):
 def test_a_worktree_has_the_repository_s_data_and_its_cache(repository):
     folder = worktree.make(repository, "classifier-1", "classifier", "scratch")
     assert (folder / "data/batches/classifier/v2/a.txt").read_text() == "a"
-    said = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], cwd=folder, capture_output=True, text=True)
-    assert said.stdout.strip() == str(repository / ".dvc/cache")
+    done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], cwd=folder, capture_output=True, text=True)
+    assert done.stdout.strip() == str(repository / ".dvc/cache")
     assert git(folder, "branch", "--show-current") == "retrain/classifier-1"
     worktree.remove(repository, folder)
     assert not folder.exists()
     assert "retrain/classifier-1" in git(repository, "branch")
 
 
-def test_a_worktree_begins_with_what_stands_in_the_repository_and_is_in_no_commit(repository):
+def test_a_worktree_begins_with_the_repository_s_uncommitted_changes(repository):
     params, head = repository / "params.yaml", git(repository, "rev-parse", "HEAD")
     params.write_text(params.read_text(encoding="utf-8") + "# of mine\n", encoding="utf-8")
     for name in ("data/mine/ingest.json", "models/mine/report.json", "data/photos/large.png", "notes.txt"):
@@ -154,14 +157,14 @@ def test_a_worktree_begins_with_what_stands_in_the_repository_and_is_in_no_commi
     folder = worktree.make(repository, "classifier-1", "classifier", "scratch")
     assert (folder / "params.yaml").read_text(encoding="utf-8").endswith("# of mine\n")
     assert {name for name in ("data/mine/ingest.json", "models/mine/report.json") if (folder / name).exists()}
-    assert not (folder / "data/photos").exists(), "it may be large, and the run finds it where it is"
+    assert not (folder / "data/photos").exists(), "a data set may be large, and the run finds it in the repository"
     assert not (folder / "notes.txt").exists()
     assert git(folder, "status", "--porcelain") == ""
     assert git(folder, "rev-parse", "HEAD~1") == git(repository, "rev-parse", "HEAD") == head
-    assert git(repository, "status", "--porcelain") == before, "nothing is staged or committed there"
+    assert git(repository, "status", "--porcelain") == before, "nothing is staged or committed in the repository"
 
 
-def test_made_again_it_forgets_the_attempt_that_broke_off_and_nothing_else(repository):
+def test_a_new_worktree_discards_only_the_interrupted_attempt(repository):
     git(repository, "tag", "data/classifier/v1")
     folder = worktree.make(repository, "classifier-1", "classifier", "scratch")
     git(folder, "commit", "--quiet", "--allow-empty", "-m", "half a data version")
@@ -173,7 +176,7 @@ def test_made_again_it_forgets_the_attempt_that_broke_off_and_nothing_else(repos
     assert not (folder / "left.txt").exists()
 
 
-def test_made_again_after_a_step_back_in_history_it_keeps_the_data_versions_of_others(repository):
+def test_a_new_worktree_keeps_other_data_versions_after_head_moved_back(repository):
     git(repository, "commit", "--quiet", "--allow-empty", "-m", "a data version of somebody else")
     git(repository, "tag", "data/classifier/v2")
     folder = worktree.make(repository, "classifier-1", "classifier", "scratch")
@@ -184,10 +187,12 @@ def test_made_again_after_a_step_back_in_history_it_keeps_the_data_versions_of_o
     assert git(repository, "tag") == "data/classifier/v2"
     worktree.remove(repository, folder)
     git(repository, "branch", "--quiet", "-D", "retrain/classifier-1")
-    assert "retrain/classifier-1" not in (repository / ".git/config").read_text(), "gone with its branch"
+    assert "retrain/classifier-1" not in (repository / ".git/config").read_text(), (
+        "the setting is deleted with its branch"
+    )
 
 
-def test_a_start_from_the_champion_names_its_weights_without_a_path_of_this_machine(repository):
+def test_a_start_from_the_champion_sets_a_relative_path_to_its_weights(repository):
     with pytest.raises(LooplineError, match="dvc checkout"):
         worktree.make(repository, "classifier-1", "classifier", "champion")
     weights = repository / "models/classifier/train/model.safetensors"
@@ -213,7 +218,7 @@ def test_every_model_s_training_can_start_from_weights(model):
     ]
 
 
-def test_a_model_without_weights_to_set_is_said():
+def test_a_model_without_the_key_pretrained_is_reported():
     with pytest.raises(LooplineError, match=r"models\.other\.train\.pretrained"):
         worktree.pretrained("models:\n  other:\n    train: {}\n", "other", "x")
 
@@ -221,38 +226,42 @@ def test_a_model_without_weights_to_set_is_said():
 # Processes
 
 
-def test_a_step_knows_no_secret_of_ours_and_the_repository_s_registry(tmp_path, monkeypatch):
+def test_a_step_gets_the_repository_s_registry_and_no_secret_of_the_retrainer(tmp_path, monkeypatch):
     monkeypatch.setenv("LOOPLINE_RETRAINER_TOKEN", "secret")
     monkeypatch.setenv("LOOPLINE_RETRAINER_HMAC_SECRET_FILE", "secret")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("LOOPLINE_DECISIONS", raising=False)
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
     place = Place(tmp_path, tmp_path, tmp_path)
-    found = runs.environment(place, tmp_path, "train")
-    assert not {"secret", "github-token"} & set(found.values())
+    environment = runs.environment(place, tmp_path, "train")
+    assert not {"secret", "github-token"} & set(environment.values())
     assert runs.environment(place, tmp_path, "dispatch")["LOOPLINE_GITHUB_TOKEN"] == "github-token"
-    assert found["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
-    assert found["LOOPLINE_DECISIONS"] == f"{tmp_path}/decisions/log.jsonl"
+    assert environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert environment["LOOPLINE_DECISIONS"] == f"{tmp_path}/decisions/log.jsonl"
 
 
 def test_mlflow_keeps_a_run_s_files_in_the_repository_and_not_in_the_worktree(tmp_path):
     (tmp_path / "worktree").mkdir()
     place = Place(tmp_path, tmp_path, tmp_path)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
-    ask = (
+    code = (
         "from loopline.release import mlflow_store as m; s = m.client(); "
         "print(s.get_experiment(m.experiment(s, 'a')).artifact_location)"
     )
-    given = runs.environment(place, tmp_path / "worktree", "train") | {
+    step_environment = runs.environment(place, tmp_path / "worktree", "train") | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"
     }
     done = subprocess.run(
-        [sys.executable, "-c", ask], cwd=tmp_path / "worktree", env=environment | given, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "worktree",
+        env=environment | step_environment,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.strip().splitlines()[-1].startswith(str(tmp_path / "mlruns")), done.stderr
 
 
-def test_what_a_killed_retrainer_left_is_ended_and_a_stranger_with_its_number_is_not():
+def test_a_left_over_process_is_ended_but_not_another_one_with_the_same_id():
     left = subprocess.Popen(["/bin/sh", "-c", "sleep 600 & wait"], start_new_session=True)
     created = psutil.Process(left.pid).create_time()
     children = prometheus.eventually(lambda: psutil.Process(left.pid).children())
@@ -264,7 +273,7 @@ def test_what_a_killed_retrainer_left_is_ended_and_a_stranger_with_its_number_is
     runs.end_left_over(run(pid=left.pid, created=created))
 
 
-def test_a_process_whose_starter_died_before_it_was_noted_does_nothing(tmp_path):
+def test_a_step_does_nothing_if_the_retrainer_dies_before_saving_its_process_id(tmp_path):
     command = [*runs.GATE, "/usr/bin/touch", str(tmp_path / "done")]
     gate = subprocess.Popen(command, stdin=subprocess.PIPE)
     gate.stdin.close()
@@ -276,7 +285,7 @@ def test_a_process_whose_starter_died_before_it_was_noted_does_nothing(tmp_path)
 
 
 class Recorder(Server):
-    """GitHub's answers to what is asked of a workflow: it lists what was started."""
+    """A stand-in for GitHub's API of one workflow: it starts runs and lists those that it started."""
 
     def __init__(self, code=204):
         self.asked, self.titles, self.code = [], [], code
@@ -284,35 +293,35 @@ class Recorder(Server):
         self.to = policy.GitHub(repository="owner/name", api=self.url)
 
     def _answer(self, method, path, headers, body):
-        given = json.loads(body) if body else None
-        self.asked.append((method, path, given, dict(headers)))
+        sent = json.loads(body) if body else None
+        self.asked.append((method, path, sent, dict(headers)))
         if method == "GET":
             return 200, json.dumps({"workflow_runs": [{"display_title": title} for title in self.titles]}).encode()
         if self.code < 300:
-            self.titles.append(f"retrain {given['inputs']['run']}")
+            self.titles.append(f"retrain {sent['inputs']['run']}")
         return self.code, b"" if self.code == 204 else b'{"message": "Resource not accessible"}'
 
 
 @pytest.fixture
 def hub():
-    made = []
+    servers = []
 
     def start(**options):
-        made.append(Recorder(**options))
-        return made[-1]
+        servers.append(Recorder(**options))
+        return servers[-1]
 
     yield start
-    for one in made:
-        one.close()
+    for server in servers:
+        server.close()
 
 
-def test_github_is_told_ids_alone_and_once(hub, monkeypatch):
+def test_github_is_sent_only_ids_and_only_once(hub, monkeypatch):
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
-    one = hub()
-    assert "was started" in github.dispatch(one.to, model="classifier", run="classifier-1")
-    assert "already" in github.dispatch(one.to, model="classifier", run="classifier-1")
-    assert "was started" in github.dispatch(one.to, model="classifier", run="classifier-12")
-    posts = [asked for asked in one.asked if asked[0] == "POST"]
+    server = hub()
+    assert "was started" in github.dispatch(server.to, model="classifier", run="classifier-1")
+    assert "was already started" in github.dispatch(server.to, model="classifier", run="classifier-1")
+    assert "was started" in github.dispatch(server.to, model="classifier", run="classifier-12")
+    posts = [asked for asked in server.asked if asked[0] == "POST"]
     _, path, body, headers = posts[0]
     assert len(posts) == 2
     assert path == "/repos/owner/name/actions/workflows/retrain.yml/dispatches"
@@ -320,50 +329,50 @@ def test_github_is_told_ids_alone_and_once(hub, monkeypatch):
     assert headers["Authorization"] == "Bearer github-token"
 
 
-def test_the_workflow_takes_what_is_sent_and_is_found_again(hub, monkeypatch):
+def test_the_workflow_accepts_the_inputs_and_is_found_again_by_its_title(hub, monkeypatch):
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
     text = (ROOT / ".github/workflows/retrain.yml").read_text(encoding="utf-8")
     workflow = yaml.load(text, yaml.BaseLoader)
-    one = hub()
-    github.dispatch(one.to, model="classifier", run="classifier-1")
-    (body,) = (body for method, _, body, _ in one.asked if method == "POST")
+    server = hub()
+    github.dispatch(server.to, model="classifier", run="classifier-1")
+    (body,) = (body for method, _, body, _ in server.asked if method == "POST")
     assert set(workflow["on"]["workflow_dispatch"]["inputs"]) == set(body["inputs"])
-    one.titles = [workflow["run-name"].replace("${{ inputs.run }}", "classifier-1")]
-    assert "already" in github.dispatch(one.to, model="classifier", run="classifier-1")
+    server.titles = [workflow["run-name"].replace("${{ inputs.run }}", "classifier-1")]
+    assert "already" in github.dispatch(server.to, model="classifier", run="classifier-1")
 
 
-def test_a_refusal_of_github_and_a_missing_token_are_said(hub, monkeypatch):
-    one = hub(code=403)
+def test_a_refusal_by_github_and_a_missing_token_are_reported(hub, monkeypatch):
+    server = hub(code=403)
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
     with pytest.raises(LooplineError, match=r"refuses with 403: .*Resource not accessible"):
-        github.dispatch(one.to, model="classifier", run="classifier-1")
+        github.dispatch(server.to, model="classifier", run="classifier-1")
     monkeypatch.delenv("LOOPLINE_GITHUB_TOKEN")
     with pytest.raises(LooplineError, match="LOOPLINE_GITHUB_TOKEN is not set"):
-        github.dispatch(one.to, model="classifier", run="classifier-1")
+        github.dispatch(server.to, model="classifier", run="classifier-1")
 
 
-def test_without_a_repository_runs_are_started_on_github_and_nowhere_else(tmp_path, hub, monkeypatch):
+def test_without_a_clone_the_retrainer_can_only_start_runs_on_github(tmp_path, hub, monkeypatch):
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
     (tmp_path / "params.yaml").write_text(brightness.params())
-    one = hub()
+    server = hub()
     retrainers.Retrainer(tmp_path)  # writes a policy with where: here
     words = [sys.executable, "-m", "loopline.cli", "retrainer", "--policy", "policy.yaml"]
     environment = os.environ | {"LOOPLINE_RETRAINER_TOKEN": retrainers.TOKEN}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "`make retrainer` in a clone" in done.stderr
-    there = retrainers.Retrainer(tmp_path, where="github", github=one.to.model_dump())
-    store = there.store()
+    retrainer = retrainers.Retrainer(tmp_path, where="github", github=server.to.model_dump())
+    store = retrainer.store()
     alert = guard.Alert(model="classifier", name="RetrainCandidate", version="")
     store.receive([("classifier-1", alert)], "alertmanager")
     store.decide(store.alerts()[0], guard.RetrainingDecision(guard.Action.RETRAIN, ("a test",)), 0.0, policy.DISPATCH)
     store.close()
     try:
-        (run,) = prometheus.eventually(there.start().ended)
+        (run,) = prometheus.eventually(retrainer.start().ended)
     finally:
-        there.close()
+        retrainer.close()
     assert run.result == "succeeded", run
-    assert one.titles == ["retrain classifier-1"]
+    assert server.titles == ["retrain classifier-1"]
 
 
 # The evidence
@@ -371,9 +380,10 @@ def test_without_a_repository_runs_are_started_on_github_and_nowhere_else(tmp_pa
 
 @pytest.fixture
 def weighed(tmp_path, monkeypatch):
-    """weighed(threshold of the challenger) -> (report's text, decision, its folder). The champion's is 160, the truth 127.5.
+    """weighed(threshold of the challenger) -> (report's text, decision, its folder).
 
-    Of the journal's requests 60 came before those that were labelled, 90 with them and after.
+    The champion's threshold is 160, the true one 127.5. Of the journal's requests, 60 came before the first labelled one and 90
+    came since.
     """
     served, tree = tmp_path / "repository", tmp_path / "tree"
     (tree / "data/batches/classifier").mkdir(parents=True)
@@ -384,8 +394,8 @@ def weighed(tmp_path, monkeypatch):
     before, after = (
         [journals.entry(f"{at}-{n}", time=at + n) for n in range(count)] for at, count in ((0.0, 60), (2000.0, 26))
     )
-    told = [journals.label(line["id"], "bright") for line in labelled]
-    journal = journals.kept(tmp_path / "journal", *before, *labelled, *after, *told)
+    labels = [journals.label(line["id"], "bright") for line in labelled]
+    journal = journals.kept(tmp_path / "journal", *before, *labelled, *after, *labels)
     samples = [
         manifest.Sample(
             id=hashlib.sha256(images[v]).hexdigest(),
@@ -410,9 +420,9 @@ def weighed(tmp_path, monkeypatch):
             parts.mkdir()
             model = brightness.onnx_model(parts / "model.onnx", middle)
             (parts / "drift.json").write_text(json.dumps(brightness.reference(brightness.described().spec)))
-            made = folder / "models/classifier/bundle"
+            target = folder / "models/classifier/bundle"
             bundle.write(
-                made, brightness.described(), model=model, drift=parts / "drift.json", card="# c\n", pictures=[]
+                target, brightness.described(), model=model, drift=parts / "drift.json", card="# c\n", pictures=[]
             )
         version = bundle.read(served / "models/classifier/bundle").version[:12]
         path, decision = run_report.make(run(version=version), served, journal)
@@ -421,7 +431,7 @@ def weighed(tmp_path, monkeypatch):
     return make
 
 
-def test_the_evidence_of_a_better_challenger_is_a_page_with_both_parts_of_the_test_split(weighed):
+def test_the_report_of_a_better_challenger_shows_both_parts_of_the_test_split(weighed):
     text, decision, folder = weighed(128)
     assert decision.promote
     assert "**accepted**" in text
@@ -441,10 +451,10 @@ def test_a_challenger_that_learned_flipped_labels_is_refused_on_its_evidence(wei
     assert "no proof of a gain in accuracy on the new part" in text
 
 
-def test_the_decision_on_the_evidence_is_in_the_log_once_with_its_weights(weighed):
+def test_the_decision_on_the_evidence_is_logged_once_with_its_weights(weighed):
     _, decision, _ = weighed(128)
     served = bundle.read(Path("../repository/models/classifier/bundle"))
-    # The step is done again
+    # The step is executed a second time
     run_report.make(run(version=served.version[:12]), Path("../repository"), Path("../journal"))
     (line,) = decisions.read().records
     assert (line.action, line.bundle) == ("accept", bundle.read(Path("models/classifier/bundle")).version)
@@ -460,16 +470,16 @@ def test_a_journal_without_the_batch_s_samples_is_refused(weighed, tmp_path):
         run_report.make(run(version=version), tmp_path / "repository", other)
 
 
-def test_a_champion_that_is_not_here_is_said(weighed, tmp_path):
+def test_a_missing_champion_is_reported(weighed, tmp_path):
     weighed(128)
     with pytest.raises(LooplineError, match="in version fff is not here"):
         run_report.make(run(version="fff"), tmp_path / "repository", tmp_path / "journal")
 
 
-# What runs
+# Status
 
 
-def test_the_status_of_a_retrainer_says_that_nothing_was_decided_and_then_what_runs(repository, capsys):
+def test_the_status_shows_waiting_alerts_and_the_run_under_way(repository, capsys):
     assert cli.main(["retrainer", "status"]) == 0
     assert capsys.readouterr().out == "no alert came yet, so nothing was decided\n"
     store = RetrainerStore(repository / ".loopline/retrainer")

@@ -7,12 +7,12 @@ from PIL import Image
 from loopline.simulate import shifts
 
 
-def picture(mode, **how):
+def picture(mode, **options):
     rng = np.random.default_rng(0)
     shape = (40, 60) if mode == "L" else (40, 60, 3)
     smooth = rng.normal(128, 20, shape).cumsum(0).cumsum(1)
     out = io.BytesIO()
-    Image.fromarray((smooth % 256).astype(np.uint8)).save(out, **how)
+    Image.fromarray((smooth % 256).astype(np.uint8)).save(out, **options)
     return out.getvalue()
 
 
@@ -21,16 +21,16 @@ def opened(data):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-@pytest.mark.parametrize("how", [{"format": "JPEG", "quality": 60}, {"format": "PNG"}, {"format": "BMP"}])
+@pytest.mark.parametrize("options", [{"format": "JPEG", "quality": 60}, {"format": "PNG"}, {"format": "BMP"}])
 @pytest.mark.parametrize("name", [None, *shifts.names(texts=False)])
-def test_a_shifted_image_keeps_its_size_its_channels_and_a_jpeg_its_kind(mode, how, name):
-    data = picture(mode, **how)
-    found = opened(shifts.shifted_image(data, name, 2, np.random.default_rng(0)))
-    assert (found.size, found.mode) == ((60, 40), mode)
-    assert found.format == ("JPEG" if how["format"] == "JPEG" else "PNG")
+def test_a_shifted_image_keeps_size_and_channels_and_a_jpeg_its_format(mode, options, name):
+    data = picture(mode, **options)
+    shifted = opened(shifts.shifted_image(data, name, 2, np.random.default_rng(0)))
+    assert (shifted.size, shifted.mode) == ((60, 40), mode)
+    assert shifted.format == ("JPEG" if options["format"] == "JPEG" else "PNG")
 
 
-def test_a_jpeg_keeps_its_quality_so_that_its_bytes_change_by_what_it_shows_alone():
+def test_a_jpeg_that_is_encoded_again_keeps_its_quality():
     data = picture("RGB", format="JPEG", quality=35, subsampling=0)
     again = shifts.shifted_image(data, None, 0, np.random.default_rng(0))
     assert opened(again).quantization == opened(data).quantization
@@ -38,8 +38,8 @@ def test_a_jpeg_keeps_its_quality_so_that_its_bytes_change_by_what_it_shows_alon
 
 
 @pytest.mark.parametrize("name", shifts.names(texts=True))
-def test_a_shifted_text_is_another_text(name):
+def test_a_shifted_text_differs(name):
     text = "Ärger, und noch mehr Ärger: fünf süße Äpfel"
-    found = shifts.shifted(text, name, 3, np.random.default_rng(0))
-    assert found
-    assert found != text
+    shifted = shifts.shifted(text, name, 3, np.random.default_rng(0))
+    assert shifted
+    assert shifted != text

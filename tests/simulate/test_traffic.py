@@ -1,4 +1,4 @@
-"""`loopline traffic`: what each profile sends, to which models."""
+"""`loopline traffic`: the samples of each profile, and the models that they are sent to."""
 
 import json
 import re
@@ -24,7 +24,7 @@ TEXTS = ("a name", "another name", "nothing")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A repository of a classifier of 256 brightnesses, said to be of digits, and of a text model of three names in languages."""
+    """A project with a brightness classifier (256 images, data set digits) and a text model (three names, data set languages)."""
     monkeypatch.chdir(tmp_path)
     brightness.write_manifest(tmp_path / "data/classifier/manifest.parquet")
     rows = [
@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 
 
 class Serving(Server):
-    """A server of these models, which notes what it is asked. status: of its predictions, by model, where it is not 200."""
+    """A server of these models that records the paths of predictions. status: model -> status of its answers (default 200)."""
 
     def __init__(self, *models, **status):
         self.asked = []
@@ -55,25 +55,25 @@ class Serving(Server):
 
 @pytest.fixture
 def serving():
-    made = []
+    started = []
 
     def start(*models, **status):
-        made.append(Serving(*models, **status))
-        return made[-1]
+        started.append(Serving(*models, **status))
+        return started[-1]
 
     yield start
-    for one in made:
-        one.close()
+    for server in started:
+        server.close()
 
 
 def send(server, *more):
-    """`loopline traffic` for a tenth of a second: exit code, output, errors."""
+    """Run `loopline traffic` for a tenth of a second; return its exit code, output and errors."""
     command = [sys.executable, "-m", "loopline.cli", "traffic", "--rate", "50", "--seconds", "0.1", "--url", server.url]
     done = subprocess.run([*command, *more], capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_model_that_is_not_up_is_sent_nothing(folder, serving):
+def test_a_model_that_is_not_up_is_left_out(folder, serving):
     server = serving("text")
     code, out, _ = send(server)
     assert code == 0
@@ -81,16 +81,16 @@ def test_a_model_that_is_not_up_is_sent_nothing(folder, serving):
     assert set(server.asked) == {"/predict/text"}
 
 
-def test_a_model_that_is_named_and_not_up_is_refused_with_what_is(folder, serving):
+def test_a_named_model_that_is_not_up_is_refused_with_those_that_are(folder, serving):
     server = serving("text", "speech")
     code, _, errors = send(server, "text", "classifier")
     assert code == 1
-    assert errors == f"loopline: not up: classifier; at {server.url} there is only speech, text\n"
+    assert errors == f"loopline: not up at {server.url}: classifier; models that are up: speech, text\n"
     assert server.asked == []
 
 
-def test_a_server_of_other_models_or_of_none_is_refused(folder, serving):
-    assert "not up: classifier, text; " in send(serving("speech"))[2]
+def test_a_server_of_other_models_or_without_models_is_refused(folder, serving):
+    assert ": classifier, text; models that are up: speech" in send(serving("speech"))[2]
     assert "no model is up" in send(serving())[2]
 
 
@@ -117,7 +117,7 @@ def test_every_status_but_200_is_a_failure(counts, words):
     assert re.fullmatch(words, traffic.failures(Counter(counts)))
 
 
-def test_a_server_that_is_not_there_or_none_of_models_is_said(folder, serving):
+def test_an_absent_server_or_one_without_models_is_reported(folder, serving):
     url = f"http://127.0.0.1:{prometheus.free_port()}"
     with pytest.raises(LooplineError, match=r"cannot be reached: .*; `loopline status` shows what is up"):
         traffic.choose((), ("text",), traffic.TrafficPlan(url=url))
@@ -128,17 +128,17 @@ def test_a_server_that_is_not_there_or_none_of_models_is_said(folder, serving):
 
 
 def test_the_token_goes_with_every_request(folder):
-    given = set()
+    tokens = set()
 
     def answer(method, path, headers, body):
-        given.add(headers.get("Authorization"))
+        tokens.add(headers.get("Authorization"))
         return 200, b'[{"name": "text"}]'
 
     server = Server(answer)
     plan = traffic.TrafficPlan(url=server.url, rate=50, seconds=0.1, token="secret")
     traffic.choose((), ("text",), plan)
     assert traffic.send({"text": ["a"]}, plan, progress=False) == {"200": 5}
-    assert given == {"Bearer secret"}
+    assert tokens == {"Bearer secret"}
     server.close()
 
 
@@ -154,38 +154,38 @@ def plan(profile, **more):
     return traffic.TrafficPlan(url="", profile=profile, **more)
 
 
-def test_a_profile_that_is_none_is_refused_with_those_there_are(folder):
+def test_an_unknown_profile_is_refused_with_a_list_of_profiles(folder):
     with pytest.raises(LooplineError, match="clean, prior, other-domain, noisy, noise"):
         traffic.samples("classifier", plan("typos"))
 
 
 @pytest.mark.parametrize("profile", ["clean", "prior", "noise", "dead-pixels"])
 def test_every_profile_gives_images_that_can_be_sent(folder, profile):
-    found = traffic.samples("classifier", plan(profile))
-    assert all(one.startswith(b"\x89PNG") for one in found)
-    assert len(found) == 256
+    chosen = traffic.samples("classifier", plan(profile))
+    assert all(sample.startswith(b"\x89PNG") for sample in chosen)
+    assert len(chosen) == 256
 
 
-def test_the_test_of_an_absent_server_counts_what_got_no_answer(folder):
+def test_requests_to_an_absent_server_count_as_unanswered(folder):
     nowhere = traffic.TrafficPlan(url=f"http://127.0.0.1:{prometheus.free_port()}", rate=50, seconds=0.2)
     counts = traffic.send({"classifier": [b"\x89PNG"]}, nowhere, progress=False)
     assert counts["no answer"] == 10
 
 
-def test_noisy_is_noise_in_images_and_typos_in_texts(folder):
-    found, left_out = traffic.pools((), ("classifier", "text"), plan("noisy"))
+def test_noisy_means_noise_in_images_and_typos_in_texts(folder):
+    chosen, left_out = traffic.pools((), ("classifier", "text"), plan("noisy"))
     assert not left_out
-    assert found["classifier"] == traffic.samples("classifier", plan("noise"))
-    assert found["text"] == traffic.samples("text", plan("typos")) != list(TEXTS)
+    assert chosen["classifier"] == traffic.samples("classifier", plan("noise"))
+    assert chosen["text"] == traffic.samples("text", plan("typos")) != list(TEXTS)
 
 
-def test_a_profile_of_images_goes_to_the_models_of_images_and_the_others_are_told(folder):
-    found, left_out = traffic.pools((), ("classifier", "text"), plan("blur"))
-    assert list(found) == ["classifier"]
-    assert "no profile 'blur' for text: there are clean" in left_out[0]
+def test_a_profile_of_images_leaves_out_the_models_of_texts(folder):
+    chosen, left_out = traffic.pools((), ("classifier", "text"), plan("blur"))
+    assert list(chosen) == ["classifier"]
+    assert "no profile 'blur' for text: choose one of clean" in left_out[0]
 
 
-def test_a_model_that_is_named_must_be_fit_for_the_profile(folder):
+def test_the_profile_must_fit_a_named_model(folder):
     with pytest.raises(LooplineError, match="no profile 'blur' for text"):
         traffic.pools(("classifier", "text"), (), plan("blur"))
 
@@ -195,7 +195,7 @@ def test_a_profile_that_fits_no_model_is_refused(folder):
         traffic.pools((), ("classifier", "text"), plan("nothing"))
 
 
-def test_the_command_says_who_was_left_out(folder):
+def test_the_command_reports_the_models_left_out(folder):
     command = [
         sys.executable,
         "-m",
@@ -219,26 +219,26 @@ def test_the_command_says_who_was_left_out(folder):
 
 
 def test_another_domain_is_the_companion_of_the_models_data_set(folder):
-    found, _ = traffic.pools((), ("classifier", "text"), plan("other-domain"))
-    assert len(found["classifier"]) == 1100, "scenes, for a model of digits"
-    assert all(one.startswith(b"\x89PNG") for one in found["classifier"])
-    assert len(found["text"]) == traffic.MOST_FOREIGN
-    assert all(isinstance(one, str) and len(one) > other_domain.LEAST_LETTERS for one in found["text"])
+    chosen, _ = traffic.pools((), ("classifier", "text"), plan("other-domain"))
+    assert len(chosen["classifier"]) == 1100, "digit scenes, the companion of digits"
+    assert all(sample.startswith(b"\x89PNG") for sample in chosen["classifier"])
+    assert len(chosen["text"]) == traffic.MOST_FOREIGN
+    assert all(isinstance(sample, str) and len(sample) > other_domain.LEAST_LETTERS for sample in chosen["text"])
 
 
-def test_another_domain_may_be_a_data_set_or_a_folder_that_is_named(folder):
+def test_another_domain_may_be_a_named_data_set_or_folder(folder):
     (folder / "mine/dark").mkdir(parents=True)
     (folder / "mine/dark/one.png").write_bytes(brightness.png(3))
     (folder / "mine/bright").mkdir()
     (folder / "mine/bright/two.png").write_bytes(brightness.png(250))
-    found = traffic.samples("classifier", plan("other-domain", dataset="mine"))
-    assert sorted(found) == sorted([brightness.png(3), brightness.png(250)])
+    chosen = traffic.samples("classifier", plan("other-domain", dataset="mine"))
+    assert sorted(chosen) == sorted([brightness.png(3), brightness.png(250)])
     assert len(traffic.samples("classifier", plan("other-domain", dataset="digits"))) == 1797
 
 
-def test_another_domain_without_a_companion_asks_for_one(folder):
+def test_a_data_set_without_a_companion_is_refused(folder):
     params(folder, classifier="/my/own/images")
-    with pytest.raises(LooplineError, match="classifier: /my/own/images has no companion: --dataset names"):
+    with pytest.raises(LooplineError, match="classifier: /my/own/images has no companion: name a data set"):
         traffic.samples("classifier", plan("other-domain"))
 
 
@@ -247,27 +247,27 @@ def test_texts_are_not_sent_to_a_model_of_images(folder):
         traffic.samples("classifier", plan("other-domain", dataset="languages"))
 
 
-def test_a_data_set_is_for_its_profile_alone(folder):
-    with pytest.raises(LooplineError, match="by the profile other-domain alone"):
+def test_only_the_profile_other_domain_accepts_a_data_set(folder):
+    with pytest.raises(LooplineError, match="only the profile other-domain sends another data set"):
         traffic.samples("classifier", plan("clean", dataset="digits"))
 
 
-def test_companions_are_drawn_evenly_the_same_each_time_and_no_more_than_asked(folder):
+def test_samples_of_a_companion_are_drawn_evenly_and_reproducibly(folder):
     found = other_domain.read("digits", "classification", 300)
     assert len(found) == 300
     assert found == other_domain.read("digits", "classification", 300)
     assert found != other_domain.read("digits", "classification", 300, seed=1)
-    numbers = sorted(int(one.path.removesuffix(".png")) for one in found)
-    assert numbers[0] < 100 and numbers[-1] > 1697, "from all of it"
+    numbers = sorted(int(sample.path.removesuffix(".png")) for sample in found)
+    assert numbers[0] < 100 and numbers[-1] > 1697, "from the whole data set"
 
 
-def test_every_companion_is_there(folder):
-    known = yaml.safe_load((folder / "data/catalog.yaml").read_text(encoding="utf-8"))
-    assert set(other_domain.COMPANIONS) <= set(known)
-    assert set(other_domain.COMPANIONS.values()) <= {*known, other_domain.PROSE}
+def test_every_companion_is_in_the_catalogue(folder):
+    catalogue = yaml.safe_load((folder / "data/catalog.yaml").read_text(encoding="utf-8"))
+    assert set(other_domain.COMPANIONS) <= set(catalogue)
+    assert set(other_domain.COMPANIONS.values()) <= {*catalogue, other_domain.PROSE}
 
 
-def test_each_request_has_an_id_of_its_own_so_that_a_rollout_spreads_them(folder):
+def test_each_request_has_its_own_id_so_that_a_rollout_spreads_them(folder):
     ids = []
 
     def answer(method, path, headers, body):

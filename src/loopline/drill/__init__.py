@@ -1,1 +1,1 @@
-"""`loopline drill`: the whole loop, from drifted traffic to a promoted model and back, with real parts, on one machine."""
+"""`loopline drill`: play the whole loop with real parts on one machine, from drifted traffic to promotion and rollback."""

@@ -1,4 +1,4 @@
-"""What the drill breaks on purpose, and the clock it sets: free ports, the retraining policy at its pace, a bundle with a mistake."""
+"""The drill's faults and pace: a bundle with swapped classes, killed servers, a faster retraining policy, and free ports."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from loopline.lib.processes import Process
 from loopline.release import bundle
 
 TRIES = 50
-SHIFT = 0.3  # of the predicted classes beyond shadow's: of 80 requests chance alone makes much
-SLOWER = (
-    1.0  # than the champion, as a share: the machine trains and measures beside, so latencies of seconds say little
-)
+# The shift of predicted classes that a canary may add to shadow's; large, since 80 requests vary much by chance.
+SHIFT = 0.3
+# How much slower than the champion a challenger may be, as a share; large, since the busy machine blurs latencies.
+SLOWER = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """The drill's clock. window: of drift. rate: requests a second. requests, points, slice: see `rollout.judge.RolloutPolicy`.
+    """The drill's pace.
 
-    labels: that the retraining wants. dataset: see `scenario.pools`.
+    window: the drift window. rate: requests per second. requests, points, slice: see `rollout.judge.RolloutPolicy`. labels: the
+    number of new labels that the retraining requires. dataset: see `scenario.pools`.
     """
 
     window: str = "30s"
@@ -41,7 +42,7 @@ FAST = Pace(window="15s", rate=150.0, requests=80, points=50, slice=2, labels=20
 
 
 def free_ports(count: int) -> int:
-    """The first of a row of ports that nobody has. Raises LooplineError."""
+    """The first of `count` consecutive free ports. Raises LooplineError if none are found."""
     for _ in range(TRIES):
         with ExitStack() as stack:
             first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
@@ -51,16 +52,16 @@ def free_ports(count: int) -> int:
             except (OSError, OverflowError):
                 continue
             return int(first)
-    raise LooplineError(f"there are no {count} free ports in a row on 127.0.0.1")
+    raise LooplineError(f"127.0.0.1 has no {count} consecutive free ports: close other programs that listen")
 
 
 def policy(folder: Path, pace: Pace) -> Path:
-    """The repository's retraining policy, at the drill's pace: seconds in place of hours, and small samples."""
+    """Write the repository's retraining policy at the drill's pace, with seconds for hours and small samples; return its path."""
     import yaml
 
-    found = yaml.safe_load((folder / "monitoring/retraining.yaml").read_text(encoding="utf-8"))
-    found |= {"window": pace.window, "labels": {"total": pace.labels, "per_class": 5}, "look_again_seconds": 1}
-    for step in found["here"]:
+    content = yaml.safe_load((folder / "monitoring/retraining.yaml").read_text(encoding="utf-8"))
+    content |= {"window": pace.window, "labels": {"total": pace.labels, "per_class": 5}, "look_again_seconds": 1}
+    for step in content["here"]:
         if step["name"] == "rollout":
             step["run"] += (
                 f" --inputs 200 --requests {pace.requests} --points {pace.points}"
@@ -68,18 +69,18 @@ def policy(folder: Path, pace: Pace) -> Path:
             )
     path = folder / ".loopline/retraining.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
 
 
 def mixed_up(source: Path, folder: Path) -> Path:
-    """The bundle with its first two classes' names exchanged: what a mistake in a label file makes of a model."""
-    found = bundle.read(source)
-    first, second, *others = found.manifest.spec.labels
-    spec = replace(found.manifest.spec, labels=(second, first, *others))
+    """Write a copy of a bundle with its first two class names swapped, as if a label file had a mistake; return its folder."""
+    original = bundle.read(source)
+    first, second, *others = original.manifest.spec.labels
+    spec = replace(original.manifest.spec, labels=(second, first, *others))
     bundle.write(
         folder,
-        replace(found.manifest, spec=spec),
+        replace(original.manifest, spec=spec),
         model=source / "model.onnx",
         drift=source / "drift.json",
         golden=golden if (golden := source / "golden.json").exists() else None,
@@ -90,6 +91,6 @@ def mixed_up(source: Path, folder: Path) -> Path:
 
 
 def kill(servers: Sequence[Process]) -> None:
-    """At once, without a word."""
+    """Kill the servers with SIGKILL."""
     for server in servers:
         os.kill(server.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The drill at a glance: accuracy, drift against its threshold, and who answered, over time, with what happened when."""
+"""Draw the drill over time: accuracy, drift score and threshold, answering versions, and events."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from loopline.drill.record import MARKS, DrillRecord
 from loopline.drill.world import Seen
 from loopline.lib.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, SOFT, sheet
 
-STEP = 2.0  # seconds of a point
+STEP = 2.0  # seconds for each point of a curve
 COLOURS = (BLUE, GREEN, PURPLE, SKY)
 NAMES = ("first champion", "retrained", "another", "another")
-LOWEST = 0.4  # of the axis of accuracy
-LINES = 5  # of words above
-LETTER = 0.0064  # of the width
+LOWEST = 0.4  # lower end of the accuracy axis
+LINES = 5  # lines of event names above the panels
+LETTER = 0.0064  # width of a letter, as a share of the picture
 
 
 def table(record: DrillRecord) -> str:
-    """The time line as Markdown."""
+    """The timeline as a Markdown table."""
     rows = ["| time | | |", "|---|---|---|"]
     for event in record.events:
         text = event.text.replace("\n", "; ").replace("|", "/")
@@ -31,8 +31,8 @@ def table(record: DrillRecord) -> str:
 
 
 def draw(path: Path, record: DrillRecord, seen: Sequence[Seen], drift: str) -> None:
-    """Write the picture. drift: its name, in two words."""
-    end = max(one.at for one in seen)
+    """Draw the picture. drift: a short name for the drift."""
+    end = max(request.at for request in seen)
     edges = np.arange(0, end + STEP, STEP)
     middles = edges[:-1] + STEP / 2
     with sheet(path, 11.0, 7.2, 4, 1) as (figure, axes):
@@ -53,15 +53,15 @@ def draw(path: Path, record: DrillRecord, seen: Sequence[Seen], drift: str) -> N
 
 
 def _accuracy(axis: Any, seen: Sequence[Seen], middles: Any, drift: str) -> None:
-    known = [one for one in seen if one.right is not None and one.part != "train"]
-    times = np.array([one.at for one in known])
-    right = np.array([bool(one.right) for one in known], float)
-    wide = []
+    measured = [request for request in seen if request.right is not None and request.part != "train"]
+    times = np.array([request.at for request in measured])
+    right = np.array([bool(request.right) for request in measured], float)
+    means = []
     for middle in middles:
-        near = right[np.abs(times - middle) < 2 * STEP]
-        wide.append(near.mean() if len(near) else np.nan)
-    axis.plot(middles, wide, color=BLUE)
-    drifted = [one.at for one in known if one.drifted]
+        nearby = right[np.abs(times - middle) < 2 * STEP]
+        means.append(nearby.mean() if len(nearby) else np.nan)
+    axis.plot(middles, means, color=BLUE)
+    drifted = [request.at for request in measured if request.drifted]
     if drifted:
         axis.axvspan(min(drifted), max(drifted), color=ORANGE, alpha=0.10, linewidth=0)
         axis.text(max(drifted), LOWEST + 0.02, f"{drift} ", ha="right", color=ORANGE, fontsize=8)
@@ -72,8 +72,8 @@ def _accuracy(axis: Any, seen: Sequence[Seen], middles: Any, drift: str) -> None
 def _score(axis: Any, record: DrillRecord) -> None:
     versions = list(dict.fromkeys(version for figure in record.figures for version in figure.score))
     for colour, name, version in zip(COLOURS, NAMES, versions, strict=False):
-        found = [(figure.at, figure.score[version]) for figure in record.figures if version in figure.score]
-        axis.plot(*zip(*found, strict=True), color=colour, label=f"{name}, {version:.7}")
+        points = [(figure.at, figure.score[version]) for figure in record.figures if version in figure.score]
+        axis.plot(*zip(*points, strict=True), color=colour, label=f"{name}, {version:.7}")
     axis.axhline(1, color=RED, linewidth=1, linestyle="--")
     firing = [figure.at for figure in record.figures if "RetrainCandidate" in figure.firing]
     if firing:
@@ -88,8 +88,10 @@ def _score(axis: Any, record: DrillRecord) -> None:
 
 
 def _versions(axis: Any, seen: Sequence[Seen], edges: Any, middles: Any) -> None:
-    versions = list(dict.fromkeys(one.version for one in seen if one.version))
-    counts = np.array([np.histogram([one.at for one in seen if one.version == v], edges)[0] for v in versions], float)
+    versions = list(dict.fromkeys(request.version for request in seen if request.version))
+    counts = np.array(
+        [np.histogram([request.at for request in seen if request.version == v], edges)[0] for v in versions], float
+    )
     shares = 100 * counts / np.maximum(1, counts.sum(0))
     axis.stackplot(
         middles,
@@ -99,7 +101,7 @@ def _versions(axis: Any, seen: Sequence[Seen], edges: Any, middles: Any) -> None
         alpha=0.75,
         linewidth=0,
     )
-    lost = [one.at for one in seen if one.status != 200]
+    lost = [request.at for request in seen if request.status != 200]
     axis.plot(lost, [50] * len(lost), "x", color=RED)
     axis.set_ylim(0, 100)
     axis.grid(visible=False)
@@ -108,17 +110,17 @@ def _versions(axis: Any, seen: Sequence[Seen], edges: Any, middles: Any) -> None
 
 
 def _events(strip: Any, axes: Any, record: DrillRecord, end: float) -> None:
-    """What happened when, in words above, on as many lines as they need; a dotted line leads down through the panels."""
+    """Write the events' names above the panels without overlaps, each with a dotted line down through the panels."""
     strip.axis("off")
     strip.set_ylim(0, LINES)
-    free = [-1e9] * LINES  # where each line's last word ends
+    line_ends = [-1e9] * LINES  # the end of the last name on each line
     for event in record.events:
         if not event.short:
             continue
         width = end * LETTER * (len(event.short) + 2)
         start = min(event.at, end - width)
-        row = next((row for row in range(LINES) if free[row] <= start), int(np.argmin(free)))
-        free[row] = start + width
+        row = next((row for row in range(LINES) if line_ends[row] <= start), int(np.argmin(line_ends)))
+        line_ends[row] = start + width
         strip.text(start, row + 0.5, event.short, fontsize=7.5, va="center", color=INK)
         strip.plot([event.at] * 2, [0, row + 0.2], color=SOFT, linewidth=0.7, linestyle=":")
         for axis in axes:

@@ -1,4 +1,4 @@
-"""What happened in a drill, second by second: events as they are told, and figures as Prometheus had them."""
+"""The record of a drill: its events, and figures from Prometheus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TextIO
 
 Kind = Literal["act", "note", "alert", "decision", "good", "bad"]
-MARKS: dict[str, tuple[str, str]] = {  # a sign and a colour, as terminals have it
+MARKS: dict[str, tuple[str, str]] = {  # kind -> a sign, and the ANSI code of a terminal colour
     "act": ("▶", "1"),
     "note": ("·", "2"),
     "alert": ("!", "33"),
@@ -20,7 +20,7 @@ MARKS: dict[str, tuple[str, str]] = {  # a sign and a colour, as terminals have 
 
 @dataclass(frozen=True)
 class Event:
-    """at: seconds since the drill began. short: for the picture; empty where it is not to be there."""
+    """An event. at: seconds since the drill began. short: its name in the picture; empty leaves it out."""
 
     at: float
     kind: Kind
@@ -30,7 +30,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Figure:
-    """at: seconds. score: of drift, by version. share: percent of the challenger. firing: names of the drift alerts."""
+    """Figures at one moment.
+
+    at: seconds since the drill began. score: version -> drift score. share: the challenger's share of the traffic in percent.
+    firing: names of the drift alerts that fire.
+    """
 
     at: float
     score: dict[str, float]
@@ -40,7 +44,7 @@ class Figure:
 
 @dataclass
 class DrillRecord:
-    """Grows while the drill goes on. began: time.monotonic()."""
+    """The events and figures of a drill. began: time.monotonic() at its start. out: where events are printed."""
 
     began: float = field(default_factory=time.monotonic)
     events: list[Event] = field(default_factory=list)
@@ -48,11 +52,11 @@ class DrillRecord:
     out: TextIO = field(default_factory=lambda: sys.stdout)
 
     def now(self) -> float:
-        """Seconds since the begin."""
+        """Seconds since the drill began."""
         return time.monotonic() - self.began
 
     def say(self, kind: Kind, text: str, short: str = "") -> None:
-        """Keep an event and print it."""
+        """Record an event and print it."""
         event = Event(self.now(), kind, text, short)
         self.events.append(event)
         sign, colour = MARKS[kind]
@@ -65,5 +69,5 @@ class DrillRecord:
         print(gap + line, file=self.out, flush=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """The record as JSON types."""
         return {"events": list(map(asdict, self.events)), "figures": list(map(asdict, self.figures))}

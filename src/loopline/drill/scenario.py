@@ -1,7 +1,7 @@
-"""What happens to the traffic: the samples before the drift, those in it, and what it is called.
+"""The drill's traffic: the samples before and during the drift, and the drift's name.
 
-Images: the camera wears out. Texts: they come from elsewhere, where the data set has a companion with the same classes; else whoever
-types grows careless. Samples that people label are never those that accuracy is measured on.
+Images drift by a worn camera. Texts come from another data set if the model's own has a companion with the same classes; otherwise
+they get typos. Samples that people label are never used to measure accuracy.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from loopline.tasks.spec import ModelSpec
 
 WORN = (("blur", 2), ("noise", 2))  # shift, strength
 CARELESS = (("typos", 3),)
-MOST = 20_000  # samples of each split
+MOST = 20_000  # at most this many samples of each split
 
 
 class ScenarioSample(NamedTuple):
-    """A request's body, its class, and the split that it is from."""
+    """A request: its body, the sample's class, and its split."""
 
     body: bytes
     label: str
@@ -35,7 +35,7 @@ class ScenarioSample(NamedTuple):
 
 @dataclass(frozen=True)
 class Pools:
-    """What may be sent before the drift and in it. drift: a sentence; short: two words."""
+    """The samples to send before and during the drift. drift: its description. short: its name in two words."""
 
     clean: list[ScenarioSample]
     drifted: list[ScenarioSample]
@@ -45,41 +45,42 @@ class Pools:
 
 
 def pools(project: Path, model: str, spec: ModelSpec, dataset: str | None = None, labels: int = 0) -> Pools:
-    """Of a model with one class a sample. Clean: test and validation split; drifted: test and training split, or another data set.
+    """The samples for a model with one class per sample.
 
-    dataset: that texts come from; of it, what is of the model's classes. labels: that people are to give. Raises LooplineError
-    where a class of the model is not in the data set, and where fewer samples can be labelled.
+    Clean samples are the test and validation splits. Drifted ones are shifted test and training splits, or another data set.
+    dataset: the data set of the drifted texts; its samples of other classes are left out. labels: how many labels people must give.
+    Raises LooplineError if the data set lacks a class of the model, or fewer samples can be labelled.
     """
     path, rng = project / "data" / model / "manifest.parquet", np.random.default_rng(0)
     clean = [*_samples(path, "val", spec, (), rng), *_samples(path, "test", spec, (), rng)]
     if spec.image is not None:
-        found = Pools(clean, _shifted(path, spec, WORN, rng), "The camera wears out: blur and noise", "worn camera")
+        result = Pools(clean, _shifted(path, spec, WORN, rng), "The camera wears out: blur and noise", "worn camera")
     elif source := dataset or _companion(project, model, spec):
-        said = f"Texts come from elsewhere: {source}"
-        found = Pools(clean, _elsewhere(source, spec), said, "other texts", "application/json")
+        drift = f"The texts come from another data set: {source}"
+        result = Pools(clean, _elsewhere(source, spec), drift, "other texts", "application/json")
     else:
         drifted = _shifted(path, spec, CARELESS, rng)
-        found = Pools(clean, drifted, "Whoever types grows careless: typos", "typos", "application/json")
-    people = sum(sample.part == "train" for sample in found.drifted)
-    if people < labels:
-        raise LooplineError(f"--labels {labels}: people can label {people} samples of this drift at most")
-    return found
+        result = Pools(clean, drifted, "People type carelessly: typos", "typos", "application/json")
+    can_label = sum(sample.part == "train" for sample in result.drifted)
+    if can_label < labels:
+        raise LooplineError(f"--labels {labels}: people can label only {can_label} samples of this drift")
+    return result
 
 
 def _companion(project: Path, model: str, spec: ModelSpec) -> str | None:
-    """The companion of the model's data set, if it has the model's classes."""
+    """The companion of the model's data set if it has all of the model's classes, else None."""
     name = other_domain.COMPANIONS.get(settings.model(model, project / "params.yaml")[1].dataset)
-    known = catalog.load().get(name or "")
-    return name if known and set(known.labels.values()) >= set(spec.labels) else None
+    entry = catalog.load().get(name or "")
+    return name if entry and set(entry.labels.values()) >= set(spec.labels) else None
 
 
 def _elsewhere(name: str, spec: ModelSpec) -> list[ScenarioSample]:
-    """Texts of another data set, every second one for people to label."""
-    found = [(_body(one.text), one.label or "") for one in other_domain.read(name, spec.task, MOST)]
-    found = [one for one in found if one[1] in spec.labels]
-    if missing := sorted(set(spec.labels) - {label for _, label in found}):
-        raise LooplineError(f"{name} has no {missing[0]!r}, which the model knows: name a data set with its classes")
-    return [ScenarioSample(*one, "train" if number % 2 else "test") for number, one in enumerate(found)]
+    """Texts of another data set; people label every second one."""
+    read = [(_body(sample.text), sample.label or "") for sample in other_domain.read(name, spec.task, MOST)]
+    usable = [(body, label) for body, label in read if label in spec.labels]
+    if missing := sorted(set(spec.labels) - {label for _, label in usable}):
+        raise LooplineError(f"{name} lacks the model's class {missing[0]!r}: name a data set with all of its classes")
+    return [ScenarioSample(*sample, "train" if number % 2 else "test") for number, sample in enumerate(usable)]
 
 
 def _shifted(
@@ -92,13 +93,13 @@ def _samples(
     path: Path, part: str, spec: ModelSpec, by: Sequence[tuple[str, int]], rng: np.random.Generator
 ) -> list[ScenarioSample]:
     split = manifest.load_split(path, part)
-    found = []
+    samples = []
     for number in rng.permutation(len(split.inputs))[:MOST]:
-        given: Any = split.inputs[number]
+        shifted: Any = split.inputs[number]
         for name, strength in by:
-            given = shifts.shifted(given, name, strength, rng)
-        found.append(ScenarioSample(_body(given), spec.labels[int(split.targets[number])], part))
-    return found
+            shifted = shifts.shifted(shifted, name, strength, rng)
+        samples.append(ScenarioSample(_body(shifted), spec.labels[int(split.targets[number])], part))
+    return samples
 
 
 def _body(given: Any) -> bytes:

@@ -1,6 +1,6 @@
-"""A clone of the repository that the drill works in, so that its data versions, registry and decisions are nobody else's.
+"""A clone of the repository for the drill, so that its data versions, registry and decisions do not touch the repository's.
 
-It begins with what stands in the working tree: what nobody has committed yet is a commit of the clone.
+The clone begins with the repository's working tree: uncommitted changes become a commit of the clone.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Scratch:
     """The clone at `folder`, with the data and models of the repository at `root` from its DVC cache."""
 
     def __init__(self, root: Path, folder: Path, model: str) -> None:
-        """Make it anew, with this model. Raises LooplineError where the repository has none yet.
+        """Create the clone anew, with this model's data and bundle. Raises LooplineError if the repository has not trained it.
 
-        uncommitted: the files of the working tree that the clone alone has a commit of.
+        The attribute `uncommitted` lists the files that only the clone has committed.
         """
         self.root, self.folder = root.resolve(), folder.resolve()
         shutil.rmtree(folder, ignore_errors=True)
@@ -36,41 +36,40 @@ class Scratch:
             "LOOPLINE_ACTOR": "drill",
             "DVC_NO_ANALYTICS": "1",
         }
-        for who in ("AUTHOR", "COMMITTER"):
-            self.environment |= {f"GIT_{who}_NAME": "Loopline drill", f"GIT_{who}_EMAIL": "drill@localhost"}
+        for role in ("AUTHOR", "COMMITTER"):
+            self.environment |= {f"GIT_{role}_NAME": "Loopline drill", f"GIT_{role}_EMAIL": "drill@localhost"}
         self.run("git", "clone", "--quiet", "--shared", str(self.root), str(self.folder), at=self.root)
         commit, self.uncommitted = repository.as_it_stands(self.root)
         self.run("git", "reset", "--quiet", "--hard", commit)
-        # Its cache begins with the repository's files, as hard links: nothing is copied, and nothing of ours gets into that one.
+        # The clone has a cache of its own, which starts with hard links to the files of the repository's cache.
         if (cache := self._cache()).is_dir():
             shutil.copytree(cache, self.folder / ".dvc/cache", copy_function=os.link)
         (self.folder / ".dvc/config.local").write_text(CACHE.format(self.folder / ".dvc/cache"), encoding="utf-8")
         try:
             stages = (f"{stage}@{model}" for stage in ("package", "ingest", "train"))
-            self.run(sys.executable, "-m", "dvc", "checkout", *stages)  # with --quiet it would not say why it fails
+            self.run(sys.executable, "-m", "dvc", "checkout", *stages)  # with --quiet DVC would not say why it fails
         except LooplineError as error:
-            raise LooplineError(f"the drill needs the models of `make repro`, run that first: {error}") from error
+            raise LooplineError(f"the drill needs the trained models: run `make repro` first: {error}") from error
 
     def _cache(self) -> Path:
-        found = self.run(sys.executable, "-m", "dvc", "cache", "dir", at=self.root).strip()
-        return Path(found)
+        return Path(self.run(sys.executable, "-m", "dvc", "cache", "dir", at=self.root).strip())
 
     def run(self, *command: str, at: Path | None = None, codes: tuple[int, ...] = (0,)) -> str:
-        """What the command says. Raises LooplineError with its words, where its exit code is none of `codes`."""
+        """Run the command and return what it prints. Raises LooplineError with its output if its exit code is not in `codes`."""
         done = subprocess.run(
             command, cwd=at or self.folder, env=self.environment, capture_output=True, text=True, check=False
         )
         if done.returncode not in codes:
-            said = f"{done.stdout.strip()}\n{done.stderr.strip()}".strip()[-1500:]
+            output = f"{done.stdout.strip()}\n{done.stderr.strip()}".strip()[-1500:]
             raise LooplineError(
-                f"`{' '.join(command[:6])}` ended with {done.returncode}:\n{said or 'it printed nothing'}"
+                f"`{' '.join(command[:6])}` ended with {done.returncode}:\n{output or 'it printed nothing'}"
             )
         return done.stdout
 
     def loopline(self, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
-        """Our own verb, in the clone."""
+        """Run a verb of Loopline in the clone, and return what it prints."""
         return self.run(sys.executable, "-m", "loopline.cli", *arguments, codes=codes)
 
     def remove(self) -> None:
-        """Everything of it."""
+        """Remove the clone."""
         shutil.rmtree(self.folder, ignore_errors=True)

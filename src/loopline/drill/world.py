@@ -1,7 +1,7 @@
-"""The world outside: traffic, people who know what is right, and what they get answered.
+"""The world outside: clients that send traffic at a steady rate, and people who label samples.
 
-Traffic goes on all the time, at a steady rate. Samples of the test split are only measured: nobody labels them, so that no model is
-trained on them. People label what the journal kept, and it keeps a part of what is asked.
+Samples of the test split only measure accuracy. They are never labelled, so no model is trained on them. People label only
+requests that the journal kept, which are a part of all.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ import numpy as np
 from loopline.drill.scenario import Pools, ScenarioSample
 
 CLIENTS = 6
-TIMEOUT = 30.0  # seconds; a machine that trains a model beside is slow, and slow is not lost
-LABEL_SECONDS = 0.5  # between two batches of labels
-BATCH = 1000  # labels that a server takes at once
-KEPT_SECONDS = 10.0  # in which the journal has a request that it keeps
+TIMEOUT = 30.0  # seconds; large because the machine also trains a model, and a slow answer is not a lost one
+LABEL_SECONDS = 0.5  # seconds between two batches of labels
+BATCH = 1000  # the most labels that a server accepts in one request
+KEPT_SECONDS = 10.0  # seconds after which a request that the journal lacks was not kept
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One request. right: was the answer? None without one. version: that answered. at: seconds since the drill began."""
+    """A request that was sent.
+
+    at: seconds since the drill began. right: whether the answer was right; None without an answer. version: the one that answered.
+    status: of HTTP, 0 without an answer.
+    """
 
     at: float
     drifted: bool
@@ -42,7 +46,11 @@ class Seen:
 
 @dataclass
 class World:
-    """Sends, measures and labels until it is closed. began: time.monotonic() of the drill's begin. kept: ids that the journal has."""
+    """Clients and people, active until `close`.
+
+    rate: requests per second. began: time.monotonic() at the drill's start. kept: returns those of the given request ids that the
+    journal has. labelled: places in the drifted pool whose samples were labelled.
+    """
 
     url: str
     model: str
@@ -56,10 +64,11 @@ class World:
     labelled: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        """Start."""
+        """Start the threads."""
         self._host = urllib.parse.urlsplit(self.url).netloc
         self._todo: queue.Queue[tuple[int, int, bool] | None] = queue.Queue(maxsize=CLIENTS * 50)
-        self._asked: dict[str, tuple[int, float]] = {}  # id -> place in the pool, and when
+        # Request id -> place in the pool, and time.monotonic() when it was asked.
+        self._asked: dict[str, tuple[int, float]] = {}
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(CLIENTS)]
         self._threads += [threading.Thread(target=run, daemon=True) for run in (self._schedule, self._label)]
@@ -67,23 +76,23 @@ class World:
             thread.start()
 
     def close(self) -> None:
-        """Stop sending, and wait for what is under way."""
+        """Stop sending, and wait for requests under way."""
         self._stop.set()
         for thread in self._threads:
             thread.join(TIMEOUT)
 
     def accuracy(self, since: float, *, drifted: bool) -> tuple[float, int]:
-        """On the samples that nobody labels, of the requests since a time: share, and of how many."""
-        found = [one.right for one in self.seen if one.at >= since and one.drifted == drifted and one.part != "train"]
-        known = [right for right in found if right is not None]
-        return (sum(known) / len(known) if known else float("nan")), len(known)
+        """The accuracy on requests since a time whose samples nobody labels, and the number of their answers."""
+        requests = [seen for seen in self.seen if seen.at >= since and seen.drifted == drifted and seen.part != "train"]
+        answers = [seen.right for seen in requests if seen.right is not None]
+        return (sum(answers) / len(answers) if answers else float("nan")), len(answers)
 
     def lost(self, since: float = 0.0) -> list[Seen]:
         """Requests that were not answered with 200."""
-        return [one for one in self.seen if one.at >= since and one.status != 200]
+        return [seen for seen in self.seen if seen.at >= since and seen.status != 200]
 
     def ask(self, samples: Sequence[ScenarioSample]) -> float:
-        """The accuracy on these, asked now, as the sentinel asks: nothing of it is counted as traffic."""
+        """Ask these samples now and return the accuracy. The requests are marked as probes, which do not count as traffic."""
         connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
         headers = {"Content-Type": self.pools.content_type, "X-Loopline-Probe": "1"}
         right = 0
@@ -110,17 +119,17 @@ class World:
     def _ask(self) -> None:
         connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT)
         headers = {"Content-Type": self.pools.content_type, "X-Request-Timeout-Ms": f"{TIMEOUT * 1000:.0f}"}
-        while (todo := self._todo.get()) is not None:
-            number, place, drifted = todo
+        while (task := self._todo.get()) is not None:
+            number, place, drifted = task
             sample = (self.pools.drifted if drifted else self.pools.clean)[place]
             right, version, status = None, "", 0
             try:
                 identity = f"drill-{number}"
                 connection.request("POST", f"/predict/{self.model}", sample.body, headers | {"X-Request-Id": identity})
                 answer = connection.getresponse()
-                status, said = answer.status, json.loads(answer.read())
+                status, content = answer.status, json.loads(answer.read())
                 if status == 200:
-                    right, version = said["predictions"][0]["label"] == sample.label, said["version"]
+                    right, version = content["predictions"][0]["label"] == sample.label, content["version"]
                     if drifted and sample.part == "train" and self.labelling and place not in self.labelled:
                         self._asked[identity] = place, time.monotonic()
             except (OSError, ValueError, http.client.HTTPException):
@@ -129,10 +138,10 @@ class World:
         connection.close()
 
     def _label(self) -> None:
-        """People send what they know, a batch at a time; what does not arrive is sent again."""
+        """Send labels in batches, as people would; a batch that is not accepted is sent again."""
         connection, truths = http.client.HTTPConnection(self._host, timeout=TIMEOUT), deque[dict[str, str]]()
         while not self._stop.wait(LABEL_SECONDS):
-            truths.extend(self._known())
+            truths.extend(self._new_labels())
             batch = [truths.popleft() for _ in range(min(len(truths), BATCH))]
             try:
                 if batch:
@@ -146,12 +155,12 @@ class World:
                 connection.close()
         connection.close()
 
-    def _known(self) -> list[dict[str, str]]:
-        """Labels of what the journal kept since the last look. What it did not keep may be labelled when it is asked again."""
+    def _new_labels(self) -> list[dict[str, str]]:
+        """Labels of the requests that the journal kept since the last call. A sample that it did not keep may get a label later."""
         asked = dict(self._asked)
         late = time.monotonic() - KEPT_SECONDS
         kept = self.kept(asked)
-        for identity in [one for one, (_, at) in asked.items() if one in kept or at < late]:
+        for identity in [asked_id for asked_id, (_, at) in asked.items() if asked_id in kept or at < late]:
             del self._asked[identity]
         places = {identity: asked[identity][0] for identity in sorted(kept)}
         new = {place: identity for identity, place in places.items() if place not in self.labelled}

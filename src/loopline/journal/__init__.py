@@ -1,1 +1,1 @@
-"""What was served and turned out to be true: read, joined, kept within bounds, and handed on as labelled data."""
+"""The journal: it stores served samples, joins the labels that come back, and exports labelled data."""

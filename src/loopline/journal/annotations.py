@@ -1,6 +1,6 @@
 """Labels that come back in a file: a table or JSON records with `id` and `label`, or Label Studio's JSON export.
 
-Nothing is counted as taken that cannot be joined to a sample: what is passed over has a reason and a count.
+A label is taken only if it can be joined to a sample of the journal. The others are counted by reason.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from loopline.tables import columns, encoding, reader
 from loopline.tasks import image, labelstudio
 
 CORNERS = ("x1", "y1", "x2", "y2")
-ROUNDING = 2  # pixels that a region's original size may differ from the image's
-# How files begin that are no text, and what to do.
+ROUNDING = 2  # pixels by which the size noted in a region may differ from the image's
+# The first bytes of files that are not text, and what to tell the user.
 NO_TEXT = {
     b"PK\3\4": "is an Excel workbook or a zip archive: save the sheet as CSV UTF-8, or unpack the archive",
     b"\xd0\xcf\x11\xe0": "is an Excel workbook: save the sheet as CSV UTF-8",
     b"\x1f\x8b": "is packed with gzip: unpack it",
 }
-FOREIGN = frozenset({"annotation_id", "lead_time"})  # columns of Label Studio's own CSV, whose `id` is the task's
-TASK = re.compile(r'"(data|annotations|completions)"\s*:')  # keys of its JSON export; a class may have such a name
+FOREIGN = frozenset({"annotation_id", "lead_time"})  # columns of Label Studio's own CSV, whose `id` is a task's id
+# Keys of its JSON export. The colon tells them from a class of that name.
+TASK = re.compile(r'"(data|annotations|completions)"\s*:')
 
 
 @dataclass(frozen=True)
 class Returned:
-    """What a file says: id -> its labels, each a class or the results of an annotation. passed_over: reason -> how many.
+    """The content of a file of labels.
 
-    annotated: the labels are Label Studio's results.
+    labels: sample id -> its labels, each a class, or the results of one annotation if `annotated` (Label Studio's export).
+    passed_over: reason -> number of rows or tasks without a usable label.
     """
 
     labels: dict[str, list[Any]]
@@ -45,22 +47,22 @@ class Returned:
 
 @dataclass(frozen=True)
 class ImportedLabels:
-    """Labels that fit a sample of the journal: id -> a class, or a detector's boxes. passed_over: reason -> how many."""
+    """Labels that fit a sample of the journal: id -> a class, or a detector's boxes. passed_over: reason -> number of labels."""
 
     labels: dict[str, Any] = field(default_factory=dict)
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
 class _PassedOver(ValueError):
-    """This label is not taken; the message is the reason."""
+    """The label is not taken; the message is the reason."""
 
 
 def read(path: Path) -> Returned:
-    """Read a file of labels. Raises LooplineError where it is none of the known ones."""
+    """Read a file of labels. Raises LooplineError if it cannot be read or its format is unknown."""
     try:
         with path.open("rb") as file:
             head = file.read(1024)
-        if no_text := next((what for start, what in NO_TEXT.items() if head.startswith(start)), None):
+        if no_text := next((advice for start, advice in NO_TEXT.items() if head.startswith(start)), None):
             raise LooplineError(f"{path} {no_text}")
         if not encoding.decode(head).lstrip().startswith(("[", "{")):
             return _table(path, path.name)
@@ -73,12 +75,12 @@ def read(path: Path) -> Returned:
 
 
 def _columns(names: Sequence[str]) -> list[str] | None:
-    identity, label = (columns.match(names, [wanted]) for wanted in ("id", "label"))
+    identity, label = (columns.match(names, [column]) for column in ("id", "label"))
     return None if identity is None or label is None else [identity, label]
 
 
 def _table(path: Path, name: str, foreign: Set[str] = FOREIGN) -> Returned:
-    """name: ends as a file of this kind does. foreign: columns of another tool's export."""
+    """Read a table of labels. name: its suffix gives the format. foreign: columns that mark another tool's export."""
     labels: dict[str, list[Any]] = {}
     passed_over: Counter[str] = Counter()
     with path.open("rb") as file:
@@ -102,7 +104,7 @@ def _table(path: Path, name: str, foreign: Set[str] = FOREIGN) -> Returned:
             if label:
                 labels.setdefault(identity, []).append(label)
             else:
-                passed_over["without a label"] += 1
+                passed_over["no label"] += 1
     return Returned(labels, passed_over)
 
 
@@ -123,73 +125,73 @@ def _tasks(path: Path, content: bytes) -> Returned:
             raise LooplineError(f"{wrong}: task {number}: {error}") from error
         identity = task["data"].get("id")
         if not isinstance(identity, str) or not identity:
-            passed_over["task without the id of a sample: label the tasks of `loopline label export`"] += 1
+            passed_over["the task has no sample id: label the tasks that `loopline label export` wrote"] += 1
         elif not annotations:
-            passed_over["without a label"] += 1
+            passed_over["no label"] += 1
         else:
             labels.setdefault(identity, []).extend(annotations)
     return Returned(labels, passed_over, annotated=True)
 
 
 def take(returned: Returned, entries: Mapping[str, Entry]) -> ImportedLabels:
-    """Choose the labels that fit the journal's samples. entries: those that were answered, by id."""
+    """Choose the labels that fit the journal's samples. entries: the answered samples, by id."""
     taken = ImportedLabels(passed_over=Counter(returned.passed_over))
-    for identity, given in returned.labels.items():
+    for identity, labels in returned.labels.items():
         entry = entries.get(identity)
         if entry is None:
-            taken.passed_over["of a sample that the journal does not have"] += 1
+            taken.passed_over["the journal does not have the sample"] += 1
             continue
         try:
-            found = [_understood(one, entry, taken) if returned.annotated else nfc(one) for one in given]
-            if any(label != found[0] for label in found):
-                raise _PassedOver("several labels that do not agree")
-            if isinstance(found[0], str) == ("boxes" in entry.prediction):
-                raise _PassedOver("a label of another kind")
+            readings = [_understood(label, entry, taken) if returned.annotated else nfc(label) for label in labels]
+            if any(label != readings[0] for label in readings):
+                raise _PassedOver("its labels disagree")
+            if isinstance(readings[0], str) == ("boxes" in entry.prediction):
+                raise _PassedOver("the label is not of the kind that the model predicts")
         except (_PassedOver, labelstudio.UnusableResult) as error:
             taken.passed_over[str(error)] += 1
         else:
-            taken.labels[identity] = found[0]
+            taken.labels[identity] = readings[0]
     return taken
 
 
 def _understood(results: list[labelstudio.Result], entry: Entry, taken: ImportedLabels) -> Any:
-    """The class, or the boxes in pixels of the upright image, that an annotation means for this sample."""
+    """The label that an annotation gives this sample: a class, or boxes in pixels of the upright image."""
     boxes = "boxes" in entry.prediction
     for kind in labelstudio.other_kinds(results, regions=boxes):
-        taken.passed_over[f"result of another kind: {kind}"] += 1
+        taken.passed_over[f"unused kind of result: {kind}"] += 1
     return _boxes(results, entry) if boxes else _choice(results)
 
 
 def _choice(results: list[labelstudio.Result]) -> str:
     chosen = labelstudio.choices(results)
     if len(chosen) != 1:
-        raise _PassedOver("several classes for one sample" if chosen else "without a choice")
+        raise _PassedOver("several classes for one sample" if chosen else "no class is chosen")
     return nfc(chosen[0])
 
 
 def _boxes(results: list[labelstudio.Result], entry: Entry) -> list[dict[str, Any]]:
-    """All of them, or none: without the one that cannot be placed they would say that there is nothing."""
+    """All boxes, or _PassedOver: a list without the unusable box would say that there is no object in its place."""
     regions = labelstudio.regions(results)
     for region in regions:
         if region.problem or not region.label:
             raise _PassedOver(region.problem or "region without a class")
     if results and not regions:
-        raise _PassedOver("results without a region: only an empty annotation says that there is nothing")
+        raise _PassedOver("results but no region: only an empty annotation means that the image has no object")
     sizes = labelstudio.sizes(results)
     if sizes and isinstance(entry.input, bytes):
         size = upright(entry.input)
         if any(abs(side - real) > ROUNDING for drawn in sizes for side, real in zip(drawn, size, strict=True)):
-            raise _PassedOver("boxes drawn for another size of the image")
+            raise _PassedOver("boxes drawn on an image of another size")
     boxes = [{"label": nfc(region.label), **dict(zip(CORNERS, region.corners, strict=True))} for region in regions]
-    return sorted(boxes, key=json.dumps)  # two annotations agree in whatever order their boxes were drawn
+    return sorted(boxes, key=json.dumps)  # the order in which boxes were drawn does not matter
 
 
 def nfc(label: str) -> str:
-    """The class's name with composed characters, as ingest writes it: some tools and systems send decomposed ones."""
+    """The class's name with composed characters (NFC), as ingest writes it; some tools send decomposed ones."""
     return unicodedata.normalize("NFC", label)
 
 
 def upright(content: bytes) -> tuple[int, int]:
-    """Return width and height of an image as viewers show it, turned by its EXIF orientation. Raises UnreadableImage."""
+    """Return the width and height in pixels of an image turned by its EXIF orientation. Raises UnreadableImage."""
     height, width, _ = image.decode(content, 1).shape
     return width, height

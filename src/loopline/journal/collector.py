@@ -1,6 +1,6 @@
-"""`loopline journal FOLDER`: takes what servers wrote, joins labels to predictions, keeps the journal within its bounds.
+"""`loopline journal FOLDER`: collect the lines of servers, join labels to predictions, and keep the journal within its bounds.
 
-Exports the labelled quality by model and version. One process for all servers that write to the folder; a second one is refused.
+It exports the labelled quality by model and version. One process serves all servers that write to the folder; a second is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ METRICS = {  # name -> kind, help, labels
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """part_rows, part_seconds: a part is written when so many samples wait, or one so long. days, most (bytes): older parts go."""
+    """Bounds of a journal.
+
+    part_rows, part_seconds: a part is written once this many samples wait, or one has waited this long. days: parts older than
+    this are deleted. most: the bytes of all parts; beyond it the oldest are deleted, those without a label first.
+    """
 
     part_rows: int = 1000
     part_seconds: float = 60.0
@@ -42,40 +46,42 @@ class Bounds:
 
 
 class Collector:
-    """Of one folder."""
+    """The collector of one journal folder."""
 
     def __init__(self, folder: Path, *, parts: str | None = None, bounds: Bounds | None = None) -> None:
-        """parts: where to keep them, if not in the folder. Raises LooplineError where another collector has it."""
+        """parts: their URL (default: in the folder). Raises LooplineError if the folder has a collector or cannot be written."""
         try:
             for path in (folder, folder / segments.OPEN, folder / segments.CLOSED):
-                path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it is what clients sent
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds what clients sent
             self.lock = ExitStack()
             self.lock.enter_context(locks.held(folder / "keeper.lock", wait=False))
         except BlockingIOError:
-            raise LooplineError(f"{folder} has a collector already: one `loopline journal` for a folder") from None
+            raise LooplineError(
+                f"{folder} already has a collector: run only one `loopline journal` for a folder"
+            ) from None
         except OSError as error:
             raise LooplineError(f"{folder} cannot be written: {error}") from error
         self.folder, self.bounds = folder, bounds or Bounds()
         self.index = index.connect(folder, write=True)
-        where = parts or str((folder / FOLDER).absolute())
-        self.parts = Parts(where)
-        self.index.execute("INSERT OR REPLACE INTO meta VALUES ('parts', ?)", (where,))
+        url = parts or str((folder / FOLDER).absolute())
+        self.parts = Parts(url)
+        self.index.execute("INSERT OR REPLACE INTO meta VALUES ('parts', ?)", (url,))
         self.series: dict[str, dict[tuple[str, ...], float]] = {}
         self.waiting = 0
         self._measure()
 
     def close(self) -> None:
-        """Let another one have the folder."""
+        """Close the index and release the folder to another collector."""
         self.index.close()
         self.lock.close()
 
     def round(self) -> int:
-        """Everything once; how many lines were new."""
-        found = segments.closed(self.folder)
-        count = sum(index.take(self.index, path.name, segments.lines(path)) for path in found)
-        for path in found:
+        """Take the new segments, write parts, and apply the bounds once; return the number of new lines."""
+        paths = segments.closed(self.folder)
+        count = sum(index.take(self.index, path.name, segments.lines(path)) for path in paths)
+        for path in paths:
             path.unlink()
-        index.forget(self.index, [path.name for path in found])
+        index.forget(self.index, [path.name for path in paths])
         self._write_parts()
         self._bound()
         self._measure()
@@ -87,7 +93,10 @@ class Collector:
                 pass
 
     def _write_part(self, model: str) -> bool:
-        """A part first, then the index says so: whoever is killed in between writes it again, under the same name."""
+        """Write one part and note it in the index; return False if it is too early for one.
+
+        After a kill in between, the same part is written again under the same name.
+        """
         waiting = self.index.execute(
             "SELECT id, time, content FROM entry WHERE model=? AND part IS NULL ORDER BY time, id LIMIT ?",
             (model, self.bounds.part_rows),
@@ -107,7 +116,7 @@ class Collector:
         return True
 
     def _bound(self) -> None:
-        # What has labels stays longest: it was work.
+        # Parts with labels are deleted last, because labelling is work.
         labelled = "EXISTS (SELECT 1 FROM entry WHERE entry.part = part.path AND label IS NOT NULL)"
         rows = self.index.execute(f"SELECT * FROM part ORDER BY {labelled} DESC, time DESC").fetchall()  # noqa: S608
         total = 0
@@ -121,20 +130,20 @@ class Collector:
         self.waiting = index.waiting_labels(self.index, self.bounds.days * 86400)
 
     def _measure(self) -> None:
-        ask = self.index.execute
-        totals = ask("SELECT model, version, rows, quality FROM total").fetchall()
+        query = self.index.execute
+        totals = query("SELECT model, version, rows, quality FROM total").fetchall()
         self.series = {
             "loopline_labelled_rows_total": {(r["model"], r["version"]): r["rows"] for r in totals},
             "loopline_labelled_quality_total": {(r["model"], r["version"]): r["quality"] for r in totals},
             "loopline_labels_waiting": {(): self.waiting},
             "loopline_journal_entries": {
-                (model,): count for model, count in ask("SELECT model, count(*) FROM entry GROUP BY model")
+                (model,): count for model, count in query("SELECT model, count(*) FROM entry GROUP BY model")
             },
-            "loopline_journal_bytes": {(): ask("SELECT coalesce(sum(bytes), 0) FROM part").fetchone()[0]},
+            "loopline_journal_bytes": {(): query("SELECT coalesce(sum(bytes), 0) FROM part").fetchone()[0]},
         }
 
     def collect(self) -> Iterator[Any]:
-        """What prometheus_client asks for."""
+        """The metrics for prometheus_client."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         for name, (kind, text, labels) in METRICS.items():
@@ -146,12 +155,12 @@ class Collector:
     def _try(self) -> None:
         try:
             self.round()
-        # A disk that is full or a store that is away, in whatever words: the next round may do
+        # The disk may be full or the store unreachable, with any kind of error. The next round tries again.
         except Exception as error:
-            logging.getLogger(__name__).warning("the journal could not be kept: %r", error)
+            logging.getLogger(__name__).warning("a round of the journal failed and will be repeated: %r", error)
 
     def run(self, every: float, port: int, stop: threading.Event, host: str = "127.0.0.1") -> None:
-        """Rounds every so many seconds until `stop`, metrics on `port` of the address `host`."""
+        """Do a round every `every` seconds until `stop` is set, and serve the metrics on `host` and `port`."""
         from prometheus_client import CollectorRegistry
 
         registry = CollectorRegistry(auto_describe=False)

@@ -1,7 +1,8 @@
-"""Samples to people who label them, and labelled samples as a data set; `annotations` reads what they return.
+"""Export samples for people to label, and labelled samples as a data set. `annotations` reads the labels that come back.
 
-Exported: `images/` or nothing, `labels.csv` with an empty column, and for Label Studio `tasks.json` and `label-config.xml`
-(formats: https://labelstud.io/guide/tasks and https://labelstud.io/guide/export). A sample is found again by its request's id.
+For labelling it writes `images/` (unless the samples are texts), `labels.csv` with an empty column, and for Label Studio
+`tasks.json` and `label-config.xml` (formats: https://labelstud.io/guide/tasks and https://labelstud.io/guide/export).
+The request's id identifies a sample.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SIGNATURES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"RIFF": ".webp"}
 
 
 def export(entries: Sequence[Entry], folder: Path, classes: Sequence[str]) -> None:
-    """Write the samples to a new folder. Raises LooplineError where it exists and is not empty."""
+    """Write the samples to a new folder for labelling. Raises LooplineError if the folder is not empty."""
     _new(folder)
     boxes = any("boxes" in entry.prediction for entry in entries)
     image = any(isinstance(entry.input, bytes) for entry in entries)
@@ -44,7 +45,10 @@ def export(entries: Sequence[Entry], folder: Path, classes: Sequence[str]) -> No
 
 
 def batch(entries: Sequence[Entry], folder: Path) -> None:
-    """The labelled samples as a data set that `loopline data add` takes: a folder for each class, COCO, or CSV for texts."""
+    """Write labelled samples as a data set for `loopline data add`: a folder for each class, COCO, or CSV for texts.
+
+    Raises LooplineError if the folder is not empty.
+    """
     _new(folder)
     if isinstance(entries[0].input, str):
         with (folder / "texts.csv").open("w", encoding="utf-8", newline="") as file:
@@ -57,19 +61,19 @@ def batch(entries: Sequence[Entry], folder: Path) -> None:
 
 
 def _folder_name(label: str) -> str:
-    """As data/formats/folders.py reads it: what cannot stand in a folder's name is written as in addresses."""
+    """The class as a folder's name that data/formats/folders.py reads: unsuitable characters are percent-encoded."""
     name = label.replace("%", "%25").replace("/", "%2F")
     return name.replace(".", "%2E", 1) if name.startswith(".") else name
 
 
 def _new(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
-        raise LooplineError(f"{folder} is not empty: name a new folder")
+        raise LooplineError(f"{folder} is not empty: choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def _save(entry: Entry, folder: Path) -> str:
-    """Write an image; its file's name, which is made of the request's id. A text has none."""
+    """Write an image and return its file's name, a hash of the request's id. For a text, write nothing and return ""."""
     if not isinstance(entry.input, bytes):
         return ""
     suffix = next((end for start, end in SIGNATURES.items() if entry.input.startswith(start)), ".png")
@@ -80,7 +84,7 @@ def _save(entry: Entry, folder: Path) -> str:
 
 
 def _suggested(entry: Entry) -> dict[str, Any]:
-    """The model's answer, for the labeller to confirm or correct."""
+    """The model's answer in Label Studio's form, for the labeller to confirm or correct."""
     if "boxes" not in entry.prediction:
         value = {"choices": [entry.prediction.get("label", "")]}
         result = [{"from_name": "label", "to_name": "sample", "type": "choices", "value": value}]
@@ -96,15 +100,15 @@ def _suggested(entry: Entry) -> dict[str, Any]:
             "height": 100 * (box["y2"] - box["y1"]) / height,
             "rectanglelabels": [box["label"]],
         }
-        kind: dict[str, Any] = {"from_name": "label", "to_name": "sample", "type": "rectanglelabels"}
-        result.append(kind | {"original_width": width, "original_height": height, "value": value})
+        region: dict[str, Any] = {"from_name": "label", "to_name": "sample", "type": "rectanglelabels"}
+        result.append(region | {"original_width": width, "original_height": height, "value": value})
     return {"model_version": entry.version, "result": result}
 
 
 def _config(classes: Sequence[str], *, image: bool, boxes: bool) -> str:
     kind = "Image" if image else "Text"
-    group, one = ("RectangleLabels", "Label") if boxes else ("Choices", "Choice")
-    rows = "".join(f"    <{one} value={quoteattr(name)}/>\n" for name in classes)
+    group, item = ("RectangleLabels", "Label") if boxes else ("Choices", "Choice")
+    rows = "".join(f"    <{item} value={quoteattr(name)}/>\n" for name in classes)
     return (
         f'<View>\n  <{kind} name="sample" value="${kind.lower()}"/>\n'
         f'  <{group} name="label" toName="sample">\n{rows}  </{group}>\n</View>\n'
@@ -120,8 +124,10 @@ def _coco(entries: Sequence[Entry], folder: Path) -> dict[str, Any]:
         width, height = upright(entry.input)
         images.append({"id": number, "file_name": _save(entry, folder), "width": width, "height": height})
         for box in entry.label:
-            place = [box["x1"], box["y1"], box["x2"] - box["x1"], box["y2"] - box["y1"]]
-            kind = {"id": len(annotations), "image_id": number, "category_id": names.index(box["label"])}
-            annotations.append(kind | {"bbox": place, "area": place[2] * place[3], "iscrowd": 0})
+            corner_and_size = [box["x1"], box["y1"], box["x2"] - box["x1"], box["y2"] - box["y1"]]
+            annotation = {"id": len(annotations), "image_id": number, "category_id": names.index(box["label"])}
+            annotations.append(
+                annotation | {"bbox": corner_and_size, "area": corner_and_size[2] * corner_and_size[3], "iscrowd": 0}
+            )
     categories = [{"id": number, "name": name} for number, name in enumerate(names)]
     return {"images": images, "annotations": annotations, "categories": categories}

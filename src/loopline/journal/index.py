@@ -1,6 +1,6 @@
-"""The journal's index, SQLite: where each sample is, what was answered, what is true, and how good the answers were so far.
+"""The journal's index in SQLite: where each sample is stored, its prediction, its label, and totals of the labelled quality.
 
-A segment is taken in one transaction that also notes its name: whoever is killed in between takes it again, and nothing twice.
+A segment is taken in one transaction that also notes its name. So after a kill it is taken again, and no line counts twice.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
 
 
 def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
-    """Its index. Raises LooplineError where there is none and none is to be made."""
+    """Open the journal's index; with `write`, create it if needed. Raises LooplineError if it is missing or cannot be opened."""
     path = folder / NAME
     if not write and not path.exists():
-        raise LooplineError(f"{folder} holds no journal's index: is `loopline journal {folder}` running?")
+        raise LooplineError(f"{folder} has no journal index: start `loopline journal {folder}` first")
     try:
-        found = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        found.row_factory = sqlite3.Row
+        connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
         if write:
-            found.execute("PRAGMA journal_mode=WAL")
-            found.executescript(SCHEMA)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(SCHEMA)
         else:
-            found.execute("PRAGMA query_only=1")
+            connection.execute("PRAGMA query_only=1")
     except sqlite3.Error as error:
         raise LooplineError(f"{path} cannot be opened: {error}") from error
-    return found
+    return connection
 
 
 def take(index: sqlite3.Connection, segment: str, lines: Iterable[dict[str, Any]]) -> int:
-    """Take a segment's lines in, once; how many were new. A line that lacks something is passed over."""
+    """Add a segment's lines to the index, once; return how many were new. Malformed lines are skipped."""
     count = 0
     with transaction(index):
         if index.execute("INSERT OR IGNORE INTO segment VALUES (?)", (segment,)).rowcount:
@@ -68,8 +68,8 @@ def take(index: sqlite3.Connection, segment: str, lines: Iterable[dict[str, Any]
 
 @contextmanager
 def transaction(index: sqlite3.Connection) -> Iterator[None]:
-    """All of it or nothing."""
-    with index:  # it commits, or rolls back whatever ends it
+    """A transaction on the index."""
+    with index:  # commits, or rolls back on any exception
         index.execute("BEGIN IMMEDIATE")
         yield
 
@@ -82,15 +82,15 @@ def _entry(index: sqlite3.Connection, line: dict[str, Any]) -> int:
         " VALUES (?,?,?,?,?,?,?,?,?)",
         (*row, json.dumps(line), json.dumps(line["prediction"])),
     ).rowcount
-    known = index.execute("SELECT * FROM label WHERE model=? AND id=? ORDER BY time", (model, identity))
-    for label in known.fetchall() if new else ():
+    labels = index.execute("SELECT * FROM label WHERE model=? AND id=? ORDER BY time", (model, identity))
+    for label in labels.fetchall() if new else ():
         _join(index, label)
     return new
 
 
 def _label(index: sqlite3.Connection, line: dict[str, Any]) -> int:
     key, label = (line["model"], line["id"], line["source"]), line["label"]
-    if isinstance(label, list):  # boxes in one order, for sources agree where their texts are equal
+    if isinstance(label, list):  # sorted, because the labels of two sources are compared as JSON
         label = sorted(label, key=json.dumps)
     row = (*key, json.dumps(label), line["time"], line.get("chosen", False))
     index.execute("INSERT OR REPLACE INTO label VALUES (?,?,?,?,?,?)", row)
@@ -99,37 +99,38 @@ def _label(index: sqlite3.Connection, line: dict[str, Any]) -> int:
 
 
 def _join(index: sqlite3.Connection, label: sqlite3.Row) -> None:
-    """The truth about an entry. The last label is its label; the first counts for the totals, which only rise.
+    """Join a label to its entry, if the journal has it. The latest label is the entry's label.
 
-    Only a fair sample counts there: one that was kept by chance, and whose label nobody asked for because it looked doubtful.
+    The totals only rise, so the first label counts there. They count only fair samples: those drawn at random whose label was
+    not requested because the sample looked doubtful.
     """
     key = label["model"], label["id"]
-    found = index.execute("SELECT * FROM entry WHERE model=? AND id=? AND status=200", key).fetchone()
-    if found is None:
+    entry = index.execute("SELECT * FROM entry WHERE model=? AND id=? AND status=200", key).fetchone()
+    if entry is None:
         return
-    value = quality.of(json.loads(found["predicted"]), json.loads(label["label"]))
+    value = quality.of(json.loads(entry["predicted"]), json.loads(label["label"]))
     index.execute(
         "UPDATE entry SET label=?, source=?, labelled=?, quality=? WHERE model=? AND id=?",
         (label["label"], label["source"], label["time"], value, *key),
     )
-    if found["quality"] is None and found["fair"] and not label["chosen"]:
+    if entry["quality"] is None and entry["fair"] and not label["chosen"]:
         index.execute(
             "INSERT INTO total VALUES (?,?,1,?) ON CONFLICT DO UPDATE SET rows=rows+1, quality=quality+excluded.quality",
-            (label["model"], found["version"], value),
+            (label["model"], entry["version"], value),
         )
 
 
 def forget(index: sqlite3.Connection, segments: Iterable[str]) -> None:
-    """The names of segments whose files are gone."""
+    """Delete the names of segments whose files are deleted."""
     index.executemany("DELETE FROM segment WHERE name=?", [(name,) for name in segments])
 
 
 def waiting_labels(index: sqlite3.Connection, older: float) -> int:
-    """Labels whose sample was never kept; those older than so many seconds go, and the oldest where there are very many."""
-    lost = "NOT EXISTS (SELECT 1 FROM entry WHERE entry.model=label.model AND entry.id=label.id)"
-    index.execute(f"DELETE FROM label WHERE time < ? AND {lost}", (time.time() - older,))  # noqa: S608 - our own words
-    waiting = int(index.execute(f"SELECT count(*) FROM label WHERE {lost}").fetchone()[0])  # noqa: S608
+    """Count the labels without a sample, after deleting those older than `older` seconds and the oldest beyond MOST_WAITING."""
+    no_sample = "NOT EXISTS (SELECT 1 FROM entry WHERE entry.model=label.model AND entry.id=label.id)"
+    index.execute(f"DELETE FROM label WHERE time < ? AND {no_sample}", (time.time() - older,))  # noqa: S608 - constants
+    waiting = int(index.execute(f"SELECT count(*) FROM label WHERE {no_sample}").fetchone()[0])  # noqa: S608
     if waiting > MOST_WAITING:
-        oldest = f"SELECT rowid FROM label WHERE {lost} ORDER BY time LIMIT ?"  # noqa: S608
+        oldest = f"SELECT rowid FROM label WHERE {no_sample} ORDER BY time LIMIT ?"  # noqa: S608
         index.execute(f"DELETE FROM label WHERE rowid IN ({oldest})", (waiting - MOST_WAITING,))  # noqa: S608
     return min(waiting, MOST_WAITING)

@@ -1,4 +1,4 @@
-"""How good one answer was, once its label is known."""
+"""The quality of one answer, given its label."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ CORNERS = ("x1", "y1", "x2", "y2")
 
 
 def of(prediction: dict[str, Any], label: Any) -> float:
-    """1 for a right class and 0 for a wrong one; of boxes the F1 at an overlap of .5, as `tasks.detection.quality` has it."""
+    """1 for the right class and 0 for a wrong one; for boxes the F1 score at an overlap of .5, as in `tasks.detection.quality`."""
     if "boxes" not in prediction:
         return float(prediction["label"] == label)
-    said = sorted(prediction["boxes"], key=lambda box: -box["score"])
-    if not said and not label:
+    predicted = sorted(prediction["boxes"], key=lambda box: -box["score"])
+    if not predicted and not label:
         return 1.0
-    if not said or not label:
+    if not predicted or not label:
         return 0.0
-    overlaps = overlap(_corners(said), _corners(label))
+    overlaps = overlap(_corners(predicted), _corners(label))
     free, hits = set(range(len(label))), 0
-    for row, box in enumerate(said):
+    for row, box in enumerate(predicted):
         fits = [k for k in free if label[k]["label"] == box["label"] and overlaps[row, k] >= OVERLAP]
         if fits:
             free.remove(max(fits, key=lambda k, row=row: overlaps[row, k]))  # type: ignore[misc]
             hits += 1
-    return 2 * hits / (len(said) + len(label))
+    return 2 * hits / (len(predicted) + len(label))
 
 
 def _corners(boxes: list[dict[str, Any]]) -> Any:

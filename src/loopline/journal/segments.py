@@ -1,4 +1,4 @@
-"""The lines that servers wrote: see `server.journal_writer`."""
+"""Segments: files of JSON lines that servers write for the collector; see `server.journal_writer`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ OPEN, CLOSED = "open", "closed"
 
 
 def closed(folder: Path) -> list[Path]:
-    """Segments that may be read, the oldest first; those that a killed server left open are among them from now on."""
+    """The closed segments, the oldest first. Segments that a killed server left open are closed before."""
     for path in sorted((folder / OPEN).glob("*.jsonl")):
         try:
             with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer holds the lock as long as it lives
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a living writer holds the lock
                 path.rename(folder / CLOSED / path.name)
         except (BlockingIOError, FileNotFoundError):
             continue
@@ -28,7 +28,7 @@ def closed(folder: Path) -> list[Path]:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Its lines; the half one that a killed server left is no line. Raises OSError."""
+    """The segment's lines; a partial line of a killed server is skipped. Raises OSError."""
     for line in path.read_bytes().split(b"\n"):
         try:
             content = json.loads(line)
@@ -39,6 +39,6 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """A segment of our own: labels that came by file. Whole or not at all."""
+    """Write a closed segment, for labels imported from a file. The write is atomic."""
     path = folder / CLOSED / f"{time.time_ns():020}-{os.getpid()}.jsonl"
     files.write(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""The journal's Parquet parts, in a folder or at any URL that fsspec knows: `<model>-<time>.parquet`, whole or not there."""
+"""The journal's Parquet parts, `<model>-<time>-<hash>.parquet`, in a folder or at any URL of fsspec. Writes are atomic."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ FOLDER = "parts"
 
 
 class Parts:
-    """Where they are."""
+    """The parts in one folder or at one URL."""
 
     def __init__(self, url: str) -> None:
-        """url: a folder or s3://bucket/journal, for instance. Raises LooplineError where it cannot be reached."""
+        """url: a folder, or for instance s3://bucket/journal. Raises LooplineError if it cannot be reached."""
         import fsspec
 
         try:
             self.fs, self.root = fsspec.core.url_to_fs(url)
             self.fs.makedirs(self.root, exist_ok=True)
         except (OSError, ValueError, ImportError) as error:
-            raise LooplineError(f"{url} cannot keep the journal: {error}") from error
+            raise LooplineError(f"{url} cannot store the journal's parts: {error}") from error
 
     def write(self, name: str, lines: Sequence[dict[str, Any]]) -> int:
-        """A part of these journal lines; its bytes. Raises OSError."""
+        """Write these journal lines as one part; return its size in bytes. Raises OSError."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -57,29 +57,29 @@ class Parts:
             }
             for line in lines
         ]
-        found = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), found, compression="zstd")
-        partial, whole = f"{self.root}/{name}.partial", f"{self.root}/{name}"
-        self.fs.pipe_file(partial, found.getvalue())
-        self.fs.mv(partial, whole)
-        return found.tell()
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+        partial, path = f"{self.root}/{name}.partial", f"{self.root}/{name}"
+        self.fs.pipe_file(partial, buffer.getvalue())
+        self.fs.mv(partial, path)
+        return buffer.tell()
 
     def read(self, name: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The rows with these ids, by id. Raises LooplineError where the part is gone or damaged."""
+        """The part's rows with these ids, by id. Raises LooplineError if the part is missing or damaged."""
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         try:
             content = pa.BufferReader(self.fs.cat_file(f"{self.root}/{name}"))
-            # Not read_table with its filters: a thread of pyarrow's scanner may outlive it and abort the process at its end.
+            # read_table with filters is avoided: a thread of pyarrow's scanner may outlive it and abort the process.
             table = pq.ParquetFile(content).read(use_threads=False)
-            wanted = pc.is_in(table["id"], pa.array(list(ids), pa.string()))
+            mask = pc.is_in(table["id"], pa.array(list(ids), pa.string()))
         except (OSError, KeyError, pa.ArrowException) as error:
             raise LooplineError(f"the journal's part {self.root}/{name} cannot be read: {error}") from error
-        return {row["id"]: row for row in table.filter(wanted).to_pylist()}
+        return {row["id"]: row for row in table.filter(mask).to_pylist()}
 
     def remove(self, name: str) -> None:
-        """One that is gone already is fine."""
+        """Delete a part, if it exists."""
         if self.fs.exists(f"{self.root}/{name}"):
             self.fs.rm_file(f"{self.root}/{name}")

@@ -1,7 +1,8 @@
-"""The retrainer: alerts come in by webhook, the guard decides, one run at a time makes a challenger with its evidence.
+"""The retrainer: it takes alerts by webhook, asks the guard, and carries out one retraining at a time.
 
-`webhook` listens, `alerts` tells who sent what, `state` is what survives a crash, `worker` decides and carries out, `facts` asks
-Prometheus and the journal, `runs` starts a run's steps, `worktree` and `run_report` are two of these.
+`webhook` receives alerts, `alerts` authenticates and parses them, `state` stores everything that must survive a crash, `worker`
+decides and carries out, `facts` gathers the guard's evidence from Prometheus and the journal, and `runs` executes a run's steps.
+`worktree` and `run_report` implement two of these steps.
 """
 
 from __future__ import annotations

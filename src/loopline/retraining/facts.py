@@ -1,4 +1,4 @@
-"""What the guard wants to know of a model now: asked of Prometheus, of the served bundle, and of the journal's labels."""
+"""Gather the guard's evidence on a model from Prometheus, the served bundle and the journal's labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from loopline.retraining.guard import RetrainingEvidence
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where to ask. repository: with `models/` and `.loopline/bundles/` in it. window: of traffic, as the rules have it."""
+    """Where the evidence comes from.
+
+    prometheus: its URL. journal: the journal's folder. repository: the folder that holds `models/` and `.loopline/bundles/`.
+    window: the length of traffic to judge, as the alert rules write it (`1h`).
+    """
 
     prometheus: str
     journal: Path
@@ -24,12 +28,15 @@ class Sources:
 
 
 def gather(model: str, version: str, since: float, sources: Sources) -> RetrainingEvidence:
-    """The evidence on this version of the model; labels count that came after `since` (seconds of the epoch). Never raises."""
+    """The evidence on this version of the model. Never raises: an error becomes `unknown`.
+
+    since: only labels that arrived after this time count (seconds since the epoch).
+    """
     try:
         return _gather(model, version, since, sources)
     except LooplineError as error:
         return RetrainingEvidence(unknown=str(error))
-    except Exception as error:  # a journal or bundle in a state that nobody thought of: what is not known is refused
+    except Exception as error:  # an unforeseen state of a journal or bundle: unknown evidence starts nothing
         return RetrainingEvidence(unknown=repr(error))
 
 
@@ -53,18 +60,22 @@ def _gather(model: str, version: str, since: float, sources: Sources) -> Retrain
 
 
 def served_bundle(model: str, version: str, repository: Path) -> bundle.Bundle:
-    """The bundle of this version (or of a beginning of it), among those deployed and the one trained last. Raises LooplineError."""
-    kept = sorted((repository / ".loopline/bundles" / model).glob("*/"))  # each named by its version, or half a copy
+    """The bundle whose version starts with `version`, from the deployed bundles or else the one trained last.
+
+    Raises LooplineError if none of them has this version.
+    """
+    # Deployed bundles are named by version; a partial copy has the suffix .partial.
+    kept = sorted((repository / ".loopline/bundles" / model).glob("*/"))
     named = [folder for folder in kept if folder.name.startswith(version) and folder.suffix != ".partial"]
     for folder in [*named, repository / "models" / model / "bundle"]:
-        if version and (folder / bundle.SUMS).exists() and (found := bundle.read(folder)).version.startswith(version):
-            return found
+        if version and (folder / bundle.SUMS).exists() and (served := bundle.read(folder)).version.startswith(version):
+            return served
     raise LooplineError(f"the bundle of {model} in version {version or 'unknown'} is not here")
 
 
-def _of(rows: list[prometheus_api.Series], wanted: Mapping[str, str]) -> list[prometheus_api.Series]:
-    """The rows about this model, and about this version where they name one."""
-    return [row for row in rows if all(row.labels.get(name, value) == value for name, value in wanted.items())]
+def _of(series: list[prometheus_api.Series], labels: Mapping[str, str]) -> list[prometheus_api.Series]:
+    """The series about this model, and about this version if they name one."""
+    return [row for row in series if all(row.labels.get(name, value) == value for name, value in labels.items())]
 
 
 def _firing(url: str, mine: Mapping[str, str]) -> frozenset[str]:
@@ -73,21 +84,21 @@ def _firing(url: str, mine: Mapping[str, str]) -> frozenset[str]:
 
 
 def _labels(model: str, classes: tuple[str, ...], since: float, journal: Path) -> Mapping[str, int]:
-    """Labels by class; a journal that is not there has none."""
-    found = dict.fromkeys(classes, 0)
+    """The number of labels of each class; all 0 if there is no journal."""
+    counts = dict.fromkeys(classes, 0)
     if not journal.is_dir():
-        return found
+        return counts
     from loopline.journal.reader import JournalReader
 
     store = JournalReader(journal)
     try:
-        return found | store.label_counts(model, since=since)
+        return counts | store.label_counts(model, since=since)
     finally:
         store.index.close()
 
 
 def _accuracy(url: str, mine: Mapping[str, str], least: float) -> tuple[float, float, float] | None:
-    """Bounds on the labelled quality of this version, as the rules have it."""
+    """(lower bound, upper bound, least): bounds on the quality that the rules record from labels, and the least that is no harm."""
     series = ("loopline:quality_labelled", "loopline:labelled_samples")
     rows = [_of(prometheus_api.instant(url, name), mine) for name in series]
     if not all(rows):

@@ -1,4 +1,4 @@
-"""Starts `retrain.yml` in GitHub Actions in place of a run here. Only ids pass; the token may write its Actions alone."""
+"""Start the workflow `retrain.yml` in GitHub Actions in place of a local run. Only the model's name and the run's id are sent."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ LARGEST = 8 << 20  # bytes of an answer
 
 
 def dispatch(to: GitHub, *, model: str, run: str) -> str:
-    """Start the workflow for this run, once: one that carries the run's id already is left alone. Raises LooplineError.
+    """Start the workflow for this run, unless it was started before; say which. Raises LooplineError.
 
-    The alert's id is the run's. The workflow says `run-name: retrain ${{ inputs.run }}`, which is how it is found again.
+    The workflow sets `run-name: retrain ${{ inputs.run }}`, so the run's id in a title shows that it was started already.
     """
     if not (token := credentials.secret(TOKEN)):
         raise LooplineError(
-            f"{TOKEN} is not set: a fine-grained token with write access to Actions of {to.repository}, no more"
+            f"{TOKEN} is not set: create a fine-grained token with write access to Actions of {to.repository} alone"
         )
     workflow = f"{to.api.rstrip('/')}/repos/{to.repository}/actions/workflows/retrain.yml"
     query = urllib.parse.urlencode({"event": "workflow_dispatch", "per_page": 100})
     listed = _ask(f"{workflow}/runs?{query}", token).get("workflow_runs", [])
-    if any(run in str(one.get("display_title", "")).split() for one in listed):
-        return f"{to.repository} runs {run} already"
+    if any(run in str(started.get("display_title", "")).split() for started in listed):
+        return f"{to.repository}: retrain.yml was already started for {run}"
     _ask(f"{workflow}/dispatches", token, {"ref": to.ref, "inputs": {"model": model, "run": run}})
     return f"{to.repository}: retrain.yml was started for {run}"
 
@@ -48,9 +48,9 @@ def _ask(address: str, token: str, body: dict[str, Any] | None = None) -> dict[s
         if error.status:
             words = error.content[:500].decode("utf-8", "replace")
             raise LooplineError(
-                f"GitHub refuses with {error.status}: {words} (may the token write Actions?)"
+                f"GitHub refuses with {error.status}: {words} (does the token have write access to Actions?)"
             ) from error
-        raise LooplineError(f"{address} cannot be asked: {error}") from error
+        raise LooplineError(f"cannot reach {address}: {error}") from error
     except ValueError as error:
-        raise LooplineError(f"{address} cannot be asked: {error}") from error
+        raise LooplineError(f"cannot reach {address}: {error}") from error
     return answer

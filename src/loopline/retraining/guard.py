@@ -1,7 +1,7 @@
-"""May this alert start a retraining? A pure function from alert, state and evidence to a decision with its reasons.
+"""The guard: decide whether an alert may start a retraining. A pure function from alert, state and evidence to a decision.
 
-Objections are of four kinds, the worst one is the decision: *decline* is final for this alert; *wait*, *ask-labels* and
-*await-approval* are looked at again, until the alert is over or the policy's patience is.
+Each objection calls for one of four actions, and the strictest of these is the decision. *decline* is final for this alert.
+*wait*, *ask-labels* and *await-approval* are reconsidered until the alert is resolved or the policy's patience ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DAY = 86400.0
 
 
 class Action(StrEnum):
-    """What comes of an alert, the worst first."""
+    """What the guard decides on an alert, the strictest first."""
 
     DECLINE = "decline"
     WAIT = "wait"
@@ -30,7 +30,11 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """An alert as it came. version: of the bundle, as the servers export it. seen: this start of it had its run."""
+    """An alert as it was received.
+
+    version: the bundle's version as the servers export it. firing: false once it is resolved. authentic: the sender was
+    authenticated. seen: this start of the alert already had its run.
+    """
 
     model: str
     name: str
@@ -42,7 +46,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Past:
-    """A run that ended. times: seconds of the epoch. result: succeeded, refused or failed."""
+    """A run that ended. started, ended: seconds since the epoch. result: succeeded, refused or failed."""
 
     started: float
     ended: float
@@ -51,7 +55,11 @@ class Past:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainerState:
-    """Where the retrainer stands. past: this model's runs, oldest first. waited: seconds since the alert came."""
+    """The state of the retrainer.
+
+    running: the id of the run under way. paused: the reason for the pause. past: this model's ended runs, oldest first.
+    approved: a person approved the run. waited: seconds since the alert was received.
+    """
 
     running: str | None = None
     paused: str | None = None
@@ -62,11 +70,12 @@ class RetrainerState:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainingEvidence:
-    """What is known now.
+    """What is known about the model at this moment.
 
-    unknown: why nothing is, the rest is then not looked at. firing: names of this model's other alerts. drifted, harmful: as the rules
-    say now. new_mix: a new mix of the same classes explains all of it. labels: class -> labels since the last training, every class
-    that the model knows is there. accuracy: bounds on the labelled quality, and the least that is no harm.
+    unknown: why the evidence cannot be had; the other fields are then ignored. firing: names of this model's firing alerts.
+    drifted, harmful: what the alert rules say now. new_mix: a new mix of the same classes explains the whole drift.
+    labels: class -> number of labels since the last training, with a 0 for a class without any. accuracy: lower and upper bound
+    of the quality on labelled samples, and the least quality that is no harm; None without labels.
     """
 
     unknown: str | None = None
@@ -80,7 +89,7 @@ class RetrainingEvidence:
 
 @dataclass(frozen=True)
 class RetrainingDecision:
-    """What is to be done, and why."""
+    """The action to take, and the reasons for it."""
 
     action: Action
     reasons: tuple[str, ...]
@@ -92,94 +101,103 @@ Objections = list[tuple[Action, str]]
 def decide(
     alert: Alert, state: RetrainerState, evidence: RetrainingEvidence, policy: RetrainingPolicy, now: float
 ) -> RetrainingDecision:
-    """The decision at time `now` (seconds of the epoch)."""
-    found = _alert(alert, policy) + _state(state, policy, now)
+    """The decision at the time `now` (seconds since the epoch)."""
+    objections = _alert(alert, policy) + _state(state, policy, now)
     if evidence.unknown:
-        found.append((Action.WAIT, f"nothing is known of the model's state: {evidence.unknown}"))
+        objections.append((Action.WAIT, f"the model's state is unknown: {evidence.unknown}"))
     else:
-        found += _cause(evidence) + _labels(evidence, policy)
+        objections += _cause(evidence) + _labels(evidence, policy)
     if policy.approval and not state.approved:
-        found.append((Action.AWAIT_APPROVAL, "the policy wants a person's approval"))
-    if found and state.waited > policy.patience_hours * 3600:
-        found.append((Action.DECLINE, f"it waited for over {policy.patience_hours:g} h"))
-    if not found:
-        return RetrainingDecision(Action.RETRAIN, ("harm that holds, not of bad data, skew or a new mix of classes",))
-    worst = min((action for action, _ in found), key=list(Action).index)
-    return RetrainingDecision(
-        worst, tuple(reason for _, reason in sorted(found, key=lambda one: list(Action).index(one[0])))
-    )
+        objections.append((Action.AWAIT_APPROVAL, "the policy requires a person's approval"))
+    if objections and state.waited > policy.patience_hours * 3600:
+        objections.append((Action.DECLINE, f"the alert has waited for over {policy.patience_hours:g} h"))
+    if not objections:
+        return RetrainingDecision(
+            Action.RETRAIN, ("lasting harm, and neither bad data, skew nor a new mix of classes explains it",)
+        )
+    objections.sort(key=lambda objection: list(Action).index(objection[0]))
+    return RetrainingDecision(objections[0][0], tuple(reason for _, reason in objections))
 
 
 def _alert(alert: Alert, policy: RetrainingPolicy) -> Objections:
-    found = []
+    reasons = []
     if not alert.authentic:
-        found.append("nobody knows who sent it")
+        reasons.append("the sender was not authenticated")
     if not alert.firing:
-        found.append("it is over")
+        reasons.append("the alert is resolved")
     if alert.seen:
-        found.append("it had its run")
+        reasons.append("the alert already had its run")
     if alert.name not in policy.alerts:
-        found.append(f"{alert.name} is a notice, no reason to retrain: the policy names {', '.join(policy.alerts)}")
-    return [(Action.DECLINE, reason) for reason in found]
+        reasons.append(
+            f"{alert.name} is a notice and starts no retraining: the policy names {', '.join(policy.alerts)}"
+        )
+    return [(Action.DECLINE, reason) for reason in reasons]
 
 
 def _cause(evidence: RetrainingEvidence) -> Objections:
-    found: Objections = []
+    objections: Objections = []
     if bad := sorted(evidence.firing & BAD_DATA):
-        found.append((Action.DECLINE, f"bad data: {', '.join(bad)} fires; a model that learns from it is broken too"))
+        objections.append(
+            (Action.DECLINE, f"bad data: {', '.join(bad)} fires, and training on it would break the model")
+        )
     if evidence.firing & SKEW:
-        found.append((Action.DECLINE, "skew: the model does not answer as it did in training, new data mends nothing"))
+        objections.append(
+            (Action.DECLINE, "skew: the model does not answer as it did in training, and new data cannot mend that")
+        )
     if evidence.firing & BLIND:
-        found.append((Action.WAIT, "the sentinel is silent: whether it is skew cannot be told"))
+        objections.append((Action.WAIT, "the sentinel is silent, so skew cannot be ruled out"))
     if evidence.accuracy and evidence.accuracy[1] < evidence.accuracy[2]:
-        return found  # labels show harm: what the inputs look like does not matter then
+        return objections  # labels prove harm, so the inputs need not show it
     if not evidence.drifted:
-        found.append((Action.DECLINE, "the drift is over, and no label shows harm"))
+        objections.append((Action.DECLINE, "the drift is over, and labels do not show harm"))
     elif not evidence.harmful:
-        found.append((Action.DECLINE, "a harmless shift: no loss is estimated, a notice will do"))
+        objections.append((Action.DECLINE, "a harmless shift: no loss of quality is estimated, so a notice is enough"))
     if evidence.new_mix:
-        found.append((Action.DECLINE, "label shift alone: a new mix of the same classes explains it"))
+        objections.append((Action.DECLINE, "label shift alone: a new mix of the same classes explains it"))
     if evidence.accuracy and evidence.accuracy[0] >= evidence.accuracy[2]:
         low, high, least = evidence.accuracy
-        found.append(
-            (Action.DECLINE, f"labels say no harm: quality is in [{low:.3f}, {high:.3f}], harm is under {least:.3f}")
+        objections.append(
+            (
+                Action.DECLINE,
+                f"labels show no harm: quality is in [{low:.3f}, {high:.3f}], harm is below {least:.3f}",
+            )
         )
-    return found
+    return objections
 
 
 def _state(state: RetrainerState, policy: RetrainingPolicy, now: float) -> Objections:
-    found = []
+    reasons = []
     if state.paused:
-        found.append(f"the kill switch is on: {state.paused}")
+        reasons.append(f"the kill switch is on: {state.paused}")
     if state.running:
-        found.append(f"run {state.running} is under way")
-    if (left := rest(state.past, policy) - now) > 0:
-        found.append(f"the cool-down after the last run has {left / 3600:.1f} h left")
-    month = [one for one in state.past if one.started > now - 30 * DAY]
+        reasons.append(f"run {state.running} is under way")
+    if (seconds_left := rest(state.past, policy) - now) > 0:
+        reasons.append(f"the cool-down after the last run has {seconds_left / 3600:.1f} h left")
+    month = [run for run in state.past if run.started > now - 30 * DAY]
     if len(month) >= policy.runs_per_month:
-        found.append(f"the budget is spent: {len(month)} of {policy.runs_per_month} runs in 30 days")
-    return [(Action.WAIT, reason) for reason in found]
+        reasons.append(f"the budget is spent: {len(month)} of {policy.runs_per_month} runs in 30 days")
+    return [(Action.WAIT, reason) for reason in reasons]
 
 
 def rest(past: tuple[Past, ...], policy: RetrainingPolicy) -> float:
-    """When the cool-down ends (seconds of the epoch; 0 without a run). Every refused candidate since the last success doubles it."""
+    """When the cool-down ends, in seconds since the epoch; 0 without a run. Each refusal since the last success doubles it."""
     if not past:
         return 0.0
     refused = 0
-    for one in reversed(past):
-        if one.result == "succeeded":
+    for run in reversed(past):
+        if run.result == "succeeded":
             break
-        refused += one.result == "refused"
+        refused += run.result == "refused"
     hours = min(policy.cooldown_hours * 2.0**refused, policy.longest_cooldown_hours)
     return past[-1].ended + hours * 3600
 
 
 def _labels(evidence: RetrainingEvidence, policy: RetrainingPolicy) -> Objections:
-    counts, found = evidence.labels, []
+    counts, reasons = evidence.labels, []
     if (total := sum(counts.values())) < policy.labels.total:
-        found.append(f"{total} new labels, {policy.labels.total} are needed")
+        reasons.append(f"{total} new labels, {policy.labels.total} are needed")
     few = {name: count for name, count in sorted(counts.items()) if count < policy.labels.per_class}
     if few:
-        some = ", ".join(f"{name} {count}" for name, count in list(few.items())[:10])
-        found.append(f"each class needs {policy.labels.per_class} new labels; too few have: {some}")
-    return [(Action.ASK_LABELS, reason) for reason in found]
+        examples = ", ".join(f"{name} {count}" for name, count in list(few.items())[:10])
+        reasons.append(f"each class needs {policy.labels.per_class} new labels; these have too few: {examples}")
+    return [(Action.ASK_LABELS, reason) for reason in reasons]

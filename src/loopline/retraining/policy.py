@@ -1,4 +1,4 @@
-"""The only reader of `monitoring/retraining.yaml`: when a retraining may start, and what it does."""
+"""Read the retraining policy `monitoring/retraining.yaml`: when a retraining may start, and which steps it takes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from loopline.settings import Strict, read_yaml
 
 POLICY = Path("monitoring/retraining.yaml")
 PLACES = frozenset({"model", "run", "version", "repository", "worktree", "journal", "policy"})
-DISPATCH = "dispatch"  # the step that starts a workflow; it alone gets the token for it
+DISPATCH = "dispatch"  # the step that starts the GitHub workflow; no other step gets the token for it
 Positive = Annotated[float, Field(gt=0)]
 
 
 class NewLabels(Strict):
-    """New labels since the last training that it takes to train again."""
+    """How many new labels since the last training a retraining needs: in total, and of each class."""
 
     total: int = Field(ge=0)
     per_class: int = Field(ge=0)
 
 
 class Step(Strict):
-    """One command of a run; a second start of it must do no harm.
+    """One command of a run. It must be safe to start twice.
 
-    run: words, with places in braces. at: the folder that it runs in. again: where a run that broke off in this step goes on;
-    default: here. own_time: it ends by itself, the run's timeout is not for it; only the last step may say so.
+    run: the command, with names from PLACES in braces. at: the folder in which it runs. again: the step from which a run that was
+    interrupted in this step resumes (default: this step). own_time: the run's timeout does not apply; only for the last step.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z-]*$")
@@ -44,11 +44,11 @@ class Step(Strict):
         for word in shlex.split(run):
             unknown = {name for _, name, _, _ in Formatter().parse(word) if name is not None} - PLACES
             if unknown:
-                raise ValueError(f"{{{unknown.pop()}}} is none of {', '.join(sorted(PLACES))}")
+                raise ValueError(f"{{{unknown.pop()}}} is not a place: use {', '.join(sorted(PLACES))}")
         return run
 
     def command(self, places: dict[str, str]) -> list[str]:
-        """The words with their places filled in. What is filled in never makes two words of one."""
+        """The command's words with the places filled in. A value never splits a word in two."""
         return [word.format_map(places) for word in shlex.split(self.run)]
 
 
@@ -61,7 +61,7 @@ class GitHub(Strict):
 
 
 class RetrainingPolicy(Strict):
-    """See the comments in `monitoring/retraining.yaml`."""
+    """The retraining policy. The comments in `monitoring/retraining.yaml` explain each key."""
 
     alerts: tuple[str, ...] = Field(min_length=1)
     window: str
@@ -84,24 +84,26 @@ class RetrainingPolicy(Strict):
         if len(set(names)) < len(names):
             raise ValueError("two steps have the same name")
         if early := [step.name for step in self.here[:-1] if step.own_time]:
-            raise ValueError(f"step {early[0]}: own_time is for the last step, another would begin after the timeout")
+            raise ValueError(
+                f"step {early[0]}: only the last step may have own_time; a later one would begin after the timeout"
+            )
         for number, step in enumerate(self.here):
             if step.again is not None and step.again not in names[:number]:
-                raise ValueError(f"step {step.name}: again: {step.again!r} is no step before it")
+                raise ValueError(f"step {step.name}: again: {step.again!r} is not an earlier step")
         if self.where == "github" and self.github is None:
             raise ValueError("where: github needs github: {repository: owner/name}")
         return self
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What a run does."""
+        """The steps of a run: those of the file, or the one that starts the GitHub workflow."""
         if self.where == "github":
             return (Step(name=DISPATCH, run="loopline retrainer --policy {policy} dispatch {run}", at="repository"),)
         return self.here
 
 
 def load(path: Path = POLICY) -> RetrainingPolicy:
-    """Read and check the file. Raises LooplineError with one line for each wrong key."""
+    """Read and check the policy. Raises LooplineError with one line for each wrong key."""
     try:
         return RetrainingPolicy.model_validate(read_yaml(path))
     except ValidationError as error:

@@ -1,6 +1,7 @@
-"""A run's evidence for people: challenger against the served champion, as Markdown with pictures.
+"""Write a run's evidence as Markdown with pictures: the challenger compared with the served champion.
 
-Runs in the run's worktree, whose test split has the new data's part too. Writes `reports/retraining/<run>/` in the repository.
+It runs in the run's worktree, whose test split includes a part of the new data, and writes `reports/retraining/<run>/` in the
+repository.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ BLUE, GREY = "#0072b2", "#888888"
 
 @dataclass(frozen=True)
 class ReportPart:
-    """What both did on a part of the test split of n samples, and the paired difference; None where n is too small to tell."""
+    """The metric of both bundles on the n samples of a part of the test split, and the paired difference.
+
+    A bound is None if n is too small to tell.
+    """
 
     n: int
     challenger: Interval
@@ -39,37 +43,40 @@ class ReportPart:
 
 
 def make(run: Run, repository: Path, journal: Path) -> tuple[Path, PromotionDecision]:
-    """Weigh the worktree's bundle against the served one by params.yaml's policy, and log the decision once.
+    """Compare the worktree's bundle with the served one by the policy in params.yaml; return the report's path and the decision.
 
-    journal: its traffic tells how much each part of the test split counts. Raises LooplineError where a bundle is not here.
+    The decision is logged once. journal: its recent traffic gives the weights of the old and the new part of the test split.
+    Raises LooplineError if a bundle is missing.
     """
-    everything, model = settings.model(run.model)
-    demands = registry.policy(everything, model)
+    params, model = settings.model(run.model)
+    policy = registry.policy(params, model)
     challenger = bundle.read(Path("models") / run.model / "bundle")
     champion = facts.served_bundle(run.model, run.version, repository)
     path = Path("data") / run.model / "manifest.parquet"
-    ours, theirs = evidence.gather(challenger, champion, path)
-    if theirs is None:
-        raise LooplineError(f"{run.model}: no champion to compare with")
-    now = current.gather(run.model, path, journal)
-    decision = promotion.decide(ours, theirs, demands, now)
-    masks = {ALL: np.ones(len(now.new), bool), OLD: ~now.new, NEW: now.new}
-    parts = {name: _part(ours, theirs, mask, demands) for name, mask in masks.items() if mask.any()}
+    challenger_evidence, champion_evidence = evidence.gather(challenger, champion, path)
+    if champion_evidence is None:
+        raise LooplineError(f"{run.model}: there is no champion to compare the challenger with")
+    present = current.gather(run.model, path, journal)
+    decision = promotion.decide(challenger_evidence, champion_evidence, policy, present)
+    masks = {ALL: np.ones(len(present.new), bool), OLD: ~present.new, NEW: present.new}
+    parts = {
+        name: _part(challenger_evidence, champion_evidence, mask, policy) for name, mask in masks.items() if mask.any()
+    }
     folder = repository / "reports/retraining" / run.id
     folder.mkdir(parents=True, exist_ok=True)
-    _draw_parts(folder / "parts.png", parts, demands.metric)
+    _draw_parts(folder / "parts.png", parts, policy.metric)
     _draw_changes(folder / "changes.png", decision.figures.get("parts", {}))
-    files.write(folder / "report.md", _text(run, challenger, champion, decision, parts, demands.metric))
+    files.write(folder / "report.md", _text(run, challenger, champion, decision, parts, policy.metric))
     _log(run, challenger.version, decision)
     return folder / "report.md", decision
 
 
 def _log(run: Run, challenger: str, decision: PromotionDecision) -> None:
-    """A line in the decision log; once, should this step be done again."""
-    known, name = decisions.read().records, f"{run.id}/evidence"
-    if any((line.evidence.get("retrainer"), line.bundle) == (name, challenger) for line in known):
+    """Write the decision to the decision log, unless an earlier start of this step did."""
+    records, name = decisions.read().records, f"{run.id}/evidence"
+    if any((line.evidence.get("retrainer"), line.bundle) == (name, challenger) for line in records):
         return
-    champion = decisions.champions(known).get(run.model)
+    champion = decisions.champions(records).get(run.model)
     decisions.append(
         run.model,
         "accept" if decision.promote else "refuse",
@@ -81,15 +88,15 @@ def _log(run: Run, challenger: str, decision: PromotionDecision) -> None:
 
 
 def _part(
-    ours: PromotionEvidence, theirs: PromotionEvidence, mask: NDArray[np.bool_], demands: PromotionPolicy
+    challenger: PromotionEvidence, champion: PromotionEvidence, mask: NDArray[np.bool_], policy: PromotionPolicy
 ) -> ReportPart:
-    a, b = (slices.restrict(one.scorer, mask) for one in (ours, theirs))
-    given = {"resamples": demands.resamples, "seed": demands.seed}
+    a, b = (slices.restrict(side.scorer, mask) for side in (challenger, champion))
+    sampling = {"resamples": policy.resamples, "seed": policy.seed}
     return ReportPart(
         int(mask.sum()),
-        bootstrap.intervals(a, ours.n, **given)[demands.metric],
-        bootstrap.intervals(b, ours.n, **given)[demands.metric],
-        bootstrap.paired(a, b, ours.n, metric=demands.metric, **given),
+        bootstrap.intervals(a, challenger.n, **sampling)[policy.metric],
+        bootstrap.intervals(b, challenger.n, **sampling)[policy.metric],
+        bootstrap.paired(a, b, challenger.n, metric=policy.metric, **sampling),
     )
 
 
@@ -106,68 +113,68 @@ def _text(
         [
             name,
             str(part.n),
-            *(figure(one.rounded()) for one in (part.challenger, part.champion)),
+            *(figure(interval.rounded()) for interval in (part.challenger, part.champion)),
             figure(part.gain.rounded(), signed=True),
         ]
         for name, part in parts.items()
     ]
-    worst = sorted(changes.items(), key=lambda one: one[1]["value"] if one[1]["value"] is not None else 0.0)
+    worst = sorted(changes.items(), key=lambda row: row[1]["value"] if row[1]["value"] is not None else 0.0)
     return "\n\n".join([
         f"# Retraining {run.id}",
         f"The challenger is **{'accepted' if decision.promote else 'refused'}** by the promotion's policy in `params.yaml`:",
         "\n".join(f"- {plain(reason)}" for reason in decision.reasons),
         table(
             ["", "bundle", "data", "code"],
-            [[who, *(f"`{one:.12}`" for one in (b.version, b.manifest.lineage.data, b.manifest.lineage.code))]
-             for who, b in (("challenger", challenger), ("champion", champion))],
+            [[role, *(f"`{hash_:.12}`" for hash_ in (b.version, b.manifest.lineage.data, b.manifest.lineage.code))]
+             for role, b in (("challenger", challenger), ("champion", champion))],
         ),
         f"## {word(metric)}",
-        "In brackets the 95 % interval; the difference is paired, both saw the same samples.",
+        "The 95 % intervals are in brackets. The difference is paired: both bundles answered the same samples.",
         table(["part", "n", "challenger", "champion", "difference"], rows),
         "![challenger and champion by part](parts.png)",
         "## Slices and classes",
-        "The change of each, challenger minus champion, the worst first.",
+        "Each row is challenger minus champion; the worst change comes first.",
         table(["part", "metric", "change"], [[plain(name), row["metric"], figure(row, signed=True)] for name, row in worst]),
         "![change by slice and class](changes.png)",
-        f"Branch `retrain/{run.id}` holds the data version and `dvc.lock`: `git merge retrain/{run.id}` keeps them.",
+        f"The branch `retrain/{run.id}` has the data version and `dvc.lock`: `git merge retrain/{run.id}` keeps them.",
     ]) + "\n"  # fmt: skip
 
 
 def _draw_parts(path: Path, parts: Mapping[str, ReportPart], metric: str) -> None:
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(6, 2.6), layout="constrained")
-    axis = drawn.subplots()
-    for offset, who, colour in ((-0.1, "challenger", BLUE), (0.1, "champion", GREY)):
-        found: list[Interval] = [getattr(part, who) for part in parts.values()]
-        values = [one.value for one in found]
-        reach = [[one.value - one.low for one in found], [one.high - one.value for one in found]]
-        places = np.arange(len(parts)) + offset
-        axis.errorbar(values, places, xerr=np.maximum(reach, 0), fmt="o", color=colour, label=who, capsize=3)
+    drawing = Figure(figsize=(6, 2.6), layout="constrained")
+    axis = drawing.subplots()
+    for offset, role, colour in ((-0.1, "challenger", BLUE), (0.1, "champion", GREY)):
+        intervals: list[Interval] = [getattr(part, role) for part in parts.values()]
+        values = [interval.value for interval in intervals]
+        lengths = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+        heights = np.arange(len(parts)) + offset
+        axis.errorbar(values, heights, xerr=np.maximum(lengths, 0), fmt="o", color=colour, label=role, capsize=3)
     axis.set_yticks(range(len(parts)), [f"{name} ({part.n})" for name, part in parts.items()])
     axis.invert_yaxis()
     axis.set_xlabel(word(metric))
     axis.legend()
-    _save(drawn, path)
+    _save(drawing, path)
 
 
 def _draw_changes(path: Path, changes: Mapping[str, Mapping[str, float | None]]) -> None:
     from matplotlib.figure import Figure
 
-    known = {name: row for name, row in changes.items() if None not in (row["value"], row["low"], row["high"])}
-    drawn = Figure(figsize=(6, 1 + 0.22 * len(known)), layout="constrained")
-    axis = drawn.subplots()
-    low, value, high = (np.array([row[side] for row in known.values()], float) for side in ("low", "value", "high"))
+    complete = {name: row for name, row in changes.items() if None not in (row["value"], row["low"], row["high"])}
+    drawing = Figure(figsize=(6, 1 + 0.22 * len(complete)), layout="constrained")
+    axis = drawing.subplots()
+    low, value, high = (np.array([row[side] for row in complete.values()], float) for side in ("low", "value", "high"))
     axis.errorbar(
-        value, range(len(known)), xerr=np.maximum([value - low, high - value], 0), fmt="o", color=BLUE, capsize=3
+        value, range(len(complete)), xerr=np.maximum([value - low, high - value], 0), fmt="o", color=BLUE, capsize=3
     )
     axis.axvline(0, color=GREY)
-    axis.set_yticks(range(len(known)), list(known))
+    axis.set_yticks(range(len(complete)), list(complete))
     axis.invert_yaxis()
     axis.set_xlabel("challenger minus champion")
-    _save(drawn, path)
+    _save(drawing, path)
 
 
-def _save(drawn: object, path: Path) -> None:
+def _save(drawing: object, path: Path) -> None:
     with files.replacing(path) as partial:
-        drawn.savefig(partial, format="png", dpi=110)  # type: ignore[attr-defined] # matplotlib has no types here
+        drawing.savefig(partial, format="png", dpi=110)  # type: ignore[attr-defined] # matplotlib has no types here

@@ -1,4 +1,4 @@
-"""Starts the steps of a run, one process each, and ends those that a killed retrainer left behind."""
+"""Execute the steps of a run, one process each, and end the processes that a killed retrainer left behind."""
 
 from __future__ import annotations
 
@@ -19,45 +19,44 @@ from loopline.retraining.policy import DISPATCH, RetrainingPolicy, Step
 from loopline.retraining.state import RetrainerStore, Run
 from loopline.retraining.worktree import folder_of, remove
 
-REFUSED = 2  # the exit code of what weighs a candidate and refuses it
-# The process waits for a line, so that its number is written down before it does anything; if we die before, it ends.
+REFUSED = 2  # the exit code of a step that evaluates the candidate and refuses it
+# A step first reads a line, which is sent once its process id is saved. If the retrainer dies earlier, the step ends.
 GATE = ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "retrainer"]
 END_SECONDS = 10.0
-KILLS = (
-    2  # times that a run's steps may be killed by somebody, or for want of memory: that says nothing of the candidate
-)
+# A run survives this many kills of its steps, by a person or for lack of memory. The next one fails it.
+KILLS = 2
 
 
 @dataclass(frozen=True)
 class Place:
-    """The repository that trainings start from, the journal that labels come from, the policy's file; absolute paths."""
+    """Absolute paths: the repository from which runs start, the journal that holds the labels, and the policy's file."""
 
     repository: Path
     journal: Path
     policy: Path
 
     def logs(self, run: str) -> Path:
-        """Where a run's logs stay."""
+        """The folder of a run's logs."""
         return self.repository / RUNS_FOLDER / run
 
 
 def carry_out(run: Run, policy: RetrainingPolicy, store: RetrainerStore, place: Place, stop: threading.Event) -> None:
-    """Do the run's steps from the one it is in, and give it its result. Returns early, with the run as it stands, on `stop`.
+    """Execute the run from its current step on, and store its result. On `stop` it returns early and the run stays under way.
 
-    A step that was killed is begun again, as one that broke off with the retrainer is.
+    A step that was killed is started again, like a step that was interrupted because the retrainer itself was killed.
     """
     end_left_over(run)
     deadline = run.started + policy.timeout_minutes * 60
     names = [step.name for step in policy.steps]
     if run.step not in names:
-        return _finish(run, "failed", f"step {run.step} is not in the policy any more", store, place)
+        return _finish(run, "failed", f"the policy no longer has the step {run.step}", store, place)
     number, kills = names.index(run.step), 0
-    if run.pid is not None:  # it broke off in the middle of this step
+    if run.pid is not None:  # this step was interrupted
         number = names.index(policy.steps[number].again or run.step)
     while number < len(names):
         step = policy.steps[number]
         due = math.inf if step.own_time else deadline
-        code = _do(step, run, store, place, due, stop)
+        code = _execute(step, run, store, place, due, stop)
         if code is None:
             return None
         if code < 0 and kills < KILLS:
@@ -69,24 +68,26 @@ def carry_out(run: Run, policy: RetrainingPolicy, store: RetrainerStore, place: 
             return _finish(run, "refused", f"step {step.name} refused the candidate: {_tail(log)}", store, place)
         if code:
             late = time.time() > due
-            why = f"took the run over {policy.timeout_minutes:g} min" if late else f"ended with exit code {code}"
+            why = (
+                f"exceeded the run's time of {policy.timeout_minutes:g} min" if late else f"ended with exit code {code}"
+            )
             return _finish(run, "failed", f"step {step.name} {why}: {_tail(log)}", store, place)
         number += 1
         if number < len(names):
             store.step(run.id, names[number])
-    return _finish(run, "succeeded", f"every step is done, {names[-1]} was the last", store, place)
+    return _finish(run, "succeeded", f"every step is done; the last was {names[-1]}", store, place)
 
 
 def _finish(run: Run, result: str, reason: str, store: RetrainerStore, place: Place) -> None:
-    with suppress(LooplineError):  # what is left is in nobody's way
+    with suppress(LooplineError):  # a worktree that cannot be removed does no harm
         remove(place.repository, folder_of(place.repository, run.id))
     store.end(run, result, reason)
 
 
-def _do(
+def _execute(
     step: Step, run: Run, store: RetrainerStore, place: Place, deadline: float, stop: threading.Event
 ) -> int | None:
-    """The exit code; None where we were told to stop."""
+    """Run one step; return its exit code, negative if a signal ended it, or None if `stop` was set."""
     import psutil
 
     worktree, logs = folder_of(place.repository, run.id), place.logs(run.id)
@@ -121,30 +122,34 @@ def _do(
             process.wait()
             return None if stop.is_set() else 1
     if code < 0:
-        _end_group(process.pid)  # what it had started
+        _end_group(process.pid)  # the processes that the step had started
     return code
 
 
 def environment(place: Place, folder: Path, step: str) -> dict[str, str]:
-    """Of a step: the code of its folder, the repository's registry and decision log, and none of our secrets."""
+    """A step's environment: its folder's code, the repository's registry and decision log, and none of the retrainer's secrets."""
     hidden = {f"{name}{end}" for name in (alerts.TOKEN, alerts.SECRET) for end in ("", "_FILE")}
     hidden |= set() if step == DISPATCH else {github.TOKEN}
-    found = {name: value for name, value in os.environ.items() if name not in hidden}
-    found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), found.get("PATH", os.defpath)])
+    variables = {name: value for name, value in os.environ.items() if name not in hidden}
+    variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables.get("PATH", os.defpath)])
     if (folder / "src/loopline").is_dir():
-        found["PYTHONPATH"] = str(folder / "src")
-    found.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place.repository}/mlflow.db")
-    # Where MLflow's own store puts a new experiment's files: by default in the current folder, which goes with the worktree.
-    found.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", str(place.repository / "mlruns"))
-    log = found.get("LOOPLINE_DECISIONS", "decisions/log.jsonl")
-    found |= {"LOOPLINE_DECISIONS": str(place.repository / log), "LOOPLINE_ACTOR": "retrainer", "DVC_NO_ANALYTICS": "1"}
-    for who in ("AUTHOR", "COMMITTER"):
-        found |= {f"GIT_{who}_NAME": "Loopline retrainer", f"GIT_{who}_EMAIL": "retrainer@localhost"}
-    return found
+        variables["PYTHONPATH"] = str(folder / "src")
+    variables.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place.repository}/mlflow.db")
+    # MLflow puts a new experiment's files into the current folder by default, which is deleted with the worktree.
+    variables.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", str(place.repository / "mlruns"))
+    log = variables.get("LOOPLINE_DECISIONS", "decisions/log.jsonl")
+    variables |= {
+        "LOOPLINE_DECISIONS": str(place.repository / log),
+        "LOOPLINE_ACTOR": "retrainer",
+        "DVC_NO_ANALYTICS": "1",
+    }
+    for role in ("AUTHOR", "COMMITTER"):
+        variables |= {f"GIT_{role}_NAME": "Loopline retrainer", f"GIT_{role}_EMAIL": "retrainer@localhost"}
+    return variables
 
 
 def end_left_over(run: Run) -> None:
-    """End the step's process that a killed retrainer left, if it is still that one, with all that it started."""
+    """End the step that a killed retrainer left running, with its children. A process id that was used again is left alone."""
     import psutil
 
     if run.pid is None:
@@ -155,7 +160,7 @@ def end_left_over(run: Run) -> None:
 
 
 def _end_group(pid: int) -> None:
-    """Of the process that leads, or led, a group of its own."""
+    """End all processes of the group that the process `pid` leads, or led."""
     import psutil
 
     group = [process for process in psutil.process_iter() if _group(process.pid) == pid]
@@ -173,7 +178,7 @@ def _group(pid: int) -> int | None:
 
 
 def last_line(log: Path, size: int = 4096) -> str:
-    """The last line of a log, of its last `size` bytes; empty where there is none. A bar that moves is one line."""
+    """The last non-blank line in the last `size` bytes of a log; empty if there is none. Of a progress bar, its last state."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
@@ -184,6 +189,6 @@ def last_line(log: Path, size: int = 4096) -> str:
 
 
 def _tail(log: Path) -> str:
-    """The last words of a log, for a reason in a sentence."""
+    """The end of a log on one line, at most 5 lines and 500 characters, for a reason in the decision log."""
     text = log.read_text(encoding="utf-8", errors="replace").strip()
     return " / ".join(text.splitlines()[-5:])[-500:]

@@ -1,7 +1,8 @@
-"""What the retrainer remembers, `.loopline/retrainer/state.db`: alerts, decisions, runs and their steps. Survives a kill at any point.
+"""The retrainer's state in `.loopline/retrainer/state.db`: alerts, decisions, runs and steps. It survives a kill at any point.
 
-An alert's id is made of its model, fingerprint and start, and its run has the same id: one alert can't start two runs. A decision is
-stored in one transaction with all that follows from it; the line in the decision log is written after it, and looked for first.
+An alert's id is derived from its model, fingerprint and start, and its run has the same id, so one alert cannot start two runs.
+A decision and its consequences are stored in one transaction. Its line in the decision log is written afterwards, unless a search
+of the log finds it there already.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ CREATE TABLE IF NOT EXISTS signatures (signature TEXT PRIMARY KEY, until REAL NO
 
 @dataclass(frozen=True, kw_only=True)
 class AlertRow:
-    """An alert and what was decided on it last. look: not before then (seconds of the epoch). over: it is resolved."""
+    """An alert with the last decision on it.
+
+    received, look: when it arrived and when the guard looks at it next, in seconds since the epoch. over: 1 once it is resolved.
+    approved: 1 once a person approved its run. action, reasons: of the last decision, None before the first; reasons are JSON.
+    """
 
     id: str
     model: str
@@ -54,7 +59,7 @@ class AlertRow:
 
     @property
     def alert(self) -> Alert:
-        """As the guard wants it. Only what came through a door, where it is checked who sends, has its name."""
+        """The alert for the guard. It is authentic if it came by a route that authenticates its senders."""
         return Alert(
             model=self.model,
             name=self.name,
@@ -66,7 +71,7 @@ class AlertRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run. step: under way or the next one to do; pid, created: of its process. result: None until the run ends."""
+    """A run. step: the current or the next one. pid, created: of the step's process. result: None until the run ends."""
 
     id: str
     model: str
@@ -81,7 +86,7 @@ class Run:
 
 @dataclass(frozen=True)
 class UnloggedDecision:
-    """A decision whose line in the log is to be written."""
+    """A decision whose line in the decision log may still be missing."""
 
     id: int
     alert: str
@@ -92,15 +97,15 @@ class UnloggedDecision:
 
 
 def key(model: str, fingerprint: str, starts_at: str) -> str:
-    """An alert's id, and its run's."""
+    """The id of an alert and of its run: the model and 12 hex digits of a SHA-256."""
     return f"{model}-{hashlib.sha256(json.dumps([model, fingerprint, starts_at]).encode()).hexdigest()[:12]}"
 
 
 class RetrainerStore:
-    """The state. Threads take turns; other processes may read it, approve and pause."""
+    """The state as a database. Its methods are thread-safe, and other processes may use it at the same time."""
 
     def __init__(self, folder: Path) -> None:
-        """Open it, and make it if need be."""
+        """Open the database in `folder`; create it if it is missing."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._lock = threading.RLock()
@@ -111,7 +116,7 @@ class RetrainerStore:
         self._db.executescript(SCHEMA)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database."""
         with self._lock:
             self._db.close()
 
@@ -128,7 +133,10 @@ class RetrainerStore:
     # Alerts
 
     def receive(self, alerts: list[tuple[str, Alert]], source: str, signature: tuple[str, float] | None = None) -> bool:
-        """Keep alerts, (id, alert) each; what was there stays, a resolved one is over. False if the signature was seen."""
+        """Store new alerts, each as (id, alert), and mark resolved ones. Return False and store nothing if the signature was seen.
+
+        signature: the signature and when it may be forgotten, in seconds since the epoch.
+        """
         now = time.time()
         with self._transaction() as db:
             if signature:
@@ -145,30 +153,33 @@ class RetrainerStore:
         return True
 
     def alerts(self) -> list[AlertRow]:
-        """All, the oldest first."""
+        """All alerts, the oldest first."""
         return [AlertRow(**row) for row in self._rows("SELECT * FROM alerts ORDER BY received, rowid")]
 
     def due(self) -> AlertRow | None:
-        """The oldest alert that is to be looked at now."""
+        """The oldest undecided or waiting alert whose time to be looked at has come."""
         waits = "action IS NULL OR action IN (?, ?, ?)"
-        query = f"SELECT * FROM alerts WHERE look <= ? AND ({waits}) ORDER BY received, rowid LIMIT 1"  # noqa: S608 - our words
-        found = self._rows(query, time.time(), *(action.value for action in WAITING))
-        return AlertRow(**found[0]) if found else None
+        query = f"SELECT * FROM alerts WHERE look <= ? AND ({waits}) ORDER BY received, rowid LIMIT 1"  # noqa: S608 - constants
+        rows = self._rows(query, time.time(), *(action.value for action in WAITING))
+        return AlertRow(**rows[0]) if rows else None
 
     def approve(self, id_: str) -> None:
-        """A person agrees to the run of this alert. Raises LooplineError where there is no such alert that waits."""
+        """Note that a person approved the run of this alert. Raises LooplineError if no such alert waits."""
         with self._transaction() as db:
             waits = "action IS NULL OR action IN (?, ?, ?)"
-            wanted = f"UPDATE alerts SET approved = 1, look = 0 WHERE id = ? AND ({waits})"  # noqa: S608 - words of ours
-            if not db.execute(wanted, (id_, *(action.value for action in WAITING))).rowcount:
-                raise LooplineError(f"no alert {id_} waits: `loopline retrainer status` lists them")
+            query = f"UPDATE alerts SET approved = 1, look = 0 WHERE id = ? AND ({waits})"  # noqa: S608 - constants
+            if not db.execute(query, (id_, *(action.value for action in WAITING))).rowcount:
+                raise LooplineError(f"no alert {id_} waits: `loopline retrainer status` lists those that do")
 
     def decide(self, row: AlertRow, decision: RetrainingDecision, look: float, first_step: str) -> None:
-        """Keep a decision with all that follows: its line for the log, if it is news, and its run."""
+        """Store a decision with its consequences: a line for the decision log if the action changed, and a run if it is to retrain.
+
+        look: when to look at the alert again, in seconds since the epoch.
+        """
         reasons = json.dumps(decision.reasons)
         with self._transaction() as db:
-            said = (decision.action.value, reasons, look, row.id)
-            db.execute("UPDATE alerts SET action = ?, reasons = ?, look = ? WHERE id = ?", said)
+            update = (decision.action.value, reasons, look, row.id)
+            db.execute("UPDATE alerts SET action = ?, reasons = ?, look = ? WHERE id = ?", update)
             if decision.action.value != row.action:
                 self._line(db, row.id, row.model, decision.action.value, row.version, reasons)
             if decision.action is Action.RETRAIN:
@@ -181,45 +192,45 @@ class RetrainerStore:
         db.execute("INSERT INTO decisions (alert, model, action, version, reasons) VALUES (?, ?, ?, ?, ?)", values)
 
     def unlogged(self) -> list[UnloggedDecision]:
-        """Decisions whose line may not be in the log yet."""
+        """Decisions whose line may be missing in the decision log, the oldest first."""
         query = "SELECT id, alert, model, action, version, reasons FROM decisions WHERE NOT logged ORDER BY id"
         return [UnloggedDecision(**row | {"reasons": tuple(json.loads(row["reasons"]))}) for row in self._rows(query)]
 
     def logged(self, id_: int) -> None:
-        """Its line is in the log."""
+        """Note that the line of this decision is in the decision log."""
         with self._transaction() as db:
             db.execute("UPDATE decisions SET logged = 1 WHERE id = ?", (id_,))
 
     # Runs
 
     def runs(self) -> list[Run]:
-        """All, the oldest first."""
+        """All runs, the oldest first."""
         return [Run(**row) for row in self._rows("SELECT * FROM runs ORDER BY started, rowid")]
 
     def run(self, id_: str) -> Run:
-        """Raises LooplineError where there is none of this id."""
-        found = next((run for run in self.runs() if run.id == id_), None)
-        if found is None:
-            raise LooplineError(f"there is no run {id_}: `loopline retrainer status` lists them")
-        return found
+        """The run with this id. Raises LooplineError if there is none."""
+        match = next((run for run in self.runs() if run.id == id_), None)
+        if match is None:
+            raise LooplineError(f"there is no run {id_}: `loopline retrainer status` lists the runs")
+        return match
 
     def under_way(self) -> Run | None:
-        """The run that has not ended."""
+        """The run that has not ended, or None."""
         return next((run for run in self.runs() if run.result is None), None)
 
     def past(self, model: str) -> tuple[Past, ...]:
-        """The model's runs that ended."""
+        """The model's ended runs, the oldest first."""
         return tuple(
             Past(r.started, r.ended or r.started, r.result) for r in self.runs() if r.model == model and r.result
         )
 
     def step(self, run: str, name: str, pid: int | None = None, created: float | None = None) -> None:
-        """The run is in this step now, as this process if it has one."""
+        """Note the run's current step, and its process once it has one."""
         with self._transaction() as db:
             db.execute("UPDATE runs SET step = ?, pid = ?, created = ? WHERE id = ?", (name, pid, created, run))
 
     def end(self, run: Run, result: str, reason: str) -> None:
-        """The run has a result: succeeded, refused or failed."""
+        """End a run. result: succeeded, refused or failed. The reason becomes a line for the decision log."""
         with self._transaction() as db:
             values = (time.time(), result, run.id)
             db.execute("UPDATE runs SET ended = ?, result = ?, pid = NULL WHERE id = ?", values)
@@ -228,6 +239,6 @@ class RetrainerStore:
     # What is exported
 
     def decision_counts(self) -> dict[tuple[str, str], int]:
-        """(model, action) -> decisions on alerts."""
+        """(model, action) -> number of decisions on alerts."""
         rows = self._rows("SELECT model, action, count(*) AS n FROM decisions GROUP BY model, action")
         return {(row["model"], row["action"]): row["n"] for row in rows if not row["action"].startswith("retrain-")}

@@ -1,6 +1,6 @@
-"""The HTTP side: webhooks are checked, kept, and answered with 202; all else is done by the worker.
+"""The retrainer's HTTP server: it authenticates webhooks, stores their alerts and answers with 202. The worker does the rest.
 
-`POST /alertmanager` wants the bearer token, `POST /grafana` the signature, `GET /metrics` and `GET /healthz` nothing.
+`POST /alertmanager` requires the bearer token, `POST /grafana` the signature; `GET /metrics` and `GET /healthz` are open.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _TooLargeError(Exception):
-    """The body is over its limit."""
+    """The body is larger than the limit."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ class _Service:
         try:
             body = await _body(request)
         except _TooLargeError:
-            return _refuse(413, f"over {alerts.LARGEST >> 10} KiB")
+            return _refuse(413, f"the body is over {alerts.LARGEST >> 10} KiB")
         fine, signature = check(body)
         if not fine:
             return _refuse(401, "the signature is missing, wrong or old")
         try:
-            found = alerts.read(body, self.models)
+            received = alerts.read(body, self.models)
         except LooplineError as error:
             return _refuse(400, str(error))
-        if not await run_in_threadpool(self.worker.store.receive, found, source, signature):
-            return _refuse(401, "this was sent before")
+        if not await run_in_threadpool(self.worker.store.receive, received, source, signature):
+            return _refuse(401, "this webhook was received before")
         self.news.set()
-        return JSONResponse({"alerts": len(found)}, 202)
+        return JSONResponse({"alerts": len(received)}, 202)
 
 
 async def _body(request: Request) -> bytes:
@@ -94,34 +94,34 @@ def _refuse(code: int, why: str) -> Response:
 
 
 class Exported:
-    """The metrics, read from the state at each scrape: they survive a restart."""
+    """The metrics. They are computed from the stored state at each scrape, so they survive a restart."""
 
     def __init__(self, store: RetrainerStore, models: Iterable[str]) -> None:
-        """models: have series from the start, so that the first failure is an increase."""
+        """models: each has series from the start, so that its first failure is an increase."""
         self.store, self.models = store, sorted(models)
 
     def collect(self) -> Iterable[Metric]:
-        """As prometheus_client wants it."""
+        """The metrics for prometheus_client."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        made, ended = self.store.decision_counts(), self.store.runs()
-        found = CounterMetricFamily(
+        decided, runs = self.store.decision_counts(), self.store.runs()
+        family = CounterMetricFamily(
             DECISIONS, METRICS[f"{DECISIONS}_total"][0], labels=METRICS[f"{DECISIONS}_total"][1]
         )
         for model in self.models:
             for action in Action:
-                found.add_metric([model, action.value], made.get((model, action.value), 0))
-        yield found
-        found = CounterMetricFamily(RUNS, METRICS[f"{RUNS}_total"][0], labels=METRICS[f"{RUNS}_total"][1])
+                family.add_metric([model, action.value], decided.get((model, action.value), 0))
+        yield family
+        family = CounterMetricFamily(RUNS, METRICS[f"{RUNS}_total"][0], labels=METRICS[f"{RUNS}_total"][1])
         for model in self.models:
             for result in RESULTS:
-                found.add_metric([model, result], sum((run.model, run.result) == (model, result) for run in ended))
-        yield found
+                family.add_metric([model, result], sum((run.model, run.result) == (model, result) for run in runs))
+        yield family
         yield GaugeMetricFamily(RUNNING, METRICS[RUNNING][0], value=float(self.store.under_way() is not None))
 
 
 def app(worker: Worker, secrets: Secrets, models: Iterable[str]) -> Starlette:
-    """The ASGI application; the worker runs in a thread of it."""
+    """The ASGI application. It runs the worker in a thread."""
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
     stop, news = threading.Event(), threading.Event()
@@ -154,14 +154,14 @@ def app(worker: Worker, secrets: Secrets, models: Iterable[str]) -> Starlette:
 
 
 def run(worker: Worker, secrets: Secrets, models: Iterable[str], port: int, host: str = "127.0.0.1") -> None:
-    """Listen until SIGTERM. Raises LooplineError where another retrainer has this state already."""
+    """Listen until SIGTERM. Raises LooplineError if another retrainer uses this state."""
     import uvicorn
 
     with ExitStack() as lock:
         try:
             lock.enter_context(locks.held(worker.store.folder / "lock", wait=False))
         except OSError as error:
-            raise LooplineError(f"another retrainer works in {worker.store.folder}: end it first") from error
+            raise LooplineError(f"another retrainer works in {worker.store.folder}: stop it first") from error
         uvicorn.run(
             app(worker, secrets, models),
             host=host,

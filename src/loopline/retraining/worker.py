@@ -1,4 +1,4 @@
-"""Takes one alert at a time, asks the guard, writes the decision down, carries out the run. What a crash broke off goes on first."""
+"""Take one alert at a time, ask the guard, store the decision and carry out the run. A run that a crash interrupted comes first."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from loopline.retraining.state import AlertRow, RetrainerStore, UnloggedDecision
 
 LOG = logging.getLogger("loopline.retrainer")
 KILL = "LOOPLINE_RETRAINER_PAUSED"
-IDLE = 1.0  # seconds between two looks for what other processes approved
+IDLE = 1.0  # seconds between two checks of the state, which other processes may change
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """What works off the inbox."""
+    """The worker: it handles stored alerts one after the other."""
 
     store: RetrainerStore
     policy: RetrainingPolicy
@@ -31,22 +31,22 @@ class Worker:
     sources: Sources
 
     def run(self, stop: threading.Event, news: threading.Event) -> None:
-        """Until `stop`. news: set when a webhook came."""
+        """Work until `stop` is set. news: set when a webhook arrived."""
         while not stop.is_set():
             news.clear()
             try:
                 busy = self.work(stop)
-            except Exception:  # a full disk, a locked file: it is tried again, for nothing is lost
-                LOG.exception("it did not work, the next try follows")
+            except Exception:  # such as a full disk or a locked file: no alert is lost, so it tries again
+                LOG.exception("the worker failed and tries again")
                 busy = False
             if not busy:
                 news.wait(IDLE)
 
     def work(self, stop: threading.Event) -> bool:
-        """Do one thing: a run, or a decision; False where there is nothing to do."""
+        """Carry out the run under way, or else decide on one alert. Returns False if there was nothing to do."""
         self.write_lines()
         if run := self.store.under_way():
-            LOG.info("run %s goes on at step %s", run.id, run.step)
+            LOG.info("run %s resumes at step %s", run.id, run.step)
             runs.carry_out(run, self.policy, self.store, self.place, stop)
         elif row := self.store.due():
             self.decide(row)
@@ -56,7 +56,7 @@ class Worker:
         return True
 
     def decide(self, row: AlertRow) -> None:
-        """Ask the guard about this alert, and keep what it says."""
+        """Ask the guard about this alert, and store its decision."""
         now = time.time()
         past = self.store.past(row.model)
         run = self.store.under_way()
@@ -68,23 +68,26 @@ class Worker:
             approved=bool(row.approved),
             waited=now - row.received,
         )
-        since = max((one.started for one in past if one.result == "succeeded"), default=0.0)
-        found = facts.gather(row.model, row.version, since, self.sources)
-        decision = guard.decide(alert, state, found, self.policy, now)
+        since = max((ended.started for ended in past if ended.result == "succeeded"), default=0.0)
+        evidence = facts.gather(row.model, row.version, since, self.sources)
+        decision = guard.decide(alert, state, evidence, self.policy, now)
         if decision.action.value != row.action:
             LOG.info("%s: %s: %s", row.id, decision.action, "; ".join(decision.reasons))
         self.store.decide(row, decision, now + self.policy.look_again_seconds, self.policy.steps[0].name)
 
     def write_lines(self) -> None:
-        """Bring the decision log up to date: each line once, also where we died between the line and the note of it."""
+        """Write missing lines to the decision log, each once.
+
+        The log is searched first, because a crash may have come after a line was written and before that was noted.
+        """
         lines = self.store.unlogged()
         if not lines:
             return
-        known = decisions.read().records
-        there = {record.evidence.get("retrainer") for record in known}
-        champions = decisions.champions(known)
+        records = decisions.read().records
+        written = {record.evidence.get("retrainer") for record in records}
+        champions = decisions.champions(records)
         for line in lines:
-            if _name(line) not in there:
+            if _name(line) not in written:
                 champion = champions.get(line.model)
                 decisions.append(
                     line.model,
@@ -98,12 +101,12 @@ class Worker:
 
 
 def _name(line: UnloggedDecision) -> str:
-    """What tells this line from all others: `evidence.retrainer`."""
+    """The unique name of a line in the decision log, in `evidence.retrainer`."""
     return f"{line.alert}/{line.id}"
 
 
 def paused(store: RetrainerStore) -> str | None:
-    """Why nothing may start: the environment's kill switch, or that of `loopline retrainer pause`."""
+    """Why no run may start, or None. Set by the environment variable, or by `loopline retrainer pause`."""
     if os.environ.get(KILL):
         return f"{KILL} is set"
     try:
@@ -113,5 +116,5 @@ def paused(store: RetrainerStore) -> str | None:
 
 
 def waits(row: AlertRow) -> bool:
-    """Is it still open?"""
+    """Tell whether the alert still waits for a final decision."""
     return row.action is None or Action(row.action) not in (Action.DECLINE, Action.RETRAIN)

@@ -1,7 +1,7 @@
-"""A run's git worktree: a branch of its own, the repository's DVC cache, and the champion's weights if a run starts from them.
+"""A run's git worktree: it has its own branch, shares the repository's DVC cache, and may hold the champion's weights.
 
-`loopline retrainer worktree RUN` makes it anew, whatever a run that broke off left there. The branch begins with what stands
-in the repository's working tree: a commit of its own holds what nobody has committed yet.
+`loopline retrainer worktree RUN` creates it anew and replaces what an interrupted attempt left. The branch begins with the
+repository's working tree: uncommitted changes become its first commit.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ import yaml
 from loopline.data import repository
 from loopline.errors import LooplineError
 
-START = ".loopline/start"  # in the worktree: neither git nor DVC looks there
+START = ".loopline/start"  # in the worktree; git and DVC ignore it
 
 
 def folder_of(root: Path, run: str) -> Path:
-    """Where a run works."""
+    """The folder of a run's worktree."""
     return root / ".loopline/retrainer/worktrees" / run
 
 
 def make(root: Path, run: str, model: str, start_from: str) -> Path:
-    """Make the run's worktree, on the branch retrain/<run> from what stands in the working tree of `root`."""
+    """Create the run's worktree on the branch retrain/<run>, which begins with the working tree of `root`; return its folder.
+
+    start_from: scratch or champion. Raises LooplineError if the champion's weights are missing.
+    """
     folder = folder_of(root, run)
     remove(root, folder)
     branch = f"retrain/{run}"
-    began = f"branch.{branch}.began"  # the commit that the run's own ones follow; git forgets it with the branch
+    began = f"branch.{branch}.began"  # the commit on which the branch began; git deletes this setting with the branch
     if repository.git("-C", str(root), "branch", "--list", branch):
-        # Data versions of an attempt that broke off, and of no commit before it: HEAD may have moved since.
+        # Delete the data versions of the interrupted attempt. HEAD may have moved, so compare with the branch's base.
         base = repository.git("-C", str(root), "config", began)
         own = repository.git("-C", str(root), "tag", "--list", "data/*", "--merged", branch, "--no-merged", base)
         for tag in own.splitlines():
@@ -52,13 +55,13 @@ def make(root: Path, run: str, model: str, start_from: str) -> Path:
 
 
 def remove(root: Path, folder: Path) -> None:
-    """Remove the worktree, if it is there; its branch stays."""
+    """Remove the worktree if it exists; keep its branch."""
     shutil.rmtree(folder, ignore_errors=True)
     repository.git("-C", str(root), "worktree", "prune")
 
 
 def _share_cache(root: Path, folder: Path) -> None:
-    """DVC finds and keeps data in the repository's cache: nothing is copied twice, nothing is lost with the worktree."""
+    """Let DVC in the worktree use the repository's cache, so that no data is copied or lost when the worktree is removed."""
     config = configparser.ConfigParser(interpolation=None)
     config.read([root / ".dvc/config", root / ".dvc/config.local"], encoding="utf-8")
     if not config.has_section("cache"):
@@ -70,10 +73,12 @@ def _share_cache(root: Path, folder: Path) -> None:
 
 
 def _start_from(trained: Path, folder: Path, model: str) -> None:
-    """Copy the weights in, and say so in params.yaml by a path that holds on every machine and names their content."""
+    """Copy the weights into the worktree, and set their path in params.yaml: relative, and with a hash of their content."""
     weights = trained / "model.safetensors"
     if not weights.is_file():
-        raise LooplineError(f"start_from: champion, but {weights} is not there: `dvc checkout`, or start_from: scratch")
+        raise LooplineError(
+            f"start_from: champion needs {weights}: fetch it with `dvc checkout`, or set start_from: scratch"
+        )
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
     shutil.copytree(trained, folder / START / digest)
     path = folder / "params.yaml"
@@ -83,12 +88,12 @@ def _start_from(trained: Path, folder: Path, model: str) -> None:
 
 
 def pretrained(text: str, model: str, value: str) -> str:
-    """The text of params.yaml with this model's `train.pretrained`; every comment stays. Raises LooplineError where it has none."""
-    part = re.compile(
+    """The text of params.yaml with this model's `train.pretrained` set; comments stay. Raises LooplineError without the key."""
+    pattern = re.compile(
         rf"^  {re.escape(model)}:\n(?:(?:    .*)?\n)*?      pretrained: *([^#\n]*?)(?= *(?:#.*)?$)", re.MULTILINE
     )
-    if (found := part.search(text)) is None:
-        raise LooplineError(f"params.yaml: models.{model}.train.pretrained is not there to be set")
-    changed = text[: found.start(1)] + value + text[found.end(1) :]
+    if (match := pattern.search(text)) is None:
+        raise LooplineError(f"params.yaml has no key models.{model}.train.pretrained: add it with the value null")
+    changed = text[: match.start(1)] + value + text[match.end(1) :]
     assert yaml.safe_load(changed)["models"][model]["train"]["pretrained"] == value
     return changed

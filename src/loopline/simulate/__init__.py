@@ -1,1 +1,1 @@
-"""Traffic that is not real: shifts of a data set, and other data sets."""
+"""Simulated traffic: test samples, shifted samples, and samples of other data sets."""

@@ -1,4 +1,4 @@
-"""For each data set another one that is unlike it: what a model is sent in trials of drift by the profile `other-domain`."""
+"""Samples of another domain: for each data set a companion that differs from it, for the traffic profile `other-domain`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loopline import tasks
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 
-PROSE = "english-prose"  # of Python's own language reference, as the standard library has it
+PROSE = "english-prose"  # the text of Python's language reference, from the standard library
 COMPANIONS = {
     "digits": "digit-scenes",
     "digit-scenes": "digits",
@@ -19,31 +19,31 @@ COMPANIONS = {
     "fashion-mnist": "notmnist",
     "rt-polarity": "sentiment-labelled-sentences",
 }
-LEAST_LETTERS = 20  # of a line of prose: shorter ones are code and rulers
+LEAST_LETTERS = 20  # letters in a line of prose; lines with fewer are code and rulers
 
 
 def of(dataset: str) -> str:
-    """The companion of a data set. Raises LooplineError where it has none."""
+    """The companion of a data set. Raises LooplineError if it has none."""
     if dataset not in COMPANIONS:
         raise LooplineError(
-            f"{dataset} has no companion: --dataset names another data set or folder; "
-            f"there is one for {', '.join(COMPANIONS)}"
+            f"{dataset} has no companion: name a data set or folder with --dataset. "
+            f"These have one: {', '.join(COMPANIONS)}"
         )
     return COMPANIONS[dataset]
 
 
 def read(name: str, task: str, most: int, seed: int = 0) -> list[RawSample]:
-    """At most so many samples that a model of this task can take, drawn evenly from a data set of any task, or from a folder.
+    """At most `most` samples that a model of this task accepts, drawn at random from a data set of any task or from a folder.
 
-    A folder's labels are read as the task has them. Raises LooplineError where there is no such data set, where it has texts
-    and the model takes images or the other way round, or where nothing in it can be used.
+    A folder's labels are read in the task's form. Raises LooplineError if the data set does not exist, has texts but the model
+    takes images or the reverse, or has no usable sample.
     """
     rng, content = np.random.default_rng(seed), tasks.find(task).content
-    usable = (one for one in _open(name, task) if getattr(one, content) and not one.problem)
-    found = heapq.nsmallest(most, usable, key=lambda _: rng.random())  # never more in memory
-    if not found:
-        raise LooplineError(f"{name} has no {content}s, which is what the model takes: name another data set or folder")
-    return found
+    usable = (sample for sample in _open(name, task) if getattr(sample, content) and not sample.problem)
+    drawn = heapq.nsmallest(most, usable, key=lambda _: rng.random())  # keeps at most `most` samples in memory
+    if not drawn:
+        raise LooplineError(f"{name} has no {content}s, which the model needs: name another data set or folder")
+    return drawn
 
 
 def _open(name: str, task: str) -> Iterator[RawSample]:
@@ -51,12 +51,12 @@ def _open(name: str, task: str) -> Iterator[RawSample]:
 
     if name == PROSE:
         return _prose()
-    known = catalog.load().get(name)
-    return sources.open_dataset(name, known.task if known else task)
+    entry = catalog.load().get(name)
+    return sources.open_dataset(name, entry.task if entry else task)
 
 
 def _prose() -> Iterator[RawSample]:
-    """Lines, labelled with the code of their language."""
+    """Lines of prose, labelled with their language's code."""
     from pydoc_data.topics import topics
 
     lines = (line.strip() for topic in topics.values() for line in topic.splitlines())

@@ -1,6 +1,6 @@
-"""Ways in which traffic can change, for trials: each takes encoded images or texts and gives others, at strength 1, 2 or 3.
+"""Shifts: simulated changes of traffic. Each changes an image or a text at strength 1, 2 or 3.
 
-Shifts of images keep every object where it is. After Rabanser et al., Failing loudly, NeurIPS 2019, and Hendrycks and Dietterich,
+Shifts of images do not move objects. After Rabanser et al., Failing loudly, NeurIPS 2019, and Hendrycks and Dietterich,
 Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019.
 """
 
@@ -51,9 +51,9 @@ def _contrast(pixels: NDArray[np.uint8], strength: int, _: Rng) -> NDArray[np.ui
 
 def _dead_pixels(pixels: NDArray[np.uint8], strength: int, rng: Rng) -> NDArray[np.uint8]:
     dead = rng.random(pixels.shape[:2]) < (0.01, 0.05, 0.2)[strength - 1]
-    found = pixels.copy()
-    found[dead] = rng.integers(0, 2, (int(dead.sum()), 1)) * 255
-    return found
+    changed = pixels.copy()
+    changed[dead] = rng.integers(0, 2, (int(dead.sum()), 1)) * 255
+    return changed
 
 
 def _pixelated(pixels: NDArray[np.uint8], strength: int, _: Rng) -> NDArray[np.uint8]:
@@ -67,14 +67,14 @@ def _pixelated(pixels: NDArray[np.uint8], strength: int, _: Rng) -> NDArray[np.u
 
 def _typos(text: str, strength: int, rng: Rng) -> str:
     letters = list(text)
-    for place in np.flatnonzero(rng.random(len(letters)) < (0.03, 0.1, 0.25)[strength - 1]):
+    for position in np.flatnonzero(rng.random(len(letters)) < (0.03, 0.1, 0.25)[strength - 1]):
         kind = rng.integers(3)
         if kind == 0:
-            letters[place] = ""
+            letters[position] = ""
         elif kind == 1:
-            letters[place] = chr(int(rng.integers(97, 123)))
-        elif place + 1 < len(letters):
-            letters[place], letters[place + 1] = letters[place + 1], letters[place]
+            letters[position] = chr(int(rng.integers(97, 123)))
+        elif position + 1 < len(letters):
+            letters[position], letters[position + 1] = letters[position + 1], letters[position]
     return "".join(letters) or text
 
 
@@ -87,13 +87,13 @@ def _cut(text: str, strength: int, _: Rng) -> str:
 
 
 def _plain(text: str, strength: int, rng: Rng) -> str:
-    """Accents are lost, as in a wrong decoding."""
+    """Replace characters outside ASCII by a question mark, as a wrong decoding does."""
     share = (0.2, 0.6, 1.0)[strength - 1]
     return "".join(c if c < "\x80" or rng.random() >= share else "?" for c in text)
 
 
 def _marked(text: str, strength: int, rng: Rng) -> str:
-    """Markup that another system left in."""
+    """Add markup, as another system may leave it in a text."""
     return f"<p>{text}</p> #{rng.integers(1000)}" if rng.random() < (0.1, 0.4, 1.0)[strength - 1] else text
 
 
@@ -110,29 +110,29 @@ TEXTS: dict[str, TextShift] = {"typos": _typos, "upper": _upper, "cut": _cut, "p
 
 
 def shifted_image(data: bytes, name: str | None, strength: int, rng: Rng) -> bytes:
-    """An encoded image after a shift, of the same size: a JPEG stays one of the same quality, any other becomes a PNG.
+    """An encoded image after the shift `name`, of the same size. A JPEG keeps its format and quality; others become PNG.
 
-    With None for a shift the image is written anew and no more: beside it, the bytes of a shifted one differ by what it shows alone.
+    If `name` is None the image is only encoded again. Compared with that, a shifted image's bytes differ only by its content.
     """
     with Image.open(io.BytesIO(data)) as opened:
         channels = 1 if opened.mode in ("L", "1", "I", "I;16") else 3
-        how: dict[str, Any] = {"format": "PNG"}
+        options: dict[str, Any] = {"format": "PNG"}
         if isinstance(opened, JpegImagePlugin.JpegImageFile):
             sampling = JpegImagePlugin.get_sampling(opened)
-            how = {"format": "JPEG", "qtables": opened.quantization, "subsampling": sampling}
+            options = {"format": "JPEG", "qtables": opened.quantization, "subsampling": sampling}
     pixels = image.decode(data, channels)
     if name:
         pixels = IMAGES[name](pixels, strength, rng)
     out = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(out, **how)
+    Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(out, **options)
     return out.getvalue()
 
 
 def shifted(sample: bytes | str, name: str, strength: int, rng: Rng) -> bytes | str:
-    """An image or a text after a shift of its kind."""
+    """An encoded image or a text after the shift `name`."""
     return TEXTS[name](sample, strength, rng) if isinstance(sample, str) else shifted_image(sample, name, strength, rng)
 
 
 def names(*, texts: bool) -> tuple[str, ...]:
-    """The shifts of texts, or of images."""
+    """The names of the shifts of texts, or of images."""
     return tuple(TEXTS) if texts else tuple(IMAGES)

@@ -1,4 +1,4 @@
-"""`loopline traffic`: replays test samples, or a shift of them, to a live server at a steady rate."""
+"""`loopline traffic`: send test samples, shifted ones or those of another data set to a live server at a steady rate."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from loopline.observability import prometheus_api
 from loopline.simulate import other_domain, shifts
 
 CLIENTS = 8
-TIMEOUT = 10.0
+TIMEOUT = 10.0  # seconds
 MOST_FOREIGN = 2000  # samples of another data set
-NO_ANSWER, NOT_SENT = "no answer", "not sent"  # beside HTTP's statuses
+NO_ANSWER, NOT_SENT = "no answer", "not sent"  # counted besides the HTTP statuses
 CLEAN, PRIOR, NOISY, OTHER = "clean", "prior", "noisy", "other-domain"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrafficPlan:
-    """What is sent. rate: requests a second, over all models.
+    """What to send, and where.
 
-    profile: `clean`, `prior` (two classes only), `other-domain` (another data set), a shift, or `noisy`: noise in images, typos in
-    texts. dataset: which other data set or folder; by default the companion of the model's own. token: of the server, if it
-    wants one.
+    profile: `clean`, `prior` (two classes only), `other-domain` (another data set), a shift, or `noisy` (noise in images, typos in
+    texts). dataset: the other data set or folder (default: the companion of the model's own). strength: of a shift, 1 to 3.
+    rate: requests per second over all models. token: the server's bearer token, if it requires one.
     """
 
     url: str
@@ -48,28 +48,28 @@ class TrafficPlan:
     token: str | None = None
 
 
-def choose(named: Sequence[str], known: Sequence[str], plan: TrafficPlan) -> tuple[list[str], list[str]]:
-    """The models to send to, of those that are up at `plan.url`, and what is said of the rest.
+def choose(named: Sequence[str], configured: Sequence[str], plan: TrafficPlan) -> tuple[list[str], list[str]]:
+    """The models to send to, and a message for each model that is left out.
 
-    named: models that must be up; without any, all of `known`, those in params.yaml, that are. Raises LooplineError where a named
-    model is not up, or none of the known ones is.
+    named: models that must be up at `plan.url`; if empty, all models of params.yaml (`configured`) that are up are chosen. Raises
+    LooplineError if a named model is not up, or none of the configured ones is.
     """
     up = prometheus_api.served(plan.url, plan.token)
-    there = f"at {plan.url} {'there is only ' + ', '.join(up) if up else 'no model is up'}"
+    others = f"models that are up: {', '.join(up)}" if up else "no model is up"
     if missing := [name for name in named if name not in up]:
-        raise LooplineError(f"not up: {', '.join(missing)}; {there}")
+        raise LooplineError(f"not up at {plan.url}: {', '.join(missing)}; {others}")
     if named:
         return list(named), []
-    chosen = [name for name in known if name in up]
+    chosen = [name for name in configured if name in up]
     if not chosen:
-        raise LooplineError(f"not up: {', '.join(known)}; {there}")
-    left_out = [f"{name} is not up at {plan.url}" for name in known if name not in up]
-    left_out += [f"{name} is up, but not in params.yaml" for name in up if name not in known]
+        raise LooplineError(f"not up at {plan.url}: {', '.join(configured)}; {others}")
+    left_out = [f"{name} is not up at {plan.url}" for name in configured if name not in up]
+    left_out += [f"{name} is up, but not in params.yaml" for name in up if name not in configured]
     return chosen, left_out
 
 
 def failures(counts: Counter[str]) -> str:
-    """What went wrong, in words; empty where every request that was sent got the answer 200."""
+    """A message about failed requests; empty if every request that was sent was answered with 200."""
     wrong = {status: count for status, count in counts.items() if status not in ("200", NOT_SENT) and count}
     if not wrong:
         return "" if counts["200"] else "no request was sent"
@@ -81,63 +81,65 @@ def failures(counts: Counter[str]) -> str:
 def pools(
     named: Sequence[str], others: Sequence[str], plan: TrafficPlan
 ) -> tuple[dict[str, list[bytes | str]], list[str]]:
-    """What may be sent to each of these models, and of `others` to those that the profile fits; with what was said of the rest.
+    """The samples for each of the `named` models and each of the `others` that the profile fits, and why the rest is left out.
 
-    Raises LooplineError where a model of `named` is not fit for the profile, or none is.
+    Raises LooplineError if the profile does not fit a named model, or fits no model.
     """
-    found = {name: samples(name, plan) for name in named}
+    chosen = {name: samples(name, plan) for name in named}
     left_out = []
     for name in others:
         try:
-            found[name] = samples(name, plan)
+            chosen[name] = samples(name, plan)
         except LooplineError as error:
             left_out.append(str(error))
-    if not found:
+    if not chosen:
         raise LooplineError("\n".join(left_out))
-    return found, left_out
+    return chosen, left_out
 
 
 def samples(name: str, plan: TrafficPlan) -> list[bytes | str]:
-    """What may be sent to the model `name`: its test split, changed as the profile says. Raises LooplineError."""
+    """The samples for the model `name`: its test split, changed by the profile. Raises LooplineError if that does not fit."""
     from loopline.data import manifest
 
     if plan.dataset and plan.profile != OTHER:
-        raise LooplineError(f"a data set is sent by the profile {OTHER} alone, not by {plan.profile}")
+        raise LooplineError(
+            f"only the profile {OTHER} sends another data set: leave --dataset out, or use --profile {OTHER}"
+        )
     if plan.profile == OTHER:
         return _foreign(name, plan)
     split = manifest.load_split(Path("data") / name / "manifest.parquet", "test")
     rng = np.random.default_rng(plan.seed)
-    given: list[Any] = list(split.inputs)
+    inputs: list[Any] = list(split.inputs)
     if plan.profile == CLEAN:
-        return given
+        return inputs
     if plan.profile == PRIOR:
         if isinstance(split.targets, list):
-            raise LooplineError(f"{name} detects objects: a profile of its classes is not there; try another")
-        return [one for one, target in zip(given, split.targets, strict=True) if target < 2]
-    texts = isinstance(given[0], str)
+            raise LooplineError(f"{name} detects objects, so the profile {PRIOR} does not fit it: choose another one")
+        return [sample for sample, target in zip(inputs, split.targets, strict=True) if target < 2]
+    texts = isinstance(inputs[0], str)
     profile = plan.profile if plan.profile != NOISY else "typos" if texts else "noise"
-    known = shifts.names(texts=texts)
-    if profile not in known:
-        there = ", ".join((CLEAN, PRIOR, OTHER, NOISY, *known))
-        raise LooplineError(f"no profile {profile!r} for {name}: there are {there}")
-    return [shifts.shifted(one, profile, plan.strength, rng) for one in given]
+    known_shifts = shifts.names(texts=texts)
+    if profile not in known_shifts:
+        profiles = ", ".join((CLEAN, PRIOR, OTHER, NOISY, *known_shifts))
+        raise LooplineError(f"no profile {profile!r} for {name}: choose one of {profiles}")
+    return [shifts.shifted(sample, profile, plan.strength, rng) for sample in inputs]
 
 
 def _foreign(name: str, plan: TrafficPlan) -> list[bytes | str]:
-    """Of another data set, as they are: the server is to resize them."""
+    """Samples of another data set, unchanged; the server resizes images."""
     from loopline import settings
 
     model = settings.model(name)[1]
     try:
         dataset = plan.dataset or other_domain.of(model.dataset)
-        found = other_domain.read(dataset, model.task, MOST_FOREIGN, plan.seed)
+        drawn = other_domain.read(dataset, model.task, MOST_FOREIGN, plan.seed)
     except LooplineError as error:
         raise LooplineError(f"{name}: {error}") from error
-    return [one.text or one.image or b"" for one in found]
+    return [sample.text or sample.image or b"" for sample in drawn]
 
 
 def requests(pools: dict[str, list[bytes | str]], seed: int) -> Iterator[tuple[str, bytes, dict[str, str]]]:
-    """Endless: path, body and headers, from all models in turn, samples at random."""
+    """Yield requests without end, as (path, body, headers): the models take turns, and each sample is drawn at random."""
     rng = np.random.default_rng(seed)
     while True:
         for name, pool in pools.items():
@@ -149,21 +151,21 @@ def requests(pools: dict[str, list[bytes | str]], seed: int) -> Iterator[tuple[s
 
 
 def send(pools: dict[str, list[bytes | str]], plan: TrafficPlan, *, progress: bool = True) -> Counter[str]:
-    """Send for `plan.seconds`; how many answers there were of each status. A server that is slow does not slow the schedule."""
+    """Send for `plan.seconds` seconds; return the number of answers by status. A slow server does not delay the schedule."""
     from tqdm import tqdm
 
     host = urllib.parse.urlsplit(plan.url).netloc
-    own = authorization(plan.token)
+    credentials = authorization(plan.token)
     todo: queue.Queue[tuple[str, bytes, dict[str, str]] | None] = queue.Queue(maxsize=CLIENTS * 4)
     counts: Counter[str] = Counter()
 
     def work() -> None:
         connection = http.client.HTTPConnection(host, timeout=TIMEOUT)
-        while (asked := todo.get()) is not None:
-            path, body, headers = asked
+        while (request := todo.get()) is not None:
+            path, body, headers = request
             try:
-                # A few samples come again and again: what is sticky in a rollout is the request, not its content.
-                connection.request("POST", path, body, headers | own | {"X-Request-Id": str(uuid.uuid4())})
+                # Samples repeat, so each request gets its own id: a rollout assigns lanes by the id.
+                connection.request("POST", path, body, headers | credentials | {"X-Request-Id": str(uuid.uuid4())})
                 answer = connection.getresponse()
                 answer.read()
                 counts[str(answer.status)] += 1
