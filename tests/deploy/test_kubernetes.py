@@ -231,10 +231,10 @@ def test_the_judge_asks_the_clusters_prometheus_and_ends_what_does_not_pass(
     said = "".join(capsys.readouterr())
     if model == "fine":
         assert (code, ours.status().share) == (0, 5)
-        assert "it passed; `deploy` the same goes on from there:\n  fine: errors" in said
+        assert "the canary passed; `deploy` the same to promote it:\n  fine: errors" in said
     else:
         assert (code, ours.status().share, ours.status().challenger.replicas) == (1, 0, 0)
-        assert "did not pass, the champion serves all:\n  failing: errors" in said
+        assert "did not pass; the champion serves all requests:\n  failing: errors" in said
 
 
 def judged(cluster, hold=0.1):
