@@ -1,7 +1,7 @@
-"""A Kubernetes API server as far as kubectl needs one here: discovery, get, list, watch, server-side apply and JSON patches.
+"""A stand-in for the Kubernetes API server: discovery, get, list, watch, server-side apply and JSON patches.
 
-It stands in for a cluster: the real kubectl talks to it by HTTP. It keeps objects, and at once does what the controllers would do:
-a Deployment has its servers, unless its image's tag says `broken`; an HTTPRoute is accepted, unless its host says `refused`.
+The real kubectl talks to it by HTTP. It stores objects and does at once what a cluster's controllers would do: a Deployment has its
+servers, unless its image contains `broken`; an HTTPRoute is accepted, unless one of its hosts contains `refused`.
 """
 
 import json
@@ -25,7 +25,7 @@ VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 
 
 class Cluster:
-    """Its objects by resource and name; `config` is a kubeconfig. asked: what was changed, in order. fail_after: so many changes.
+    """objects: (resource, name) -> content. config: a kubeconfig. asked: changed objects, in order. fail_after: number of changes.
 
     services: `namespaces/NAME/services/NAME:PORT` -> the address that its proxy leads to.
     """
@@ -52,15 +52,15 @@ class Cluster:
         return self.objects["deployments", f"loopline-{lane}"]
 
     def scale(self, lane, replicas):
-        """As the autoscaler would, or somebody by hand."""
-        found = self.deployment(lane)
-        self.write("deployments", f"loopline-{lane}", found | {"spec": found["spec"] | {"replicas": replicas}})
+        """Set the replicas, as an autoscaler or a person would."""
+        content = self.deployment(lane)
+        self.write("deployments", f"loopline-{lane}", content | {"spec": content["spec"] | {"replicas": replicas}})
 
     def route(self):
         return self.objects["httproutes", "loopline"]
 
     def write(self, resource, name, content):
-        """As the controllers would have it in the end."""
+        """Store an object in the state that the controllers would bring it to."""
         before = self.objects.get((resource, name), {"metadata": {}})
         content["metadata"]["uid"] = f"{resource}-{name}"
         content["metadata"]["resourceVersion"] = str(len(self.asked))
@@ -69,23 +69,23 @@ class Cluster:
         if resource == "deployments":
             _roll_out(content)
         if resource == "httproutes":
-            taken = "False" if any("refused" in host for host in content["spec"].get("hostnames", ())) else "True"
-            condition = {"type": "Accepted", "status": taken, "reason": "", "message": "as the host says"}
+            accepted = "False" if any("refused" in host for host in content["spec"].get("hostnames", ())) else "True"
+            condition = {"type": "Accepted", "status": accepted, "reason": "", "message": "as the host says"}
             content["status"] = {"parents": [{"conditions": [condition]}]}
         self.objects[resource, name] = content
         return content
 
 
 def _roll_out(deployment):
-    wanted = deployment["spec"].setdefault("replicas", 1)
+    replicas = deployment["spec"].setdefault("replicas", 1)
     broken = "broken" in deployment["spec"]["template"]["spec"]["containers"][0]["image"]
     condition = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
-    if broken and wanted:
+    if broken and replicas:
         condition = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
-    new = 0 if broken else wanted
+    new = 0 if broken else replicas
     deployment["status"] = {
         "observedGeneration": deployment["metadata"]["generation"],
-        "replicas": wanted,
+        "replicas": replicas,
         "updatedReplicas": new,
         "availableReplicas": new,
         "conditions": [condition],
@@ -93,14 +93,14 @@ def _roll_out(deployment):
 
 
 def merged(before, after):
-    """What a server-side apply by the one owner of all fields makes of it."""
+    """The object after a server-side apply, if one manager owns all fields."""
     if isinstance(before, dict) and isinstance(after, dict):
         return before | {key: merged(before.get(key), value) for key, value in after.items()}
     return after
 
 
 def patched(content, operations):
-    """RFC 6902's `add`."""
+    """The content after JSON patch operations, of which only `add` of RFC 6902 is implemented."""
     content = json.loads(json.dumps(content))
     for operation in operations:
         assert operation["op"] == "add"
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(json.load(answer))
 
     def openapi(self, path):
-        """Of the document only what kubectl looks for: whether fields are validated by the server."""
+        """The part of the document that kubectl needs: whether the server validates fields."""
         if path == "openapi/v3":
             self.answer(
                 {"paths": {_root(version): {"serverRelativeURL": f"/openapi/v3/{_root(version)}"} for version in KINDS}}
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         version = path.removeprefix("openapi/v3/").partition("/")[2]
         parameters = [{"name": name, "in": "query"} for name in ("fieldValidation", "dryRun")]
         group, _, number = version.rpartition("/")
-        found = {
+        paths = {
             f"/{_root(version)}/{resource}/{{name}}": {
                 "patch": {
                     "parameters": parameters,
@@ -185,19 +185,21 @@ class _Handler(BaseHTTPRequestHandler):
             }
             for kind, resource in KINDS[version].items()
         }
-        self.answer({"openapi": "3.0.0", "paths": found})
+        self.answer({"openapi": "3.0.0", "paths": paths})
 
     def object(self, path, query):
         words = path.split("/")
         resource, name = words[-2:] if words[-2] in _all() else (words[-1], "")
         if name:
-            found = self.cluster.objects.get((resource, name))
-            return self.answer(found) if found else self.missing(path)
-        wanted = query.get("fieldSelector", [""])[0].removeprefix("metadata.name=")
+            content = self.cluster.objects.get((resource, name))
+            return self.answer(content) if content else self.missing(path)
+        selected = query.get("fieldSelector", [""])[0].removeprefix("metadata.name=")
         items = [
-            one for (kind, called), one in self.cluster.objects.items() if kind == resource and wanted in ("", called)
+            content
+            for (kind, called), content in self.cluster.objects.items()
+            if kind == resource and selected in ("", called)
         ]
-        if "watch" in query:  # nothing happens after a write: an empty stream that ends
+        if "watch" in query:  # nothing changes after a write, so the stream is empty and ends
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", "0")
@@ -217,10 +219,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers["Content-Type"].startswith("application/json-patch"):
             if before is None:
                 return self.missing(self.path)
-            made = patched(before, json.loads(body))
+            content = patched(before, json.loads(body))
         else:
-            made = merged(before, yaml.safe_load(body))
-        return self.answer(self.cluster.write(resource, name, made))
+            content = merged(before, yaml.safe_load(body))
+        return self.answer(self.cluster.write(resource, name, content))
 
 
 def _root(version):
@@ -229,8 +231,8 @@ def _root(version):
 
 def _group(version):
     name = version.partition("/")[0]
-    known = {"groupVersion": version, "version": version.partition("/")[2]}
-    return {"name": name, "versions": [known], "preferredVersion": known}
+    entry = {"groupVersion": version, "version": version.partition("/")[2]}
+    return {"name": name, "versions": [entry], "preferredVersion": entry}
 
 
 def _resources(version):

@@ -1,4 +1,4 @@
-"""What serving/kubernetes becomes, and what may be said against it."""
+"""The rendered objects of serving/kubernetes, and checks that list what is wrong with them."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persiste
 
 @cache
 def rendered(overlay):
-    """As YAML, by the real kustomize."""
+    """The YAML that the real kustomize renders."""
     command = ["kubectl", "kustomize", str(FOLDER / overlay)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -30,24 +30,24 @@ def documents(overlay):
 
 
 def of(kind, overlay):
-    return [one for one in documents(overlay) if one["kind"] == kind]
+    return [document for document in documents(overlay) if document["kind"] == kind]
 
 
 def pods(overlay):
     """[(name, pod spec)]"""
     return [
-        (one["metadata"]["name"], one["spec"]["template"]["spec"])
-        for one in documents(overlay)
-        if "template" in one.get("spec", {})
+        (document["metadata"]["name"], document["spec"]["template"]["spec"])
+        for document in documents(overlay)
+        if "template" in document.get("spec", {})
     ]
 
 
 def offences(pod):
-    """What Kubernetes' restricted Pod Security Standard forbids in a pod's spec, baseline included: its list, control by control."""
-    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
-    found += [f"sysctl {one['name']}" for one in pod.get("securityContext", {}).get("sysctls", [])]
+    """Violations of Kubernetes' restricted Pod Security Standard, baseline included, in a pod's spec; one for each control."""
+    violations = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
+    violations += [f"sysctl {one['name']}" for one in pod.get("securityContext", {}).get("sysctls", [])]
     for volume in pod.get("volumes", []):
-        found += [f"volume of {kind}" for kind in volume if kind != "name" and kind not in VOLUMES]
+        violations += [f"volume of {kind}" for kind in volume if kind != "name" and kind not in VOLUMES]
     for container in (*pod.get("containers", []), *pod.get("initContainers", []), *pod.get("ephemeralContainers", [])):
         own = container.get("securityContext", {})
         context = pod.get("securityContext", {}) | own
@@ -72,13 +72,13 @@ def offences(pod):
                 if isinstance(how, dict)
             ),
         }
-        found += [name for name, is_wrong in wrong.items() if is_wrong]
-    return found
+        violations += [name for name, is_wrong in wrong.items() if is_wrong]
+    return violations
 
 
 def open_doors(policies):
-    """What is let through though nobody is named, and directions that are open by default."""
-    closed, found = set(), []
+    """Rules that admit everybody or every port, and directions that are open by default."""
+    closed, doors = set(), []
     for policy in policies:
         spec = policy["spec"]
         if spec["podSelector"] == {}:
@@ -91,7 +91,7 @@ def open_doors(policies):
                     for peer in rule[peers]
                 )
                 if not named:
-                    found.append(f"{policy['metadata']['name']}: {direction} for everybody")
+                    doors.append(f"{policy['metadata']['name']}: {direction} for everybody")
                 if not rule.get("ports"):
-                    found.append(f"{policy['metadata']['name']}: {direction} on every port")
-    return found + [f"{direction} is open by default" for direction in sorted({"Ingress", "Egress"} - closed)]
+                    doors.append(f"{policy['metadata']['name']}: {direction} on every port")
+    return doors + [f"{direction} is open by default" for direction in sorted({"Ingress", "Egress"} - closed)]

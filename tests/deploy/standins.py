@@ -1,6 +1,6 @@
-"""Images with this machine's own haproxy, prometheus and alertmanager under the names that serving/compose.yaml wants.
+"""Images with this machine's own haproxy, prometheus and alertmanager, under the names in serving/compose.yaml.
 
-Where no registry can be reached the stack runs all the same: the project's files are the real ones, the programs Debian's.
+They let the stack run without a registry, with the project's real files and Debian's programs.
 """
 
 import os
@@ -28,10 +28,10 @@ PROGRAMS = {
 
 
 def make(engine, services=tuple(PROGRAMS)):
-    """Build what is not there; returns the images' names."""
+    """Build the missing images, and return the names of all."""
     images = {
-        name: one["image"]
-        for name, one in yaml.safe_load((ROOT / "serving/compose.yaml").read_text())["services"].items()
+        name: service["image"]
+        for name, service in yaml.safe_load((ROOT / "serving/compose.yaml").read_text())["services"].items()
     }
     for service in services:
         if subprocess.run([engine, "image", "inspect", images[service]], capture_output=True).returncode:
@@ -40,15 +40,15 @@ def make(engine, services=tuple(PROGRAMS)):
 
 
 def operations(engine, image):
-    """The project's own image of sentinel, journal and retrainer."""
+    """Build the project's own image of sentinel, journal and retrainer."""
     arguments = [*shlex.split(os.environ.get("IMAGE_BUILD_ARGS", "")), "--target", "operations", "--tag", image]
     dockerfile = ["--file", str(ROOT / "serving/Dockerfile.operations")]
     subprocess.run([engine, "build", *arguments, *dockerfile, str(ROOT)], check=True, capture_output=True, timeout=900)
 
 
 def _build(engine, image, names, at, user, folders, *, command):
-    program = next(found for name in names if (found := shutil.which(name)))
-    shared = Path("/usr/share/prometheus") / Path(at).name  # Debian's has its templates in files
+    program = next(path for name in names if (path := shutil.which(name)))
+    shared = Path("/usr/share/prometheus") / Path(at).name  # Debian's program reads its templates from files
     with tempfile.TemporaryDirectory() as context:
         linked = subprocess.run(["ldd", program], capture_output=True, text=True).stdout
         for path in [program, *re.findall(r"(/\S+) \(0x", linked)]:

@@ -1,6 +1,6 @@
-"""serving/compose.yaml, started for real under load, with stand-ins for others' images (standins.py); without Grafana and MLflow.
+"""serving/compose.yaml, run in containers under load, with stand-ins for external images (standins.py), without Grafana and MLflow.
 
-Without podman or docker these are skipped, or fail where LOOPLINE_REQUIRE_CONTAINERS=1 says that there must be one.
+Without podman or docker these tests are skipped, or fail if LOOPLINE_REQUIRE_CONTAINERS=1.
 """
 
 import json
@@ -49,7 +49,7 @@ def images(engine):
 
 @pytest.fixture
 def stack(images, place, monkeypatch):
-    """Nothing is up yet; ports of its own."""
+    """The stack on ports of its own, with nothing up yet."""
     first = prometheus.free_ports(7)
     names = (
         "PORT",
@@ -68,13 +68,13 @@ def stack(images, place, monkeypatch):
     monkeypatch.setenv("LOOPLINE_OPERATIONS_IMAGE", "localhost/loopline-operations-test:latest")
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "of a test")
     monkeypatch.setenv("LOOPLINE_COMPOSE", " ".join([*compose.engine(), "--project-name", "loopline-test"]))
-    made = compose.Compose(services=SERVICES, share=50, policy=policy(place, "github"), scrape=1.0)
-    yield made
-    made._compose("down", "--volumes")
+    stack = compose.Compose(services=SERVICES, share=50, policy=policy(place, "github"), scrape=1.0)
+    yield stack
+    stack._compose("down", "--volumes")
 
 
 def policy(place, where):
-    """The repository's, for this place of a run."""
+    """The repository's policy with another `where`."""
     content = yaml.safe_load((ROOT / "monitoring/retraining.yaml").read_text())
     path = place / "retraining.yaml"
     path.write_text(yaml.safe_dump(content | {"where": where, "github": {"repository": "owner/name"}}))
@@ -92,7 +92,7 @@ def recorded(query):
 
 
 def labelled():
-    """Ask, and say what is true: a tenth of it is kept by chance. The ids begin with the one returned, once a label met its sample."""
+    """Send requests and labels until a label met a kept sample (a tenth is kept at random); the prefix of their ids."""
     name = str(uuid.uuid4())
 
     def some():
@@ -108,7 +108,7 @@ def labelled():
 
 
 def decided(stack):
-    """The retrainer's last decision, once it could ask Prometheus, the champion's bundle and the journal."""
+    """The retrainer's last decision, once it has read Prometheus, the champion's bundle and the journal; else None."""
     with suppress(LooplineError):  # no decision yet, no file
         text = stack._compose("exec", "-T", "retrainer", "cat", ".loopline/decisions.jsonl")
         lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
@@ -118,7 +118,7 @@ def decided(stack):
 
 
 def kept(stack):
-    """Ids in the journal's Parquet."""
+    """Ids in the journal's Parquet files."""
     read = (
         "import glob, pyarrow.parquet as p\n"
         "print([p.read_table(path)['id'].to_pylist() for path in glob.glob('/journal/parts/*.parquet')])"
@@ -127,7 +127,7 @@ def kept(stack):
 
 
 def stopping(stack):
-    """The challenger, once it has had requests of clients. Asked to, for SIGKILL in the moment of an answer loses it."""
+    """Stop the challenger once it has answered clients. SIGKILL could lose an answer, so it is a normal stop."""
     answered = 'sum(loopline_requests_total{lane="challenger",route="predict"}) > 0'
     prometheus.eventually(lambda: stack.read().share and recorded(answered), 120)
     stack._compose("stop", "challenger")
@@ -146,29 +146,29 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
     with front.sending(port) as sender:
         stopped = threading.Thread(target=stopping, args=(stack,))
         stopped.start()
-        with pytest.raises(LooplineError, match=r"(?s)did not pass.*(finds the challenger down|had to answer)"):
+        with pytest.raises(LooplineError, match=r"(?s)did not pass.*(reports the challenger down|had to answer)"):
             replace(
                 judged, plan=replace(judged.plan, policy=RolloutPolicy(requests=10**9, points=4, slower=9.0))
             ).canary([second])
         stopped.join()
         assert stack.read().share == 0
-        assert "it passed" in judged.canary([second])[1]
+        assert "the canary passed" in judged.canary([second])[1]
         assert set(sender.since(sender.more(50))) == {old, new}
         stack.rollback(None)
         prometheus.eventually(lambda: set(sender.since(sender.more(50))) == {old})
         assert "green serves" in stack.deploy([second])[0]
         assert set(sender.since(sender.more())) == {new}
         assert stack.verify([second]) == []
-        assert f"bundle {new} is served, {old} is asked for" in stack.verify([first])[0]
+        assert f"bundle {new} is served, {old} is expected" in stack.verify([first])[0]
         bundles.classifier(place / "wrong", threshold=10.0, code="f" * 64)
         stack.canary([first])
         with pytest.raises(LooplineError, match="golden input 0: different"):
             stack.deploy([place / "wrong"])
-        assert stack.read().share == 0, "a canary ends before its place is taken"
+        assert stack.read().share == 0, "the canary ends before the next trial"
         assert set(sender.since(sender.more())) == {new}
         stack.rollback(None)
         assert set(sender.since(sender.more())) == {old}
-    assert {version for _, version, _ in sender.answers} == {old, new}, "the wrong one was never asked"
+    assert {version for _, version, _ in sender.answers} == {old, new}, "the wrong bundle never answered"
     actions = [record.action for record in decisions.read().records]
     assert actions == ["promote", "rollback", "canary", "promote", "rollback"]
     prometheus.eventually(lambda: recorded('up{job="loopline", lane="champion"} == 1'))
@@ -179,7 +179,7 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
     post("LOOPLINE_ALERTMANAGER_PORT", "/api/v2/alerts", json.dumps([{"labels": alert}]).encode(), **JSON)
     decision = prometheus.eventually(lambda: decided(stack), 300)
     assert (decision["model"], decision["bundle"]) == ("classifier", old)
-    why = {"decline": "the drift is over", "ask-labels": "new labels"}  # of the traffic it depends which
+    why = {"decline": "the drift is over", "ask-labels": "new labels"}  # the traffic decides which
     assert why[decision["action"]] in "".join(decision["reasons"])
     prometheus.eventually(lambda: recorded("sum(loopline_retrain_decisions_total) > 0"))
     prometheus.eventually(lambda: name in kept(stack), 300)
@@ -192,7 +192,7 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
 @pytest.mark.parametrize("missing", SECRETS)
 def test_without_its_secrets_nothing_starts(place, monkeypatch, missing):
     for name in SECRETS:
-        monkeypatch.setenv(name, "" if name == missing else "given")
+        monkeypatch.setenv(name, "" if name == missing else "a value")
     with pytest.raises(LooplineError, match=f"{missing} must be set"):
         compose.Compose().deploy([place / "challenger"])
     assert compose.Compose().read() == compose.ComposeState()
@@ -203,7 +203,7 @@ def services():
 
 
 @pytest.mark.parametrize("name", services())
-def test_every_container_is_locked_down_and_heard_on_this_machine_alone(name):
+def test_every_container_is_locked_down_and_listens_on_this_machine_only(name):
     service = services()[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -215,55 +215,56 @@ def test_every_container_is_locked_down_and_heard_on_this_machine_alone(name):
     assert "LOOPLINE" in kind or tag.lstrip("v").count(".") >= 1, "an exact version"
 
 
-def test_the_file_holds_no_secret_and_an_empty_one_stops_it():
-    given = [pair for one in services().values() for pair in (one.get("environment") or {}).items()]
-    values = [str(value) for name, value in given if "PASSWORD" in name or "TOKEN" in name]
+def test_the_file_contains_no_secret_and_an_empty_secret_stops_it():
+    variables = [pair for service in services().values() for pair in (service.get("environment") or {}).items()]
+    values = [str(value) for name, value in variables if "PASSWORD" in name or "TOKEN" in name]
     assert all(value.startswith("${") for value in values)
     assert {value[2:].partition(":?")[0] for value in values if ":?" in value} == set(compose.SECRETS)
 
 
-def asked(*arguments):
+def chosen(*arguments):
     return deploy._services(cli.parser().parse_args(["deploy", "--target", "compose", *map(str, arguments)]))
 
 
-def test_a_retrainer_that_trains_here_stays_out_of_the_containers_and_that_is_said(place, capsys):
-    assert asked("--policy", policy(place, "github")) == compose.SERVICES
+def test_a_retrainer_that_trains_here_stays_out_of_the_containers_and_the_user_is_told(place, capsys):
+    assert chosen("--policy", policy(place, "github")) == compose.SERVICES
     here = policy(place, "here")
-    assert set(compose.SERVICES) - set(asked("--policy", here)) == {"retrainer"}
+    assert set(compose.SERVICES) - set(chosen("--policy", here)) == {"retrainer"}
     assert "`make retrainer`" in capsys.readouterr().out
     with pytest.raises(LooplineError, match="which needs a clone"):
-        asked("--policy", here, "--services", "retrainer")
-    assert asked("--policy", here, "--services", "gateway") == ("gateway",)
+        chosen("--policy", here, "--services", "retrainer")
+    assert chosen("--policy", here, "--services", "gateway") == ("gateway",)
 
 
 def alertmanager(folder):
     return yaml.safe_load((folder / "alertmanager/alertmanager.yml").read_text())["receivers"]
 
 
-def test_alertmanager_knows_the_retrainer_where_there_is_one_and_its_token_is_ours(tmp_path):
-    made = compose.Compose(folder=tmp_path / "compose")
-    made._configure()
-    (hook,) = next(one for one in alertmanager(made.folder) if one["name"] == "retrainer")["webhook_configs"]
+def test_alertmanager_has_the_retrainers_address_and_token_only_if_there_is_a_retrainer(tmp_path):
+    stack = compose.Compose(folder=tmp_path / "compose")
+    stack._configure()
+    receivers = {receiver["name"]: receiver for receiver in alertmanager(stack.folder)}
+    (hook,) = receivers["retrainer"]["webhook_configs"]
     assert hook["url"] == "http://retrainer:9095/alertmanager"
     assert hook["http_config"]["authorization"]["credentials_file"] == "/etc/loopline/token"
-    assert made.folder.stat().st_mode & 0o077 == 0, "what is readable for the containers is not for others here"
-    compose.Compose(folder=made.folder, services=OTHERS)._configure()
-    assert [one["name"] for one in alertmanager(made.folder)] == ["team"]
+    assert stack.folder.stat().st_mode & 0o077 == 0, "other users of this machine cannot enter the folder"
+    compose.Compose(folder=stack.folder, services=OTHERS)._configure()
+    assert [receiver["name"] for receiver in alertmanager(stack.folder)] == ["team"]
 
 
-def test_the_gateway_in_containers_is_the_one_of_processes():
+def test_the_gateway_in_containers_has_the_configuration_of_the_local_one():
     text = gateway.containers("/etc/loopline")
     for line in ("option http-buffer-request", "use_backend challenger if to_challenger", "retry-on conn-failure"):
         assert line in text
     assert "server blue blue:8080 check" in text
 
 
-def test_a_containers_folder_gets_the_signatures_and_nothing_of_the_release_before(tmp_path):
-    one = bundles.classifier(tmp_path / "one").folder
-    signature.beside(one).write_text("signed")
+def test_a_containers_folder_gets_the_signatures_and_keeps_nothing_of_the_former_release(tmp_path):
+    folder = bundles.classifier(tmp_path / "one").folder
+    signature.beside(folder).write_text("signed")
     stack = compose.Compose(folder=tmp_path / "compose")
-    stack._fill("blue", {"classifier": str(one)})
+    stack._fill("blue", {"classifier": str(folder)})
     assert signature.beside(tmp_path / "compose/blue/classifier").read_text() == "signed"
-    signature.beside(one).unlink()
-    stack._fill("blue", {"text": str(one)})
+    signature.beside(folder).unlink()
+    stack._fill("blue", {"text": str(folder)})
     assert [path.name for path in (tmp_path / "compose/blue").iterdir()] == ["text"]

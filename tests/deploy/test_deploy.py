@@ -20,16 +20,16 @@ pytestmark = [front.needed, prometheus.needed]
 CANARY = ["--inputs=0", "--steps=50", "--requests=60", "--slice=5", "--points=10", "--slower=20", "--every=0.1"]
 
 
-def said(*arguments):
-    """Exit code, and what was printed."""
+def run(*arguments):
+    """Run the command; its exit code and its output."""
     running = front.loopline(*arguments)
-    out, wrong = running.communicate(timeout=240)
-    return running.returncode, out + wrong
+    output, errors = running.communicate(timeout=240)
+    return running.returncode, output + errors
 
 
 @pytest.fixture
 def deployed(place):
-    """`deploy` with ports of its own, for what is not up yet."""
+    """The first port, and options that give `deploy` its own ports. Ends the stack after the test."""
     first = prometheus.free_ports(7)
     ports = [f"--port={first}", f"--sentinel-port={first + 3}", f"--prometheus-port={first + 4}"]
     ports += [f"--alertmanager-port={first + 5}", f"--journal-port={first + 6}", "--scrape=1", "--sentinel=1"]
@@ -45,68 +45,68 @@ def serving():
 def test_a_second_version_is_deployed_and_taken_back_under_load_and_no_request_is_lost(deployed, place, versions):
     first, ports = deployed
     old, new = versions
-    code, text = said("deploy", *ports)
+    code, text = run("deploy", *ports)
     assert (code, "verified: 1 bundles answer" in text) == (0, True), text
-    code, text = said("deploy", *ports)
+    code, text = run("deploy", *ports)
     assert (code, "nothing to do" in text) == (0, True), text
-    code, text = said("rollback", "classifier", *ports)
+    code, text = run("rollback", "classifier", *ports)
     assert (code, "nothing was rolled out yet" in text) == (1, True), text
     address = monitoring._address("gateway", "server-1", default="nowhere")
-    assert address == f"http://127.0.0.1:{first}", "traffic and `watch` find what is up"
+    assert address == f"http://127.0.0.1:{first}", "traffic and `watch` find the gateway"
     with front.sending(first) as sender:
-        code, text = said("deploy", "--bundle", "challenger", *CANARY)
+        code, text = run("deploy", "--bundle", "challenger", *CANARY)
         assert (code, "promoted" in text) == (0, True), text
         mark = sender.more()
         assert set(sender.since(mark)) == {new}
-        assert said("verify", "--bundle", "challenger")[0] == 0
-        code, text = said("verify")
+        assert run("verify", "--bundle", "challenger")[0] == 0
+        code, text = run("verify")
         assert code == 1
-        assert f"classifier: bundle {new} is served, {old} is asked for" in text
-        assert said("rollback", "classifier")[0] == 0
+        assert f"classifier: bundle {new} is served, {old} is expected" in text
+        assert run("rollback", "classifier")[0] == 0
         mark = sender.more()
         assert set(sender.since(mark)) == {old}
-        assert said("deploy", "--bundle", "challenger", "--rolling")[0] == 1, "it was rolled back"
-        code, text = said("canary", "--bundle", "challenger", *CANARY)
-        assert (code, "no canary begins, for this bundle's rollout is over" in text) == (2, True), text
-        assert said("deploy", "--bundle", "challenger", "--rolling", "--again")[0] == 0
+        assert run("deploy", "--bundle", "challenger", "--rolling")[0] == 1, "it was rolled back"
+        code, text = run("canary", "--bundle", "challenger", *CANARY)
+        assert (code, "no canary begins, because this bundle's rollout is over" in text) == (2, True), text
+        assert run("deploy", "--bundle", "challenger", "--rolling", "--again")[0] == 0
         mark = sender.more()
         assert set(sender.since(mark)) == {new}
-        assert said("rollback")[0] == 0, "of the last rollout"
+        assert run("rollback")[0] == 0, "the model of the last rollout"
         mark = sender.more()
         assert set(sender.since(mark)) == {old}
     assert [record.action for record in decisions.read().records][-4:] == ["promote", "rollback", "promote", "rollback"]
 
 
-def test_a_bundle_that_does_not_answer_as_it_did_when_it_was_released_is_taken_back(deployed, place, versions):
+def test_a_bundle_that_answers_differently_from_its_release_is_taken_back(deployed, place, versions):
     first, ports = deployed
-    assert said("deploy", *ports)[0] == 0
-    bundles.classifier(place / "wrong", threshold=10.0, code="f" * 64)  # its golden answers are of another threshold
+    assert run("deploy", *ports)[0] == 0
+    bundles.classifier(place / "wrong", threshold=10.0, code="f" * 64)  # its golden answers belong to another threshold
     with front.sending(first) as sender:
-        code, text = said("deploy", "--bundle", "wrong", "--rolling")
+        code, text = run("deploy", "--bundle", "wrong", "--rolling")
         assert code == 1
         assert "classifier: golden input 0: different" in text
         assert "taken back" in text
         mark = sender.more()
         assert set(sender.since(mark)) == {versions[0]}
     assert "golden input 0" in decisions.read().records[-1].reasons[0]
-    assert said("verify")[0] == 0
+    assert run("verify")[0] == 0
 
 
 def test_a_first_deployment_that_fails_its_verification_leaves_nothing_up(deployed, place):
     bundles.classifier(place / "wrong", threshold=10.0)
-    code, text = said("deploy", "--bundle", "wrong", *deployed[1])
+    code, text = run("deploy", "--bundle", "wrong", *deployed[1])
     assert (code, "golden input 0: different" in text) == (1, True), text
     assert processes.running(members.FOLDER) == []
-    code, text = said("verify")
+    code, text = run("verify")
     assert (code, "no gateway is up" in text or "not ready" in text) == (1, True), text
 
 
 def test_a_model_that_was_not_served_joins_the_others(deployed, place):
     _, ports = deployed
-    assert said("deploy", *ports)[0] == 0
+    assert run("deploy", *ports)[0] == 0
     bundles.slow(place / "slow")
-    code, text = said("deploy", "--bundle", "slow")
-    assert (code, "golden.json" in text) == (1, True), "nobody would see whether it is served rightly"
+    code, text = run("deploy", "--bundle", "slow")
+    assert (code, "golden.json" in text) == (1, True), "the sentinel could not check it"
     golden = json.loads((place / "challenger/golden.json").read_text())
     (place / "golden.json").write_text(json.dumps(golden))
     bundles._write(
@@ -115,15 +115,15 @@ def test_a_model_that_was_not_served_joins_the_others(deployed, place):
         place / "challenger.onnx",
         golden=place / "golden.json",
     )
-    code, text = said("deploy", "--bundle", "models/classifier/bundle", "second")
+    code, text = run("deploy", "--bundle", "models/classifier/bundle", "second")
     assert (code, "second" in text) == (0, True), text
-    assert said("verify", "--bundle", "models/classifier/bundle", "second")[0] == 0
+    assert run("verify", "--bundle", "models/classifier/bundle", "second")[0] == 0
 
 
-def test_what_ends_is_started_anew_by_the_supervisor(deployed, place, versions):
+def test_the_supervisor_restarts_processes_that_end(deployed, place, versions):
     first, ports = deployed
-    assert said("deploy", "--replicas=2", *ports)[0] == 0
-    with front.sending(first) as sender:  # the second one answers meanwhile
+    assert run("deploy", "--replicas=2", *ports)[0] == 0
+    with front.sending(first) as sender:  # the second server answers meanwhile
         killed = serving()[0]
         os.kill(killed.pid, signal.SIGKILL)
         prometheus.eventually(lambda: len(serving()) == 2 and killed not in serving())
@@ -136,37 +136,37 @@ def test_what_ends_is_started_anew_by_the_supervisor(deployed, place, versions):
                 p for p in processes.running(members.FOLDER) if p.name == gone.name and p.pid != gone.pid
             ]
         )
-    prometheus.eventually(lambda: said("verify")[0] == 0)
+    prometheus.eventually(lambda: run("verify")[0] == 0)
     prometheus.eventually(lambda: prometheus.query(f"http://127.0.0.1:{first + 4}", 'up{job="loopline"} == 1'))
 
 
 def test_without_its_supervisor_verification_fails_and_deploy_brings_it_back(deployed, place):
-    assert said("deploy", *deployed[1])[0] == 0
+    assert run("deploy", *deployed[1])[0] == 0
     [supervisor] = [process for process in processes.running(members.FOLDER) if process.name == "supervisor"]
     os.kill(supervisor.pid, signal.SIGKILL)
-    _, text = prometheus.eventually(lambda: (found := said("verify"))[0] and found)
+    _, text = prometheus.eventually(lambda: (result := run("verify"))[0] and result)
     assert "supervisor does not run" in text
-    assert said("deploy", *deployed[1])[0] == 0
-    assert said("verify")[0] == 0
+    assert run("deploy", *deployed[1])[0] == 0
+    assert run("verify")[0] == 0
 
 
-def test_a_canary_goes_on_behind_and_deploying_the_same_ends_it(deployed, place, versions):
+def test_a_canary_runs_in_the_background_and_deploying_the_same_bundle_ends_it(deployed, place, versions):
     first, ports = deployed
-    assert said("deploy", *ports)[0] == 0
+    assert run("deploy", *ports)[0] == 0
     with front.sending(first) as sender:
-        code, text = said("canary", "--bundle", "challenger", "--inputs=0", "--steps=50", "--requests=1000000")
+        code, text = run("canary", "--bundle", "challenger", "--inputs=0", "--steps=50", "--requests=1000000")
         assert (code, "shadow" in text) == (0, True), text
         prometheus.eventually(lambda: versions[1] in sender.since(0))
-        assert said("deploy", "--bundle", "challenger", "--rolling")[0] == 0
+        assert run("deploy", "--bundle", "challenger", "--rolling")[0] == 0
         mark = sender.more()
         assert set(sender.since(mark)) == {versions[1]}
 
 
 def test_a_rollout_whose_controller_is_killed_goes_on(deployed, place, versions):
     first, ports = deployed
-    assert said("deploy", *ports)[0] == 0
+    assert run("deploy", *ports)[0] == 0
     with front.sending(first) as sender:
-        # This one waits for its end in the foreground: nobody has noted its number.
+        # This controller runs in the foreground, so its process number is not noted.
         waiting = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *CANARY)
         prometheus.eventually(lambda: versions[1] in sender.since(0))
         waiting.kill()
@@ -186,10 +186,10 @@ def test_the_state_of_another_version_does_not_end_the_supervisor(tmp_path, monk
     assert "is of another version of Loopline" in caplog.text
 
 
-def test_what_cannot_be_deployed_is_refused(deployed, place):
+def test_bundles_that_cannot_be_deployed_are_refused(deployed, place):
     (place / "models/classifier/bundle").rename(place / "elsewhere")
-    assert "run `make repro` first" in said("deploy")[1]
+    assert "run `make repro` first" in run("deploy")[1]
     assert (
-        "two of the bundles are of one model" in said("deploy", "--bundle", "elsewhere", "challenger", *deployed[1])[1]
+        "two of the bundles are of one model" in run("deploy", "--bundle", "elsewhere", "challenger", *deployed[1])[1]
     )
     assert processes.running(members.FOLDER) == []

@@ -1,4 +1,4 @@
-"""Every overlay renders, is valid, locked up, and asks for nothing that is not there."""
+"""Every overlay renders, is valid, is locked down, and refers only to things that exist."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from loopline.observability import rules
 from loopline.server.run import ServerOptions
 
 pytestmark = manifests.needed
-CUSTOM = {  # groups that Kubernetes itself does not know -> the npm package with their types and schemas
+CUSTOM = {  # API groups of custom resources -> npm package with their types and schemas
     "gateway.networking.k8s.io": "gateway-api@2.0.0",
     "monitoring.coreos.com": "prometheus-operator@6.0.0",
     "serving.knative.dev": "knative@4.0.0",
@@ -56,7 +56,7 @@ def test_every_overlay_is_valid_kubernetes(overlay):
 @pytest.mark.skipif(
     not (shutil.which("npm") or os.environ.get("LOOPLINE_REQUIRE_NPM")), reason="no npm to fetch the schemas with"
 )
-def test_what_is_not_kubernetes_own_is_valid_too(tmp_path, api):
+def test_custom_resources_are_valid_too(tmp_path, api):
     packages = [f"@kubernetes-models/{name}" for name in CUSTOM.values()]
     (tmp_path / "package.json").write_text('{"type": "module"}')
     install = [
@@ -74,20 +74,20 @@ def test_what_is_not_kubernetes_own_is_valid_too(tmp_path, api):
         pytest.skip(f"npm cannot fetch the schemas: {fetched.stderr[-200:]}")
     assert fetched.returncode == 0, fetched.stderr
 
-    def problems(found, azure=None):
-        """Of the schemas: kinds, ranges, patterns. Of the types: fields that do not exist."""
+    def problems(resources, azure=None):
+        """Errors of the schemas, about kinds, ranges and patterns, and of the types, about fields that do not exist."""
         lines = []
-        if azure:  # its API has `properties` where the types have them one up
+        if azure:  # the API nests in `properties` what the types have one level up
             content = json.dumps({"location": azure["location"], **azure["properties"]})
             lines += [
                 f'import type {{ ContainerApp }} from "{AZURE.rpartition("@")[0]}";',
                 f"export const azure: ContainerApp = {content};",
             ]
-        for number, one in enumerate(found):
-            kind, package = one["kind"], CUSTOM[group(one)].partition("@")[0]
-            content = json.dumps({key: one[key] for key in ("metadata", "spec")})
+        for number, resource in enumerate(resources):
+            kind, package = resource["kind"], CUSTOM[group(resource)].partition("@")[0]
+            content = json.dumps({key: resource[key] for key in ("metadata", "spec")})
             lines += [
-                f'import {{ {kind} as K{number} }} from "@kubernetes-models/{package}/{one["apiVersion"]}/{kind}";',
+                f'import {{ {kind} as K{number} }} from "@kubernetes-models/{package}/{resource["apiVersion"]}/{kind}";',
                 f"new K{number}({content}).validate();",
             ]
         (tmp_path / "check.ts").write_text("\n".join(lines), encoding="utf-8")
@@ -98,15 +98,15 @@ def test_what_is_not_kubernetes_own_is_valid_too(tmp_path, api):
         run = subprocess.run(["node", "check.js"], cwd=tmp_path, capture_output=True, text=True)
         return typed.stdout + run.stderr
 
-    found = [document for overlay in OVERLAYS for document in documents(overlay) if group(document) in CUSTOM]
-    assert {one["kind"] for one in found} == {"HTTPRoute", "ServiceMonitor", "PrometheusRule", "Service"}
-    ours = kubectl.Cluster(FOLDER / "overlays/production")
-    ours.deploy()
-    ours.canary(0, "r/loopline:2")
-    found.append({key: api.route()[key] for key in ("apiVersion", "kind", "metadata", "spec")})  # with a mirror
-    found.append(yaml.safe_load((SERVERLESS / "cloud-run.yaml").read_text(encoding="utf-8")))
+    resources = [document for overlay in OVERLAYS for document in documents(overlay) if group(document) in CUSTOM]
+    assert {resource["kind"] for resource in resources} == {"HTTPRoute", "ServiceMonitor", "PrometheusRule", "Service"}
+    cluster = kubectl.Cluster(FOLDER / "overlays/production")
+    cluster.deploy()
+    cluster.canary(0, "r/loopline:2")
+    resources.append({key: api.route()[key] for key in ("apiVersion", "kind", "metadata", "spec")})  # with a mirror
+    resources.append(yaml.safe_load((SERVERLESS / "cloud-run.yaml").read_text(encoding="utf-8")))
     azure = yaml.safe_load((SERVERLESS / "azure-container-app.yaml").read_text(encoding="utf-8"))
-    assert problems(found, azure) == ""
+    assert problems(resources, azure) == ""
     azure["properties"]["template"]["scale"]["maximum"] = 10
     assert "maximum" in problems([], azure)
     for kind, spoil in {
@@ -115,22 +115,21 @@ def test_what_is_not_kubernetes_own_is_valid_too(tmp_path, api):
         "PrometheusRule": lambda spec: spec["groups"][0].update(interval="often"),
         "Service": lambda spec: spec["template"]["spec"].update(container=[]),
     }.items():
-        wrong = copy.deepcopy(next(one for one in found if one["kind"] == kind))
+        wrong = copy.deepcopy(next(resource for resource in resources if resource["kind"] == kind))
         spoil(wrong["spec"])
         assert problems([wrong]) != "", kind
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pods_keep_the_restricted_standard(overlay):
-    found = pods(overlay)
-    assert found
-    for name, pod in found:
+def test_pods_meet_the_restricted_standard(overlay):
+    named_pods = pods(overlay)
+    assert named_pods
+    for name, pod in named_pods:
         assert offences(pod) == [], name
         assert pod["automountServiceAccountToken"] is False
-        assert all(one["securityContext"]["readOnlyRootFilesystem"] for one in pod["containers"])
-    assert [one["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] for one in of("Namespace", overlay)] == [
-        "restricted"
-    ]
+        assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in pod["containers"])
+    labels = [namespace["metadata"]["labels"] for namespace in of("Namespace", overlay)]
+    assert [label["pod-security.kubernetes.io/enforce"] for label in labels] == ["restricted"]
 
 
 def _own(**context):
@@ -171,7 +170,7 @@ def _own(**context):
         ),
     ],
 )
-def test_each_control_of_the_standard_is_looked_at(offence, spoil):
+def test_each_control_of_the_standard_is_checked(offence, spoil):
     pod = copy.deepcopy(pods("overlays/production")[0][1])
     spoil(pod)
     assert offence in offences(pod)
@@ -182,13 +181,13 @@ def test_no_connection_is_allowed_by_default(overlay):
     policies = of("NetworkPolicy", overlay)
     assert open_doors(policies) == []
     for spoil in (
-        lambda found: found.pop(0),  # the one that denies
-        lambda found: found[1]["spec"].update(ingress=[{}]),
-        lambda found: found[1]["spec"].update(
+        lambda policies: policies.pop(0),  # the policy that denies all
+        lambda policies: policies[1]["spec"].update(ingress=[{}]),
+        lambda policies: policies[1]["spec"].update(
             egress=[{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 1}]}]
         ),
-        lambda found: found[1]["spec"]["ingress"][0].pop("ports"),
-        lambda found: found[1]["spec"]["ingress"][0].update({"from": [{"namespaceSelector": {}}]}),
+        lambda policies: policies[1]["spec"]["ingress"][0].pop("ports"),
+        lambda policies: policies[1]["spec"]["ingress"][0].update({"from": [{"namespaceSelector": {}}]}),
     ):
         wrong = copy.deepcopy(policies)
         spoil(wrong)
@@ -196,7 +195,7 @@ def test_no_connection_is_allowed_by_default(overlay):
 
 
 @pytest.mark.parametrize("overlay", CLUSTERS)
-def test_probes_ask_different_things_at_their_own_pace(overlay):
+def test_probes_have_different_paths_and_periods(overlay):
     for _, pod in pods(overlay):
         (server,) = pod["containers"]
         start, ready, live = (server[f"{name}Probe"] for name in ("startup", "readiness", "liveness"))
@@ -204,58 +203,57 @@ def test_probes_ask_different_things_at_their_own_pace(overlay):
         assert live["httpGet"]["path"] == "/v2/health/live"
         until = {probe["periodSeconds"] * probe["failureThreshold"] for probe in (start, ready, live)}
         assert len(until) == 3
-        # A pod leaves the Service long before it is started anew, and a slow start has longer than either.
+        # A pod leaves the Service long before it is restarted, and a slow start has more time than either.
         assert ready["periodSeconds"] * ready["failureThreshold"] < live["periodSeconds"] * live["failureThreshold"]
         assert max(until) == start["periodSeconds"] * start["failureThreshold"]
 
 
 @pytest.mark.parametrize("overlay", CLUSTERS)
-def test_a_pod_has_the_time_that_its_server_takes_to_end(overlay):
+def test_a_pod_has_more_time_to_end_than_its_server_takes(overlay):
     for _, pod in pods(overlay):
         (server,) = pod["containers"]
-        given = dict(word[2:].split("=") for word in server["args"] if "=" in word)
-        drain = float(given.get("drain", ServerOptions.drain))
-        assert pod["terminationGracePeriodSeconds"] > float(given["grace"]) + drain
-        # Gateways of a cluster hear later than one on the same machine
-        assert float(given["grace"]) > ServerOptions.grace
-        assert int(given["metrics-port"]) in {port["containerPort"] for port in server["ports"]}
+        options = dict(word[2:].split("=") for word in server["args"] if "=" in word)
+        drain = float(options.get("drain", ServerOptions.drain))
+        assert pod["terminationGracePeriodSeconds"] > float(options["grace"]) + drain
+        # A cluster's gateways notice the end of a server later than a gateway on the same machine.
+        assert float(options["grace"]) > ServerOptions.grace
+        assert int(options["metrics-port"]) in {port["containerPort"] for port in server["ports"]}
 
 
 @pytest.mark.parametrize("overlay", CLUSTERS)
-def test_selectors_find_their_own_lane_alone(overlay):
-    """An empty selector would take both."""
-    deployments = {one["metadata"]["labels"]["lane"]: one for one in of("Deployment", overlay)}
+def test_selectors_match_only_their_own_lane(overlay):
+    """An empty selector would select both lanes."""
+    deployments = {document["metadata"]["labels"]["lane"]: document for document in of("Deployment", overlay)}
     assert set(deployments) == {"champion", "challenger"}
     for lane, deployment in deployments.items():
         labels = {"app.kubernetes.io/name": "loopline", "lane": lane}
         template = deployment["spec"]["template"]
         assert template["metadata"]["labels"] == deployment["spec"]["selector"]["matchLabels"] == labels
         spread = template["spec"]["topologySpreadConstraints"]
-        assert [one["labelSelector"]["matchLabels"] for one in spread] == [labels] * 2
+        assert [constraint["labelSelector"]["matchLabels"] for constraint in spread] == [labels] * 2
     for service in of("Service", overlay):
         assert service["spec"]["selector"]["lane"] in service["metadata"]["name"]
     (budget,) = of("PodDisruptionBudget", overlay)
     assert budget["spec"]["selector"]["matchLabels"]["lane"] == "champion"
-    assert "replicas" not in deployments["champion"]["spec"]  # they are the autoscaler's
+    assert "replicas" not in deployments["champion"]["spec"]  # the autoscaler sets them
     assert deployments["challenger"]["spec"]["replicas"] == 0
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_images_have_a_tag_and_nothing_waits_for_latest(overlay):
+def test_images_have_a_tag_other_than_latest(overlay):
     for _, pod in pods(overlay):
-        assert [
-            bool(tag) and tag != "latest" for tag in (one["image"].rpartition(":")[2] for one in pod["containers"])
-        ] == [True]
-        assert all(one["image"] != "loopline" for one in pod["containers"])
+        (container,) = pod["containers"]
+        assert container["image"].rpartition(":")[2] not in ("", "latest")
+        assert container["image"] != "loopline"
 
 
 @pytest.mark.parametrize("overlay", ["overlays/staging", "overlays/production"])
-def test_predictions_alone_are_shared(overlay):
+def test_only_predictions_are_shared_between_the_lanes(overlay):
     (route,) = of("HTTPRoute", overlay)
     probes, shared, rest = route["spec"]["rules"]
-    paths = [[one["path"] for one in rule["matches"]] for rule in (probes, shared)]
-    assert paths[0] == paths[1]  # an exact path goes before any header, so probes need the same ones
-    assert {one["headers"][0]["name"] for one in probes["matches"]} == {"x-loopline-probe"}
+    paths = [[match["path"] for match in rule["matches"]] for rule in (probes, shared)]
+    assert paths[0] == paths[1]  # an exact path precedes any header, so probes need the same paths
+    assert {match["headers"][0]["name"] for match in probes["matches"]} == {"x-loopline-probe"}
     assert [(ref["name"], ref["weight"]) for ref in shared["backendRefs"]] == [
         ("loopline-champion", 100),
         ("loopline-challenger", 0),
@@ -263,17 +261,19 @@ def test_predictions_alone_are_shared(overlay):
     for rule in (probes, rest):
         assert [ref["name"] for ref in rule["backendRefs"]] == ["loopline-champion"]
     services = {
-        one["metadata"]["name"]: {port["port"] for port in one["spec"]["ports"]} for one in of("Service", overlay)
+        service["metadata"]["name"]: {port["port"] for port in service["spec"]["ports"]}
+        for service in of("Service", overlay)
     }
     for ref in (ref for rule in route["spec"]["rules"] for ref in rule["backendRefs"]):
         assert ref["port"] in services[ref["name"]]
-    public = [one["path"]["value"] for rule in route["spec"]["rules"] for one in rule["matches"]]
+    public = [match["path"]["value"] for rule in route["spec"]["rules"] for match in rule["matches"]]
     assert not [path for path in public if "/metrics".startswith(path)]
 
 
 def test_every_model_of_the_project_has_its_path():
     (route,) = of("HTTPRoute", "overlays/production")
-    exact = {one["path"]["value"] for one in route["spec"]["rules"][1]["matches"] if one["path"]["type"] == "Exact"}
+    matched = [match["path"] for match in route["spec"]["rules"][1]["matches"]]
+    exact = {path["value"] for path in matched if path["type"] == "Exact"}
     models = yaml.safe_load((manifests.ROOT / "params.yaml").read_text(encoding="utf-8"))["models"]
     assert exact == {f"/v2/models/{name}/infer" for name in models}
 
@@ -287,14 +287,14 @@ def adapter():
     return rule
 
 
-def test_the_autoscaler_asks_for_a_metric_that_the_adapter_makes_of_what_servers_export():
+def test_the_autoscalers_metric_comes_from_the_adapter_and_metrics_that_servers_export():
     rule = adapter()
     for overlay in ("overlays/staging", "overlays/production"):
         (autoscaler,) = of("HorizontalPodAutoscaler", overlay)
         (metric,) = autoscaler["spec"]["metrics"]
         assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
         assert autoscaler["spec"]["scaleTargetRef"]["name"] in {
-            one["metadata"]["name"] for one in of("Deployment", overlay)
+            deployment["metadata"]["name"] for deployment in of("Deployment", overlay)
         }
         assert autoscaler["spec"]["minReplicas"] <= autoscaler["spec"]["maxReplicas"]
     query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'pod="x"')
@@ -303,8 +303,8 @@ def test_the_autoscaler_asks_for_a_metric_that_the_adapter_makes_of_what_servers
     assert series.problems(query.replace("queue_seconds", "queue_time"), KNOWN) != []
 
 
-def test_the_target_is_what_two_slots_have_in_flight_when_they_are_busy_three_fifths_of_the_time():
-    """Erlang's formula for two servers: rho 2, and 2 rho^3 / (1 - rho^2) that wait."""
+def test_the_autoscalers_target_is_the_requests_in_flight_of_two_slots_at_62_percent_load():
+    """Erlang's formula for two servers: 2 rho in service, and 2 rho^3 / (1 - rho^2) waiting."""
     (autoscaler,) = of("HorizontalPodAutoscaler", "overlays/production")
     target = float(autoscaler["spec"]["metrics"][0]["pods"]["target"]["averageValue"])
     (server,) = pods("overlays/production")[0][1]["containers"]
@@ -313,7 +313,7 @@ def test_the_target_is_what_two_slots_have_in_flight_when_they_are_busy_three_fi
     assert target == pytest.approx(2 * rho + 2 * rho**3 / (1 - rho**2), abs=0.02)
 
 
-def test_the_operators_rules_are_prometheus_own(tmp_path):
+def test_the_operators_rules_are_those_of_prometheus(tmp_path):
     text = (FOLDER / "monitoring/rules.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(text)["spec"] == yaml.safe_load(
         (manifests.ROOT / "monitoring/prometheus/rules.yml").read_text(encoding="utf-8")
@@ -323,17 +323,16 @@ def test_the_operators_rules_are_prometheus_own(tmp_path):
     assert (tmp_path / "a.yaml").read_text(encoding="utf-8") == text
 
 
-def test_prometheus_finds_the_servers_under_the_job_that_the_rules_ask_for():
+def test_prometheus_scrapes_the_servers_under_the_job_name_of_the_rules():
     (monitor,) = of("ServiceMonitor", "overlays/production")
-    asked = {"loopline"}
     for service in of("Service", "overlays/production"):
         assert service["metadata"]["labels"].items() >= monitor["spec"]["selector"]["matchLabels"].items()
-        assert {service["metadata"]["labels"][monitor["spec"]["jobLabel"]]} == asked
+        assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "loopline"
         assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
     assert 'job="loopline"' in rules.text()
 
 
-def test_the_token_is_a_secrets_and_no_secret_is_a_file():
+def test_the_token_comes_from_a_secret_and_no_secret_is_in_a_file():
     for overlay in OVERLAYS:
         assert of("Secret", overlay) == []
     for _, pod in pods("overlays/production"):

@@ -1,4 +1,4 @@
-"""`loopline status`: one look at what is up, serves, trains, was decided and fires."""
+"""`loopline status`: processes, served bundles, stages, decisions and alerts at a glance."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from loopline.training.progress import Progress
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository in which nothing was done, and no server on the usual port."""
+    """An empty repository, without a server on the usual port."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LOOPLINE_DECISIONS", raising=False)
     monkeypatch.setattr(status, "SERVER", f"http://127.0.0.1:{prometheus.free_port()}")
@@ -35,7 +35,7 @@ def ourselves(name, address):
     return processes.Process(name, os.getpid(), psutil.Process().create_time(), address)
 
 
-def test_where_nothing_is_up_it_says_so_and_what_to_run_next(repository):
+def test_the_status_of_an_empty_repository_says_what_to_run_next(repository):
     text = status.as_text(status.look())
     assert "nothing that `loopline up` or `loopline deploy` started" in text
     assert "no server answers at http://127.0.0.1:" in text
@@ -45,7 +45,7 @@ def test_where_nothing_is_up_it_says_so_and_what_to_run_next(repository):
     assert "make serve starts a server" in status.as_text(status.look())
 
 
-def test_it_shows_what_is_up_what_ended_and_which_bundles_serve(repository):
+def test_the_status_shows_running_and_ended_processes_and_the_served_bundles(repository):
     (repository / "models/classifier").mkdir(parents=True)
     kept = bundles.classifier(repository / "models/classifier/bundle")
     rows = [{"name": "classifier", "version": kept.version[:12]}, {"name": "text", "version": "0123456789ab"}]
@@ -54,11 +54,11 @@ def test_it_shows_what_is_up_what_ended_and_which_bundles_serve(repository):
     processes.save([ourselves("gateway", server.url)], members.FOLDER)
     parts = [{"name": name, "address": "http://127.0.0.1:1"} for name in ("gateway", "journal")]
     (members.FOLDER / "parts.json").write_text(json.dumps(parts))
-    found = status.look()
+    seen = status.look()
     server.close()
-    assert [(part.name, part.running) for part in found.parts] == [("gateway", True), ("journal", False)]
-    assert (found.url, found.steps, found.problems) == (server.url, [], [])
-    text = status.as_text(found)
+    assert [(part.name, part.running) for part in seen.parts] == [("gateway", True), ("journal", False)]
+    assert (seen.url, seen.steps, seen.problems) == (server.url, [], [])
+    text = status.as_text(seen)
     assert f"classifier {kept.version[:12]}  models/classifier/bundle" in text
     assert "text 0123456789ab  (its bundle is not here)" in text
     assert "ENDED" in text
@@ -67,38 +67,40 @@ def test_it_shows_what_is_up_what_ended_and_which_bundles_serve(repository):
 def test_a_server_that_does_not_answer_is_a_problem(repository):
     members.FOLDER.mkdir(parents=True)
     processes.save([ourselves("server-1", f"http://127.0.0.1:{prometheus.free_port()}")], members.FOLDER)
-    found = status.look()
-    assert "cannot be reached" in found.problems[0]
-    assert "make down, then make up" in found.steps[0]
+    seen = status.look()
+    assert "cannot be reached" in seen.problems[0]
+    assert "make down, then make up" in seen.steps[0]
 
 
-def test_a_server_of_make_serve_is_seen_on_its_port(repository, monkeypatch):
+def test_a_server_of_make_serve_is_found_on_its_port(repository, monkeypatch):
     server = Server(lambda *_: (200, b'[{"name": "text", "version": "0123456789ab"}]'))
     monkeypatch.setattr(status, "SERVER", server.url)
-    found = status.look()
+    seen = status.look()
     server.close()
-    assert [one.model for one in found.served] == ["text"]
-    assert found.steps == ["make up starts servers with monitoring"]
+    assert [model.model for model in seen.served] == ["text"]
+    assert seen.steps == ["make up starts servers with monitoring"]
 
 
-def test_a_stage_that_runs_is_named_with_its_model(repository):
+def test_a_running_stage_is_named_with_its_model(repository):
     words = ["loopline", "stage", "train", "classifier"]
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)", *words])
     try:
-        assert [(one.stage, one.model, one.folder) for one in status.look().stages] == [("train", "classifier", ".")]
+        assert [(stage.stage, stage.model, stage.folder) for stage in status.look().stages] == [
+            ("train", "classifier", ".")
+        ]
         assert "train of classifier for " in status.as_text(status.look())
         progress = Progress("classifier", epochs=10, steps=1, done=0)
         progress.epoch(3, {"loss": 0.5})
         assert " s, epoch 3 of 10, in ." in status.as_text(status.look())
         progress.close()
-        assert [one.progress for one in status.look().stages] == [""]
+        assert [stage.progress for stage in status.look().stages] == [""]
     finally:
         child.kill()
         child.wait()
     assert status.look().stages == []
 
 
-def test_decisions_retraining_and_rollout_are_told(repository):
+def test_the_status_shows_decisions_retraining_and_rollout(repository):
     for number in range(5):
         decisions.append("text", "refuse", bundle=f"{number}" * 12, champion=None, reasons=[f"reason {number}"])
     store = RetrainerStore(status.RETRAINER)
@@ -111,9 +113,9 @@ def test_decisions_retraining_and_rollout_are_told(repository):
             id="1f", model="text", champion="a" * 64, challenger="b" * 64, before="x", after="y", stage="canary"
         )
     )
-    found = status.look()
-    assert [record.reasons[0] for record in found.decided] == ["reason 2", "reason 3", "reason 4"]
-    text = status.as_text(found)
+    seen = status.look()
+    assert [record.reasons[0] for record in seen.decided] == ["reason 2", "reason 3", "reason 4"]
+    text = status.as_text(seen)
     assert "paused: by hand" in text
     assert "text: RetrainCandidate text-1, not looked at yet" in text
     assert "text: bbbbbbbbbbbb for aaaaaaaaaaaa: canary 5 %" in text
@@ -131,10 +133,10 @@ def test_alerts_that_fire_come_from_the_prometheus_of_the_stack(repository):
     server = Server(lambda *_: (200, json.dumps(answer).encode()))
     members.FOLDER.mkdir(parents=True)
     processes.save([ourselves("prometheus", server.url)], members.FOLDER)
-    found = status.look()
+    seen = status.look()
     server.close()
-    assert found.alerts == [status.FiringAlert("DriftWarning", "warning", "text", "v1")]
-    assert "DriftWarning (warning) text v1" in status.as_text(found)
+    assert seen.alerts == [status.FiringAlert("DriftWarning", "warning", "text", "v1")]
+    assert "DriftWarning (warning) text v1" in status.as_text(seen)
 
 
 def test_the_command_prints_both_forms(repository):

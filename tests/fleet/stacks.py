@@ -1,4 +1,4 @@
-"""A stack behind a real gateway, of tiny real models."""
+"""Fixtures: a stack of tiny real models behind a real gateway, and a cluster's API server."""
 
 import bundles
 import cluster
@@ -23,7 +23,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def up(place):
-    """The gateway with one champion server and the watchers; the first port."""
+    """Start the gateway with one champion server and the watchers; the first of the ports."""
     first = prometheus.free_ports(6)
     options = configuration.StackOptions(
         bundles=(place / "models/classifier/bundle",),
@@ -42,7 +42,7 @@ def up(place):
 
 @pytest.fixture
 def versions(place):
-    """Short versions of champion and challenger, as servers say them."""
+    """Short versions of champion and challenger, as servers report them."""
     return tuple(bundle.version(place / name)[:12] for name in ("models/classifier/bundle", "challenger"))
 
 
@@ -53,9 +53,9 @@ def gateway(up):
 
 @pytest.fixture
 def api(tmp_path, monkeypatch):
-    """A cluster's API server that kubectl asks."""
-    made = cluster.Cluster(tmp_path)
-    monkeypatch.setenv("KUBECONFIG", str(made.config))
-    monkeypatch.setenv("HOME", str(tmp_path))  # kubectl keeps what it discovers there
-    yield made
-    made.close()
+    """The API server of a cluster, for kubectl."""
+    server = cluster.Cluster(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(server.config))
+    monkeypatch.setenv("HOME", str(tmp_path))  # kubectl caches discovered resources there
+    yield server
+    server.close()

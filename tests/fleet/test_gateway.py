@@ -1,4 +1,4 @@
-"""The gateway: who gets which request, what passes, what does not, and what a dead server costs."""
+"""The gateway: which lane gets a request, which paths are public, and what a dead server costs."""
 
 import os
 import signal
@@ -22,21 +22,21 @@ pytestmark = [front.needed, prometheus.needed]
 
 @pytest.fixture
 def lanes(up, place):
-    """All three lanes have a server."""
-    wanted = members.read()
+    """The gateway with one server in each of the three lanes; the first of the ports."""
+    fleet = members.read()
     _, challenger = members.keep(place / "challenger")
-    ours, theirs = (
+    on_trial, baseline = (
         members.Lane({"classifier": str(path)}, 1) for path in (challenger.folder, place / "models/classifier/bundle")
     )
-    members.apply(replace(wanted, challenger=ours, baseline=theirs))
+    members.apply(replace(fleet, challenger=on_trial, baseline=baseline))
     return up
 
 
-def test_shares_move_without_a_lost_request_and_are_what_was_asked_for(lanes, versions, gateway):
+def test_shares_change_without_a_lost_request_and_are_as_requested(lanes, versions, gateway):
     with front.sending(lanes) as sender:
         for percent in (0, 5, 50, 0):
             gateway.share("classifier", percent)
-            mark = sender.more(40)  # those that were under way
+            mark = sender.more(40)  # requests that were under way
             sender.more(1000)
             counts = sender.since(mark + 40)
             got = counts[versions[1]] / counts.total()
@@ -60,19 +60,19 @@ def version(port, headers, body, path="/predict/classifier"):
 
 
 @pytest.mark.parametrize("key", ["X-Client-Id", "X-Request-Id", None])
-def test_what_comes_again_goes_where_it_went(lanes, gateway, key):
+def test_requests_with_the_same_key_go_to_the_same_version(lanes, gateway, key):
     gateway.share("classifier", 50)
     images = [front.brightness.png(value) for value in range(0, 200, 5)]
-    seen = set()
+    versions = set()
     for number, body in enumerate(images):
         headers = {key: f"k{number}"} if key else {}
-        bodies = [body] * 3 if key != "X-Client-Id" else images[:3]  # a client is sticky whatever it asks
-        [one] = {version(lanes, headers, b) for b in bodies}
-        seen.add(one)
-    assert len(seen) == 2, "and all of them together go both ways"
+        bodies = [body] * 3 if key != "X-Client-Id" else images[:3]  # a client is sticky whatever it sends
+        [answered] = {version(lanes, headers, content) for content in bodies}
+        versions.add(answered)
+    assert len(versions) == 2, "different keys go to both versions"
 
 
-def test_probes_and_requests_for_a_version_are_the_champions(lanes, gateway, versions):
+def test_probes_and_requests_for_a_version_go_to_the_champion(lanes, gateway, versions):
     gateway.share("classifier", 50)
     for number in range(30):
         body = front.brightness.png(number * 5)
@@ -108,7 +108,7 @@ def test_metrics_are_not_public(up, path):
 
 def test_a_lane_whose_server_is_killed_falls_back_to_the_champion_at_once(lanes, gateway, versions):
     gateway.share("classifier", 50)
-    with front.sending(lanes) as sender:  # which asserts that every answer is 200
+    with front.sending(lanes) as sender:  # it asserts that every answer is 200
         prometheus.eventually(lambda: versions[1] in sender.since(0))
         for lane in (CHALLENGER, BASELINE):
             os.kill(members.servers(lane)[0].pid, signal.SIGKILL)
@@ -117,7 +117,7 @@ def test_a_lane_whose_server_is_killed_falls_back_to_the_champion_at_once(lanes,
         assert set(sender.since(mark)) == {versions[0]}
 
 
-def test_a_server_that_was_killed_is_started_again_by_wanting_the_same(lanes):
+def test_a_killed_server_is_started_again_by_applying_the_same_fleet(lanes):
     before = members.servers(CHALLENGER)
     os.kill(before[0].pid, signal.SIGKILL)
     prometheus.eventually(lambda: not members.servers(CHALLENGER))
@@ -127,10 +127,10 @@ def test_a_server_that_was_killed_is_started_again_by_wanting_the_same(lanes):
     assert after[0].pid != before[0].pid
 
 
-def test_prometheus_sees_the_lanes(lanes):
+def test_prometheus_scrapes_all_lanes(lanes):
     def scraped():
-        found = prometheus.query(f"http://127.0.0.1:{lanes + 4}", 'up{job=~"loopline|gateway"} == 1')
-        return {labels.get("lane", labels["job"]) for labels, _ in found} == {
+        rows = prometheus.query(f"http://127.0.0.1:{lanes + 4}", 'up{job=~"loopline|gateway"} == 1')
+        return {labels.get("lane", labels["job"]) for labels, _ in rows} == {
             "champion",
             BASELINE,
             CHALLENGER,
@@ -155,7 +155,7 @@ def test_a_share_that_leaves_no_room_for_the_baseline_is_refused(up, gateway, pe
         gateway.share("classifier", percent)
 
 
-def test_nobody_there_is_said(tmp_path):
+def test_a_missing_gateway_is_reported(tmp_path):
     with pytest.raises(LooplineError, match="loopline up --gateway"):
         Gateway(tmp_path).ask("show info")
     with pytest.raises(LooplineError, match="no gateway is up"):
@@ -170,7 +170,7 @@ def test_haproxy_reads_a_configuration_whatever_the_folder_is_called(tmp_path, n
     assert checked.returncode == 0, checked.stderr
 
 
-def test_haproxy_wants_no_more_files_than_the_system_allows(tmp_path, monkeypatch):
+def test_haproxy_needs_no_more_files_than_the_system_allows(tmp_path, monkeypatch):
     monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 4096))
     config = write(tmp_path, port=1, metrics_port=2)
     command = ["bash", "-c", f"ulimit -n 4096; exec haproxy -c -f {config}"]
@@ -179,13 +179,13 @@ def test_haproxy_wants_no_more_files_than_the_system_allows(tmp_path, monkeypatc
     assert "maxconn 1948" in config.read_text()
 
 
-def test_a_folder_too_long_for_a_socket_has_it_elsewhere(tmp_path, monkeypatch):
+def test_a_folder_with_a_path_too_long_for_a_socket_has_its_socket_elsewhere(tmp_path, monkeypatch):
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
     assert len(str(socket_path(deep))) < 90
     assert str(socket_path(deep)) in write(deep, port=1, metrics_port=2).read_text()
     assert Path(socket_path(deep)).parent.stat().st_mode & 0o077 == 0
     before = socket_path(deep)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # of another shell
-    monkeypatch.setattr("tempfile.tempdir", None)  # or Python would not look at it again
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # as in another shell
+    monkeypatch.setattr("tempfile.tempdir", None)  # otherwise Python keeps the former value
     assert socket_path(deep) == before

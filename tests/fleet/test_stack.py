@@ -1,4 +1,4 @@
-"""`up`, `traffic`, `down`: the whole way from a request to an alert and back, with the real parts."""
+"""`up`, `traffic`, `down`: from a request to an alert and back, with the real programs."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ WINDOW, SCRAPE = "24s", 0.5
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A repository of one model: 256 images of each brightness, and a bundle that knows bright from dark."""
+    """A repository of one model: 256 images of each brightness, and a bundle that tells bright from dark."""
     monkeypatch.chdir(tmp_path)
     brightness.write_manifest(tmp_path / "data/classifier/manifest.parquet")
     (tmp_path / "models/classifier").mkdir(parents=True)
@@ -43,7 +43,7 @@ def loopline(*arguments, **options):
 
 
 def ports(first):
-    """Options for a row of six."""
+    """Options for six consecutive ports, of which four have an option."""
     return [
         "--port",
         first,
@@ -58,7 +58,7 @@ def ports(first):
 
 @pytest.fixture
 def started(folder):
-    """started(options) -> the first port of what is up: servers, their metrics, sentinel, Prometheus, Alertmanager."""
+    """started(options) starts a stack and returns its first port; down at the end of the test."""
 
     def start(*more):
         first = prometheus.free_ports(6)
@@ -72,15 +72,15 @@ def started(folder):
 
 def firing(first):
     """Names of the drift alerts that fire."""
-    found = prometheus.query(
+    rows = prometheus.query(
         f"http://127.0.0.1:{first + 4}", 'ALERTS{alertstate="firing",alertname=~"Drift.*|Retrain.*"}'
     )
-    return {labels["alertname"] for labels, _ in found}
+    return {labels["alertname"] for labels, _ in rows}
 
 
 @contextmanager
 def flowing(first, profile):
-    """Traffic of a profile, until what is waited for in here is true: a busy machine needs longer."""
+    """Send traffic of a profile until the block ends: a busy machine needs longer."""
     plan = traffic.TrafficPlan(url=f"http://127.0.0.1:{first}", profile=profile, rate=30, seconds=2)
     rows = {"classifier": traffic.samples("classifier", plan)}
     enough = threading.Event()
@@ -91,8 +91,8 @@ def flowing(first, profile):
             answers.update(traffic.send(rows, replace(plan, seed=seed), progress=False))
         return answers
 
-    with ThreadPoolExecutor(1) as one:
-        answers = one.submit(send)
+    with ThreadPoolExecutor(1) as thread:
+        answers = thread.submit(send)
         try:
             yield
         finally:
@@ -112,28 +112,30 @@ def test_clean_traffic_is_quiet_a_shift_raises_the_notice_and_its_end_clears_it(
         assert firing(first) == set()
 
     with flowing(first, "dark"):
-        told = prometheus.eventually(lambda: [a for a in received.alerts if a["labels"]["alertname"] == "DriftNotice"])
-    alert = told[0]
+        notices = prometheus.eventually(
+            lambda: [alert for alert in received.alerts if alert["labels"]["alertname"] == "DriftNotice"]
+        )
+    alert = notices[0]
     assert "Moved most: brightness (score" in alert["annotations"]["description"]
     assert (Path(__file__).parents[2] / alert["annotations"]["runbook_url"]).exists()
 
     with flowing(first, "clean"):
         prometheus.eventually(lambda: firing(first) == set())
-        prometheus.eventually(lambda: [a for a in received.alerts if a["status"] == "resolved"])
+        prometheus.eventually(lambda: [alert for alert in received.alerts if alert["status"] == "resolved"])
     received.close()
 
     checks = prometheus.query(url, "sum by (result) (loopline_sentinel_checks_total)")
     assert {labels["result"] for labels, count in checks if count} == {"same"}
-    asked = {
+    requests = {
         labels["route"]: count for labels, count in prometheus.query(url, "sum by (route) (loopline_requests_total)")
     }
     counted = prometheus.query(url, 'sum(loopline_signal_rows_total{signal="brightness"})')[0][1]
-    assert asked["probe"] > 30
-    assert asked["predict"] - 60 <= counted <= asked["predict"], "golden inputs are not counted as traffic"
+    assert requests["probe"] > 30
+    assert requests["predict"] - 60 <= counted <= requests["predict"], "golden inputs are not counted as traffic"
 
 
 def test_an_alert_goes_from_alertmanager_to_the_retrainer_with_the_token_of_this_start(started, folder):
-    """The drift of the alert is made up: the retrainer looks, sees none, and declines."""
+    """The alert is invented, so the retrainer finds no such version here and waits."""
     subprocess.run(["git", "init", "--quiet"], check=True, env=os.environ | {"GIT_CONFIG_GLOBAL": "/dev/null"})
     (folder / "params.yaml").write_text(brightness.params())
     policy = Path(__file__).parents[2] / "monitoring/retraining.yaml"
@@ -160,29 +162,29 @@ def test_down_ends_what_up_started_and_nothing_else(started, folder):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     started()
     state = folder / ".loopline/up/state.json"
-    found = processes.running(state.parent)
-    assert [process.name for process in found] == ["server-1", "sentinel", "alertmanager", "prometheus", "supervisor"]
+    running = processes.running(state.parent)
+    assert [process.name for process in running] == ["server-1", "sentinel", "alertmanager", "prometheus", "supervisor"]
     again = loopline("up")
     assert again.returncode == 1
-    assert "up already" in again.stderr
-    # A number that was given to another process since is not ours to end.
+    assert "already up" in again.stderr
+    # A process that now has the number of an ended one must not be ended.
     rows = json.loads(state.read_text())
     stranger = {"name": "stranger", "pid": other.pid, "created": 1.0, "address": ""}
     state.write_text(json.dumps([*rows, stranger]))
     assert loopline("down").stdout == "ended server-1, sentinel, alertmanager, prometheus, supervisor\n"
-    assert not any(processes.alive(process) for process in found)
+    assert not any(processes.alive(process) for process in running)
     assert other.poll() is None
     other.kill()
     other.wait()
     assert loopline("down").stdout == "nothing is up\n"
 
 
-def test_each_start_has_an_empty_store_unless_the_last_one_is_to_go_on(started, folder):
-    """Two bundles in turn, the second where the first was: Prometheus knows of the second alone."""
+def test_each_start_has_an_empty_store_unless_the_metrics_are_kept(started, folder):
+    """Two bundles in turn in the same folder: Prometheus has figures of the second one only."""
 
     def served(first):
-        seen = "count by (version) (present_over_time(loopline_model_info[1h]))"
-        return {labels["version"] for labels, _ in prometheus.query(f"http://127.0.0.1:{first + 4}", seen)}
+        query = "count by (version) (present_over_time(loopline_model_info[1h]))"
+        return {labels["version"] for labels, _ in prometheus.query(f"http://127.0.0.1:{first + 4}", query)}
 
     first = started()
     before = prometheus.eventually(lambda: served(first))
@@ -197,7 +199,7 @@ def test_each_start_has_an_empty_store_unless_the_last_one_is_to_go_on(started, 
     prometheus.eventually(lambda: served(first) == before | after)
 
 
-def test_what_does_not_start_leaves_nothing_running(folder):
+def test_a_failed_start_leaves_nothing_running(folder):
     done = loopline("up", "--webhook", "gopher://hole", *ports(prometheus.free_ports(6)))
     assert done.returncode == 1
     assert "alertmanager did not get ready" in done.stderr
@@ -206,8 +208,8 @@ def test_what_does_not_start_leaves_nothing_running(folder):
 
 
 @pytest.mark.parametrize("place", range(6))
-def test_a_port_that_another_process_has_is_named_before_anything_starts(folder, place):
-    """Debian starts a Prometheus of its own on 9090: it would answer in place of ours."""
+def test_a_port_that_is_taken_is_named_before_anything_starts(folder, place):
+    """Debian starts its own Prometheus on 9090, which would answer in place of the stack's."""
     first = prometheus.free_ports(6)
     with socket.create_server(("", first + place)):
         done = loopline("up", "--replicas", 2, *ports(first))
@@ -216,10 +218,10 @@ def test_a_port_that_another_process_has_is_named_before_anything_starts(folder,
     assert not (folder / ".loopline/up/state.json").exists()
 
 
-def test_the_second_of_two_starts_at_once_is_refused(folder):
+def test_the_second_of_two_simultaneous_starts_is_refused(folder):
     with locks.held(folder / ".loopline/up" / "up.lock"):
         done = loopline("up", *ports(prometheus.free_ports(6)))
-    assert (done.returncode, done.stderr) == (1, "loopline: another `loopline up` is at work here: wait for it\n")
+    assert (done.returncode, done.stderr) == (1, "loopline: another `loopline up` is running here: wait for it\n")
 
 
 def test_a_machine_without_prometheus_gets_advice(folder, monkeypatch):
@@ -235,13 +237,13 @@ def test_a_repository_without_bundles_is_told_what_to_do(tmp_path, monkeypatch):
     assert "run `make repro` first" in loopline("up").stderr
 
 
-def test_a_window_that_is_none_is_refused(folder):
+def test_an_invalid_window_is_refused(folder):
     done = loopline("up", "--window", "soon")
     assert done.returncode == 1
     assert "'soon' is no duration" in done.stderr
 
 
-def test_who_ended_since_it_was_looked_at_is_no_error(monkeypatch):
+def test_a_process_that_ended_meanwhile_is_no_error(monkeypatch):
     looks = iter([True, True, False])
     monkeypatch.setattr(processes, "alive", lambda _: next(looks))
     monkeypatch.setattr(processes, "END_SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""A real gateway for tests, and a steady sender that counts what it gets."""
+"""Helpers for tests with a real gateway: a steady sender that records every answer, a controller, the command line."""
 
 import http.client
 import json
@@ -25,7 +25,7 @@ needed = pytest.mark.skipif(
 
 
 class Sender:
-    """Steady requests through the gateway, each with an id of its own: (status, version, id) of every one."""
+    """Sends steady requests through the gateway, each with its own id. answers: (status, version, id) of each."""
 
     def __init__(self, port, clients=4, pause=0.005, values=range(256), token=None):
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -37,7 +37,8 @@ class Sender:
 
     def _send(self, port, number, pause):
         connection, count = http.client.HTTPConnection("127.0.0.1", port, timeout=30), 0
-        random = Random(number)  # in no order: in one, a lane could get the bright images and the other the dark ones
+        # A random order: otherwise one lane could get the bright images and the other the dark ones.
+        random = Random(number)
         while not self.stop.is_set():
             count += 1
             identity = f"{number}-{count}"
@@ -62,11 +63,11 @@ class Sender:
         return Counter(status for status, _, _ in self.answers)
 
     def since(self, mark):
-        """Versions of what was answered since there were so many answers."""
+        """Versions in the answers after the first `mark` ones, with their counts."""
         return Counter(version for _, version, _ in self.answers[mark:])
 
     def more(self, count=200):
-        """So many more answers; returns how many there were."""
+        """Wait for `count` more answers, and return how many there were before."""
         mark = len(self.answers)
         prometheus.eventually(lambda: len(self.answers) >= mark + count)
         return mark

@@ -1,4 +1,4 @@
-"""A canary that is judged by a real Prometheus' counts of its two lanes."""
+"""A canary is judged by what a real Prometheus counts in its two lanes."""
 
 import threading
 from functools import partial
@@ -23,42 +23,42 @@ def soak(ask, plan=PLAN, sick=lambda: ""):
 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory):
-    """Model -> verdict: each in a soak of its own, all at once on one Prometheus."""
+    """Model -> verdict. Each model has its own soak; all run at once on one Prometheus."""
     exporter = lanes.Lanes()
-    made = prometheus.Prometheus(tmp_path_factory.mktemp("prometheus"), [exporter.address], "")
-    ask = partial(prometheus_api.instant, made.url)
+    server = prometheus.Prometheus(tmp_path_factory.mktemp("prometheus"), [exporter.address], "")
+    ask = partial(prometheus_api.instant, server.url)
     prometheus.eventually(lambda: ask("loopline_requests_total"))
-    found, asked, again = {}, {}, set()
+    verdicts, asked, ready = {}, {}, set()
 
     def watched(expression):
-        """Notes who asks a question for the second time: it has seen all that was there before."""
+        """Ask, and note a thread that repeats an expression: it has seen all that was counted before."""
         name = threading.current_thread().name
         if expression in asked.setdefault(name, set()):
-            again.add(name)
+            ready.add(name)
         asked[name].add(expression)
         return ask(expression)
 
-    def one(model, plan):
-        found[model] = soak(watched, plan).verdict([model])
+    def judge(model, plan):
+        verdicts[model] = soak(watched, plan).verdict([model])
 
     plans = dict.fromkeys(lanes.MODELS, PLAN)
     plans["quiet"] = RolloutPlan(hold=4, every=0.2, policy=PLAN.policy)
     plans["unlabelled"] = RolloutPlan(hold=4, every=0.2, policy=RolloutPolicy(requests=100, points=3, labels=50))
-    threads = [threading.Thread(target=one, args=given) for given in plans.items()]
+    threads = [threading.Thread(target=judge, args=pair) for pair in plans.items()]
     for thread in threads:
         thread.start()
-    prometheus.eventually(lambda: len(again) == len(plans))
+    prometheus.eventually(lambda: len(ready) == len(plans))
     exporter.begin()
     for thread in threads:
         thread.join()
-    found["all"] = soak(ask, RolloutPlan(hold=20, every=0.2, policy=RolloutPolicy(requests=1, points=1))).verdict()
-    yield found
-    made.close()
+    verdicts["all"] = soak(ask, RolloutPlan(hold=20, every=0.2, policy=RolloutPolicy(requests=1, points=1))).verdict()
+    yield verdicts
+    server.close()
     exporter.close()
 
 
 @pytest.mark.parametrize("model", ["fine", "same"])
-def test_who_is_no_worse_passes_though_it_has_a_twentieth_of_the_requests(verdicts, model):
+def test_a_challenger_that_is_no_worse_passes_with_a_twentieth_of_the_requests(verdicts, model):
     assert verdicts[model].action == "pass", verdicts[model]
     assert f"{model}: errors " in verdicts[model].reasons[0]
     assert any("95th percentile" in reason for reason in verdicts[model].reasons)
@@ -68,38 +68,38 @@ def test_who_is_no_worse_passes_though_it_has_a_twentieth_of_the_requests(verdic
     ("model", "reason"),
     [
         ("failing", "more than chance"),
-        ("broken", "more than chance"),  # all of it in the first scrape: the series begins with 30
+        ("broken", "more than chance"),  # all errors are in the first scrape: the series begins with 30
         ("slow", "95th percentile of latency"),
         ("other", "predicted classes"),
-        ("mad", "no number"),
+        ("mad", "not a number"),
         ("worse", "labelled quality"),
     ],
 )
-def test_who_is_worse_is_rolled_back_and_the_reason_says_of_what(verdicts, model, reason):
+def test_a_worse_challenger_is_rolled_back_and_the_reason_names_the_fault(verdicts, model, reason):
     assert verdicts[model].action == "roll back", verdicts[model]
-    assert any(said.startswith(f"{model}: ") and reason in said for said in verdicts[model].reasons)
+    assert any(line.startswith(f"{model}: ") and reason in line for line in verdicts[model].reasons)
 
 
 @pytest.mark.parametrize(
     ("model", "reason"), [("quiet", "0 of 6 points of latency"), ("unlabelled", "of 50 labelled answers")]
 )
-def test_what_lacks_evidence_holds_until_time_is_out(verdicts, model, reason):
+def test_a_challenger_without_enough_evidence_holds_until_the_time_runs_out(verdicts, model, reason):
     assert verdicts[model].action == "hold"
     assert verdicts[model].reasons[0] == "no verdict within 4 s"
     assert reason in str(verdicts[model].reasons)
 
 
-def test_of_all_models_the_worst_decides(verdicts):
+def test_the_worst_of_all_models_decides(verdicts):
     assert verdicts["all"].action == "roll back"
-    named = {reason.partition(":")[0] for reason in verdicts["all"].reasons}
-    assert named and named <= {"failing", "slow", "other", "worse", "broken"}
+    models = {reason.partition(":")[0] for reason in verdicts["all"].reasons}
+    assert models and models <= {"failing", "slow", "other", "worse", "broken"}
 
 
 def away(_):
     raise LooplineError("http://127.0.0.1:9 cannot be reached")
 
 
-def test_without_prometheus_there_is_no_verdict_but_on_what_is_sick():
+def test_without_prometheus_only_a_sick_challenger_gets_a_verdict():
     verdict = soak(away, RolloutPlan(hold=0.1, every=0.1)).verdict(["fine"])
     assert (verdict.action, verdict.reasons[1]) == ("hold", "http://127.0.0.1:9 cannot be reached")
     verdict = soak(away, sick=lambda: "0 of 1 servers are ready").verdict(["fine"])
@@ -113,7 +113,7 @@ def test_a_challenger_that_was_never_scraped_holds():
     assert verdict.reasons[1] == "fine: Prometheus has not seen both lanes of fine yet"
 
 
-def test_who_ends_the_canary_by_hand_ends_the_judge():
+def test_ending_the_canary_by_hand_ends_the_judge():
     def over():
         raise LooplineError("the canary was ended by hand")
 

@@ -1,4 +1,4 @@
-"""The judge: what stops, what holds, what passes."""
+"""The judge: which evidence stops a rollout, which holds it, and which passes."""
 
 from dataclasses import replace
 from math import inf, nan
@@ -33,22 +33,22 @@ def test_equal_lanes_pass_with_their_figures():
 
 
 @pytest.mark.parametrize(
-    ("seen", "reason"),
+    ("canary", "reason"),
     [
         (evidence(sick="0 of 1 servers are alive"), "0 of 1 servers"),
-        (evidence(invalid=1), "no number"),
+        (evidence(invalid=1), "not a number"),
         (evidence(lane(10, errors=10)), "10 of 10 requests failed"),
-        (evidence(expected=nan), "no number"),
-        (evidence(lane(right=inf)), "no number"),
+        (evidence(expected=nan), "not a number"),
+        (evidence(lane(right=inf)), "not a number"),
     ],
 )
-def test_a_hard_stop_needs_no_minimum(seen, reason):
-    verdict = judge.canary(seen, POLICY)
+def test_a_hard_stop_needs_no_minimum(canary, reason):
+    verdict = judge.canary(canary, POLICY)
     assert verdict.action == "roll back"
     assert reason in verdict.reasons[0]
 
 
-def test_errors_that_both_lanes_have_are_nobodys_fault():
+def test_errors_in_both_lanes_do_not_count_against_the_challenger():
     assert judge.canary(evidence(lane(errors=300), lane(errors=300)), POLICY).action == "pass"
 
 
@@ -64,7 +64,7 @@ def test_errors_that_are_not_clear_hold():
     assert "not clear" in verdict.reasons[0]
 
 
-def test_slower_than_allowed_rolls_back_and_within_passes():
+def test_slower_than_allowed_rolls_back_and_within_the_limit_passes():
     policy = replace(POLICY, requests=2000, slice=40, points=50)
     slow, fine = (judge.canary(evidence(lane(4000, slower=x, seed=1), lane(4000)), policy) for x in (1.25, 1.03))
     assert slow.action == "roll back"
@@ -82,7 +82,7 @@ def test_too_few_points_of_latency_hold():
     assert "points of latency" in judge.canary(evidence(lane(190)), POLICY).reasons[0]
 
 
-def test_labelled_answers_count_where_they_are():
+def test_labelled_answers_count_if_there_are_any():
     good, bad = lane(labelled=5000, right=4600), lane(seed=1, labelled=5000, right=4000)
     assert judge.canary(evidence(bad, good), POLICY).action == "roll back"
     assert judge.canary(evidence(good, bad), POLICY).action == "pass"
@@ -94,7 +94,7 @@ def test_labelled_answers_count_where_they_are():
     assert judge.canary(evidence(a_bit_worse, other), demanding).action == "hold", "neither clear nor harmless"
 
 
-def test_other_classes_than_shadow_showed_roll_back():
+def test_classes_that_differ_more_than_in_the_shadow_roll_back():
     baseline, moved = lane(classes={"0": 500, "1": 500}), lane(seed=1, classes={"0": 900, "1": 100})
     verdict = judge.canary(evidence(moved, baseline), POLICY)
     assert verdict.action == "roll back"
@@ -103,41 +103,41 @@ def test_other_classes_than_shadow_showed_roll_back():
     assert judge.canary(evidence(lane(seed=1, classes={"0": 5, "1": 1}), baseline), POLICY).action == "pass", "chance"
 
 
-def test_requests_whose_classes_nobody_counted_hold():
-    for seen in (evidence(lane(seed=1, classes={})), evidence(baseline=lane(classes={"0": 0.0}))):
-        verdict = judge.canary(seen, POLICY)
+def test_requests_without_counted_classes_hold():
+    for uncounted in (evidence(lane(seed=1, classes={})), evidence(baseline=lane(classes={"0": 0.0}))):
+        verdict = judge.canary(uncounted, POLICY)
         assert verdict.action == "hold"
         assert "cannot be read" in verdict.reasons[0]
     nothing_yet = lane(0, classes={"0": 0.0})
     assert "points of latency" in judge.canary(evidence(nothing_yet, nothing_yet), POLICY).reasons[0]
 
 
-def shown(**more):
-    known = {"inputs": 200, "failed": 0, "invalid": 0, "agreed": 100, "ratios": np.ones(200)}
-    return Shadow(**known | more)
+def shadow(**more):
+    harmless = {"inputs": 200, "failed": 0, "invalid": 0, "agreed": 100, "ratios": np.ones(200)}
+    return Shadow(**harmless | more)
 
 
 @pytest.mark.parametrize(
-    ("seen", "action"),
+    ("replay", "action"),
     [
-        (shown(), "pass"),
-        (shown(agreed=0), "pass"),
-        (shown(inputs=50), "hold"),
-        (shown(failed=1), "roll back"),
-        (shown(invalid=1), "roll back"),
-        (shown(sick="down"), "roll back"),
-        (shown(ratios=np.full(200, 2.0)), "roll back"),
-        (shown(ratios=np.full(200, nan)), "roll back"),
+        (shadow(), "pass"),
+        (shadow(agreed=0), "pass"),
+        (shadow(inputs=50), "hold"),
+        (shadow(failed=1), "roll back"),
+        (shadow(invalid=1), "roll back"),
+        (shadow(sick="down"), "roll back"),
+        (shadow(ratios=np.full(200, 2.0)), "roll back"),
+        (shadow(ratios=np.full(200, nan)), "roll back"),
     ],
 )
-def test_shadow_stops_on_what_is_wrong_and_not_on_what_is_different(seen, action):
-    assert judge.shadow(seen, POLICY).action == action
+def test_shadow_stops_on_faults_and_not_on_different_answers(replay, action):
+    assert judge.shadow(replay, POLICY).action == action
 
 
-@given(ours=st.integers(0, 300), theirs=st.integers(0, 300), more=st.integers(0, 100))
-def test_more_errors_never_turn_a_rollback_into_anything_else(ours, theirs, more):
-    before = judge.canary(evidence(lane(errors=ours), lane(errors=theirs)), POLICY)
-    after = judge.canary(evidence(lane(errors=min(400, ours + more)), lane(errors=theirs)), POLICY)
+@given(challenger=st.integers(0, 300), baseline=st.integers(0, 300), more=st.integers(0, 100))
+def test_more_errors_never_turn_a_rollback_into_anything_else(challenger, baseline, more):
+    before = judge.canary(evidence(lane(errors=challenger), lane(errors=baseline)), POLICY)
+    after = judge.canary(evidence(lane(errors=min(400, challenger + more)), lane(errors=baseline)), POLICY)
     order = ["pass", "hold", "roll back"]
     assert order.index(after.action) >= order.index(before.action)
 
@@ -145,24 +145,24 @@ def test_more_errors_never_turn_a_rollback_into_anything_else(ours, theirs, more
 @given(
     wrong=st.sampled_from([nan, inf, -inf]),
     place=st.sampled_from(["seconds", "errors", "requests", "step", "labelled", "right", "classes"]),
-    ours=st.booleans(),
+    in_challenger=st.booleans(),
 )
-def test_what_is_no_number_is_a_hard_stop_wherever_it_is(wrong, place, ours):
+def test_a_figure_that_is_not_a_number_is_a_hard_stop_wherever_it_is(wrong, place, in_challenger):
     values = {"seconds": np.array([0.01] * 399 + [wrong]), "classes": {"0": 1.0, "1": wrong}}
     broken = replace(lane(), **{place: values.get(place, wrong)})
-    seen = evidence(challenger=broken) if ours else evidence(baseline=broken)
-    assert judge.canary(seen, POLICY).action == "roll back"
+    canary = evidence(challenger=broken) if in_challenger else evidence(baseline=broken)
+    assert judge.canary(canary, POLICY).action == "roll back"
 
 
 @given(n=st.integers(0, 199), errors=st.integers(0, 5), labels=st.integers(0, 50))
-def test_fewer_than_the_minimum_never_passes(n, errors, labels):
+def test_fewer_requests_than_the_minimum_never_pass(n, errors, labels):
     few = lane(n, errors=min(n, errors), labelled=labels, right=labels)
-    for seen in (evidence(challenger=few), evidence(baseline=few)):
-        assert judge.canary(seen, replace(POLICY, points=0)).action != "pass"
+    for canary in (evidence(challenger=few), evidence(baseline=few)):
+        assert judge.canary(canary, replace(POLICY, points=0)).action != "pass"
 
 
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=40), st.lists(st.integers(0, 6), min_size=2, max_size=40))
-def test_mann_whitney_is_scipys(a, b):
+def test_mann_whitney_agrees_with_scipy(a, b):
     a, b = np.array(a, float), np.array(b, float)
     if len({*a, *b}) > 1:
         expected = scipy.stats.mannwhitneyu(a, b, alternative="greater", method="asymptotic").pvalue
@@ -179,8 +179,8 @@ def test_the_shift_between_two_samples_is_found():
 def test_looking_after_every_error_still_alarms_as_seldom_as_promised():
     alarms = 0
     for _ in range(2000):
-        mine = np.cumsum(RNG.random(200) < 0.5)
-        alarms += any(judge.evalue(int(k), n + 1 - int(k)) >= 20 for n, k in enumerate(mine))
+        errors = np.cumsum(RNG.random(200) < 0.5)
+        alarms += any(judge.evalue(int(k), n + 1 - int(k)) >= 20 for n, k in enumerate(errors))
     assert alarms / 2000 <= 0.05
 
 
@@ -189,28 +189,27 @@ def test_looking_after_every_hundred_labels_still_alarms_as_seldom_as_promised()
     for _ in range(1000):
         a, b = (np.cumsum(RNG.binomial(100, 0.9, 50)) for _ in range(2))
         for n, (x, y) in enumerate(zip(a, b, strict=True), start=1):
-            ours, theirs = (LaneCounts(labelled=100.0 * n, right=float(right)) for right in (x, y))
-            if (y - x) / (100 * n) > judge.lost_by_chance(ours, theirs, 0.05):
+            challenger, baseline = (LaneCounts(labelled=100.0 * n, right=float(right)) for right in (x, y))
+            if (y - x) / (100 * n) > judge.lost_by_chance(challenger, baseline, 0.05):
                 alarms += 1
                 break
     assert alarms / 1000 <= 0.06
 
 
-def test_labels_that_came_between_two_looks_at_the_counters_are_no_error():
-    seen = evidence(lane(labelled=10, right=14), lane(labelled=10, right=9))
-    assert judge.canary(seen, POLICY).action == "pass"
+def test_labels_that_came_between_two_readings_of_the_counters_are_no_error():
+    canary = evidence(lane(labelled=10, right=14), lane(labelled=10, right=9))
+    assert judge.canary(canary, POLICY).action == "pass"
 
 
-@pytest.mark.parametrize(("ours", "action"), [(20, "pass"), (60, "roll back")])
-def test_of_errors_a_challenger_has_its_share_of_the_requests(ours, action):
-    seen = evidence(lane(2000, errors=ours), lane(38000, errors=380), share=0.05)
-    assert judge.canary(seen, POLICY).action == action
+@pytest.mark.parametrize(("errors", "action"), [(20, "pass"), (60, "roll back")])
+def test_a_challenger_may_have_its_share_of_the_errors(errors, action):
+    canary = evidence(lane(2000, errors=errors), lane(38000, errors=380), share=0.05)
+    assert judge.canary(canary, POLICY).action == action
 
 
-def test_with_a_share_too_chance_passes_the_bound_as_rarely_as_promised():
-    """A thousand streams of 2,000 errors, of which each is ours by lot."""
-    drawn = np.random.default_rng(5).random((1000, 2000)) < 0.05
-    ours = drawn.cumsum(axis=1)
+def test_with_a_small_share_chance_passes_the_bound_as_rarely_as_promised():
+    """A thousand streams of 2,000 errors; each error falls to the challenger with probability 0.05."""
+    errors = (np.random.default_rng(5).random((1000, 2000)) < 0.05).cumsum(axis=1)
     looks = range(19, 2000, 60)
-    passed = [any(judge.evalue(int(row[n]), int(n + 1 - row[n]), 0.05) >= 100 for n in looks) for row in ours]
+    passed = [any(judge.evalue(int(row[n]), int(n + 1 - row[n]), 0.05) >= 100 for n in looks) for row in errors]
     assert np.mean(passed) <= 0.01

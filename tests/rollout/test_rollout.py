@@ -1,4 +1,4 @@
-"""Rollouts with a real gateway and real servers, under load: nothing is lost, and every end is a consistent one."""
+"""Rollouts with a real gateway and real servers under load: no request is lost, and every end is consistent."""
 
 import os
 import signal
@@ -31,17 +31,17 @@ INPUTS = [brightness.png(value) for value in range(0, 250, 5)]
 
 
 def consistent(version, place):
-    """One champion server of this version, nobody on trial, nothing shared, nothing left over."""
-    wanted = members.read()
-    assert (wanted.baseline.replicas, wanted.challenger.replicas) == (0, 0)
+    """Assert that one champion server of this version runs, that no lane is on trial and that no server is left over."""
+    fleet = members.read()
+    assert (fleet.baseline.replicas, fleet.challenger.replicas) == (0, 0)
     names = [process.name for process in processes.running(members.FOLDER)]
     assert len([n for n in names if n.startswith("champion-")]) == 1
     assert not [n for n in names if n.startswith(("baseline-", "challenger-"))]
     assert set(members.strays()) <= set(names)
-    assert wanted.champion.bundles["classifier"].rpartition("/")[2].startswith(version)
+    assert fleet.champion.bundles["classifier"].rpartition("/")[2].startswith(version)
 
 
-def test_a_good_challenger_is_promoted_and_put_back_and_no_request_is_lost(up, place, versions, gateway):
+def test_a_good_challenger_is_promoted_and_rolled_back_and_no_request_is_lost(up, place, versions, gateway):
     old, new = versions
     with front.sending(up) as sender:
         controller = front.controller(INPUTS)
@@ -65,7 +65,7 @@ def test_a_good_challenger_is_promoted_and_put_back_and_no_request_is_lost(up, p
         controller.start(place / "challenger", QUICK)
 
 
-def test_servers_that_want_a_token_are_asked_with_it(place, monkeypatch, request):
+def test_servers_that_demand_a_token_get_it(place, monkeypatch, request):
     monkeypatch.setenv("LOOPLINE_TOKEN", "s3cret")
     up = request.getfixturevalue("up")
     with front.sending(up, token="s3cret"):
@@ -82,7 +82,7 @@ def test_an_unsigned_challenger_is_rolled_back_where_a_key_is_demanded_and_a_sig
     signature.sign(place / "models/classifier/bundle", place / "key.pem")
     monkeypatch.setenv("LOOPLINE_VERIFY_KEY", "key.pub")
     up = request.getfixturevalue("up")
-    monkeypatch.delenv("LOOPLINE_VERIFY_KEY")  # a rollout from another shell demands it all the same
+    monkeypatch.delenv("LOOPLINE_VERIFY_KEY")  # a rollout from another shell demands the signature all the same
     unsigned = replace(QUICK, steps=(50,), inputs=0)
     with front.sending(up):
         controller = front.controller()
@@ -105,9 +105,9 @@ def test_a_killed_challenger_costs_no_request_and_is_rolled_back(up, place, vers
         prometheus.eventually(lambda: versions[1] in sender.since(0))
         os.kill(members.servers("challenger")[0].pid, signal.SIGKILL)
         mark = sender.more(50)
-        said, _ = running.communicate(timeout=120)
-        assert running.returncode == 2, said
-        assert "rolled back" in said
+        printed, _ = running.communicate(timeout=120)
+        assert running.returncode == 2, printed
+        assert "rolled back" in printed
         assert set(sender.since(mark)) == {versions[0]}
     consistent(versions[0], place)
 
@@ -130,7 +130,7 @@ def test_a_challenger_that_answers_500_is_rolled_back(up, place, versions):
     consistent(versions[0], place)
 
 
-def test_shadow_stops_what_does_not_answer_before_any_request_reaches_it(up, place, versions):
+def test_shadow_stops_a_failing_challenger_before_any_request_reaches_it(up, place, versions):
     bundles.failing(place / "failing")
     with front.sending(up) as sender:
         controller = front.controller(INPUTS[::-1])
@@ -142,7 +142,7 @@ def test_shadow_stops_what_does_not_answer_before_any_request_reaches_it(up, pla
     assert set(sender.since(0)) == {versions[0]}
 
 
-def test_what_stays_unclear_is_rolled_back_and_never_promoted_by_time_out(up, place, versions):
+def test_an_unclear_canary_is_rolled_back_when_the_time_runs_out_and_never_promoted(up, place, versions):
     with front.sending(up):
         controller = front.controller()
         controller.start(place / "challenger", replace(ENDLESS, hold=1.0))
@@ -150,10 +150,10 @@ def test_what_stays_unclear_is_rolled_back_and_never_promoted_by_time_out(up, pl
     assert state.stage == "rolled back"
     assert "no verdict within 1 s" in state.reasons[0]
     consistent(versions[0], place)
-    assert not withdrawn(state), "what is unclear says nothing against it"
+    assert not withdrawn(state), "an unclear canary does not count against the challenger"
 
 
-def test_the_note_of_one_who_was_killed_stops_nobody_even_if_its_number_lives(up, place):
+def test_the_note_of_a_killed_command_stops_no_rollout_even_if_its_process_number_is_in_use(up, place):
     front.controller().start(place / "challenger", replace(ENDLESS, hold=1.0))
     (FOLDER / f"asked.{os.getpid()}.1.5").touch()
     running = front.loopline("rollout", "resume")
@@ -168,17 +168,17 @@ def withdrawn(state):
     return decisions.withdrawn(decisions.read().records, state.model, state.challenger)
 
 
-def test_too_few_inputs_for_the_shadow_are_said_before_anything_begins(up, place):
+def test_too_few_inputs_for_the_shadow_are_reported_before_anything_begins(up, place):
     with pytest.raises(LooplineError, match="has 5 answered inputs of the 20"):
         front.controller(INPUTS[:5]).start(place / "challenger", QUICK)
     assert read() is None
 
 
-def test_inputs_that_only_the_challenger_could_answer_are_no_pass(up, place):
+def test_inputs_that_the_champion_does_not_answer_never_pass_the_shadow(up, place):
     controller = front.controller([b"no image"] * 20)
     controller.start(place / "challenger", QUICK)
     state = controller.run()
-    assert (state.stage, "20 inputs are wanted" in state.reasons[0]) == ("rolled back", True)
+    assert (state.stage, "20 inputs are needed" in state.reasons[0]) == ("rolled back", True)
     assert not withdrawn(state)
 
 
@@ -195,16 +195,15 @@ def test_a_challenger_that_cannot_be_loaded_is_rolled_back(up, place, versions):
 
 
 @pytest.mark.parametrize("verb", ["promote", "rollback"])
-def test_by_hand_it_is_over_in_seconds_whatever_the_controller_is_at(up, place, versions, verb):
+def test_a_manual_command_ends_a_rollout_in_seconds_whatever_the_controller_does(up, place, versions, verb):
     with front.sending(up) as sender:
         front.controller().start(place / "challenger", ENDLESS)
         running = front.loopline("rollout", "resume")
         prometheus.eventually(lambda: versions[1] in sender.since(0))
         by_hand = front.loopline("rollout", verb, "classifier")
-        said, wrong = by_hand.communicate(timeout=120)
-        assert by_hand.returncode == 0, wrong
-        theirs, _ = running.communicate(timeout=120)
-        assert theirs == said
+        printed, errors = by_hand.communicate(timeout=120)
+        assert by_hand.returncode == 0, errors
+        assert running.communicate(timeout=120)[0] == printed, "the controller ends with the same state"
         mark = sender.more()
         stays = versions[1] if verb == "promote" else versions[0]
         assert set(sender.since(mark)) == {stays}
@@ -217,16 +216,16 @@ from loopline.lib import files, processes
 from loopline.rollout import controller, state
 
 stage, name = sys.argv[1:]
-room = {"start": processes, "write": files}[name]
-do = getattr(room, name)
+module = {"start": processes, "write": files}[name]
+function = getattr(module, name)
 
-def last(*given, **more):
-    done = do(*given, **more)
+def last(*arguments, **options):
+    result = function(*arguments, **options)
     if state.read().stage == stage:
         os.kill(os.getpid(), signal.SIGKILL)
-    return done
+    return result
 
-setattr(room, name, last)
+setattr(module, name, last)
 controller.Controller(lambda *_: []).run()
 """
 
@@ -234,11 +233,11 @@ controller.Controller(lambda *_: []).run()
 @pytest.mark.parametrize(
     ("stage", "after"), [("shadow", "start"), ("canary", "write"), ("promote", "start"), ("roll back", "write")]
 )
-def test_a_controller_killed_at_any_stage_is_followed_by_one_that_goes_on(up, place, versions, stage, after):
-    """It dies the moment the stage is on the disk; in `shadow` and `promote`, with a server that it started and did not note."""
+def test_after_a_controller_is_killed_at_any_stage_the_next_one_goes_on(up, place, versions, stage, after):
+    """It dies as soon as the stage is saved; in `shadow` and `promote`, after it started a server that it has not noted."""
     plan = replace(QUICK, inputs=0) if stage != "roll back" else replace(ENDLESS, hold=0.5)
-    # It too would go on
-    processes.end([one for one in processes.running(members.FOLDER) if one.name == supervised.SUPERVISOR])
+    # The supervisor would also start a controller.
+    processes.end([process for process in processes.running(members.FOLDER) if process.name == supervised.SUPERVISOR])
     with front.sending(up) as sender:
         state = front.controller().start(place / "challenger", plan)
         killed = subprocess.run([sys.executable, "-c", MORTAL, stage, after], timeout=240)
@@ -252,15 +251,15 @@ def test_a_controller_killed_at_any_stage_is_followed_by_one_that_goes_on(up, pl
         assert set(sender.since(mark)) == {stays}
     consistent(stays, place)
     actions = [record.action for record in decisions.read().records]
-    assert len([a for a in actions if a in ("promote", "rollback")]) == 1
+    assert len([action for action in actions if action in ("promote", "rollback")]) == 1
 
 
-def test_what_cannot_be_rolled_out_is_refused(up, place):
+def test_a_bundle_that_cannot_be_rolled_out_is_refused(up, place):
     controller = front.controller()
-    with pytest.raises(LooplineError, match="serves already"):
+    with pytest.raises(LooplineError, match="already serves"):
         controller.start(place / "models/classifier/bundle", QUICK)
     bundles.text(place / "text")
-    with pytest.raises(LooplineError, match="text is not served: there are classifier"):
+    with pytest.raises(LooplineError, match="text is not served; the models served are classifier"):
         controller.start(place / "text", QUICK)
     with pytest.raises(LooplineError, match="there is no rollout"):
         controller.run()
@@ -269,7 +268,7 @@ def test_what_cannot_be_rolled_out_is_refused(up, place):
     refused = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--journal", "nowhere")
     assert refused.wait(60) == 1
     refused.communicate()
-    assert read() is None, "no journal is no fault of the challenger"
+    assert read() is None, "a missing journal is not the challenger's fault"
     controller.start(place / "challenger", ENDLESS)
     bundles.classifier(place / "third", code="e" * 64)
     with pytest.raises(LooplineError, match="a rollout is under way"):
@@ -295,11 +294,11 @@ def test_the_command_line_takes_a_challenger_all_the_way(up, place, versions):
             0.1,
         ]
         done = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *options)
-        said, wrong = done.communicate(timeout=120)
-        assert done.returncode == 0, wrong
-        assert "promoted" in said
+        printed, errors = done.communicate(timeout=120)
+        assert done.returncode == 0, errors
+        assert "promoted" in printed
         twice = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *options)
-        assert (twice.communicate(timeout=120)[0], twice.returncode) == (said, 0)
+        assert (twice.communicate(timeout=120)[0], twice.returncode) == (printed, 0)
         back = front.loopline("rollout", "rollback", "classifier", "--reason", "a customer called")
         assert back.communicate(timeout=60)[0].endswith("a customer called\n")
         twice = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", *options)
@@ -311,7 +310,7 @@ def test_the_command_line_takes_a_challenger_all_the_way(up, place, versions):
     assert decisions.champions(decisions.read().records)["classifier"].champion.startswith(versions[1])
 
 
-def test_what_was_promoted_and_serves_no_more_begins_anew(up, place):
+def test_a_promoted_bundle_that_no_longer_serves_can_be_rolled_out_again(up, place):
     controller = front.controller()
     first = controller.start(place / "challenger", ENDLESS)
     assert controller.promote("classifier").stage == "promoted"
@@ -320,30 +319,30 @@ def test_what_was_promoted_and_serves_no_more_begins_anew(up, place):
     assert controller.start(place / "challenger", ENDLESS).id != first.id
 
 
-def test_a_start_of_another_does_not_wait_for_who_is_at_it(up, place):
+def test_a_start_of_another_bundle_is_refused_without_waiting(up, place):
     state = front.controller().start(place / "challenger", ENDLESS)
     with locks.held(FOLDER / "controller.lock"):
         second = front.loopline("rollout", "start", "classifier", "--bundle", "models/classifier/bundle", "--wait")
-        _, wrong = second.communicate(timeout=60)
+        _, errors = second.communicate(timeout=60)
     assert second.returncode == 1
-    assert f"a rollout is under way: {state}" in wrong
+    assert f"a rollout is under way: {state}" in errors
 
 
-def test_a_second_start_of_the_same_waits_for_its_end(up, place):
+def test_a_second_start_of_the_same_bundle_waits_for_its_end(up, place):
     state = front.controller().start(place / "challenger", ENDLESS)
     with locks.held(FOLDER / "controller.lock"):
         second = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--wait", "--inputs", 0)
         with pytest.raises(subprocess.TimeoutExpired):
             second.communicate(timeout=5)
     front.loopline("rollout", "promote", "classifier").communicate(timeout=60)
-    said, _ = second.communicate(timeout=60)
+    printed, _ = second.communicate(timeout=60)
     assert second.returncode == 0
-    assert "promoted" in said
+    assert "promoted" in printed
     assert read(FOLDER).id == state.id
 
 
 @pytest.mark.parametrize("steps", ["60", "25,5", "", "five"])
-def test_steps_that_are_none_are_refused(place, steps):
+def test_invalid_steps_are_refused(place, steps):
     done = front.loopline("rollout", "start", "classifier", "--bundle", "challenger", "--steps", steps)
     assert "rising percents up to 50" in done.communicate()[1]
 
@@ -353,10 +352,10 @@ def test_down_ends_a_rollout_with_all_its_servers(up, place):
     done = front.loopline("rollout", "start", "classifier", "--bundle", "challenger")
     done.communicate()
     prometheus.eventually(lambda: members.servers("challenger") and members.servers("baseline"))
-    found = processes.running(members.FOLDER)
-    assert "rollout" in {process.name for process in found}
+    running = processes.running(members.FOLDER)
+    assert "rollout" in {process.name for process in running}
     front.loopline("down").communicate()
-    assert not any(map(processes.alive, found))
+    assert not any(map(processes.alive, running))
     assert members.strays() == {}
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of the judge: it runs, its words follow from its figures, and the committed page is of the shipped policy."""
+"""The benchmark of the judge runs, names missed targets, and its committed page describes the shipped policy."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def test_a_quick_run_writes_a_page_and_a_picture(tmp_path):
     assert (tmp_path / "docs/pictures/rollout-benchmark.png").stat().st_size > 5_000
 
 
-def test_a_missed_target_is_said(page):
+def test_a_missed_target_is_named(page):
     def figures(same, faulty):
         row = {"size": page.SHIPPED.requests, "timed_out": 0.0, "requests": 1, "reason": "errors"}
         return {
@@ -40,7 +40,7 @@ def test_a_missed_target_is_said(page):
     assert len(page.missed(figures(0.0, 0.94))) == len(page.FAULTS) - 1
 
 
-def test_the_committed_page_is_of_the_shipped_policy_and_meets_every_target(page):
+def test_the_committed_page_describes_the_shipped_policy_and_meets_every_target(page):
     text = (ROOT / "docs/rollout-benchmark.md").read_text()
     assert f"Targets at the shipped {page.SHIPPED.requests:,} requests" in text
     assert "Every target is met" in text

@@ -1,7 +1,8 @@
 """Deployment in containers on one machine, with Docker Compose or podman-compose: serving/compose.yaml.
 
-Two services, `blue` and `green`, take turns as the champion; the gateway sends to whichever is healthy. A third, `challenger`, is
-asked its golden inputs before anything else changes, and gets a share while a canary is on. Sentinel and retrainer know the champion.
+Two services, `blue` and `green`, take turns as the champion, and the gateway sends requests to the healthy one. A third service,
+`challenger`, must answer its golden inputs before anything else changes, and gets a share of the requests during a canary.
+Sentinel and retrainer have a copy of the champion's bundles.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import ceil
 from pathlib import Path
 from types import MappingProxyType
 
-from loopline.deploy import verify
+from loopline.deploy import compose_configuration, compose_gateway, verify
 from loopline.errors import LooplineError
-from loopline.fleet import configuration, gateway, members
+from loopline.fleet import configuration, members
 from loopline.fleet.gateway import CHALLENGER, CHAMPION, COLOURS
 from loopline.lib import credentials, files, locks
-from loopline.lib.http import FetchError, answers, fetch
+from loopline.lib.http import answers
 from loopline.lib.waiting import until
-from loopline.observability import prometheus_api, rules
+from loopline.observability import prometheus_api
 from loopline.release import bundle, decisions, signature
 from loopline.rollout import canary_metrics
 from loopline.rollout.state import RolloutPlan
@@ -38,12 +38,15 @@ SERVICES = ("gateway", "alertmanager", "prometheus", *WATCHERS, "grafana", "post
 TOKEN = "LOOPLINE_RETRAINER_TOKEN"  # noqa: S105 - the name of a variable
 SECRETS = ("POSTGRES_PASSWORD", "GRAFANA_ADMIN_PASSWORD", TOKEN)
 READY_SECONDS = 120.0
-PORTS = {"LOOPLINE_PORT": 8080, "LOOPLINE_METRICS_PORT": 8081, "LOOPLINE_CHALLENGER_PORT": 8085}
 
 
 @dataclass(frozen=True)
 class ComposeState:
-    """What serves. active: the champion's colour. releases: service -> model -> the bundle's folder. share: of the challenger."""
+    """The present deployment.
+
+    active: the champion's colour, empty before the first deployment. releases: service -> model -> the bundle's folder. share:
+    percent of the requests that the challenger gets.
+    """
 
     active: str = ""
     releases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -52,9 +55,11 @@ class ComposeState:
 
 @dataclass(frozen=True, kw_only=True)
 class Compose:
-    """The stack of serving/compose.yaml. services: beside the servers. share: percent that a canary gets. policy: the retrainer's.
+    """The stack of serving/compose.yaml.
 
-    plan: how the judge is to judge a canary; None: nobody judges. scrape: seconds between two looks that Prometheus takes.
+    services: those to run beside the servers. share: percent of the requests that a canary gets. plan: for the judge of a canary;
+    None: no judge. scrape: seconds between two scrapes by Prometheus. policy: file of the retrainer's. folder: of state and
+    configuration.
     """
 
     services: Sequence[str] = SERVICES
@@ -65,17 +70,17 @@ class Compose:
     folder: Path = FOLDER
 
     def deploy(self, bundles: Sequence[Path]) -> list[str]:
-        """See `Target`. What the golden inputs find wrong never gets a request of a client."""
+        """See `Target`. A bundle that fails its golden inputs never gets a client's request."""
         with locks.held(self.folder / "lock"):
-            state, release = self._wanted(bundles)
+            state, release = self._plan_release(bundles)
             if state.active and not state.share and release == state.releases[state.active]:
                 self._configure()
-                self._tell(release)  # the policy or a token may be new, or the last one was killed before it got there
-                said = ["all of these bundles serve already: nothing to do"]
+                self._tell(release)  # policy or token may be new, or an earlier call was killed before it got here
+                lines = ["all of these bundles already serve: nothing to do"]
             else:
-                said = self._swap(state, release)
+                lines = self._swap(state, release)
             try:
-                return [*said, *self._checked(_url("LOOPLINE_PORT"), bundles)]
+                return [*lines, *self._checked(compose_gateway.url("LOOPLINE_PORT"), bundles)]
             except LooplineError:
                 if state.active and state.active != self.read().active:
                     self._turn(self.read(), state.active)
@@ -83,71 +88,73 @@ class Compose:
                 raise
 
     def canary(self, bundles: Sequence[Path]) -> list[str]:
-        """See `Target`. Without a plan nobody judges: look at the dashboards, then `deploy` the same, or `rollback`.
+        """See `Target`. Without a plan there is no judge: look at the dashboards, then `deploy` the same, or `rollback`.
 
-        With one it waits for the judge, and raises LooplineError with its reasons once it has ended a canary that did not pass.
+        With a plan it waits for the judge. It ends a canary that does not pass, and raises LooplineError with the judge's
+        reasons.
         """
         if self.plan and "prometheus" not in self.services:
-            raise LooplineError("the judge asks Prometheus, which is not among the services")
+            raise LooplineError("the judge needs Prometheus, which is not among the services: add it to --services")
         with locks.held(self.folder / "lock"):
-            state, release = self._wanted(bundles)
+            state, release = self._plan_release(bundles)
             if not state.active:
                 raise LooplineError("nothing serves yet: `make deploy TARGET=compose` first")
             serves = state.releases[state.active]
             new = [model for model, path in release.items() if serves.get(model, path) != path]
             if not new:
-                raise LooplineError("all of these bundles serve already: there is nothing to try")
+                raise LooplineError("all of these bundles already serve: there is nothing to try")
             self._try(state, release)
             self._write(replace(state, releases={**state.releases, CHALLENGER: release}, share=self.share))
             self._shares(dict.fromkeys(new, self.share))
-            try:
-                self._until(lambda: _up(CHALLENGER, lane=CHALLENGER), CHALLENGER)  # until then the champion stands in
+            try:  # until the challenger is up, the champion answers for it
+                self._until(lambda: compose_gateway.reports_up(CHALLENGER, lane=CHALLENGER), CHALLENGER)
             except LooplineError:
                 self._end_trial(replace(self.read(), share=0))
                 raise
-        said = [f"{', '.join(new)}: {self.share} % of the requests go to the challenger"]
-        return said if self.plan is None else [*said, *self._soak(self.plan, release, new)]
+        lines = [f"{', '.join(new)}: {self.share} % of the requests go to the challenger"]
+        return lines if self.plan is None else [*lines, *self._soak(self.plan, release, new)]
 
     def _soak(self, plan: RolloutPlan, release: Mapping[str, str], models: Sequence[str]) -> list[str]:
-        """Without the lock, so that somebody can end it by hand."""
-        before = _stood_in()
+        """Wait for the judge and note its decision. The wait is without the lock, so that a manual command can end the canary."""
+        before = compose_gateway.stood_in()
 
         def sick() -> str:
             state = self.read()
             if not state.share or state.releases.get(CHALLENGER) != release:
                 raise LooplineError("the canary was ended by hand")
-            if (stood_in := _stood_in() - before) > 0:
+            if (stood_in := compose_gateway.stood_in() - before) > 0:
                 return f"the champion had to answer {stood_in} requests for the challenger"
-            return "" if _up(CHALLENGER, lane=CHALLENGER) else "the gateway finds the challenger down"
+            up = compose_gateway.reports_up(CHALLENGER, lane=CHALLENGER)
+            return "" if up else "the gateway reports the challenger down"
 
-        ask = partial(prometheus_api.instant, _url("LOOPLINE_PROMETHEUS_PORT"))
+        ask = partial(prometheus_api.instant, compose_gateway.url("LOOPLINE_PROMETHEUS_PORT"))
         verdict = canary_metrics.Soak(ask=ask, sick=sick, plan=plan, scrape=self.scrape).verdict(models)
         passed = verdict.action == "pass"
         with locks.held(self.folder / "lock"):
-            sick()  # as it is now
+            sick()  # raises if the canary was ended meanwhile
             if not passed:
                 self._end_trial(replace(self.read(), share=0))
             serves = self.read().releases[self.read().active]
             for model in models:
-                ours, champion = (bundle.read(Path(of[model])).version for of in (release, serves))
+                challenger, champion = (bundle.read(Path(folders[model])).version for folders in (release, serves))
                 decisions.append(
                     model,
                     "canary" if passed else "rollback",
-                    bundle=ours if passed else champion,
+                    bundle=challenger if passed else champion,
                     champion=champion,
                     reasons=verdict.reasons,
-                    evidence={"withdrawn": ours} if verdict.action == "roll back" else {},
+                    evidence={"withdrawn": challenger} if verdict.action == "roll back" else {},
                 )
         return canary_metrics.said(verdict)
 
     def verify(self, bundles: Sequence[Path]) -> list[str]:
         """See `Target`."""
-        return verify.differences(_url("LOOPLINE_PORT"), bundles)
+        return verify.differences(compose_gateway.url("LOOPLINE_PORT"), bundles)
 
     def rollback(self, model: str | None) -> list[str]:
-        """See `Target`. The whole release goes back: a canary ends, or the colour before takes over."""
+        """See `Target`. Rolls back the complete release: a canary ends, or else the other colour takes over."""
         if model:
-            raise LooplineError("in containers the whole release goes back: leave the model out")
+            raise LooplineError("in containers a rollback is of the whole release: leave the model out")
         with locks.held(self.folder / "lock"):
             state = self.read()
             if state.share:
@@ -161,35 +168,36 @@ class Compose:
             return [f"{before} serves again: {_versions(state.releases[before])}"]
 
     def read(self) -> ComposeState:
-        """What was done last."""
+        """The saved state; the default state before the first deployment."""
         try:
             return ComposeState(**json.loads((self.folder / "state.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return ComposeState()
 
     def down(self) -> None:
-        """End every container; data stays in its volumes. What served is forgotten: the next deployment is a first one."""
+        """End every container and forget the state, so that the next deployment is a first one. Volumes keep their data."""
         with locks.held(self.folder / "lock"):
-            self._compose("down", given=dict.fromkeys(SECRETS, "not needed"))
+            self._compose("down", variables=dict.fromkeys(SECRETS, "not needed"))
             (self.folder / "state.json").unlink(missing_ok=True)
             files.write(self.folder / "gateway/shares.map", "", shared=True)
 
-    def _wanted(self, bundles: Sequence[Path]) -> tuple[ComposeState, dict[str, str]]:
-        """What serves, and what is to: the bundles that are named, and of other models those that serve."""
+    def _plan_release(self, bundles: Sequence[Path]) -> tuple[ComposeState, dict[str, str]]:
+        """The state and the new release: these bundles, and the present ones of all other models."""
         if missing := [name for name in SECRETS if not os.environ.get(name)]:
-            raise LooplineError(f"{' and '.join(missing)} must be set in the environment, and not be empty")
+            raise LooplineError(f"{' and '.join(missing)} must be set in the environment and must not be empty")
         kept = [members.keep(path) for path in bundles]
-        asked = {model: str(found.folder) for model, found in kept}
-        if len(asked) < len(kept):
-            raise LooplineError("two of the bundles are of one model: name one of each")
+        named = {model: str(copy.folder) for model, copy in kept}
+        if len(named) < len(kept):
+            raise LooplineError("two of the bundles are of one model: name one bundle for each model")
         state = self.read()
-        return state, {**state.releases.get(state.active, {}), **asked}
+        return state, {**state.releases.get(state.active, {}), **named}
 
     def _swap(self, state: ComposeState, release: dict[str, str]) -> list[str]:
+        """Put the release on trial, then into the idle colour, which takes over."""
         self._configure()
-        if JOURNAL in self.services:  # first of all: its image says who may write into the volume
+        if JOURNAL in self.services:  # it starts first, because its image sets the owner of the volume
             self._compose("up", "--detach", "--no-deps", "--no-recreate", JOURNAL)
-        if not (state.share and state.releases.get(CHALLENGER) == release):  # else its canary has shown that
+        if not (state.share and state.releases.get(CHALLENGER) == release):  # otherwise the canary has run the trial
             self._try(state, release)
         to = _other(state.active)
         self._fill(to, release)
@@ -198,13 +206,16 @@ class Compose:
         return [f"{to} serves: {_versions(release)}"]
 
     def _try(self, state: ComposeState, release: dict[str, str]) -> None:
-        """Start it where no client gets to, and ask its golden inputs. Raises LooplineError, and nothing but a canary has ended."""
+        """Start the release as challenger without clients, and ask its golden inputs. Ends a canary that is on.
+
+        Raises LooplineError if the release fails; the champion is then untouched.
+        """
         state = replace(state, share=0)
         if self.read().share:
             self._end_trial(state)
         self._fill(CHALLENGER, release)
         self._compose("up", "--detach", "--no-deps", "--force-recreate", CHALLENGER)
-        url = _url("LOOPLINE_CHALLENGER_PORT")
+        url = compose_gateway.url("LOOPLINE_CHALLENGER_PORT")
         try:
             self._until(lambda: answers(f"{url}/v2/health/ready"), CHALLENGER)
             self._checked(url, [Path(path) for path in release.values()])
@@ -213,113 +224,83 @@ class Compose:
             raise
 
     def _turn(self, state: ComposeState, to: str) -> None:
-        """The colour `to` takes over: it starts, and once the gateway sees it, the other one ends."""
+        """Let the colour `to` take over: start it, and once the gateway reports it up, end the other colour."""
         self._compose("up", "--detach", "--no-deps", "--force-recreate", to)
-        self._compose(
-            "up", "--detach", "--no-recreate", *(one for one in self.services if one not in (SENTINEL, RETRAINER))
-        )
+        others = [service for service in self.services if service not in (SENTINEL, RETRAINER)]
+        self._compose("up", "--detach", "--no-recreate", *others)
         try:
-            self._until(lambda: _up(to), to)
+            self._until(lambda: compose_gateway.reports_up(to), to)
         except LooplineError:
             self._compose("stop", to)
             raise
         self._end_trial(replace(state, active=to, share=0))
         if state.active:
             self._compose("stop", state.active)
-        self._tell(state.releases[to])  # now that no other version answers
+        self._tell(state.releases[to])  # only now, when no other version answers
 
     def _tell(self, release: Mapping[str, str]) -> None:
-        """Those that watch the champion learn which it is, and what of the configuration and the environment is new."""
+        """Give the services that watch the champion its bundles, the configuration and the environment."""
         self._fill(CHAMPION, {f"{model}/bundle": path for model, path in release.items()})
         for service in {"prometheus", "alertmanager"}.intersection(self.services):
             self._compose("kill", "--signal", "HUP", service)
-        if anew := [one for one in (SENTINEL, RETRAINER) if one in self.services]:
+        if watchers := [service for service in (SENTINEL, RETRAINER) if service in self.services]:
             token = self.folder / "alertmanager/token"
             files.write(token, credentials.secret(TOKEN) or "", shared=True)
-            token.chmod(0o644)  # Alertmanager's user reads it; of this machine's users only ours gets into the folder
-            self._compose("up", "--detach", "--no-deps", "--force-recreate", *anew)
+            # Alertmanager's user must read the file. Other users of this machine cannot enter the folder.
+            token.chmod(0o644)
+            self._compose("up", "--detach", "--no-deps", "--force-recreate", *watchers)
 
     def _end_trial(self, state: ComposeState) -> None:
+        """Stop the challenger, and save this state without it."""
         if self.read().share:
             self._shares({})
         self._compose("stop", CHALLENGER)
-        self._write(replace(state, releases={k: v for k, v in state.releases.items() if k != CHALLENGER}))
+        self._write(
+            replace(state, releases={name: release for name, release in state.releases.items() if name != CHALLENGER})
+        )
 
     def _shares(self, shares: Mapping[str, int]) -> None:
-        """Model -> percent. The gateway reads them anew; no connection is closed on a client that waits."""
+        """Write the shares, model -> percent, and let the gateway reload them. No connection of a waiting client is closed."""
         text = "".join(f"{model} {share}\n" for model, share in shares.items())
         files.write(self.folder / "gateway/shares.map", text, shared=True)
         self._compose("kill", "--signal", "USR2", "gateway")
 
     def _configure(self) -> None:
-        """What gateway, Prometheus and Alertmanager are told."""
-        import yaml
-
-        for name in ("gateway", "prometheus", "alertmanager", CHAMPION, CHALLENGER, *COLOURS):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        (self.folder / "gateway/haproxy.cfg").write_text(gateway.containers("/etc/loopline"), encoding="utf-8")
-        (self.folder / "gateway/shares.map").touch()
-        (self.folder / "prometheus/rules.yml").write_text(rules.text(rules.WINDOW), encoding="utf-8")
-        source = configuration.CONFIGURATION
-        prometheus = yaml.safe_load((source / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
-        prometheus["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": ["alertmanager:9093"]}]}]}
-        prometheus["global"]["scrape_interval"] = f"{ceil(1000 * self.scrape)}ms"
-        names = {"names": [*COLOURS, CHALLENGER], "type": "A", "port": 8080, "refresh_interval": "5s"}
-        lane = {"source_labels": ["__meta_dns_name"], "target_label": "lane"}
-        champion = {"regex": "|".join(COLOURS), "replacement": CHAMPION}
-        prometheus["scrape_configs"] = [
-            {"job_name": "loopline", "dns_sd_configs": [names], "relabel_configs": [lane, {**lane, **champion}]},
-            *(
-                {"job_name": name, "static_configs": [{"targets": [f"{name}:{port}"]}]}
-                for name, port in {"gateway": 8081, **WATCHERS}.items()
-                if name in self.services
-            ),
-        ]
-        (self.folder / "prometheus/prometheus.yml").write_text(yaml.safe_dump(prometheus), encoding="utf-8")
-        manager = yaml.safe_load((source / "alertmanager/alertmanager.yml").read_text(encoding="utf-8"))
-        if RETRAINER in self.services:
-            configuration.tell_retrainer(manager, f"http://{RETRAINER}:{WATCHERS[RETRAINER]}", "/etc/loopline/token")
-        else:
-            configuration.without_retrainer(manager)
-        (self.folder / "alertmanager/alertmanager.yml").write_text(yaml.safe_dump(manager), encoding="utf-8")
+        """Write the configuration of gateway, Prometheus and Alertmanager."""
+        ports = {name: port for name, port in {"gateway": 8081, **WATCHERS}.items() if name in self.services}
+        retrainer = f"http://{RETRAINER}:{WATCHERS[RETRAINER]}" if RETRAINER in self.services else ""
+        compose_configuration.write(self.folder, ports, scrape=self.scrape, retrainer=retrainer)
 
     def _fill(self, service: str, release: Mapping[str, str]) -> None:
-        """The service's folder of bundles; it does not run, or is started anew."""
+        """Fill the service's folder with the bundles of the release. The service must not run, or be restarted afterwards."""
         folder = self.folder / service
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-        for model, path in release.items():
-            shutil.copytree(path, folder / model)
-            signature.carry(Path(path), folder / model)
-        for found in (folder, *folder.rglob("*")):  # the container's user is not the one who made them
-            found.chmod(0o755 if found.is_dir() else 0o644)
+        for model, source in release.items():
+            shutil.copytree(source, folder / model)
+            signature.carry(Path(source), folder / model)
+        for path in (folder, *folder.rglob("*")):  # the container runs as another user
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
     def _write(self, state: ComposeState) -> None:
         files.write(self.folder / "state.json", json.dumps(asdict(state), indent=1), shared=True)
 
     def _checked(self, url: str, bundles: Sequence[Path]) -> list[str]:
         if wrong := verify.differences(url, bundles):
-            raise LooplineError("\n  ".join(["it does not answer as it should:", *wrong]))
+            raise LooplineError("\n  ".join([f"{url} does not answer as the bundles say:", *wrong]))
         return [f"verified: {len(bundles)} bundles answer as they should at {url}"]
 
-    def _until(self, true: Callable[[], bool], service: str) -> None:
-        if not until(true, READY_SECONDS, every=0.2):
+    def _until(self, condition: Callable[[], bool], service: str) -> None:
+        if not until(condition, READY_SECONDS, every=0.2):
             logs = self._compose("logs", "--tail=20", service)
             raise LooplineError(f"{service} did not get ready; the end of its log:\n{logs[-1500:]}")
 
-    def _compose(self, *words: str, given: Mapping[str, str] = MappingProxyType({})) -> str:
-        """given: beside the environment. Raises LooplineError with its words where it fails."""
+    def _compose(self, *words: str, variables: Mapping[str, str] = MappingProxyType({})) -> str:
+        """Run a Compose command and return its output. variables: for the environment. Raises LooplineError if it fails."""
         command = [*engine(), "--file", str(FILE), *words]
-        env = (
-            os.environ
-            | given
-            | {
-                "LOOPLINE_HOME": str(self.folder.absolute()),
-                "LOOPLINE_POLICY": str(self.policy.absolute()),
-            }
-        )
+        paths = {"LOOPLINE_HOME": str(self.folder.absolute()), "LOOPLINE_POLICY": str(self.policy.absolute())}
+        env = os.environ | variables | paths
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
         if done.returncode:
             raise LooplineError(f"`{' '.join(command)}` ended with {done.returncode}:\n{done.stderr.strip()[-1500:]}")
@@ -327,42 +308,19 @@ class Compose:
 
 
 def engine() -> list[str]:
-    """The words that start Compose: LOOPLINE_COMPOSE, else what works here. Raises LooplineError where nothing does."""
-    if given := os.environ.get("LOOPLINE_COMPOSE"):
-        return shlex.split(given)
+    """The command for Compose: LOOPLINE_COMPOSE, or else one that works here. Raises LooplineError if none works."""
+    if command := os.environ.get("LOOPLINE_COMPOSE"):
+        return shlex.split(command)
     for words in (["docker", "compose"], ["podman-compose"]):
         if not shutil.which(words[0]):
             continue
         if subprocess.run([*words, "version"], capture_output=True, check=False).returncode == 0:
             return words
-    raise LooplineError("neither `docker compose` nor `podman-compose` works here: install one, or TARGET=process")
+    raise LooplineError("neither `docker compose` nor `podman-compose` works here: install one, or use TARGET=process")
 
 
 def _other(colour: str) -> str:
     return COLOURS[1] if colour == COLOURS[0] else COLOURS[0]
-
-
-def _url(port: str) -> str:
-    return f"http://127.0.0.1:{os.environ.get(port) or PORTS[port]}"
-
-
-def _gateway() -> list[str]:
-    """Lines of its metrics; none where it does not answer."""
-    try:
-        return fetch(f"{_url('LOOPLINE_METRICS_PORT')}/metrics", timeout=5).decode().splitlines()
-    except FetchError:
-        return []
-
-
-def _up(server: str, lane: str = CHAMPION) -> bool:
-    """Does the gateway see it?"""
-    return f'haproxy_server_status{{proxy="{lane}",server="{server}",state="UP"}} 1' in _gateway()
-
-
-def _stood_in() -> int:
-    """Requests of the challenger's share that the champion had to answer, since the gateway learned of the share."""
-    of = tuple(f'haproxy_server_sessions_total{{proxy="{CHALLENGER}",server="{colour}"}} ' for colour in COLOURS)
-    return sum(int(float(row.split()[-1])) for row in _gateway() if row.startswith(of))
 
 
 def _versions(release: Mapping[str, str]) -> str:
@@ -370,7 +328,7 @@ def _versions(release: Mapping[str, str]) -> str:
 
 
 def _noted(release: Mapping[str, str], before: Mapping[str, str], action: str) -> None:
-    """A line in the decision log for each model that changed."""
+    """Append a line to the decision log for each model that changed."""
     for model, path in release.items():
         if before.get(model) != path:
             version = bundle.read(Path(path)).version

@@ -1,7 +1,8 @@
-"""What `loopline deploy --target kubernetes` does: the kustomize overlay says what there is, kubectl does it.
+"""The cluster of `loopline deploy --target kubernetes`: a kustomize overlay describes its objects, and kubectl applies them.
 
-Two lanes, each a Deployment: the champion, and a challenger that has servers only during a canary. The HTTPRoute's weights share
-predictions between them. All state is in the cluster, and every verb looks there first: who was cut off calls it again.
+There are two lanes, each a Deployment: the champion, and a challenger that has servers only during a canary. The weights of the
+HTTPRoute share predictions between them. All state is in the cluster and every verb reads it first, so an interrupted verb can be
+called again.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from loopline.fleet.gateway import CHALLENGER, CHAMPION
 from loopline.observability import prometheus_api
 
 NAME = "loopline"
-PREVIOUS = f"{NAME}/previous-image"  # of the champion, before the one that it has: what a rollback goes back to
+PREVIOUS = f"{NAME}/previous-image"  # annotation with the champion's former image, which a rollback restores
 IMAGE = "/spec/template/spec/containers/0/image"
 PROMETHEUS = "monitoring/prometheus-operated:9090"  # namespace/service:port, as the operator names it
-SECONDS = 300  # until a lane has its servers; the Deployment's own progressDeadlineSeconds says so earlier
+SECONDS = 300  # limit until a lane has its servers; the Deployment's progressDeadlineSeconds is shorter
 
 
 @dataclass(frozen=True)
 class LaneReplicas:
-    """replicas: wanted. ready: those that serve with this image."""
+    """replicas: target number of servers. ready: servers that run this image and are available."""
 
     image: str
     replicas: int
@@ -36,9 +37,11 @@ class LaneReplicas:
 
 @dataclass(frozen=True)
 class RolloutStatus:
-    """share: percent of the predictions that the challenger answers. mirrored: it gets a copy of all, and nobody its answers.
+    """The state of both lanes.
 
-    previous: the image that a rollback goes back to, the champion's own if it went back already; empty if there is none.
+    share: percent of the predictions that the challenger answers. mirrored: the challenger gets a copy of each request, and its
+    answers are discarded. previous: the image that a rollback restores; the champion's own after a rollback; empty if there is
+    none.
     """
 
     champion: LaneReplicas
@@ -48,17 +51,22 @@ class RolloutStatus:
     previous: str
 
     def __str__(self) -> str:
-        """As it is printed."""
+        """One line for each lane, with ready servers, share and image."""
         trial = f"{self.share} %" if not self.mirrored else "mirrored"
         lanes = ((CHAMPION, self.champion, f"{100 - self.share} %"), (CHALLENGER, self.challenger, trial))
-        return "\n".join(f"{name:10} {a.ready}/{a.replicas} ready  {share:8}  {a.image}" for name, a, share in lanes)
+        return "\n".join(
+            f"{name:10} {lane.ready}/{lane.replicas} ready  {share:8}  {lane.image}" for name, lane, share in lanes
+        )
 
 
 class Cluster:
-    """An overlay in the cluster of kubectl's current context, or of the one that is named."""
+    """An overlay in the cluster of kubectl's current context, or of another context."""
 
     def __init__(self, overlay: Path, context: str = "") -> None:
-        """overlay: a kustomize folder. Raises LooplineError where it cannot be rendered, or has no champion."""
+        """Render the overlay. Raises LooplineError if it cannot be rendered or has no champion.
+
+        overlay: a kustomize folder. context: of kubectl; empty: the current one.
+        """
         self.context = ("--context", context) if context else ()
         self.namespace: tuple[str, ...] = ()
         self.objects = self._render(overlay)
@@ -70,9 +78,9 @@ class Cluster:
         self.namespace = ("--namespace", champion["metadata"]["namespace"])
 
     def deploy(self, image: str = "") -> RolloutStatus:
-        """Apply the overlay with this image (else its own) as champion, server by server, and end a canary.
+        """Apply the overlay with this image as champion, server by server, and end a canary. image: default: the overlay's.
 
-        Raises LooplineError if the new servers do not get ready; then the image before is back.
+        Raises LooplineError if the new servers do not get ready; the former image then serves again.
         """
         import yaml
 
@@ -81,35 +89,33 @@ class Cluster:
             container = _container(self.objects["Deployment", _name(lane)])
             container["image"] = image = image or container["image"]
         old, previous = (_container(before)["image"], _previous(before)) if before else ("", "")
-        notes = self.objects["Deployment", _name(CHAMPION)]["metadata"].setdefault("annotations", {})
-        notes[PREVIOUS] = previous if old == image else old  # of a deploy that is repeated, what it noted
+        annotations = self.objects["Deployment", _name(CHAMPION)]["metadata"].setdefault("annotations", {})
+        annotations[PREVIOUS] = previous if old == image else old  # a repeated deploy keeps the former image
         words = ("apply", "--server-side", "--force-conflicts", f"--field-manager={NAME}", "--filename=-")
         self._kubectl(*words, stdin=yaml.safe_dump_all(self.objects.values()))
         self._settle(*((previous, "") if old == image else (old, previous)))
         return self.status()
 
     def canary(self, share: int, image: str = "") -> RolloutStatus:
-        """Let the challenger answer so many percent of the predictions, from 1 to 50; 0: it gets a copy of each and its answers are
-        thrown away.
+        """Let the challenger answer `share` percent of the predictions, from 1 to 50. 0: send it copies and discard its answers.
 
-        image: of the challenger; needed the first time. Raises ValueError on another share, LooplineError where it has no image, or
-        if its servers do not get ready: then it gets nothing.
+        image: of the challenger; required the first time. Raises ValueError on another share, and LooplineError if there is no
+        image or if the challenger's servers do not get ready; the challenger then gets no request.
         """
         if not 0 <= share <= 50:
-            raise ValueError(f"a share of {share} %: from 0 to 50")
+            raise ValueError(f"a share of {share} %: choose one from 0 to 50")
         if ("HTTPRoute", NAME) not in self.objects:
-            raise LooplineError(
-                "this overlay has no HTTPRoute, so there is no canary: staging's and production's have one"
-            )
+            raise LooplineError("this overlay has no HTTPRoute for a canary: use staging or production, which have one")
         present = self.status()
         image = image or (present.challenger.image if present.challenger.replicas else "")
         if not image:
-            raise LooplineError("there is no challenger yet: say its image")
+            raise LooplineError("there is no challenger yet: name its image")
         if image != present.challenger.image:
-            self._route(0)  # what was judged of another image does not hold for this one
-        # As many servers a request as the champion has. Not fewer than there are: they have a larger share until the route is changed.
-        wanted = max(1, ceil(present.champion.replicas * (share or 100) / 100), present.challenger.replicas)
-        self._patch("Deployment", _name(CHALLENGER), {"/spec/replicas": wanted, IMAGE: image})
+            self._route(0)  # a verdict on another image does not hold for this one
+        # The challenger gets as many servers for each request as the champion has, but no fewer than it has now, because
+        # these may answer a larger share until the route is changed.
+        replicas = max(1, ceil(present.champion.replicas * (share or 100) / 100), present.challenger.replicas)
+        self._patch("Deployment", _name(CHALLENGER), {"/spec/replicas": replicas, IMAGE: image})
         try:
             self._wait(CHALLENGER)
         except LooplineError:
@@ -119,9 +125,9 @@ class Cluster:
         return self.status()
 
     def promote(self) -> RolloutStatus:
-        """The challenger's image becomes the champion's, server by server, and the canary ends.
+        """Give the champion the challenger's image, server by server, and end the canary.
 
-        Raises LooplineError if there is no challenger, or if the new servers do not get ready: then the champion is what it was.
+        Raises LooplineError if there is no challenger, or if the new servers do not get ready; the champion then keeps its image.
         """
         present = self.status()
         if not present.challenger.replicas:
@@ -134,32 +140,32 @@ class Cluster:
         return self.status()
 
     def rollback(self) -> RolloutStatus:
-        """End the canary if there is one, at once; else the champion gets the image before its own again.
+        """End a canary at once; without a canary, give the champion its former image again.
 
-        One back and no further; once more changes nothing. Raises LooplineError where there is none.
+        Only one step back is possible, so a second call changes nothing. Raises LooplineError if there is no former image.
         """
         present = self.status()
         if present.challenger.replicas or present.share or present.mirrored:
             self._end_canary()
             return self.status()
         if not present.previous:
-            raise LooplineError("the champion had no other image before: there is nothing to roll back to")
+            raise LooplineError("the champion had no other image before, so there is nothing to roll back to")
         if present.champion.image != present.previous:
             self._serve(present.previous, present.previous)
         self._wait(CHAMPION)
         return self.status()
 
     def verify(self) -> RolloutStatus:
-        """Is what serves whole? Every lane has its servers, with the image that is asked for, and the gateway has taken the route.
+        """Check that every lane has all its servers with its image, and that the gateway has accepted the route.
 
-        Raises LooplineError that says all that is wrong.
+        Raises LooplineError with a line for each fault.
         """
         present, wrong = self.status(), []
         for name, lane in ((CHAMPION, present.champion), (CHALLENGER, present.challenger)):
             if lane.ready < lane.replicas:
                 wrong.append(f"{name}: {lane.ready} of {lane.replicas} servers of {lane.image} are ready")
             if lane.replicas == 0 and (name == CHAMPION or present.share):
-                wrong.append(f"{name}: requests come and there are no servers")
+                wrong.append(f"{name}: it gets requests and has no servers")
         if ("HTTPRoute", NAME) in self.objects:
             wrong += _refused(self._get("HTTPRoute", NAME))
         if wrong:
@@ -167,35 +173,38 @@ class Cluster:
         return present
 
     def status(self) -> RolloutStatus:
-        """What the cluster says now. Raises LooplineError where nothing is deployed."""
+        """The present state of the cluster. Raises LooplineError if nothing is deployed."""
         lanes = {}
         champion = self._get("Deployment", _name(CHAMPION))
         for lane in (CHAMPION, CHALLENGER):
-            found = champion if lane == CHAMPION else self._get("Deployment", _name(lane))
-            if not found:
-                raise LooplineError(f"there is no Deployment {_name(lane)}: `deploy` makes it")
-            lanes[lane] = _lane(found)
+            deployment = champion if lane == CHAMPION else self._get("Deployment", _name(lane))
+            if not deployment:
+                raise LooplineError(f"there is no Deployment {_name(lane)}: `deploy` creates it")
+            lanes[lane] = _lane(deployment)
         share, mirrored = 0, False
         if ("HTTPRoute", NAME) in self.objects:
             rule = self._get("HTTPRoute", NAME)["spec"]["rules"][self._rule()]
             share = next(ref["weight"] for ref in rule["backendRefs"] if ref["name"] == _name(CHALLENGER))
-            mirrored = any(one["type"] == "RequestMirror" for one in rule.get("filters", []))
+            mirrored = any(step["type"] == "RequestMirror" for step in rule.get("filters", []))
         return RolloutStatus(lanes[CHAMPION], lanes[CHALLENGER], share, mirrored, _previous(champion))
 
     def prometheus(self, where: str, expression: str) -> list[prometheus_api.Series]:
-        """What it says now. where: an address, or namespace/service:port, which the API server passes the query on to: that needs
-        `get` of `services/proxy`, and no door for others. Raises LooplineError."""
+        """Evaluate an expression in Prometheus, as of now. Raises LooplineError if it does not answer.
+
+        where: an address, or namespace/service:port. For the latter the API server passes the query on, which needs `get` of
+        `services/proxy` and opens no access for others.
+        """
         if where.startswith(("http://", "https://")):
             return prometheus_api.instant(where, expression)
         namespace, _, service = where.partition("/")
-        asked = urllib.parse.urlencode({"query": expression})
-        path = f"/api/v1/namespaces/{namespace}/services/{service}/proxy/api/v1/query?{asked}"
+        query = urllib.parse.urlencode({"query": expression})
+        path = f"/api/v1/namespaces/{namespace}/services/{service}/proxy/api/v1/query?{query}"
         return prometheus_api.parsed(self._kubectl("get", "--raw", path).encode(), where)
 
-    # How
+    # Helpers
 
     def _serve(self, image: str, previous: str) -> None:
-        """The champion's image, and what is noted as the one before, in one step."""
+        """Set the champion's image and the annotation of the former one in one step."""
         self._patch(
             "Deployment",
             _name(CHAMPION),
@@ -203,20 +212,20 @@ class Cluster:
         )
 
     def _settle(self, before: str, previous: str) -> None:
-        """Wait for the champion. If it does not come, the image before serves again: its servers never went."""
+        """Wait for the champion. If its servers do not get ready, restore the image `before`, whose servers still run."""
         try:
             self._wait(CHAMPION)
         except LooplineError as error:
             if not before:
                 raise
             self._serve(before, previous)
-            raise LooplineError(f"{error}\n{before} is back") from error
+            raise LooplineError(f"{error}\n{before} serves again") from error
 
     def _wait(self, lane: str) -> None:
         self._kubectl("rollout", "status", f"deployment/{_name(lane)}", f"--timeout={SECONDS}s")
 
     def _end_canary(self) -> None:
-        """First nobody is sent there, then it goes: its servers finish what they have."""
+        """Take the challenger out of the route, then end its servers, which finish their requests."""
         self._route(0)
         self._patch("Deployment", _name(CHALLENGER), {"/spec/replicas": 0})
 
@@ -239,25 +248,25 @@ class Cluster:
         )
 
     def _rule(self) -> int:
-        """Place of the rule that shares predictions: the one that knows the challenger."""
+        """Index of the rule that shares predictions, which is the one with the challenger as a backend."""
         rules = self.objects["HTTPRoute", NAME]["spec"]["rules"]
         names = [[ref["name"] for ref in rule["backendRefs"]] for rule in rules]
-        return next(place for place, found in enumerate(names) if _name(CHALLENGER) in found)
+        return next(index for index, backends in enumerate(names) if _name(CHALLENGER) in backends)
 
     def _render(self, overlay: Path) -> dict[tuple[str, str], dict[str, Any]]:
         import yaml
 
         documents = yaml.safe_load_all(self._kubectl("kustomize", str(overlay)))
-        return {(one["kind"], one["metadata"]["name"]): one for one in documents}
+        return {(document["kind"], document["metadata"]["name"]): document for document in documents}
 
     def _get(self, kind: str, name: str) -> dict[str, Any]:
-        """As the cluster has it; empty if it has not."""
-        said = self._kubectl("get", kind, name, "--ignore-not-found", "--output=json")
-        found: dict[str, Any] = json.loads(said) if said else {}
-        return found
+        """The object in the cluster; empty if there is none."""
+        output = self._kubectl("get", kind, name, "--ignore-not-found", "--output=json")
+        content: dict[str, Any] = json.loads(output) if output else {}
+        return content
 
     def _patch(self, kind: str, name: str, changes: dict[str, Any]) -> None:
-        """Path -> value, all at once."""
+        """Change several fields of an object at once. changes: JSON path -> value."""
         operations = [{"op": "add", "path": path, "value": value} for path, value in changes.items()]
         words = ("patch", kind, name, "--type=json", f"--field-manager={NAME}", f"--patch={json.dumps(operations)}")
         self._kubectl(*words)
@@ -283,8 +292,8 @@ def _name(lane: str) -> str:
 
 
 def _container(deployment: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = deployment["spec"]["template"]["spec"]["containers"][0]
-    return found
+    container: dict[str, Any] = deployment["spec"]["template"]["spec"]["containers"][0]
+    return container
 
 
 def _previous(champion: dict[str, Any]) -> str:
@@ -292,7 +301,10 @@ def _previous(champion: dict[str, Any]) -> str:
 
 
 def _lane(deployment: dict[str, Any]) -> LaneReplicas:
-    """Servers of an older image, or of a state that the cluster has not looked at yet, do not count as ready."""
+    """The replicas of a lane.
+
+    Servers of an older image do not count as ready. None counts as ready until the cluster has observed the last change.
+    """
     status, replicas = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
     seen = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     ready = min(status.get("updatedReplicas", 0), status.get("availableReplicas", 0)) if seen else 0
@@ -300,7 +312,7 @@ def _lane(deployment: dict[str, Any]) -> LaneReplicas:
 
 
 def _refused(route: dict[str, Any]) -> list[str]:
-    """What the gateways say against the route; that nobody has taken it, too."""
+    """Lines for each reason why a gateway refuses the route, and a line if no gateway has accepted it."""
     parents = route.get("status", {}).get("parents", [])
     wrong = [
         f"HTTPRoute: {condition['type']} is {condition['status']}: {condition.get('message', '')}"
@@ -308,4 +320,4 @@ def _refused(route: dict[str, Any]) -> list[str]:
         for condition in parent["conditions"]
         if condition["type"] in ("Accepted", "ResolvedRefs") and condition["status"] != "True"
     ]
-    return wrong if parents else ["HTTPRoute: no gateway has taken it"]
+    return wrong if parents else ["HTTPRoute: no gateway has accepted it"]

@@ -1,4 +1,4 @@
-"""Deployment of an image that holds its bundles: what `make deploy TARGET=kubernetes` does with the cluster."""
+"""Deployment of an image that contains its bundles: the verbs of `make deploy TARGET=kubernetes`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from loopline.rollout.state import RolloutPlan
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """A cluster, and the image that is to serve there; empty: the overlay's own.
+    """A cluster, and the image to serve there; empty: the overlay's own.
 
-    share: percent that a canary gets; 0: a copy of each request. url: of the cluster's gateway, where the bundles are asked their
-    golden inputs; empty: nobody asks. plan: how the judge is to judge a canary; None: nobody judges. prometheus: as
-    `Cluster.prometheus` takes it. scrape: seconds between two looks that it takes.
+    share: percent of the predictions that a canary gets; 0: copies of all. url: of the cluster's gateway, for golden inputs;
+    empty: do not send them. plan: for the judge of a canary; None: no judge. prometheus: see `where` of `Cluster.prometheus`.
+    scrape: seconds between two scrapes.
     """
 
     cluster: Cluster
@@ -34,18 +34,18 @@ class Images:
 
     def deploy(self, bundles: Sequence[Path]) -> list[str]:
         """See `Target`."""
-        said = [str(self.cluster.deploy(self.image))]
-        if wrong := self._asked(bundles):
-            back = self.cluster.rollback() if self.cluster.status().previous else None
-            what = f", and it was taken back:\n{back}" if back else ""
-            raise LooplineError("\n  ".join([f"it is up, but not as it should be{what}", *wrong]))
-        return said
+        lines = [str(self.cluster.deploy(self.image))]
+        if wrong := self._differences(bundles):
+            former = self.cluster.rollback() if self.cluster.status().previous else None
+            undone = f", and was taken back:\n{former}" if former else ""
+            raise LooplineError("\n  ".join([f"the deployment is up, but failed its verification{undone}", *wrong]))
+        return lines
 
     def canary(self, bundles: Sequence[Path]) -> list[str]:
-        """See `Target`. Without a plan nobody judges: look at the dashboards, by lane, then `deploy` the same, or `rollback`.
+        """See `Target`. Without a plan there is no judge: look at the dashboards by lane, then `deploy` the same, or `rollback`.
 
-        With one it waits for the judge, and raises LooplineError with its reasons once it has ended a canary that did not pass. It
-        judges the models of these bundles; without any, all that the image serves.
+        With a plan it waits for the judge. It ends a canary that does not pass, and raises LooplineError with the judge's
+        reasons. The judge looks at the models of these bundles, or at all models of the image if there are none.
         """
         status = self.cluster.canary(self.share, self.image)
         if self.plan is None:
@@ -56,36 +56,36 @@ class Images:
             now = self.cluster.status()
             if not (now.share or now.mirrored) or now.challenger.image != image:
                 raise LooplineError("the canary was ended by hand")
-            alive = f"{now.challenger.ready} of {now.challenger.replicas} servers of the challenger are ready"
-            return alive if now.challenger.ready < now.challenger.replicas else ""
+            ready = f"{now.challenger.ready} of {now.challenger.replicas} servers of the challenger are ready"
+            return ready if now.challenger.ready < now.challenger.replicas else ""
 
         ask = partial(self.cluster.prometheus, self.prometheus)
         models = [bundle.read(path).manifest.name for path in bundles]
         verdict = canary_metrics.Soak(ask=ask, sick=sick, plan=self.plan, scrape=self.scrape).verdict(models)
         if verdict.action != "pass":
-            sick()  # is it still the one that was judged?
+            sick()  # raises if the canary was ended meanwhile
             self.cluster.rollback()
         return [str(status), *canary_metrics.said(verdict)]
 
     def verify(self, bundles: Sequence[Path]) -> list[str]:
-        """See `Target`. While a canary is on, golden inputs are not asked: two versions answer."""
+        """See `Target`. Golden inputs are not sent during a canary, because two versions answer then."""
         try:
             status = self.cluster.verify()
         except LooplineError as error:
             return str(error).splitlines()
         if self.image not in ("", status.champion.image, status.challenger.image if status.challenger.replicas else ""):
             return [f"{self.image} does not serve:", *str(status).splitlines()]
-        return [] if status.share else self._asked(bundles)
+        return [] if status.share else self._differences(bundles)
 
     def rollback(self, model: str | None) -> list[str]:
-        """See `Target`. What failed before it served is no reason to go back: of such an image nothing is taken back."""
+        """See `Target`. An image that never served changes nothing: there is nothing to take back."""
         if model:
-            raise LooplineError("in a cluster the whole image goes back: leave the model out")
+            raise LooplineError("in a cluster a rollback is of the whole image: leave the model out")
         status = self.cluster.status()
         on_trial = status.challenger.replicas and status.challenger.image == self.image
         if self.image and self.image != status.champion.image and not on_trial:
             return [f"{self.image} does not serve: there is nothing to take back", str(status)]
         return [str(self.cluster.rollback())]
 
-    def _asked(self, bundles: Sequence[Path]) -> list[str]:
+    def _differences(self, bundles: Sequence[Path]) -> list[str]:
         return verify.differences(self.url, bundles) if self.url else []

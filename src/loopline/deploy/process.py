@@ -1,4 +1,4 @@
-"""Deployment on one machine without containers: processes behind HAProxy, all kept by one supervisor."""
+"""Deployment on one machine without containers: processes behind HAProxy, which one supervisor restarts if they end."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from loopline.fleet import configuration, members, stack, supervised
 from loopline.lib import processes
 from loopline.release import bundle, decisions
 from loopline.rollout import controller as rollout
-from loopline.rollout import state
+from loopline.rollout import state as rollout_state
 from loopline.rollout.controller import Controller
 from loopline.rollout.state import OVER, RolloutPlan, RolloutState
 
-Found = tuple[str, Path, str]  # model, folder, version
+NewBundle = tuple[str, Path, str]  # model, folder, version
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """What is up, or is to be.
+    """The stack of processes on this machine.
 
-    options: of a stack that has to be started. plan: of a rollout; None replaces at once, without a canary. again: also what was
-    rolled back before.
+    options: for the start of the stack. plan: of a rollout; None: replace at once, without a canary. again: also allow a bundle
+    that was rolled back before.
     """
 
     options: configuration.StackOptions
@@ -33,48 +33,49 @@ class Processes:
     again: bool = False
 
     def deploy(self, bundles: Sequence[Path]) -> list[str]:
-        """See `Target`. Starts everything where nothing is up; else one model after the other goes through its rollout."""
+        """See `Target`. Starts the stack if nothing is up; otherwise rolls out one model after the other."""
         if not processes.running(members.FOLDER):
             started = stack.up(self.options)
-            said = [f"{process.name:24} {process.address}".rstrip() for process in started]
-            said += [stack.KEPT] if self.options.keep_metrics else []
-            return [*said, *self._verified(bundles, lambda _: stack.down())]
-        said = [f"started anew: {name}" for name in supervisor.mend()]
-        for model, folder, version in (found := _differing(bundles)):
-            said += self._replace(model, folder, version)
-        if not found:
-            said.append("all of these bundles serve already: nothing to do")
-        return [*said, *self._verified(bundles)]
+            lines = [f"{process.name:24} {process.address}".rstrip() for process in started]
+            lines += [stack.KEPT] if self.options.keep_metrics else []
+            return [*lines, *self._verified(bundles, lambda _: stack.down())]
+        lines = [f"restarted: {name}" for name in supervisor.mend()]
+        for model, folder, version in (new := _differing(bundles)):
+            lines += self._replace(model, folder, version)
+        if not new:
+            lines.append("all of these bundles already serve: nothing to do")
+        return [*lines, *self._verified(bundles)]
 
     def canary(self, bundles: Sequence[Path]) -> list[str]:
-        """See `Target`. The judge decides and goes on to promotion, or back."""
-        if len(found := _differing(bundles)) != 1:
-            raise LooplineError(f"a canary is of one new bundle, these are {len(found)}: name one with --bundle")
-        [(_, folder, _)] = found
-        begun = self.controller.start(folder, self.plan or RolloutPlan(), again=self.again)
-        if begun.stage in OVER:  # the last rollout was of this bundle, and nothing begins
-            raise RefusedError(f"no canary begins, for this bundle's rollout is over: {begun}\n--again tries it anew")
+        """See `Target`. The judge then promotes the bundle or rolls it back."""
+        if len(new := _differing(bundles)) != 1:
+            raise LooplineError(f"a canary takes one new bundle, but {len(new)} are new: name one with --bundle")
+        [(_, folder, _)] = new
+        state = self.controller.start(folder, self.plan or RolloutPlan(), again=self.again)
+        if state.stage in OVER:  # the last rollout was of this bundle, and nothing begins
+            raise RefusedError(f"no canary begins, because this bundle's rollout is over: {state}\n--again retries it")
         rollout.behind()
-        return [str(begun), "`loopline rollout status` says where it stands"]
+        return [str(state), "`loopline rollout status` shows its progress"]
 
     def verify(self, bundles: Sequence[Path]) -> list[str]:
-        """See `Target`. The supervisor must live, too."""
+        """See `Target`. The supervisor must run, too."""
         dead = supervised.SUPERVISOR not in {process.name for process in processes.running(members.FOLDER)}
-        found = ["the supervisor does not run: `make deploy` starts it anew"] if dead else []
-        return [*found, *verify.differences(members.read().url, bundles)]
+        wrong = ["the supervisor does not run: `make deploy` starts it again"] if dead else []
+        return [*wrong, *verify.differences(members.read().url, bundles)]
 
     def rollback(self, model: str | None) -> list[str]:
-        """See `Target`. model: None is that of the last rollout."""
-        last = state.read()
+        """See `Target`. model: None: the model of the last rollout."""
+        last = rollout_state.read()
         if last is None:
-            raise LooplineError("nothing was rolled out yet: there is nothing to go back to")
+            raise LooplineError("nothing was rolled out yet, so there is nothing to roll back")
         return [str(self.controller.rollback(model or last.model))]
 
     def _replace(self, model: str, folder: Path, version: str) -> list[str]:
+        """Roll out the bundle, verify it, and return lines that report it. A model that is not served yet joins the others."""
         if model not in members.read().champion.bundles:
             return self._add(model, folder, version)
-        found = state.read()
-        if found and found.stage not in OVER and found.challenger == version:  # its canary is under way
+        present = rollout_state.read()
+        if present and present.stage not in OVER and present.challenger == version:  # its canary is under way
             ended = self.controller.run() if self.plan else self.controller.promote(model)
         else:
             self.controller.start(
@@ -82,11 +83,11 @@ class Processes:
             )
             ended = self.controller.run()
         if ended.stage != "promoted":
-            raise LooplineError(f"the former bundle serves: {ended}")
+            raise LooplineError(f"the new bundle was not promoted, and the former one serves: {ended}")
         return [str(ended), *self._verified([folder], lambda why: self._back(ended, why))]
 
     def _add(self, model: str, folder: Path, version: str) -> list[str]:
-        """A model that was not served so far."""
+        """Add a model that was not served before."""
         before, (_, kept) = members.read(), members.keep(folder)
         members.apply(before.with_champion(model, str(kept.folder)))
         self._verified([folder], lambda _: members.apply(before))
@@ -97,19 +98,19 @@ class Processes:
         self.controller.rollback(ended.model, why)
 
     def _verified(self, bundles: Sequence[Path], undo: Callable[[str], object] | None = None) -> list[str]:
-        """Raises LooplineError with what is wrong, once that is undone."""
+        """Verify what serves. If it is wrong, call `undo` with the reasons and raise LooplineError."""
         if wrong := self.verify(bundles):
             if undo:
                 undo("; ".join(wrong))
-            what = ", and it was taken back" if undo else ""
-            raise LooplineError("\n  ".join([f"it is up, but not as it should be{what}:", *wrong]))
+            undone = ", and was taken back" if undo else ""
+            raise LooplineError("\n  ".join([f"the deployment is up, but failed its verification{undone}:", *wrong]))
         return [f"verified: {len(bundles)} bundles answer as they should at {members.read().url}"]
 
 
-def _differing(bundles: Sequence[Path]) -> list[Found]:
-    """Those that the champion does not serve. Raises LooplineError if two are of one model."""
-    found = [(one.manifest.name, one.folder, one.version) for one in map(bundle.read, bundles)]
-    if len({model for model, _, _ in found}) < len(found):
-        raise LooplineError("two of the bundles are of one model: name one of each")
+def _differing(bundles: Sequence[Path]) -> list[NewBundle]:
+    """The bundles that the champion does not serve. Raises LooplineError if two are of one model."""
+    named = [(content.manifest.name, content.folder, content.version) for content in map(bundle.read, bundles)]
+    if len({model for model, _, _ in named}) < len(named):
+        raise LooplineError("two of the bundles are of one model: name one bundle for each model")
     serves = {model: bundle.read(Path(path)).version for model, path in members.read().champion.bundles.items()}
-    return [one for one in found if serves.get(one[0]) != one[2]]
+    return [(model, folder, version) for model, folder, version in named if serves.get(model) != version]

@@ -1,4 +1,4 @@
-"""`loopline status`: what is up, what it serves, what trains, what was decided last and which alerts fire, in one look."""
+"""`loopline status`: processes, served bundles, running stages, the last decisions and firing alerts at a glance."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from loopline.retraining import FOLDER as RETRAINER
 from loopline.retraining.state import WAITING, RetrainerStore
 from loopline.rollout import state
 
-SERVER = "http://127.0.0.1:8080"  # of `make serve`, where `up` started nothing
-PROGRESS = Path(".loopline/progress")  # a file for each model that trains
-DECISIONS = 3  # the latest ones that are shown
+SERVER = "http://127.0.0.1:8080"  # address of `make serve`, for when `up` started nothing
+PROGRESS = Path(".loopline/progress")  # one file for each model in training
+DECISIONS = 3  # number of decisions shown
 
 
 @dataclass(frozen=True)
 class PartStatus:
-    """A process that `up` started. running: False where it ended and is missed."""
+    """A process that `up` started. running: False if it ended and should run."""
 
     name: str
     address: str
@@ -36,7 +36,10 @@ class PartStatus:
 
 @dataclass(frozen=True)
 class Served:
-    """A model that is served. folder: of a bundle here that has this version, or None. trained: version in models/NAME/bundle."""
+    """A served model.
+
+    folder: of a bundle on this machine with this version, or None. trained: version of models/NAME/bundle, or None.
+    """
 
     model: str
     version: str
@@ -46,7 +49,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the pipeline that runs here. seconds: since its start. progress: `epoch 3 of 10`, or empty."""
+    """A stage of the pipeline that runs here. seconds: since its start. folder: relative. progress: `epoch 3 of 10`, or empty."""
 
     stage: str
     model: str
@@ -57,7 +60,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class FiringAlert:
-    """An alert that fires. model: empty for one of a server."""
+    """An alert that fires. model: empty for an alert about a server."""
 
     name: str
     severity: str
@@ -67,7 +70,7 @@ class FiringAlert:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """All of it. problems: what was asked and gave no answer. steps: commands that lead on."""
+    """The complete status. problems: errors of requests without an answer. steps: commands to run next."""
 
     parts: list[PartStatus]
     url: str | None
@@ -82,16 +85,16 @@ class Status:
 
 
 def look(url: str | None = None, token: str | None = None) -> Status:
-    """Look at this repository and at what runs on this machine. url: of a server (default: what `up` started, else port 8080)."""
+    """The status of this repository and this machine. url: of a server; default: the one that `up` started, else port 8080."""
     parts, problems = _parts(), []
     running = {part.name: part.address for part in parts if part.running}
-    named = url or running.get("gateway") or running.get("server-1")
+    address = url or running.get("gateway") or running.get("server-1")
     served: list[Served] = []
     try:
-        served = [_served(*row) for row in prometheus_api.served(named or SERVER, token).items()]
-        named = named or SERVER
+        served = [_served(*row) for row in prometheus_api.served(address or SERVER, token).items()]
+        address = address or SERVER
     except LooplineError as error:
-        problems += [str(error)] if named else []
+        problems += [str(error)] if address else []
     alerts: list[FiringAlert] = []
     if "prometheus" in running:
         try:
@@ -101,7 +104,7 @@ def look(url: str | None = None, token: str | None = None) -> Status:
     rollout, log = state.read(), decisions.path()
     return Status(
         parts=parts,
-        url=named,
+        url=address,
         served=served,
         stages=sorted(_stages(Path.cwd()), key=lambda stage: -stage.seconds),
         retraining=list(_retraining(RETRAINER)),
@@ -115,41 +118,41 @@ def look(url: str | None = None, token: str | None = None) -> Status:
 
 def _parts(folder: Path = members.FOLDER) -> list[PartStatus]:
     running = processes.running(folder)
-    found = [PartStatus(one.name, one.address, one.pid, True) for one in running]
-    names = {one.name for one in running}
-    noted = folder / "parts.json"
-    if not running or not noted.exists():
-        return found
-    rows = json.loads(noted.read_text(encoding="utf-8"))
-    return found + [PartStatus(row["name"], row["address"], None, False) for row in rows if row["name"] not in names]
+    parts = [PartStatus(process.name, process.address, process.pid, True) for process in running]
+    names = {process.name for process in running}
+    path = folder / "parts.json"
+    if not running or not path.exists():
+        return parts
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return parts + [PartStatus(row["name"], row["address"], None, False) for row in rows if row["name"] not in names]
 
 
 def _served(model: str, version: str) -> Served:
-    """With where that bundle is on this machine."""
+    """The served model, with the folder of its bundle on this machine."""
     newest = Path("models") / model / "bundle"
     trained = None
     if (newest / bundle.SUMS).exists():
         try:
             trained = bundle.read(newest).version[: len(version)]
-        except LooplineError:  # a pipeline writes it right now, or it is damaged: `loopline verify` says which
+        except LooplineError:  # the pipeline is writing it now, or it is damaged; `loopline verify` tells which
             trained = None
     folders = [newest] if trained == version else sorted((members.BUNDLES / model).glob(f"{glob.escape(version)}*"))
     return Served(model, version, str(folders[0]) if folders and version else None, trained)
 
 
 def _stages(root: Path) -> Iterator[Stage]:
-    """Of this repository and of its worktrees and clones inside: `loopline stage NAME MODEL` as dvc.yaml calls it."""
+    """Running processes `loopline stage NAME MODEL`, as in dvc.yaml, of this repository and of worktrees and clones inside it."""
     import psutil
 
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            places = [i for i, word in enumerate(words[:-2]) if word == "stage"]
-            if not places or not any(Path(word).name in ("loopline", "loopline.cli") for word in words[: places[0]]):
+            verbs = [index for index, word in enumerate(words[:-2]) if word == "stage"]
+            if not verbs or not any(Path(word).name in ("loopline", "loopline.cli") for word in words[: verbs[0]]):
                 continue
             folder = Path(process.cwd())
             if folder == root or root in folder.parents:
-                stage, model = words[places[0] + 1 : places[0] + 3]
+                stage, model = words[verbs[0] + 1 : verbs[0] + 3]
                 seconds = time.time() - process.create_time()
                 yield Stage(stage, model, seconds, str(folder.relative_to(root)), _progress(folder, stage, model))
         except psutil.Error:  # it ended, or it is another user's
@@ -157,7 +160,7 @@ def _stages(root: Path) -> Iterator[Stage]:
 
 
 def _progress(folder: Path, stage: str, model: str) -> str:
-    """As `training.progress` leaves it there."""
+    """The text that `training.progress` wrote for a training; empty for other stages."""
     try:
         return (folder / PROGRESS / model).read_text(encoding="utf-8") if stage == "train" else ""
     except FileNotFoundError:
@@ -165,7 +168,7 @@ def _progress(folder: Path, stage: str, model: str) -> str:
 
 
 def _retraining(folder: Path) -> Iterator[str]:
-    """Lines on a pause, on alerts that wait, on the run under way and on the last one that ended."""
+    """Lines about a pause, waiting alerts, the present run, or else the last one."""
     if not (folder / "state.db").exists():
         return
     store = RetrainerStore(folder)
@@ -189,10 +192,10 @@ def _retraining(folder: Path) -> Iterator[str]:
 
 def _alerts(url: str) -> list[FiringAlert]:
     rows = [row.labels for row in prometheus_api.instant(url, 'ALERTS{alertstate="firing"}')]
-    found = {
+    alerts = {
         FiringAlert(*(row.get(name, "") for name in ("alertname", "severity", "model", "version"))) for row in rows
     }
-    return sorted(found, key=lambda alert: (alert.model, alert.name))
+    return sorted(alerts, key=lambda alert: (alert.model, alert.name))
 
 
 def _moment(seconds: float) -> str:
@@ -200,7 +203,7 @@ def _moment(seconds: float) -> str:
 
 
 def _steps(*, up: bool, answers: bool) -> list[str]:
-    """What to run next."""
+    """Advice on the command to run next."""
     if answers:
         return [] if up else ["make up starts servers with monitoring"]
     if up:
@@ -211,24 +214,19 @@ def _steps(*, up: bool, answers: bool) -> list[str]:
 
 
 def as_json(status: Status) -> str:
-    """The status as one JSON object, with the names of `Status`."""
+    """The status as one JSON object, with the fields of `Status` as keys."""
     return json.dumps(asdict(status), indent=1)
 
 
 def as_text(status: Status) -> str:
-    """The status for people: a heading and its lines, each part with what it means that there is nothing."""
+    """The status as text: sections with a heading and lines. A section without lines says so."""
     parts = [
         f"{part.name:22} {part.address or '-':28} {f'process {part.pid}' if part.running else 'ENDED'}"
         for part in status.parts
     ]
-    served = [f"{one.model} {one.version}  {_origin(one)}" for one in status.served]
-    stages = [
-        ", ".join(
-            filter(None, (f"{one.stage} of {one.model} for {one.seconds:.0f} s", one.progress, f"in {one.folder}"))
-        )
-        for one in status.stages
-    ]
-    alerts = [f"{one.name} ({one.severity}) {one.model} {one.version}".rstrip() for one in status.alerts]
+    served = [f"{model.model} {model.version}  {_origin(model)}" for model in status.served]
+    stages = [_stage_line(stage) for stage in status.stages]
+    alerts = [f"{alert.name} ({alert.severity}) {alert.model} {alert.version}".rstrip() for alert in status.alerts]
     watched = any(part.name == "prometheus" and part.running for part in status.parts)
     sections: list[tuple[str, Sequence[str], str]] = [
         ("up", parts, "nothing that `loopline up` or `loopline deploy` started"),
@@ -236,7 +234,7 @@ def as_text(status: Status) -> str:
         ("runs", stages, "no stage of the pipeline"),
         ("retraining", status.retraining, "no alert, no run"),
         ("rollout", status.rollout.splitlines() if status.rollout else (), "none yet"),
-        ("decided last", [line for one in status.decided for line in str(one).splitlines()], "nothing yet"),
+        ("decided last", [line for record in status.decided for line in str(record).splitlines()], "nothing yet"),
         ("fires", alerts, "no alert" if watched else "unknown: no Prometheus of `loopline up` runs"),
     ]
     if status.problems:
@@ -248,8 +246,13 @@ def as_text(status: Status) -> str:
     )
 
 
-def _origin(one: Served) -> str:
-    if one.folder is None:
-        return "(its bundle is not here)" + (f"; models/{one.model}/bundle is {one.trained}" if one.trained else "")
-    newer = one.trained and one.trained != one.version
-    return one.folder + (f"; models/{one.model}/bundle is {one.trained}" if newer else "")
+def _stage_line(stage: Stage) -> str:
+    words = (f"{stage.stage} of {stage.model} for {stage.seconds:.0f} s", stage.progress, f"in {stage.folder}")
+    return ", ".join(filter(None, words))
+
+
+def _origin(served: Served) -> str:
+    trained = f"; models/{served.model}/bundle is {served.trained}" if served.trained else ""
+    if served.folder is None:
+        return f"(its bundle is not here){trained}"
+    return served.folder + (trained if served.trained != served.version else "")

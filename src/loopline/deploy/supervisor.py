@@ -1,7 +1,7 @@
-"""The supervisor: a process that starts anew what `loopline up` started and what ended since.
+"""The supervisor: a process that restarts processes of `loopline up` that ended.
 
-What there should be is in files: `parts.json` for what is started once, `fleet.json` for servers and the sentinel behind the gateway,
-the state of a rollout for its controller.
+Files say which processes should run: `parts.json` those that are started once, `fleet.json` the servers and the sentinel behind
+the gateway, and the state of a rollout its controller.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from loopline.errors import LooplineError
 from loopline.fleet import members, supervised
 from loopline.rollout import controller
 
-SECONDS, LONGEST = 1.0, 16.0  # between two looks; what ends over and over is started anew ever less often
+SECONDS, LONGEST = 1.0, 16.0  # shortest and longest pause between two looks; each restart doubles the pause
 _log = logging.getLogger(__name__)
 
 
 def mend(folder: Path = members.FOLDER) -> list[str]:
-    """Start what should be there and is not; its names. What cannot be started is said in the log, and the rest goes on."""
+    """Start the processes that should run and do not, and return their names. A failed start is logged, and the next is tried."""
     started = supervised.mend(folder)
-    for name, room in (("servers", members), ("rollout", controller)):
+    for name, module in (("servers", members), ("rollout", controller)):
         try:
-            if room.mend(folder):
+            if module.mend(folder):
                 started.append(name)
         except LooplineError as error:
             started.append(name)
@@ -34,12 +34,12 @@ def mend(folder: Path = members.FOLDER) -> list[str]:
 
 
 def run(folder: Path, stop: threading.Event) -> None:
-    """Look and mend until `stop`."""
+    """Call `mend` again and again until `stop` is set."""
     pause = SECONDS
     while not stop.wait(pause):
         if started := mend(folder):
-            _log.warning("started anew: %s", ", ".join(started))
+            _log.warning("restarted: %s", ", ".join(started))
         pause = min(2 * pause, LONGEST) if started else SECONDS
-        with suppress(ChildProcessError):  # bury those of ours that ended
+        with suppress(ChildProcessError):  # reap child processes that ended
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

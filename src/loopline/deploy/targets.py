@@ -1,4 +1,4 @@
-"""What every place that bundles are put into service on can do: `make deploy TARGET=...`."""
+"""The verbs that every deployment target has: `make deploy TARGET=...`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Protocol
 
 
 class Target(Protocol):
-    """A place. What it does is said by the lines that its verbs return; each raises LooplineError where it cannot be done."""
+    """A place that serves bundles. Each verb returns lines that report what it did, and raises LooplineError if it fails."""
 
     def deploy(self, bundles: Sequence[Path]) -> list[str]:
-        """Put these into service. What is verified and wrong is taken back."""
+        """Put these bundles into service and verify them. If the verification fails, the former bundles serve again."""
 
     def canary(self, bundles: Sequence[Path]) -> list[str]:
-        """Give these a share of the traffic; `deploy` of the same goes on from there, `rollback` ends it."""
+        """Give these bundles a share of the traffic. `deploy` of the same bundles promotes them, `rollback` ends the canary."""
 
     def verify(self, bundles: Sequence[Path]) -> list[str]:
-        """What is served otherwise than these bundles say; empty if nothing."""
+        """Return a line for each difference between what is served and these bundles; empty if there is none."""
 
     def rollback(self, model: str | None) -> list[str]:
-        """What served before serves again. model: where one can be taken back alone."""
+        """Let the former bundles serve again. model: roll back only this model, if the target can do that."""

@@ -1,4 +1,4 @@
-"""Does a live address serve what it should? Asked from outside, as a client asks: health, bundle hash, golden answers."""
+"""Verify what a live address serves, from outside as a client: health, bundle hash, golden answers."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from loopline.lib.http import FetchError, fetch
 from loopline.observability import sentinel
 from loopline.release import bundle
 
-SECONDS = 10.0  # for an answer
+SECONDS = 10.0  # limit for an answer
 
 
 def differences(url: str, folders: Sequence[Path]) -> list[str]:
-    """What the server or gateway at `url` does otherwise than these bundles say, a line each; empty if nothing.
+    """Return a line for each difference between the server or gateway at `url` and these bundles; empty if there is none.
 
-    A bearer token is LOOPLINE_TOKEN of the environment. Raises LooplineError where a bundle is damaged, has no golden inputs or is
-    none, so that nothing passes unseen.
+    The bearer token is LOOPLINE_TOKEN of the environment. Raises LooplineError if there is no bundle, or if one is damaged or has
+    no golden inputs, so that nothing passes unchecked.
     """
     watched, token = sentinel.load(folders), credentials.secret(credentials.SERVER)
     headers = credentials.authorization(token)
     if not watched:
-        raise LooplineError("no bundle to verify: run `make repro` first, or name some with --bundle")
+        raise LooplineError("no bundle to verify: run `make repro` first, or name bundles with --bundle")
     try:
         fetch(f"{url}/v2/health/ready", headers=headers, timeout=SECONDS)
     except FetchError as error:
         return [f"{url} is not ready: {error}"]
-    found = []
-    for one, folder in zip(watched, folders, strict=True):
-        wanted = bundle.read(folder).version
+    wrong = []
+    for model, folder in zip(watched, folders, strict=True):
+        version = bundle.read(folder).version
         try:
-            answer = fetch(f"{url}/v2/models/{one.name}", headers=headers, timeout=SECONDS)
+            answer = fetch(f"{url}/v2/models/{model.name}", headers=headers, timeout=SECONDS)
             serves = json.loads(answer)["parameters"]["bundle"]
         except (FetchError, ValueError, KeyError, TypeError) as error:
-            found.append(f"{one.name}: no metadata from {url}: {error!r}")
+            wrong.append(f"{model.name}: no metadata from {url}: {error!r}")
             continue
-        if serves != wanted:
-            found.append(f"{one.name}: bundle {serves:.12} is served, {wanted:.12} is asked for")
+        if serves != version:
+            wrong.append(f"{model.name}: bundle {serves:.12} is served, {version:.12} is expected")
             continue
-        for number, sample in enumerate(one.samples):
-            result, far = sentinel.check(url, one, sample, token)
+        for number, sample in enumerate(model.samples):
+            result, distance = sentinel.check(url, model, sample, token)
             if result != "same":
-                said = f" by {far:.3g}" if result == "different" else ""
-                found.append(f"{one.name}: golden input {number}: {result.replace('_', ' ')}{said}")
-    return found
+                by = f" by {distance:.3g}" if result == "different" else ""
+                wrong.append(f"{model.name}: golden input {number}: {result.replace('_', ' ')}{by}")
+    return wrong

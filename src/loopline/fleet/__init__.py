@@ -1,1 +1,1 @@
-"""Servers, their gateway and what watches them, as processes of one machine."""
+"""Servers, their gateway and the programs that watch them, as processes of one machine."""

@@ -1,4 +1,4 @@
-"""What `loopline up` tells Prometheus and Alertmanager: the repository's configuration, with its ports, window and pace."""
+"""The configuration that `loopline up` gives Prometheus and Alertmanager: the repository's, with its ports, window and pace."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any
 
 from loopline.observability import rules
 
-CONFIGURATION = Path(__file__).parents[3] / "monitoring"  # the repository's
+CONFIGURATION = Path(__file__).parents[3] / "monitoring"
 TOKEN = "retrainer.token"  # noqa: S105 - the name of a file
-FAST = 5.0  # seconds between scrapes: who looks more often wants to be told at once
+FAST = 5.0  # seconds between scrapes, under which Alertmanager notifies after 1 s
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackOptions:
-    """See `loopline up --help`. window: of drift; what is evaluated follows it. scrape: seconds.
+    """The options of `loopline up`; see its --help.
 
-    gateway: HAProxy has `port`, its metrics the next one, and each server a free one. journal: a folder, see docs/journal.md.
-    keep_metrics: Prometheus goes on with what it recorded before.
+    window: of drift; the rules that Prometheus evaluates follow it. scrape: seconds between scrapes. sentinel: seconds between
+    checks. gateway: start HAProxy on `port`, its metrics on the next port, and each server on a free port. journal: folder, see
+    docs/journal.md. journal_sample: share of the samples that the journal keeps. keep_metrics: Prometheus keeps the figures that
+    it recorded before.
     """
 
     bundles: tuple[Path, ...]
@@ -43,7 +45,7 @@ class StackOptions:
 
 
 def write(options: StackOptions, folder: Path) -> None:
-    """The repository's configuration of Prometheus and Alertmanager, with these ports, this window and this pace."""
+    """Write Prometheus' and Alertmanager's configuration and the rules into the folder, with these ports, window and pace."""
     import yaml
 
     (folder / "rules.yml").write_text(rules.text(options.window), encoding="utf-8")
@@ -63,15 +65,12 @@ def write(options: StackOptions, folder: Path) -> None:
         for job in prometheus["scrape_configs"]
         if job["job_name"] in targets
     ]
-    if options.gateway:  # which servers there are changes while it runs
-        # Relative to this configuration: a pattern's characters in our own path would mean something.
-        files = ["targets/*.json"]
-        prometheus["scrape_configs"][0] = {
-            "job_name": "loopline",
-            "file_sd_configs": [{"files": files, "refresh_interval": "5s"}],
-        }
-        own = [{"targets": [f"127.0.0.1:{options.port + 1}"]}]
-        prometheus["scrape_configs"].append({"job_name": "gateway", "static_configs": own})
+    if options.gateway:  # the set of servers changes while the stack runs
+        # The pattern is relative to this file, because an absolute path may contain characters of a pattern.
+        discovery = {"files": ["targets/*.json"], "refresh_interval": "5s"}
+        prometheus["scrape_configs"][0] = {"job_name": "loopline", "file_sd_configs": [discovery]}
+        gateway = [{"targets": [f"127.0.0.1:{options.port + 1}"]}]
+        prometheus["scrape_configs"].append({"job_name": "gateway", "static_configs": gateway})
     (folder / "prometheus.yml").write_text(yaml.safe_dump(prometheus, sort_keys=False), encoding="utf-8")
 
     alertmanager = yaml.safe_load((CONFIGURATION / "alertmanager/alertmanager.yml").read_text(encoding="utf-8"))
@@ -88,22 +87,22 @@ def write(options: StackOptions, folder: Path) -> None:
 
 
 def without_retrainer(alertmanager: dict[str, Any]) -> None:
-    """Take it out of Alertmanager's configuration."""
-    alertmanager["receivers"] = [one for one in alertmanager["receivers"] if one["name"] != "retrainer"]
+    """Remove the retrainer from Alertmanager's configuration."""
+    alertmanager["receivers"] = [receiver for receiver in alertmanager["receivers"] if receiver["name"] != "retrainer"]
     routes = alertmanager["route"]["routes"]
     alertmanager["route"]["routes"] = [route for route in routes if route["receiver"] != "retrainer"]
 
 
 def tell_retrainer(alertmanager: dict[str, Any], url: str, token: str) -> None:
-    """Where it is, in Alertmanager's configuration. token: the path of a file, as Alertmanager sees it."""
-    (receiver,) = (one for one in alertmanager["receivers"] if one["name"] == "retrainer")
+    """Set the retrainer's address in Alertmanager's configuration. token: path of the token's file, as Alertmanager sees it."""
+    (receiver,) = (receiver for receiver in alertmanager["receivers"] if receiver["name"] == "retrainer")
     (hook,) = receiver["webhook_configs"]
     hook["url"] = f"{url}/alertmanager"
     hook["http_config"]["authorization"]["credentials_file"] = token
 
 
 def _token(folder: Path) -> str:
-    """Alertmanager and the retrainer share a token of this start; only we can read its file."""
+    """Write a new token for Alertmanager and the retrainer, and return its path. Only this user can read the file."""
     token = folder / TOKEN
     token.unlink(missing_ok=True)
     with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

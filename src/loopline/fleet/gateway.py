@@ -1,8 +1,8 @@
-"""HAProxy in front of the servers: what it is told at its start, and what through its runtime socket, without a reload.
+"""HAProxy in front of the servers: its configuration, and the changes through its runtime socket, which need no reload.
 
-Three lanes, each a backend of slots that get a server's port at run time: `champion`, `baseline` (fresh champion servers) and
-`challenger`. A map says what share of a model's requests goes to its challenger; as many go to the baseline. The lanes that are on
-trial have the champion's servers as a backup, so a lane whose servers are down answers all the same.
+There are three lanes: `champion`, `baseline` (fresh champion servers) and `challenger`. Each is a backend of slots, and a slot
+gets a server's port at run time. A map holds the share of each model's requests that goes to its challenger; the baseline gets as
+many. The lanes on trial have the champion's servers as a backup, so a lane still answers if its own servers are down.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from loopline.errors import LooplineError
 from loopline.lib.waiting import until
 
 CHAMPION, BASELINE, CHALLENGER = "champion", "baseline", "challenger"
-SLOTS = 32  # servers of a lane: while a new champion takes over, its and the old one's
-LONGEST = 90  # bytes of a socket's path: the system takes 107, of which HAProxy wants some for a temporary name
+SLOTS = 32  # servers in a lane; while a new champion takes over, the old one's servers need slots too
+LONGEST = 90  # bytes of a socket's path: the system allows 107, and HAProxy needs some for a temporary name
 PLAIN = re.compile(r"[\w./-]+")
-TEMPORARY = Path("/tmp")  # noqa: S108 - what is in it is in a folder that no other user can read
+TEMPORARY = Path("/tmp")  # noqa: S108 - files go into a subfolder that no other user can read
 CONNECTIONS = 4096
-OTHER_FILES = 200  # of HAProxy itself: 189 were counted
-SECONDS = 10.0  # to answer a command, or to see that a server is up
+OTHER_FILES = 200  # open files of HAProxy itself: 189 were counted
+SECONDS = 10.0  # limit to answer a command, and to see that a server is up
 DRAIN_SECONDS = 35.0
-MAINTENANCE = 0x01  # of srv_admin_state: by hand; the slots begin with another, which is the configuration's
-RUNNING = 2  # of srv_op_state
+# Bit of srv_admin_state for maintenance set by a command. Empty slots start with the bit that the configuration sets.
+MAINTENANCE = 0x01
+RUNNING = 2  # value of srv_op_state
 
 CONFIGURATION = """\
-# Written by `loopline up --gateway`; what changes at run time goes through the socket.
+# Written by `loopline up --gateway`. Changes at run time go through the socket.
 global
   stats socket {socket} mode 600 level admin
   log stdout format raw local0 info
@@ -45,34 +46,34 @@ defaults
   timeout server 75s
   timeout http-request 75s
   timeout http-keep-alive 75s
-  # The key is a hash of the body where there is no better one, so the body is waited for.
+  # The key may be a hash of the body, so HAProxy waits for the body.
   option http-buffer-request
-  option idle-close-on-response   # at a reload, a client that keeps its connection is told with its next answer
+  option idle-close-on-response   # at a reload, a kept connection is closed with its next answer
   retries 3
   option redispatch 1
-  # A prediction may be asked for twice. An answer is never asked for again, whatever it is: errors are to be seen.
+  # A request may be sent twice if no answer came. Any answer is final, so that errors stay visible.
   retry-on conn-failure empty-response
   default-server inter 500ms fastinter 200ms downinter 500ms rise 1 fall 2
 
 frontend gateway
   bind {host}:{port}
-  # Who operates asks the servers themselves.
+  # Operators ask the servers directly.
   http-request deny deny_status 404 if {{ path,url_dec -m beg /metrics }}
-  # Predictions alone are shared: labels, metadata and polls are quick, never wrong, and say nothing of a challenger.
+  # Only predictions are shared. Labels, metadata and polls are quick, never wrong, and tell nothing about a challenger.
   http-request set-var(txn.model) path,url_dec,field(3,/) if {{ path,url_dec -m reg ^/predict/[^/]+/?$ }}
-  # Who names a version means the champion's: there is no other in the addresses that are public.
+  # A request that names a version goes to the champion, the only version with a public address.
   http-request set-var(txn.model) path,url_dec,field(4,/) if {{ path,url_dec -m reg ^/v2/models/[^/]+/infer/?$ }}
   http-request set-var(txn.share) var(txn.model),map_str_int({shares},0)
   http-request set-var(txn.twice) var(txn.share),add(txn.share)
-  # What is sticky: the client that names itself, else the request and its repetitions by their id, else the same content.
+  # The sticky key is the client's id, or else the request's id, which its repetitions share, or else the content.
   http-request set-var(txn.bucket) req.body,xxh32,mod(100)
   http-request set-var(txn.bucket) req.hdr(x-request-id),xxh32,mod(100) if {{ req.hdr(x-request-id) -m found }}
   http-request set-var(txn.bucket) req.hdr(x-client-id),xxh32,mod(100) if {{ req.hdr(x-client-id) -m found }}
-  # The sentinel knows the champion's answers.
+  # The sentinel expects the champion's answers.
   http-request set-var(txn.bucket) int(100) if {{ req.hdr(x-loopline-probe) -m found }}
   acl to_challenger var(txn.bucket),sub(txn.share) lt 0
   acl to_trial var(txn.bucket),sub(txn.twice) lt 0
-  # One line a request of the lanes on trial: this is what the judge sees. Microseconds; the model is one of the map's.
+  # The judge's log: one line for each request of the lanes on trial, in microseconds. The model is one of the map's.
   http-request set-var(txn.at) date(0,us)
   http-response set-var(txn.us) date(0,us),sub(txn.at)
   log global
@@ -102,7 +103,7 @@ backend {lane}
 """
 
 
-# Containers have names. Both colours are the champion's: which of them runs, the health checks find out.
+# Containers have names instead of ports. Both colours are the champion's; the health checks find out which one runs.
 COLOURS = "blue", "green"
 CONTAINERS = """
 resolvers names
@@ -124,7 +125,7 @@ CONTAINER = (
 
 
 class Slot(NamedTuple):
-    """A server's place in a lane. port: 0 if it is empty."""
+    """A server's place in a lane. port: 0 if the slot is empty."""
 
     name: str
     port: int
@@ -132,7 +133,7 @@ class Slot(NamedTuple):
 
 
 def write(folder: Path, *, port: int, metrics_port: int, host: str = "127.0.0.1") -> Path:
-    """Write haproxy.cfg and an empty map of shares into the folder; returns the file."""
+    """Write haproxy.cfg and an empty map of shares into the folder, and return the path of haproxy.cfg."""
     text = _fronts(str(socket_path(folder)), str(_shares(folder)), host, port, metrics_port, _connections())
     text += PROCESSES.format(champion=CHAMPION, slots=SLOTS)
     text += "".join(TRIAL.format(lane=lane, slots=SLOTS) for lane in (BASELINE, CHALLENGER))
@@ -142,11 +143,11 @@ def write(folder: Path, *, port: int, metrics_port: int, host: str = "127.0.0.1"
 
 
 def containers(at: str) -> str:
-    """The configuration in front of the containers of serving/compose.yaml; `at`: the folder with shares.map, in the gateway's own.
+    """The configuration for the containers of serving/compose.yaml. at: folder of shares.map inside the gateway's container.
 
-    Shares are read at a reload. The baseline are the champion's own servers.
+    HAProxy reads the shares at a reload. The baseline lane consists of the champion's own servers.
     """
-    text = _fronts("/tmp/gateway.sock", f"{at}/shares.map", "0.0.0.0", 8080, 8081, CONNECTIONS) + CONTAINERS  # noqa: S104, S108 - in there
+    text = _fronts("/tmp/gateway.sock", f"{at}/shares.map", "0.0.0.0", 8080, 8081, CONNECTIONS) + CONTAINERS  # noqa: S104, S108 - in the container
     champion = "".join(CONTAINER.format(name=name, options="on-error fastinter") for name in COLOURS)
     text += "".join(LANE.format(lane=lane) + champion for lane in (CHAMPION, BASELINE))
     text += LANE.format(lane=CHALLENGER) + CONTAINER.format(name=CHALLENGER, options="on-error mark-down")
@@ -172,14 +173,14 @@ def _shares(folder: Path) -> Path:
 
 
 def socket_path(folder: Path) -> Path:
-    """Of the runtime socket."""
+    """The path of the runtime socket."""
     return _plain(folder) / "gateway.sock"
 
 
 def _plain(folder: Path) -> Path:
-    """The folder, or a private one where its path is too long for a socket or has characters that mean something to HAProxy.
+    """The folder, or a private one if its path is too long for a socket or contains characters with a meaning for HAProxy.
 
-    The private one is under /tmp whatever TMPDIR says: every shell must find the same.
+    The private folder is under /tmp and ignores TMPDIR, because every shell must find the same folder.
     """
     path = folder.absolute()
     if PLAIN.fullmatch(str(path)) and len(os.fsencode(path / "gateway.sock")) <= LONGEST:
@@ -187,27 +188,27 @@ def _plain(folder: Path) -> Path:
     own = TEMPORARY / f"loopline-{os.getuid()}"
     own.mkdir(mode=0o700, exist_ok=True)
     if own.is_symlink() or own.stat().st_uid != os.getuid() or own.stat().st_mode & 0o077:
-        raise LooplineError(f"{own} is not a folder of yours alone: remove it")
+        raise LooplineError(f"{own} is not a private folder of this user: remove it")
     plain = own / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     plain.mkdir(mode=0o700, exist_ok=True)
     return plain
 
 
 def _connections() -> int:
-    """How many HAProxy may have: each takes two files, and it will not start where the system allows fewer."""
+    """The limit of connections for HAProxy. Each needs two open files, and HAProxy does not start if the system allows fewer."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     return CONNECTIONS if most == resource.RLIM_INFINITY else min(CONNECTIONS, (most - OTHER_FILES) // 2)
 
 
 class Gateway:
-    """The HAProxy that was started with a folder's configuration."""
+    """The running HAProxy of a folder's configuration."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: as `write` was given."""
+        """folder: the same as for `write`."""
         self.socket, self.shares = socket_path(folder), _shares(folder)
 
     def ask(self, command: str) -> str:
-        """One command to the runtime socket, and what it says. Raises LooplineError if nobody listens."""
+        """Send one command to the runtime socket and return the answer. Raises LooplineError if HAProxy does not answer."""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(SECONDS)
@@ -218,28 +219,28 @@ class Gateway:
                     parts.append(part)
         except OSError as error:
             raise LooplineError(
-                f"the gateway does not answer on {self.socket}: {error}; `loopline up --gateway`"
+                f"the gateway does not answer on {self.socket}: {error}; `loopline up --gateway` starts it"
             ) from error
         return b"".join(parts).decode().strip()
 
     def share(self, model: str, percent: int) -> None:
-        """So much of the model's requests go to the challenger, and as much to the baseline, from the next request on.
+        """Send `percent` of the model's requests to the challenger and as many to the baseline, from the next request on.
 
-        Raises ValueError where it is not between 0 and 50.
+        Raises ValueError if `percent` is not between 0 and 50.
         """
         if not 0 <= percent <= 50:
             raise ValueError(f"a share of {percent} %: the baseline gets as much, so at most 50")
         verb = "set" if model in self.shared() else "add"
-        if said := self.ask(f"{verb} map {self.shares} {model} {percent}"):
-            raise LooplineError(f"the gateway did not take the share of {model}: {said}")
+        if refusal := self.ask(f"{verb} map {self.shares} {model} {percent}"):
+            raise LooplineError(f"the gateway did not set the share of {model}: {refusal}")
 
     def shared(self) -> dict[str, int]:
-        """Model -> the challenger's share in percent, of all models that ever had one."""
+        """Model -> the challenger's share in percent, for all models that ever had one."""
         rows = (line.split() for line in self.ask(f"show map {self.shares}").splitlines())
         return {row[1]: int(row[2]) for row in rows if len(row) == 3}
 
     def slots(self, lane: str) -> list[Slot]:
-        """Every slot of a lane, the backups' too (their names begin with k)."""
+        """Every slot of a lane, including the backups, whose names begin with k."""
         lines = self.ask(f"show servers state {lane}").splitlines()
         heads = lines[1].removeprefix("# ").split()
         rows = [dict(zip(heads, line.split(), strict=True)) for line in lines[2:]]
@@ -253,43 +254,45 @@ class Gateway:
         ]
 
     def serve(self, lane: str, ports: Iterable[int]) -> None:
-        """Make the lane have exactly the servers on these ports: new ones first, and once they are up, the others drain.
+        """Give the lane exactly the servers on these ports: add the new ones, and once they are up, drain the others.
 
-        No request is lost: a server that left has answered all it was asked. Doing it again changes nothing. Raises LooplineError
-        if a new server is not up in time; then the others are still there.
+        No request is lost, because a removed server has answered all its requests. A repeated call changes nothing. Raises
+        LooplineError if a new server is not up in time; the others then stay in the lane.
         """
-        wanted = set(ports)
-        self._fill(lane, "s", wanted)
+        target = set(ports)
+        self._fill(lane, "s", target)
         if lane == CHAMPION:
             for trial in (BASELINE, CHALLENGER):
-                self._fill(trial, "k", wanted)
-        self._drop(lane, "s", wanted)
+                self._fill(trial, "k", target)
+        self._drop(lane, "s", target)
         if lane == CHAMPION:
             for trial in (BASELINE, CHALLENGER):
-                self._drop(trial, "k", wanted)
+                self._drop(trial, "k", target)
 
-    def _fill(self, lane: str, kind: str, wanted: set[int]) -> None:
+    def _fill(self, lane: str, kind: str, target: set[int]) -> None:
         slots = [slot for slot in self.slots(lane) if slot.name.startswith(kind)]
         free = [slot.name for slot in slots if not slot.port]
-        for port in sorted(wanted - {slot.port for slot in slots}):
+        for port in sorted(target - {slot.port for slot in slots}):
             if not free:
-                raise LooplineError(f"more than {len(slots)} servers in the lane {lane}")
+                raise LooplineError(f"the lane {lane} has no free slot: it takes at most {len(slots)} servers")
             name = free.pop(0)
             self.ask(f"set server {lane}/{name} addr 127.0.0.1 port {port}")
             self.ask(f"set server {lane}/{name} state ready")
         for slot in slots:
-            if slot.port in wanted:  # perhaps it was draining when somebody was killed
+            if slot.port in target:  # it may still be draining, if an earlier controller was killed
                 self.ask(f"set server {lane}/{slot.name} state ready")
 
         def up() -> bool:
-            found = {slot.port for slot in self.slots(lane) if slot.up and slot.name.startswith(kind)}
-            return wanted <= found
+            return target <= {slot.port for slot in self.slots(lane) if slot.up and slot.name.startswith(kind)}
 
         if not until(up, SECONDS):
-            raise LooplineError(f"the gateway does not see all servers of the lane {lane} up: ports {sorted(wanted)}")
+            raise LooplineError(
+                f"the gateway does not report all servers of the lane {lane} as up: ports {sorted(target)}"
+            )
 
-    def _drop(self, lane: str, kind: str, wanted: set[int]) -> None:
-        gone = [s.name for s in self.slots(lane) if s.name.startswith(kind) and s.port and s.port not in wanted]
+    def _drop(self, lane: str, kind: str, target: set[int]) -> None:
+        slots = self.slots(lane)
+        gone = [slot.name for slot in slots if slot.name.startswith(kind) and slot.port and slot.port not in target]
         for name in gone:
             self.ask(f"set server {lane}/{name} state drain")
         until(lambda: not any(self.sessions(lane).get(name) for name in gone), DRAIN_SECONDS)
@@ -297,7 +300,7 @@ class Gateway:
             self.ask(f"set server {lane}/{name} state maint")
 
     def sessions(self, lane: str) -> dict[str, int]:
-        """Slot -> requests that it is answering or that wait for it."""
+        """Slot -> number of requests that it is answering or that wait for it."""
         lines = self.ask("show stat").splitlines()
         heads = lines[0].removeprefix("# ").split(",")
         rows = (dict(zip(heads, line.split(","), strict=False)) for line in lines[1:])

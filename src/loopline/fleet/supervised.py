@@ -1,4 +1,4 @@
-"""The processes that `loopline up` starts once: what each is, and starting anew those that ended. See `parts.json`."""
+"""The processes that `loopline up` starts once: their list in `parts.json`, and the restart of those that ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class SupervisedProcess(NamedTuple):
-    """A process. ready: the address that answers when it is, or empty. env: beside our own."""
+    """A process. ready: address that answers when the process is ready; empty: do not wait. env: additions to the environment."""
 
     name: str
     command: list[str]
@@ -26,17 +26,17 @@ class SupervisedProcess(NamedTuple):
 
 
 def supervisor(folder: Path) -> SupervisedProcess:
-    """The process that starts the others anew, see `deploy.supervisor`."""
+    """The process that restarts the others, see `deploy.supervisor`."""
     return SupervisedProcess(SUPERVISOR, [sys.executable, "-m", "loopline.cli", "supervise", str(folder)], "", "")
 
 
 def note(parts: Sequence[SupervisedProcess], folder: Path) -> None:
-    """Write down which there should be."""
+    """Write the list of processes that should run to `parts.json`."""
     files.write(folder / "parts.json", json.dumps([part._asdict() for part in parts]), shared=True)
 
 
 def mend(folder: Path) -> list[str]:
-    """Start those that should be there and are not; their names. A failure to start one is logged, and the next is tried."""
+    """Start the processes that should run and do not, and return their names. A failed start is logged, and the next is tried."""
     started = []
     with locks.held(folder / "lock"):
         running = processes.running(folder)

@@ -1,1 +1,1 @@
-"""A model that serves is replaced by another: shadow, canary, promotion, rollback. See docs/rollout.md."""
+"""Replace the bundle of a served model by another: shadow, canary, promotion, rollback. See docs/rollout.md."""

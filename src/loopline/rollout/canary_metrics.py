@@ -1,7 +1,8 @@
-"""A canary judged by what Prometheus counts of its two lanes: in containers and in a cluster, where no log of ours says each answer.
+"""Judge a canary by what Prometheus counts in its two lanes: for containers and clusters, which have no log line for each answer.
 
-The judge is the one of `rollout`. Three things differ: the baseline is the champion itself, so it has more requests than the
-challenger; a point of latency is the 95th percentile of an interval; and no shadow said how far the classes may be apart.
+The judge is `rollout.judge`. Three things differ from a rollout behind the local gateway: the baseline is the champion itself, so
+it gets more requests than the challenger; a point of latency is the 95th percentile of an interval; and no shadow has measured
+how far apart the predicted classes may be.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ Counts = dict[str, dict[tuple[str, ...], float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Soak:
-    """ask: Prometheus, about now. sick: why the challenger's servers are not healthy, empty if they are; raises LooplineError where
-    the canary is over. scrape: seconds between two looks that Prometheus takes; an interval is two of them."""
+    """The wait for a canary's verdict.
+
+    ask: evaluates an expression in Prometheus, as of now. sick: returns why the challenger's servers are not healthy, empty if
+    they are; raises LooplineError if the canary is over. scrape: seconds between two scrapes by Prometheus; an interval is two of
+    them.
+    """
 
     ask: Ask
     sick: Callable[[], str]
@@ -38,9 +43,12 @@ class Soak:
     scrape: float = 15.0
 
     def verdict(self, models: Sequence[str] = ()) -> judge.Verdict:
-        """Look until the judge has a verdict on all of these models (default: all that the challenger serves), or time runs out: then
-        it holds still, and that never passes. Raises LooplineError where the canary was ended meanwhile."""
-        policy = replace(self.plan.policy, slice=1)  # a point is an interval's percentile already
+        """Wait until the judge has a verdict on all of these models (default: all that the challenger serves), and return it.
+
+        If the time runs out first, the verdict is "hold", which never counts as a pass. Raises LooplineError if somebody ends the
+        canary meanwhile.
+        """
+        policy = replace(self.plan.policy, slice=1)  # a point is already the percentile of an interval
         began, before = time.monotonic(), None
         while True:
             sick = self.sick()
@@ -49,24 +57,24 @@ class Soak:
                 if before is None:
                     before = self._counts("{}")
                     began, seconds = time.monotonic(), 0.0
-                found = self._judged(models, before, ceil(seconds) or 1, sick, policy)
-            except LooplineError as error:  # Prometheus may be away for a while: without it there is no evidence
-                action = judge.Verdict("roll back", (sick,)) if sick else judge.Verdict("hold", (str(error),))
-                found = {"": action}
-            verdict = _worst(found)
-            if verdict.action != "hold":
-                return verdict
+                verdicts = self._judged(models, before, ceil(seconds) or 1, sick, policy)
+            except LooplineError as error:  # Prometheus may be away for a while, and without it there is no evidence
+                verdict = judge.Verdict("roll back", (sick,)) if sick else judge.Verdict("hold", (str(error),))
+                verdicts = {"": verdict}
+            worst = _worst(verdicts)
+            if worst.action != "hold":
+                return worst
             if time.monotonic() - began > self.plan.hold:
-                return judge.Verdict("hold", (f"no verdict within {self.plan.hold:g} s", *verdict.reasons))
+                return judge.Verdict("hold", (f"no verdict within {self.plan.hold:g} s", *worst.reasons))
             time.sleep(max(self.plan.every, self.scrape / 2))
 
     def _judged(
         self, models: Sequence[str], before: Counts, seconds: int, sick: str, policy: judge.RolloutPolicy
     ) -> dict[str, judge.Verdict]:
-        """Model -> verdict."""
+        """Model -> verdict on what was counted since `before`, `seconds` ago."""
         now = self._counts(f"max_over_time({{}}[{seconds}s])")
         grown = {
-            name: {key: max(n - before[name].get(key, 0.0), 0.0) for key, n in rows.items()}
+            name: {key: max(count - before[name].get(key, 0.0), 0.0) for key, count in rows.items()}
             for name, rows in now.items()
         }
         versions = {
@@ -74,31 +82,31 @@ class Soak:
             for row in self.ask(f"loopline_model_info{{{LANES}}}")
         }
         on_trial = [model for lane, model in sorted(versions) if lane == CHALLENGER]
-        judged = {}
+        verdicts = {}
         for model in models or on_trial:
             both = [versions.get((lane, model), "") for lane in (CHALLENGER, CHAMPION)]
             if not all(both):
                 reasons = (sick or f"Prometheus has not seen both lanes of {model} yet",)
-                judged[model] = judge.Verdict("roll back" if sick else "hold", reasons)
+                verdicts[model] = judge.Verdict("roll back" if sick else "hold", reasons)
                 continue
             points = self._points(model, seconds)
-            ours, theirs = (
+            challenger, champion = (
                 _lane(grown, lane, model, version if both[0] != both[1] else "", points[lane])
                 for lane, version in zip((CHALLENGER, CHAMPION), both, strict=True)
             )
-            bad = sum(n for key, n in grown["invalid"].items() if key[:2] == (CHALLENGER, model))
-            seen = judge.RolloutEvidence(challenger=ours, baseline=theirs, sick=sick, invalid=int(bad))
-            judged[model] = judge.canary(replace(seen, share=_share(ours, theirs)), policy)
-        return judged or {"": judge.Verdict("hold", ("Prometheus has not seen the challenger's servers yet",))}
+            invalid = sum(count for key, count in grown["invalid"].items() if key[:2] == (CHALLENGER, model))
+            evidence = judge.RolloutEvidence(challenger=challenger, baseline=champion, sick=sick, invalid=int(invalid))
+            verdicts[model] = judge.canary(replace(evidence, share=_share(challenger, champion)), policy)
+        return verdicts or {"": judge.Verdict("hold", ("Prometheus has not seen the challenger's servers yet",))}
 
-    def _counts(self, of: str) -> Counts:
-        """What was counted, by what it is counted by. of: `{}` is the counter.
+    def _counts(self, template: str) -> Counts:
+        """Name of a count -> label values -> count. template: an expression around the counter, which takes the place of `{}`.
 
-        Over a range it is the highest of each series, not `increase`: that leaves out what a series begins with, so a lane's first
-        errors; and the servers that an autoscaler took away meanwhile are in it.
+        Over a range the template is the maximum of each series and not `increase`: `increase` omits the first value of a series,
+        and so the first errors of a lane. The maximum also includes servers that an autoscaler has removed meanwhile.
         """
         sure = "|".join(SURE)
-        counted = {
+        counters = {
             "requests": ("lane, model", f"loopline_requests_total{{{LANES},{ROUTES}}}"),
             "errors": ("lane, model", f'loopline_requests_total{{{LANES},{ROUTES},code=~"5.."}}'),
             "classes": ("lane, model, bin", f'{SIGNALS}{{{LANES},signal="{CLASS}"}}'),
@@ -109,26 +117,31 @@ class Soak:
         return {
             name: {
                 tuple(row.labels[label] for label in by.split(", ")): row.value
-                for row in self.ask(f"sum by ({by}) ({of.format(counter)})")
+                for row in self.ask(f"sum by ({by}) ({template.format(counter)})")
             }
-            for name, (by, counter) in counted.items()
+            for name, (by, counter) in counters.items()
         }
 
     def _points(self, model: str, seconds: int) -> dict[str, list[float]]:
-        """Lane -> seconds: the 95th percentile of each interval in which it answered."""
+        """Lane -> the 95th percentile of latency in seconds, for each interval in which the lane answered."""
         interval = f"{ceil(2 * self.scrape)}s"
         buckets = f'loopline_request_seconds_bucket{{model="{model}",{LANES},{ROUTES}}}'
         rate = f"sum by (lane, le) (rate({buckets}[{interval}]))"
         rows = self.ask(f"histogram_quantile(0.95, {rate})[{seconds}s:{interval}]")
-        found = {row.labels["lane"]: [value for _, value in row.points if isfinite(value)] for row in rows}
-        return {lane: found.get(lane, []) for lane in (CHALLENGER, CHAMPION)}
+        points = {row.labels["lane"]: [value for _, value in row.points if isfinite(value)] for row in rows}
+        return {lane: points.get(lane, []) for lane in (CHALLENGER, CHAMPION)}
 
 
 def said(verdict: judge.Verdict) -> list[str]:
-    """What is told of a canary that passed. Raises LooplineError with the reasons if it did not; it has to be over by then."""
+    """Return the lines that report a canary that passed. Raises LooplineError with the reasons if it did not pass.
+
+    A canary that did not pass must be ended before this call, because the error says that the champion serves all requests.
+    """
     if verdict.action != "pass":
-        raise LooplineError("\n  ".join(["the canary did not pass, the champion serves all:", *verdict.reasons]))
-    return ["it passed; `deploy` the same goes on from there:", *(f"  {reason}" for reason in verdict.reasons)]
+        raise LooplineError(
+            "\n  ".join(["the canary did not pass; the champion serves all requests:", *verdict.reasons])
+        )
+    return ["the canary passed; `deploy` the same to promote it:", *(f"  {reason}" for reason in verdict.reasons)]
 
 
 def _lane(grown: Counts, lane: str, model: str, version: str, points: list[float]) -> judge.LaneCounts:
@@ -138,22 +151,24 @@ def _lane(grown: Counts, lane: str, model: str, version: str, points: list[float
         errors=int(grown["errors"].get((lane, model), 0)),
         step=requests,
         seconds=np.array(points),
-        classes={key[2]: n for key, n in grown["classes"].items() if key[:2] == (lane, model)},
+        classes={key[2]: count for key, count in grown["classes"].items() if key[:2] == (lane, model)},
         labelled=grown["labelled"].get((model, version), 0.0),
         right=grown["right"].get((model, version), 0.0),
     )
 
 
-def _share(ours: judge.LaneCounts, theirs: judge.LaneCounts) -> float:
-    """Of the requests of both: the challenger's."""
-    total = ours.requests + theirs.requests
-    return ours.requests / total if ours.requests and theirs.requests else 0.5
+def _share(challenger: judge.LaneCounts, champion: judge.LaneCounts) -> float:
+    """The challenger's share of the requests of both lanes; 0.5 while a lane has none."""
+    total = challenger.requests + champion.requests
+    return challenger.requests / total if challenger.requests and champion.requests else 0.5
 
 
-def _worst(found: dict[str, judge.Verdict]) -> judge.Verdict:
-    """One verdict on all models; each reason names its own."""
+def _worst(verdicts: dict[str, judge.Verdict]) -> judge.Verdict:
+    """The worst verdict of all models; each reason names its model."""
     for action in ("roll back", "hold", "pass"):
-        if these := {model: verdict for model, verdict in found.items() if verdict.action == action}:
-            said = [f"{model}: {why}" if model else why for model, verdict in these.items() for why in verdict.reasons]
-            return judge.Verdict(action, tuple(said))
-    raise AssertionError("there is always one")
+        if selected := {model: verdict for model, verdict in verdicts.items() if verdict.action == action}:
+            reasons = [
+                f"{model}: {why}" if model else why for model, verdict in selected.items() for why in verdict.reasons
+            ]
+            return judge.Verdict(action, tuple(reasons))
+    raise AssertionError("verdicts is never empty")

@@ -1,4 +1,4 @@
-"""What the judge judges: the gateway's log of the lanes on trial, their servers' counters, labels, and a replay on both."""
+"""Evidence for the judge: the gateway's log of the lanes on trial, their servers' counters, labels, and a replay on both."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ from loopline.lib.http import FetchError, fetch
 from loopline.rollout import judge
 from loopline.tasks.signals import CLASS
 
-SURE = ("top_probability", "top_score")  # signals that are a number for every answer that is one
+# NaN in one of these signals means that the answer contains NaN.
+SURE = ("top_probability", "top_score")
 SIGNALS = "loopline_signal_rows_total"
 TIMEOUT = 10.0
-Given = bytes | str
+ModelInput = bytes | str
 Series = Iterable[tuple[str, Mapping[str, str], float]]
 
 
 class LoggedAnswer(NamedTuple):
-    """A line of the gateway's log. at: seconds since the epoch. server: its slot; a name in k is the champion's, as a backup."""
+    """A line of the gateway's log.
+
+    at: seconds since the epoch. server: name of the slot; one that begins with k holds a server of the champion, as a backup.
+    status: the HTTP status, -1 if the client left before the answer. seconds: latency, None if there was no answer.
+    """
 
     at: float
     model: str
@@ -38,14 +43,14 @@ class LoggedAnswer(NamedTuple):
 
 
 class GatewayLog:
-    """The gateway's log, read on from where it was left."""
+    """Reader of the gateway's log that continues where the last read ended."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        """offset: bytes to leave out."""
+        """offset: bytes at the start of the log to skip."""
         self.path, self.offset = path, offset
 
     def read(self) -> Iterator[LoggedAnswer]:
-        """What came since the last time. A line that is not yet whole is left for the next."""
+        """Yield the answers that were logged since the last read. A line that is still incomplete is left for the next read."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             for line in file:
@@ -65,10 +70,10 @@ class GatewayLog:
 
 
 class Tally:
-    """A canary's answers, counted: of all its steps, and of this one."""
+    """Counts of a canary's answers: requests and errors over all its steps, latencies of the present step."""
 
     def __init__(self, model: str) -> None:
-        """Nothing counted yet."""
+        """model: only its answers are counted."""
         self.model = model
         self.requests: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
@@ -77,25 +82,25 @@ class Tally:
         self.step = 0.0
 
     def begin(self, at: float) -> None:
-        """A step began then; what was before counts for the canary as a whole."""
+        """Note that a step began at this time, in seconds of the epoch, and forget the latencies of the step before."""
         if at != self.step:
             self.step = at
-            for one in self.seconds.values():
-                one.clear()
+            for latencies in self.seconds.values():
+                latencies.clear()
 
     def add(self, answers: Iterable[LoggedAnswer]) -> None:
-        """Count these. An error is a 5xx: what a client did wrong is not the model's, and who left got no answer."""
-        for one in answers:
-            if one.model != self.model or one.lane not in self.seconds or one.status < 100:
+        """Count these answers. Only a 5xx is an error: a 4xx is the client's mistake. A client that left is not counted."""
+        for answer in answers:
+            if answer.model != self.model or answer.lane not in self.seconds or answer.status < 100:
                 continue
-            self.requests[one.lane] += 1
-            self.errors[one.lane] += one.status >= 500
-            self.stood_in += one.lane == CHALLENGER and not one.server.startswith("s")
-            if one.at >= self.step and one.seconds is not None:
-                self.seconds[one.lane].append(one.seconds)
+            self.requests[answer.lane] += 1
+            self.errors[answer.lane] += answer.status >= 500
+            self.stood_in += answer.lane == CHALLENGER and not answer.server.startswith("s")
+            if answer.at >= self.step and answer.seconds is not None:
+                self.seconds[answer.lane].append(answer.seconds)
 
     def lane(self, name: str, classes: Mapping[str, float], labels: tuple[float, float]) -> judge.LaneCounts:
-        """As the judge takes it."""
+        """The counts of this lane for the judge. labels: labelled answers, and the sum of their quality."""
         return judge.LaneCounts(
             requests=self.requests[name],
             errors=self.errors[name],
@@ -108,9 +113,9 @@ class Tally:
 
 
 def series(address: str, token: str | None = None) -> Series:
-    """What a server's /metrics says: (name, labels, value). Raises LooplineError if it does not answer.
+    """All samples of a server's /metrics: (name, labels, value). Raises LooplineError if the server does not answer.
 
-    token: what the server wants as bearer token, if it wants one.
+    token: bearer token, if the server demands one.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -118,107 +123,114 @@ def series(address: str, token: str | None = None) -> Series:
         text = fetch(f"{address}/metrics", headers=credentials.authorization(token), timeout=TIMEOUT).decode()
     except FetchError as error:
         raise LooplineError(f"{address}/metrics does not answer: {error}") from error
-    return [(s.name, s.labels, s.value) for family in text_string_to_metric_families(text) for s in family.samples]
+    families = text_string_to_metric_families(text)
+    return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
 
 
 def classes(rows: Series, model: str) -> tuple[dict[str, float], int]:
-    """Predicted class -> samples, and how many answers were no number, of a server since its start."""
-    found: dict[str, float] = {}
+    """Predicted class -> samples, and the number of answers that were NaN, since the servers started."""
+    counts: dict[str, float] = {}
     invalid = 0.0
     for name, labels, value in rows:
         if name == SIGNALS and labels["model"] == model:
             if labels["signal"] == CLASS:
-                found[labels["bin"]] = found.get(labels["bin"], 0.0) + value
+                counts[labels["bin"]] = counts.get(labels["bin"], 0.0) + value
             invalid += value if labels["signal"] in SURE and labels["bin"] == "nan" else 0.0
-    return found, int(invalid)
+    return counts, int(invalid)
 
 
 def labels(prometheus: str, model: str, version: str, since: float) -> tuple[float, float]:
-    """Labelled answers of a version that came after a time (seconds of the epoch), and the sum of their quality.
+    """Number of labelled answers of a version since a time (seconds of the epoch), and the sum of their quality.
 
-    What came before was of other traffic. (0, 0) where none came, or nobody counts them.
+    Earlier labels belong to other traffic. (0, 0) if no labels came, or if Prometheus does not answer.
     """
     from loopline.observability import prometheus_api
 
-    found = []
+    grown = []
     for name in ("loopline_labelled_rows_total", "loopline_labelled_quality_total"):
         try:
             both = [
                 prometheus_api.instant(prometheus, f'sum({name}{{model="{model}",version="{version}"}})', at)
                 for at in (None, since)
             ]
-        except LooplineError:  # no evidence is no reason to stop
+        except LooplineError:  # missing labels do not end a rollout
             return 0.0, 0.0
         now, before = (rows[0].value if rows else 0.0 for rows in both)
-        found.append(now - before)
-    return found[0], found[1]
+        grown.append(now - before)
+    return grown[0], grown[1]
 
 
-def recent(folder: Path, model: str, count: int) -> list[Given]:
-    """The journal's latest inputs that were answered and kept. Raises LooplineError where there is no journal."""
+def recent(folder: Path, model: str, count: int) -> list[ModelInput]:
+    """The journal's latest inputs that were answered and kept, newest first. Raises LooplineError if there is no journal."""
     from loopline.journal.reader import JournalReader
 
     return [entry.input for entry in JournalReader(folder).latest(model, count) if entry.input is not None]
 
 
 def replay(
-    inputs: Iterable[Given], model: str, champion: str, challenger: str, token: str | None = None
+    inputs: Iterable[ModelInput], model: str, champion: str, challenger: str, token: str | None = None
 ) -> judge.Shadow:
-    """Ask both servers the same, one input after the other, now this one first and now that one; none of it counts as traffic."""
-    seen: Counter[str] = Counter()
-    ratios, said = [], {champion: Counter[str](), challenger: Counter[str]()}
-    for number, given in enumerate(inputs):
+    """Ask both servers every input, and compare the answers. The order of the two servers alternates from input to input.
+
+    champion, challenger: addresses. The requests are marked as probes, so none of them counts as traffic.
+    """
+    counts: Counter[str] = Counter()
+    ratios, predicted = [], {champion: Counter[str](), challenger: Counter[str]()}
+    for number, content in enumerate(inputs):
         order = (champion, challenger) if number % 2 else (challenger, champion)
-        answers = {address: _ask(address, model, given, token) for address in order}
-        (theirs, their_seconds), (ours, our_seconds) = answers[champion], answers[challenger]
-        if theirs is None:
-            continue  # such an input says nothing of the challenger
-        seen["inputs"] += 1
-        if ours is None:
-            seen["failed"] += 1
+        answers = {address: _ask(address, model, content, token) for address in order}
+        champion_answer, champion_seconds = answers[champion]
+        challenger_answer, challenger_seconds = answers[challenger]
+        if champion_answer is None:
+            continue  # such an input tells nothing about the challenger
+        counts["inputs"] += 1
+        if challenger_answer is None:
+            counts["failed"] += 1
             continue
-        ratios.append(our_seconds / their_seconds)
-        seen["invalid"] += not _numbers(ours)
-        a, b = _classes(theirs), _classes(ours)
-        seen["agreed"] += a == b
-        said[champion].update(a)
-        said[challenger].update(b)
-    both = all(counts.total() for counts in said.values())
-    expected = judge.total_variation(said[challenger], said[champion])[0] if both else 0.0
+        ratios.append(challenger_seconds / champion_seconds)
+        counts["invalid"] += not _numbers(challenger_answer)
+        champion_classes, challenger_classes = _classes(champion_answer), _classes(challenger_answer)
+        counts["agreed"] += champion_classes == challenger_classes
+        predicted[champion].update(champion_classes)
+        predicted[challenger].update(challenger_classes)
+    both = all(classes.total() for classes in predicted.values())
+    expected = judge.total_variation(predicted[challenger], predicted[champion])[0] if both else 0.0
     return judge.Shadow(
-        inputs=seen["inputs"],
-        failed=seen["failed"],
-        invalid=seen["invalid"],
-        agreed=seen["agreed"],
+        inputs=counts["inputs"],
+        failed=counts["failed"],
+        invalid=counts["invalid"],
+        agreed=counts["agreed"],
         ratios=np.array(ratios),
         expected=expected,
     )
 
 
-def _ask(address: str, model: str, given: Given, token: str | None) -> tuple[Any, float]:
-    """The prediction, None if there is none; and the seconds it took."""
-    text = isinstance(given, str)
-    body = json.dumps({"text": given}).encode() if isinstance(given, str) else given
-    headers = {"Content-Type": "application/json" if text else "application/octet-stream", "X-Loopline-Probe": "1"}
+def _ask(address: str, model: str, content: ModelInput, token: str | None) -> tuple[Any, float]:
+    """The prediction, or None if there is none, and the seconds that it took."""
+    if isinstance(content, str):
+        body, kind = json.dumps({"text": content}).encode(), "application/json"
+    else:
+        body, kind = content, "application/octet-stream"
+    headers = {"Content-Type": kind, "X-Loopline-Probe": "1"}
     headers |= credentials.authorization(token)
     start = time.perf_counter()
     try:
-        content = fetch(f"{address}/predict/{model}", body, headers, timeout=TIMEOUT)
+        answer = fetch(f"{address}/predict/{model}", body, headers, timeout=TIMEOUT)
         seconds = time.perf_counter() - start
-        return json.loads(content)["predictions"][0], seconds
+        return json.loads(answer)["predictions"][0], seconds
     except (FetchError, ValueError, KeyError, IndexError, TypeError):
         return None, 0.0
 
 
 def _classes(prediction: Any) -> list[str]:
-    """What it says: one label, or the boxes' labels, sorted; ["-"] for no box."""
+    """The predicted label, or the sorted labels of all boxes; ["-"] if there is no box."""
     if "label" in prediction:
         return [prediction["label"]]
     return sorted(box["label"] for box in prediction["boxes"]) or ["-"]
 
 
 def _numbers(value: Any) -> bool:
-    """Is every figure in it a number? What is none is written as null."""
+    """Return whether every figure in a JSON value is a finite number. The server writes NaN as null."""
     if isinstance(value, dict):
         return all(map(_numbers, value.values()))
     if isinstance(value, list):

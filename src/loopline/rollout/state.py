@@ -1,4 +1,4 @@
-"""What a rollout is to do and where it stands, `.loopline/rollout/state.json`: on the disk before each action."""
+"""The plan and the state of a rollout in `.loopline/rollout/state.json`, which is written before each action."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ OVER = ("promoted", "rolled back")
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutPlan:
-    """How a rollout goes. steps: percent. hold: seconds that a step may take. every: seconds between two looks.
+    """The course of a rollout.
 
-    inputs: of the shadow, from the journal in that folder; 0: no shadow. replicas: servers of each lane on trial; 0: as many as the
-    champion has. register: the registry's champion follows what serves at the end.
+    steps: percent of the requests that the challenger gets. hold: seconds that a step may take. every: seconds between two looks
+    at the evidence. inputs: number of inputs for the shadow; 0: no shadow. journal: folder that these inputs come from. replicas:
+    servers of each lane on trial; 0: as many as the champion has. register: at the end, make the bundle that serves the
+    registry's champion.
     """
 
     steps: tuple[int, ...] = (5, 25, 50)
@@ -37,10 +39,13 @@ class RolloutPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutState:
-    """Where a rollout is. champion and challenger: versions; before and after: their folders. since: the step's begin, epoch seconds.
+    """The state of a rollout.
 
-    offset: of the gateway's log where the canary began. expected: see `judge.RolloutEvidence`. withdraws: the rollback was the
-    challenger's fault or was asked for; one because something could not be done, or stayed unclear, says nothing against a challenger.
+    id: nanoseconds of the epoch at its start, in hexadecimal. champion, challenger: versions. before, after: their folders.
+    stage: what is being done, or how it ended. step: index of the present step of the canary. since: start of the stage or step,
+    in seconds of the epoch. offset: byte of the gateway's log at which the canary began. expected: see `judge.RolloutEvidence`.
+    withdraws: a rollback counts against the challenger, because it was at fault or a person asked for the rollback. A rollback
+    after a failed action or without a clear verdict does not.
     """
 
     id: str
@@ -60,25 +65,25 @@ class RolloutState:
 
     @property
     def began(self) -> float:
-        """Seconds of the epoch."""
+        """The start of the rollout, in seconds of the epoch."""
         return int(self.id, 16) / 1e9
 
     def __str__(self) -> str:
-        """As `loopline rollout status` prints it."""
-        where = f"{self.stage} {self.plan.steps[self.step]} %" if self.stage == "canary" else self.stage
-        head = f"{self.model}: {self.challenger:.12} for {self.champion:.12}: {where}"
+        """The lines that `loopline rollout status` prints."""
+        stage = f"{self.stage} {self.plan.steps[self.step]} %" if self.stage == "canary" else self.stage
+        head = f"{self.model}: {self.challenger:.12} for {self.champion:.12}: {stage}"
         return "\n  ".join([head, *self.reasons])
 
 
 def read(folder: Path = FOLDER) -> RolloutState | None:
-    """The rollout that is under way, or the last one; None if there was none. Raises LooplineError on another schema."""
+    """The present rollout, or else the last one; None if there was none. Raises LooplineError on another schema."""
     try:
         content: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     if content.pop("schema", None) != SCHEMA:
         raise LooplineError(
-            f"{folder}/state.json is of another version of Loopline: remove it if no rollout is under way"
+            f"{folder}/state.json is of another version of Loopline: remove the file if no rollout is under way"
         )
     plan = content.pop("plan")
     policy = judge.RolloutPolicy(**plan.pop("policy"))
@@ -87,6 +92,6 @@ def read(folder: Path = FOLDER) -> RolloutState | None:
 
 
 def write(state: RolloutState, folder: Path = FOLDER) -> None:
-    """Whole or not at all."""
+    """Replace the state file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / "state.json", json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1), shared=True)
