@@ -16,7 +16,11 @@ def _drill(options: argparse.Namespace) -> int:
     from loopline.drill import faults, story
     from loopline.errors import LooplineError
 
-    drilled = [name for name, model in settings.load().models.items() if tasks.find(model.task).truth == "label"]
+    drilled = [
+        name
+        for name, model in settings.load().models.items()
+        if (task := tasks.find(model.task)).has_classes and task.truth == "label"
+    ]
     model = options.model or next(iter(drilled), None)
     if model not in drilled:
         raise LooplineError(

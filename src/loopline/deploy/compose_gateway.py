@@ -7,7 +7,12 @@ import os
 from loopline.fleet.gateway import CHALLENGER, CHAMPION, COLOURS
 from loopline.lib.http import FetchError, fetch
 
-PORTS = {"LOOPLINE_PORT": 8080, "LOOPLINE_METRICS_PORT": 8081, "LOOPLINE_CHALLENGER_PORT": 8085}
+PORTS = {
+    "LOOPLINE_PORT": 8080,
+    "LOOPLINE_METRICS_PORT": 8081,
+    "LOOPLINE_CHALLENGER_PORT": 8085,
+    "LOOPLINE_PROMETHEUS_PORT": 9090,
+}
 
 
 def url(port: str) -> str:

@@ -85,7 +85,7 @@ def _masks(test: Split, inputs: Arrays, champion: Bundle | None) -> dict[str, ND
         for trait, values in slices.traits(inputs, test.inputs, test.sizes).items()
         for third, mask in slices.thirds(values).items()
     }
-    if champion is not None:
+    if champion is not None and test.labels:
         known = np.array([label in champion.manifest.spec.labels for label in test.labels])
         mask = np.array(
             [

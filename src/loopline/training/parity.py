@@ -8,6 +8,11 @@ from loopline.errors import LooplineError
 from loopline.lib.arrays import Arrays
 
 
+def answering(outputs: Arrays) -> list[str]:
+    """Return the names of the outputs that carry the answer: all but the embedding, and what belongs to a box's score."""
+    return [name for name in outputs if name not in ("embedding", "boxes", "classes")]
+
+
 def largest_difference(a: Arrays, b: Arrays) -> dict[str, float]:
     """Largest absolute difference for each output. For boxes: in input pixels, of those that either side scores above 0.1."""
     if a.keys() != b.keys():
@@ -26,10 +31,10 @@ def largest_difference(a: Arrays, b: Arrays) -> dict[str, float]:
 
 
 def check(a: Arrays, b: Arrays, *, tolerance: float, what: str) -> dict[str, float]:
-    """The differences in probabilities or scores; raises LooplineError above the tolerance, naming the likely cause."""
+    """The differences of all outputs; raises LooplineError where an answer's is above the tolerance, naming the likely cause."""
     differences = largest_difference(a, b)
-    for name in ("probabilities", "scores"):
-        if name in differences and not differences[name] <= tolerance:
+    for name in answering(a):
+        if not differences[name] <= tolerance:
             raise LooplineError(
                 f"{what} differ by {differences[name]:.2g} in {name}, {tolerance:.2g} is allowed: "
                 "is the preprocessing the same on both sides (channel order, scaling, padding), and the opset supported?"

@@ -20,6 +20,7 @@ import numpy as np
 from loopline.lib import files
 from loopline.lib.arrays import Arrays
 from loopline.lib.machine import cpu_features
+from loopline.training.parity import answering
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,5 @@ def _quiet() -> Iterator[None]:
 
 
 def distance(a: Arrays, b: Arrays) -> float:
-    """Mean absolute difference in probabilities, or in scores in falling order."""
-    name = "probabilities" if "probabilities" in a else "scores"
-    return float(np.abs(a[name].astype(np.float64) - b[name].astype(np.float64)).mean())
+    """Mean absolute difference in probabilities, in scores in falling order, or in whatever else answers: the largest of these."""
+    return max(float(np.abs(a[name].astype(np.float64) - b[name].astype(np.float64)).mean()) for name in answering(a))
