@@ -406,7 +406,7 @@ def pushed(api, **options):
 
 def test_a_push_makes_everything(api):
     assert all(line.endswith((": made", ": written")) for line in pushed(api))
-    assert {uid: found["dashboard"]["title"] for uid, found in api.dashboards.items()}.keys() == set(UIDS)
+    assert {uid: board["dashboard"]["title"] for uid, board in api.dashboards.items()}.keys() == set(UIDS)
     kept = {rule["title"]: rule for group in api.groups.values() for rule in group["rules"]}
     by_name = {alert_rule.name: alert_rule for group in rules.groups() for alert_rule in group.alerts}
     assert kept.keys() == by_name.keys()

@@ -94,8 +94,8 @@ class Answering(Server):
 def answering():
     servers = []
 
-    def start(*given):
-        servers.append(Answering(*given))
+    def start(*answer_arguments):
+        servers.append(Answering(*answer_arguments))
         return servers[-1].url
 
     yield start

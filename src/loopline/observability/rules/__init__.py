@@ -169,8 +169,8 @@ def seconds(duration: str) -> int:
 
 def duration(count: float) -> str:
     """A number of seconds as Prometheus writes a duration, in the largest unit that gives a whole number."""
-    whole = max(1, round(count))
-    return next((f"{whole // UNITS[u]}{u}" for u in "dhm" if whole % UNITS[u] == 0), f"{whole}s")
+    rounded = max(1, round(count))
+    return next((f"{rounded // UNITS[u]}{u}" for u in "dhm" if rounded % UNITS[u] == 0), f"{rounded}s")
 
 
 def _yaml(content: dict[str, Any]) -> str:
