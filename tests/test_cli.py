@@ -1,4 +1,4 @@
-"""The command line: its answers, its exit codes, and how long it keeps one waiting is for `make bench` to say."""
+"""The command line's answers and exit codes. `make bench` measures how fast it answers."""
 
 import io
 import os
@@ -22,7 +22,7 @@ def run(*arguments):
 
 
 def test_help_loads_no_heavy_library():
-    """`loopline --help` must answer in well under half a second; these imports are what would keep it."""
+    """`loopline --help` must answer in well under half a second; importing one of these libraries takes longer."""
     heavy = "torch mlflow dvc pandas sklearn onnx onnxruntime great_expectations numpy pydantic"
     code = (
         f"import sys; from loopline import cli; cli.parser(); print([m for m in {heavy.split()} if m in sys.modules])"
@@ -30,9 +30,9 @@ def test_help_loads_no_heavy_library():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_help_names_every_room():
+def test_help_names_verbs_of_every_kind():
     out = run("--help").stdout
-    assert all(room in out for room in ("stage", "data", "track", "release"))
+    assert all(verb in out for verb in ("stage", "data", "track", "release"))
 
 
 def test_a_users_mistake_is_one_message_and_exit_code_1():
@@ -53,11 +53,11 @@ def test_telemetry_is_off_before_any_library_is_imported():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["1", "true"]
 
 
-def test_who_reads_only_the_first_line_gets_no_traceback():
+def test_a_closed_pipe_causes_no_traceback():
     reads, writes = os.pipe()
-    os.close(reads)  # it has seen enough
-    words = [sys.executable, "-m", "loopline.cli", "data", "list"]
-    done = subprocess.run(words, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(reads)  # as `head` does after its lines
+    command = [sys.executable, "-m", "loopline.cli", "data", "list"]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True)
     os.close(writes)
     assert (done.returncode, done.stderr) == (141, "")
 
@@ -74,9 +74,9 @@ def test_a_server_without_a_bundle_says_where_bundles_come_from():
     [(False, ()), (True, ()), (False, ("--share-port",)), (True, ("--metrics-port", "0"))],
 )
 def test_a_server_refuses_a_port_that_another_program_holds(sharing, host, options):
-    """Also where the other one would share it: half of its clients would get our answers."""
-    with socket.create_server((host, 0), reuse_port=sharing) as there:
-        port = str(there.getsockname()[1])
+    """It refuses it even if the other program shares the port: half of that program's clients would get our answers."""
+    with socket.create_server((host, 0), reuse_port=sharing) as other:
+        port = str(other.getsockname()[1])
         done = run("serve", str(Path(__file__).parent), "--port", port, *options)
     assert done.returncode == 1
     assert done.stderr.startswith(
@@ -85,9 +85,9 @@ def test_a_server_refuses_a_port_that_another_program_holds(sharing, host, optio
     assert done.stderr.count("\n") == 1
 
 
-def test_metrics_on_a_port_that_another_program_holds_are_one_message(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as there:
-        port = there.getsockname()[1]
+def test_a_taken_port_for_metrics_gives_one_message(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
         done = run("journal", str(tmp_path), "--port", str(port))
         with pytest.raises(LooplineError, match=f"cannot listen on 127.0.0.1:{port}"):
             sentinel.Sentinel("http://127.0.0.1:1", [], None).run(1.0, port, threading.Event())
@@ -95,7 +95,7 @@ def test_metrics_on_a_port_that_another_program_holds_are_one_message(tmp_path):
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
-def test_a_new_models_folder_of_batches_is_made_and_git_would_keep_it(tmp_path, monkeypatch, capsys):
+def test_data_prepare_makes_a_folder_of_batches_that_git_keeps(tmp_path, monkeypatch, capsys):
     text = (Path(__file__).parent / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("  classifier:", "  shapes:", 1), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -120,7 +120,7 @@ def test_a_proxy_is_not_asked_for_this_machines_own_servers(name, own):
     assert done.stdout.split() == ["True", "True", "True", str(bool(own)), "False", "True"], done.stderr
 
 
-def test_what_the_system_refuses_is_one_message(tmp_path, monkeypatch, capsys):
+def test_an_error_of_the_operating_system_gives_one_message(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").write_text("a file where a folder is wanted")
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
@@ -128,7 +128,7 @@ def test_what_the_system_refuses_is_one_message(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("loopline: [Errno 20] Not a directory: 'data/batches/text'")
 
 
-def test_a_terminal_of_another_encoding_shows_what_it_can(monkeypatch):
+def test_a_terminal_that_lacks_a_character_shows_its_escape(monkeypatch):
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", screen)
     monkeypatch.setattr("loopline.data.catalog.listing", lambda: "Grün")

@@ -566,7 +566,7 @@ def test_an_imported_class_that_the_model_does_not_know_is_refused(tmp_path, kep
     arguments = ("label", "import", "classifier", "l.csv", "--source", "anna", "--journal", tmp_path / "journal")
     done = loopline(*arguments, cwd=tmp_path)
     assert done.returncode == 1
-    assert "a is 'purple', which classifier does not know" in done.stderr
+    assert "sample a has the label 'purple', which is not a class of classifier" in done.stderr
     assert kept.round() == 0
     assert loopline(*arguments, "--new-classes", cwd=tmp_path).returncode == 0
     assert kept.round() == 1

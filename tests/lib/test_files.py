@@ -24,7 +24,7 @@ for _ in range(300):
 """
 
 
-def test_a_file_is_replaced_whole_and_its_folder_is_made(tmp_path):
+def test_a_file_is_replaced_completely_and_its_folder_is_made(tmp_path):
     path = tmp_path / "new" / "result"
     files.write(path, "né\n")
     files.write(path, b"\xff", shared=True)
@@ -33,7 +33,7 @@ def test_a_file_is_replaced_whole_and_its_folder_is_made(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
+def test_an_error_leaves_only_the_old_file(tmp_path, error):
     path = tmp_path / "result"
     files.write(path, "old")
     with pytest.raises(error), files.replacing(path) as partial:
@@ -43,7 +43,7 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_killed_writer_leaves_the_old_file_and_the_next_one_nothing_half_written(tmp_path):
+def test_a_killed_writer_leaves_the_old_file_and_the_next_writer_cleans_up(tmp_path):
     path = tmp_path / "result"
     files.write(path, "old")
     done = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path)
@@ -53,7 +53,7 @@ def test_a_killed_writer_leaves_the_old_file_and_the_next_one_nothing_half_writt
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_two_writers_at_once_do_not_take_each_others_file(tmp_path):
+def test_two_concurrent_writers_do_not_disturb_each_other(tmp_path):
     path = tmp_path / "result"
     writers = [subprocess.Popen([sys.executable, "-c", MANY, path]) for _ in range(2)]
     assert [writer.wait() for writer in writers] == [0, 0]

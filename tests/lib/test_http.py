@@ -1,4 +1,4 @@
-"""`lib.http` against servers that behave in every way that a server can."""
+"""`lib.http` against servers that answer well, refuse, stay silent, end early or redirect."""
 
 import socket
 import threading
@@ -14,16 +14,16 @@ from loopline.lib.http import FetchError, fetch
 
 @contextmanager
 def served(answer):
-    """A server; answer(handler) is called for each request. Yields its address, and what it was asked."""
-    asked = []
+    """A server that calls answer(handler) for each request. Yields its address, and a list that collects the requests."""
+    requests = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             length = int(self.headers.get("Content-Length", 0))
-            asked.append((self.command, self.path, self.headers.get("Authorization"), self.rfile.read(length)))
+            requests.append((self.command, self.path, self.headers.get("Authorization"), self.rfile.read(length)))
             answer(self)
 
-        do_POST = do_GET  # noqa: N815 - the name that the library asks for
+        do_POST = do_GET  # noqa: N815 - the library's name
 
         def log_message(self, *_):
             pass
@@ -32,7 +32,7 @@ def served(answer):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         server.server_close()
@@ -51,7 +51,7 @@ def reply(status, content=b"", **headers):
     return answer
 
 
-def test_content_comes_back_and_a_body_is_posted():
+def test_content_is_returned_and_a_body_is_posted():
     with served(reply(201, b"made")) as (url, asked):
         assert fetch(f"{url}/a", b"body", {"Authorization": "Bearer t"}, timeout=5) == b"made"
         assert fetch(url, timeout=5) == b"made"
@@ -65,7 +65,7 @@ def test_a_refusal_has_its_status_and_content():
     assert caught.value.content == (b"later" * 99_999)[: http.LARGEST_REFUSAL]
 
 
-def test_an_answer_that_is_too_large_is_not_read_on():
+def test_an_answer_that_is_too_large_is_refused():
     with served(reply(200, b"x" * 2000)) as (url, _):
         assert len(fetch(url, timeout=5, most=2000)) == 2000
         with pytest.raises(FetchError, match="more than"):
@@ -83,7 +83,7 @@ def test_an_answer_that_is_too_large_is_not_read_on():
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
     ],
 )
-def test_what_is_no_http_or_ends_early_is_an_error_without_a_status(talk):
+def test_an_answer_that_is_not_http_or_ends_early_is_an_error_without_a_status(talk):
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
 
         def talk_once():
@@ -101,7 +101,7 @@ def test_what_is_no_http_or_ends_early_is_an_error_without_a_status(talk):
     assert str(caught.value)
 
 
-def test_silence_and_a_closed_port_are_told_apart():
+def test_silence_and_a_closed_port_give_different_errors():
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(FetchError, match=r"no answer within 0\.2 s"):
@@ -112,7 +112,7 @@ def test_silence_and_a_closed_port_are_told_apart():
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "file:///etc/passwd", "ftp://127.0.0.1/x", ""])
-def test_other_addresses_are_refused_before_anything_is_asked(url):
+def test_addresses_of_other_schemes_are_refused_without_a_request(url):
     with pytest.raises(LooplineError, match="starts with http"):
         fetch(url, timeout=5)
 
@@ -129,4 +129,4 @@ def test_a_token_follows_a_redirect_on_its_own_host():
 
     with served(answer) as (url, asked):
         assert fetch(f"{url}/old", headers={"Authorization": "Bearer secret"}, timeout=5) == b"here"
-    assert [one[2] for one in asked] == ["Bearer secret"] * 2
+    assert [request[2] for request in asked] == ["Bearer secret"] * 2

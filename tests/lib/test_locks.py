@@ -15,7 +15,7 @@ with locks.held(Path(sys.argv[1])):
 """
 
 
-def test_another_process_waits_or_is_told_and_the_lock_of_a_killed_one_is_free(tmp_path):
+def test_a_lock_excludes_other_processes_until_its_holder_is_killed(tmp_path):
     path = tmp_path / "made" / "lock"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE)
     try:

@@ -1,4 +1,4 @@
-"""Small tools are in `lib`, once each."""
+"""Small tools are in `lib` only; exceptions are listed here."""
 
 import re
 from pathlib import Path
@@ -8,37 +8,37 @@ import pytest
 import loopline
 
 ROOT = Path(loopline.__file__).parent
-# What stands elsewhere, and why `lib` cannot do it.
+# Modules that have such a tool of their own, each with the reason why they cannot use `lib`.
 ELSEWHERE = {
     r"urlopen|urllib\.request\.Request|build_opener": {
-        "data/transfer.py": "goes on where a transfer was cut off",
+        "data/transfer.py": "continues an interrupted transfer",
     },
     r"\bos\.(replace|rename)\b|\.partial\b|\.(replace|rename)\((path|target|folder)\b": {
-        "batch/predict.py": "names a folder",
+        "batch/predict.py": "renames a folder",
         "batch/output.py": "writes to any URL that fsspec knows",
-        "data/transfer.py": "keeps what arrived, to go on there",
-        "fleet/members.py": "a folder",
+        "data/transfer.py": "keeps a partial file, to continue it later",
+        "fleet/members.py": "renames a folder",
         "journal/storage.py": "writes to any URL that fsspec knows",
         "journal/segments.py": "takes a file over from its writer",
-        "release/bundle.py": "a folder",
-        "release/signature.py": "a library writes and reads the file before it has its name",
-        "retraining/facts.py": "knows a folder that is not whole by its name",
-        "server/journal_writer.py": "is locked before it has its name",
+        "release/bundle.py": "renames a folder",
+        "release/signature.py": "a library writes and reads the file before it is renamed",
+        "retraining/facts.py": "recognises an incomplete folder by its name",
+        "server/journal_writer.py": "locks the file before it is renamed",
         "stages/quantize.py": "picks one of several files in a temporary folder",
     },
     r"\bflock\b": {
-        "journal/segments.py": "the lock of a file says that its writer lives",
-        "release/decisions.py": "the lock of the log itself",
-        "server/journal_writer.py": "the lock of a file says that its writer lives",
+        "journal/segments.py": "a lock on a file means that its writer is alive",
+        "release/decisions.py": "locks the log itself",
+        "server/journal_writer.py": "a lock on a file means that its writer is alive",
     },
 }
 
 
 @pytest.mark.parametrize("pattern", ELSEWHERE)
-def test_no_other_room_has_a_tool_of_its_own(pattern):
-    found = set()
+def test_only_listed_modules_outside_lib_have_their_own_tools(pattern):
+    modules = set()
     for path in ROOT.rglob("*.py"):
         name = path.relative_to(ROOT).as_posix()
         if not name.startswith("lib/") and re.search(pattern, path.read_text(encoding="utf-8")):
-            found.add(name)
-    assert found == set(ELSEWHERE[pattern])
+            modules.add(name)
+    assert modules == set(ELSEWHERE[pattern])

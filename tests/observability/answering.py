@@ -1,4 +1,4 @@
-"""Little HTTP servers of tests: a function from a request to an answer."""
+"""Small HTTP servers for tests, each made from a function that maps a request to an answer."""
 
 import threading
 from contextlib import suppress
@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """answer(method, path, headers, body) -> status, body, and headers if there are some; on a free port of the loopback."""
+    """A server on a free port of 127.0.0.1. answer(method, path, headers, body) returns status, body and optional headers."""
 
     def __init__(self, answer):
         class Handler(BaseHTTPRequestHandler):
@@ -17,7 +17,7 @@ class Server:
                 for name, value in {"Content-Length": str(len(body)), **(more[0] if more else {})}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                with suppress(BrokenPipeError):  # who asked waited no longer
+                with suppress(BrokenPipeError):  # the client gave up waiting
                     self.wfile.write(body)
 
             do_POST = do_PUT = do_GET  # noqa: N815 - the library's names

@@ -1,7 +1,7 @@
-"""A Grafana as its documents describe its HTTP API, as far as `loopline grafana` asks: a server that keeps what it is given.
+"""A stand-in for Grafana: a server with those parts of its HTTP API that `loopline grafana` uses. It stores what it is sent.
 
-It numbers and versions what it stores, adds defaults, drops fields that it does not know, hides secrets, and refuses what
-Grafana refuses. Sources: the HTTP API's reference, and pkg/services/ngalert/api of Grafana 12 and 13.
+Like Grafana, it numbers and versions what it stores, adds defaults, drops unknown fields, hides secrets and refuses bad requests.
+Sources: the HTTP API's reference, and pkg/services/ngalert/api of Grafana 12 and 13.
 """
 
 import json
@@ -25,7 +25,7 @@ class Refusal(Exception):
 
 
 class Grafana(Server):
-    """allowed: of methods and paths, as a pattern; all else is 403."""
+    """allowed: a pattern of methods and paths; any other request gets 403."""
 
     def __init__(self, sources=("loopline-prometheus",)):
         self.sources, self.allowed = set(sources), ".*"
@@ -37,17 +37,17 @@ class Grafana(Server):
 
     def _answer(self, method, path, headers, body):
         try:
-            status, said = self.handle(method, path, headers, json.loads(body) if body else None)
+            status, answer = self.handle(method, path, headers, json.loads(body) if body else None)
         except Refusal as refusal:
-            status, said = refusal.code, refusal.body
-        return status, json.dumps(said).encode(), {"Content-Type": "application/json; charset=UTF-8"}
+            status, answer = refusal.code, refusal.body
+        return status, json.dumps(answer).encode(), {"Content-Type": "application/json; charset=UTF-8"}
 
     def state(self):
-        """All that is stored."""
+        """A copy of everything that is stored."""
         kept = (self.folders, self.dashboards, self.groups, self.points, self.policies, self.annotations)
         return json.loads(json.dumps(kept))
 
-    def handle(self, method, target, headers, given):
+    def handle(self, method, target, headers, sent):
         if headers.get("Authorization") != f"Bearer {TOKEN}":
             raise Refusal(401, "Invalid API key")
         path = unquote(urlsplit(target).path)
@@ -59,7 +59,7 @@ class Grafana(Server):
         for pattern, name in ROUTES:
             if match := re.fullmatch(pattern, f"{method} {path}"):
                 return getattr(self, name)(
-                    *match.groups(), given=given, origin=origin, asked=parse_qs(urlsplit(target).query)
+                    *match.groups(), sent=sent, origin=origin, query=parse_qs(urlsplit(target).query)
                 )
         raise Refusal(404, "Not found")
 
@@ -76,59 +76,59 @@ class Grafana(Server):
             raise Refusal(404, "folder not found", status="not-found")
         return 200, self.folders[uid]
 
-    def new_folder(self, *, given, **_):
-        if given["uid"] in self.folders or given["title"] in {one["title"] for one in self.folders.values()}:
+    def new_folder(self, *, sent, **_):
+        if sent["uid"] in self.folders or sent["title"] in {entry["title"] for entry in self.folders.values()}:
             raise Refusal(409, "a folder with the same name already exists in the current location")
-        self.folders[given["uid"]] = {"id": len(self.folders) + 1, "version": 1, **given}
-        return 200, self.folders[given["uid"]]
+        self.folders[sent["uid"]] = {"id": len(self.folders) + 1, "version": 1, **sent}
+        return 200, self.folders[sent["uid"]]
 
     def dashboard(self, uid, **_):
         if uid not in self.dashboards:
             raise Refusal(404, "Dashboard not found")
         return 200, self.dashboards[uid]
 
-    def new_dashboard(self, *, given, **_):
-        content, folder = given["dashboard"], given.get("folderUid", "")
+    def new_dashboard(self, *, sent, **_):
+        content, folder = sent["dashboard"], sent.get("folderUid", "")
         if not content.get("title"):
             raise Refusal(400, "Dashboard title cannot be empty")
         if not UID.fullmatch(uid := content["uid"]):
             raise Refusal(400, "uid contains illegal characters")
         if folder not in self.folders:
             raise Refusal(400, "folder not found")
-        there = self.dashboards.get(uid)
-        if there and not given.get("overwrite") and content.get("version") != there["dashboard"]["version"]:
+        present = self.dashboards.get(uid)
+        if present and not sent.get("overwrite") and content.get("version") != present["dashboard"]["version"]:
             raise Refusal(412, "The dashboard has been changed by someone else", status="version-mismatch")
-        version = there["dashboard"]["version"] + 1 if there else 1
-        number = there["dashboard"]["id"] if there else len(self.dashboards) + 1
+        version = present["dashboard"]["version"] + 1 if present else 1
+        number = present["dashboard"]["id"] if present else len(self.dashboards) + 1
         stored = {**content, "id": number, "version": version}
         self.dashboards[uid] = {"dashboard": stored, "meta": {"folderUid": folder, "version": version, "slug": uid}}
         return 200, {"id": number, "uid": uid, "status": "success", "version": version}
 
-    def search(self, *, asked, **_):
-        tags = set(asked.get("tag", ()))
-        found = (one["dashboard"] for one in self.dashboards.values())
-        return 200, [{"uid": one["uid"], "type": "dash-db"} for one in found if tags <= set(one.get("tags", ()))]
+    def search(self, *, query, **_):
+        tags = set(query.get("tag", ()))
+        boards = (board["dashboard"] for board in self.dashboards.values())
+        return 200, [{"uid": board["uid"], "type": "dash-db"} for board in boards if tags <= set(board.get("tags", ()))]
 
     def group(self, folder, name, **_):
         if name not in self.groups or self.groups[name]["folderUid"] != folder:
             raise Refusal(404, "rule group not found")
         return 200, self.groups[name]
 
-    def put_group(self, folder, name, *, given, origin, **_):
+    def put_group(self, folder, name, *, sent, origin, **_):
         if folder not in self.folders:
             raise Refusal(400, "folder does not exist")
-        if given["interval"] <= 0 or given["interval"] % 10:
+        if sent["interval"] <= 0 or sent["interval"] % 10:
             raise Refusal(400, "interval should be non-zero and divided exactly by scheduler interval: 10")
         self.change(f"group {name}", origin)
-        titles = [rule["title"] for rule in given["rules"]]
+        titles = [rule["title"] for rule in sent["rules"]]
         if len(set(titles)) < len(titles):
             raise Refusal(400, "rule title under the same organisation and folder should be unique")
-        kept = [self.rule(rule, folder, name, origin) for rule in given["rules"]]
-        self.groups[name] = {"title": name, "folderUid": folder, "interval": given["interval"], "rules": kept}
-        return 200, given
+        kept = [self.rule(rule, folder, name, origin) for rule in sent["rules"]]
+        self.groups[name] = {"title": name, "folderUid": folder, "interval": sent["interval"], "rules": kept}
+        return 200, sent
 
     def rule(self, rule, folder, group, origin):
-        refs = [one["refId"] for one in rule["data"]]
+        refs = [entry["refId"] for entry in rule["data"]]
         if not UID.fullmatch(rule["uid"]) or rule["condition"] not in refs:
             raise Refusal(400, "invalid alert rule")
         if rule["noDataState"] not in ("Alerting", "NoData", "OK", "KeepLast"):
@@ -140,8 +140,8 @@ class Grafana(Server):
         if rule.get("missingSeriesEvalsToResolve", 1) <= 0:
             raise Refusal(400, "field `missing_series_evals_to_resolve` must be greater than 0")
         data = [
-            {"queryType": "", **one, "model": {"intervalMs": 1000, "maxDataPoints": 43200, **one["model"]}}
-            for one in rule["data"]
+            {"queryType": "", **entry, "model": {"intervalMs": 1000, "maxDataPoints": 43200, **entry["model"]}}
+            for entry in rule["data"]
         ]
         kept = {"keep_firing_for": "0s", "isPaused": False} | {key: rule[key] for key in rule if key in RULE}
         place = {
@@ -155,49 +155,49 @@ class Grafana(Server):
 
     def contact_points(self, **_):
         shown = json.loads(json.dumps(list(self.points.values())))
-        for one in shown:
-            if "hmacConfig" in one["settings"]:
-                one["settings"]["hmacConfig"]["secret"] = "[REDACTED]"
+        for entry in shown:
+            if "hmacConfig" in entry["settings"]:
+                entry["settings"]["hmacConfig"]["secret"] = "[REDACTED]"
         return 200, shown
 
-    def new_contact_point(self, *, given, origin, **_):
-        if given["uid"] in self.points:
+    def new_contact_point(self, *, sent, origin, **_):
+        if sent["uid"] in self.points:
             raise Refusal(500, "a contact point with this uid exists")
-        return self.put_contact_point(given["uid"], given=given, origin=origin, new=True)
+        return self.put_contact_point(sent["uid"], sent=sent, origin=origin, new=True)
 
-    def put_contact_point(self, uid, *, given, origin, new=False, **_):
+    def put_contact_point(self, uid, *, sent, origin, new=False, **_):
         if not new and uid not in self.points:
             raise Refusal(404, "contact point not found")
-        if not given["settings"].get("url"):
+        if not sent["settings"].get("url"):
             raise Refusal(400, "required field 'url' is not specified")
         self.change(f"point {uid}", origin)
-        self.points[uid] = {"disableResolveMessage": False, **given, "provenance": origin}
+        self.points[uid] = {"disableResolveMessage": False, **sent, "provenance": origin}
         return 202, self.points[uid] if new else {"message": "contactpoint updated"}
 
     def tree(self, **_):
         return 200, self.policies
 
-    def put_tree(self, *, given, origin, **_):
-        names = {self.default["receiver"], *(one["name"] for one in self.points.values())}
-        for route in (given, *given.get("routes", ())):
+    def put_tree(self, *, sent, origin, **_):
+        names = {self.default["receiver"], *(entry["name"] for entry in self.points.values())}
+        for route in (sent, *sent.get("routes", ())):
             if route["receiver"] not in names:
                 raise Refusal(400, f"receiver '{route['receiver']}' does not exist")
         self.change("tree", origin)
-        self.policies = given
+        self.policies = sent
         return 202, {"message": "policies updated"}
 
-    def annotate(self, *, given, **_):
-        if not given.get("text"):
+    def annotate(self, *, sent, **_):
+        if not sent.get("text"):
             raise Refusal(400, "text field should not be empty")
-        if (uid := given.get("dashboardUID")) and uid not in self.dashboards:
+        if (uid := sent.get("dashboardUID")) and uid not in self.dashboards:
             raise Refusal(404, "Dashboard not found")
-        self.annotations.append(given)
+        self.annotations.append(sent)
         return 200, {"message": "Annotation added", "id": len(self.annotations)}
 
-    def change(self, what, origin):
-        if (before := self.provenance.get(what, origin)) != origin:
+    def change(self, part, origin):
+        if (before := self.provenance.get(part, origin)) != origin:
             raise Refusal(409, f"cannot change provenance from '{before}' to '{origin}'")
-        self.provenance[what] = origin
+        self.provenance[part] = origin
 
 
 ROUTES = (

@@ -1,4 +1,4 @@
-"""A real Prometheus for tests, and things for it to scrape."""
+"""A real Prometheus for tests, and targets for it to scrape."""
 
 import http.client
 import json
@@ -29,7 +29,7 @@ def free_port():
 
 
 def free_ports(count):
-    """A row of ports, one after the other, that nobody has."""
+    """The first of `count` consecutive ports that are free."""
     while True:
         first = free_port()
         with ExitStack() as probes, suppress(OSError):
@@ -39,7 +39,7 @@ def free_ports(count):
 
 
 class Target(Server):
-    """An exporter whose text a test sets."""
+    """An exporter whose metrics a test sets in `text`."""
 
     def __init__(self):
         self.text = ""
@@ -48,44 +48,44 @@ class Target(Server):
 
 
 class Hook(Server):
-    """A webhook that keeps the alerts it is told of."""
+    """A webhook that keeps the alerts that it receives."""
 
     def __init__(self):
         self.alerts = []
 
-        def keep(*asked):
-            self.alerts += json.loads(asked[-1])["alerts"]
+        def keep(*request):
+            self.alerts += json.loads(request[-1])["alerts"]
             return 200, b""
 
         super().__init__(keep)
 
 
 def query(url, expression):
-    """[(labels, value), ...] of an instant query."""
-    asked = f"{url}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
-    with urllib.request.urlopen(asked, timeout=10) as answer:
+    """The result of an instant query: [(labels, value), ...]."""
+    address = f"{url}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+    with urllib.request.urlopen(address, timeout=10) as answer:
         rows = json.load(answer)["data"]["result"]
     return [(row["metric"], float(row["value"][1])) for row in rows]
 
 
 def eventually(ask, seconds=60.0):
-    """Ask until there is an answer that is true. A busy machine may be slow, and what is asked may not listen yet."""
-    until = time.monotonic() + seconds
+    """Call `ask` until its result is true, and return that. A refused connection counts as false, since a server may start late."""
+    end = time.monotonic() + seconds
     while True:
         with suppress(OSError, http.client.HTTPException):
-            if found := ask():
-                return found
-        assert time.monotonic() < until, "it did not come true in time"
+            if answer := ask():
+                return answer
+        assert time.monotonic() < end, f"the condition did not come true within {seconds:g} s"
         time.sleep(0.2)
 
 
 def quick(rules):
-    """The same rules, evaluated twice a second."""
+    """The rules with an evaluation interval of half a second."""
     return re.sub(r"interval: \w+", "interval: 500ms", rules)
 
 
 class Prometheus:
-    """It scrapes targets every half second and evaluates rules."""
+    """A Prometheus that scrapes `targets` and evaluates `rules` every half second."""
 
     def __init__(self, folder, targets, rules):
         port = free_port()

@@ -1,4 +1,4 @@
-"""Does what an expression asks for exist? Reads PromQL and finds metrics, labels and values that nobody exports.
+"""A check that PromQL names only what is exported: it reads an expression and reports unknown metrics, labels and values.
 
 problems("sum by (modle) (loopline_requests_total)", known()) == ["loopline_requests_total has no label modle"]
 """
@@ -11,7 +11,7 @@ from loopline.journal import collector
 from loopline.observability import rules, sentinel
 from loopline.server.metrics import CATALOGUE, PREFIX
 
-TARGET = frozenset({"job", "instance"})  # Prometheus adds them
+TARGET = frozenset({"job", "instance"})  # labels that Prometheus adds
 PROCESS = (
     "cpu_seconds_total",
     "max_fds",
@@ -20,7 +20,7 @@ PROCESS = (
     "start_time_seconds",
     "virtual_memory_bytes",
 )
-GATEWAY = {  # of HAProxy's own exporter
+GATEWAY = {  # metrics of HAProxy's own exporter, with their labels
     "haproxy_backend_http_requests_total": {"proxy"},
     "haproxy_backend_http_responses_total": {"proxy", "code"},
 }
@@ -57,51 +57,51 @@ TOKEN = re.compile(
 
 
 def exported():
-    """Metric -> its labels, of servers, sentinel, journal, retrainer and Prometheus itself."""
-    found = {
+    """The labels by metric, of servers, sentinel, journal, retrainer and Prometheus itself."""
+    series = {
         PREFIX + metric.name + ending: TARGET | set(metric.labels) | ({"le"} if ending == "_bucket" else set())
         for metric in CATALOGUE.values()
         for ending in ENDINGS[metric.kind]
     }
-    found |= {name: TARGET | set(labels) for name, (_, labels) in sentinel.METRICS.items()}
-    found |= {name: TARGET | set(labels) for name, (_, _, labels) in collector.METRICS.items()}
-    found |= {name: TARGET | set(labels) for name, (_, labels) in retraining.METRICS.items()}
-    found |= {name: TARGET | labels for name, labels in GATEWAY.items()}
-    return found | {f"process_{name}": TARGET for name in PROCESS} | dict.fromkeys(FROM_PROMETHEUS, TARGET)
+    series |= {name: TARGET | set(labels) for name, (_, labels) in sentinel.METRICS.items()}
+    series |= {name: TARGET | set(labels) for name, (_, _, labels) in collector.METRICS.items()}
+    series |= {name: TARGET | set(labels) for name, (_, labels) in retraining.METRICS.items()}
+    series |= {name: TARGET | labels for name, labels in GATEWAY.items()}
+    return series | {f"process_{name}": TARGET for name in PROCESS} | dict.fromkeys(FROM_PROMETHEUS, TARGET)
 
 
 def known(groups=None):
-    """The same, with what the rules record and with ALERTS."""
-    found, alerts = exported(), {"alertname", "alertstate", "severity"}
+    """The labels by metric as in `exported`, with the series that the rules record and with ALERTS."""
+    series, alerts = exported(), {"alertname", "alertstate", "severity"}
     for group in groups or rules.groups():
         for recording in group.recordings:
-            found[recording.name] = labels(recording.expr, found)
-        alerts |= {label for alert in group.alerts for label in labels(alert.expr, found)}
-    return found | {"ALERTS": frozenset(alerts), "ALERTS_FOR_STATE": frozenset(alerts - {"alertstate"})}
+            series[recording.name] = labels(recording.expr, series)
+        alerts |= {label for alert in group.alerts for label in labels(alert.expr, series)}
+    return series | {"ALERTS": frozenset(alerts), "ALERTS_FOR_STATE": frozenset(alerts - {"alertstate"})}
 
 
 def problems(expression, series):
-    """What is wrong with the expression, in words. Grafana's variables may stand in strings, ranges and for numbers."""
+    """The mistakes of an expression, in words. Grafana's variables may occur in strings, in ranges and in place of numbers."""
     reader = _Reader(expression, series)
     reader.whole()
     return list(dict.fromkeys(reader.problems))
 
 
 def labels(expression, series):
-    """The labels that its result may have."""
+    """The labels that the expression's result may have."""
     return frozenset(_Reader(expression, series).whole() or ())
 
 
 def in_template(text, has, series):
-    """What is wrong with an alert's text: labels that the alert does not have, and queries."""
-    found = [f"the text names the label {name}" for name in re.findall(r"\$labels\.(\w+)", text) if name not in has]
+    """The mistakes in an alert's text: labels that the alert lacks, and those of its queries."""
+    reasons = [f"the text names the label {name}" for name in re.findall(r"\$labels\.(\w+)", text) if name not in has]
     for query in re.findall(r'printf "([^"]*loopline[^"]*)"', text):
-        found += problems(query.replace("%q", '"x"'), series)
-    return found
+        reasons += problems(query.replace("%q", '"x"'), series)
+    return reasons
 
 
 def values(metric, label):
-    """All values of a label, where the code lists them; else None."""
+    """All values of a label if the code lists them; else None."""
     if label == "le":
         bounds = CATALOGUE[metric.removeprefix(PREFIX).removesuffix("_bucket")].buckets
         return {*map(str, bounds), "+Inf"}
@@ -109,7 +109,7 @@ def values(metric, label):
 
 
 class _Reader:
-    """Walks down the expression; each method returns the labels of what it has read, None for a scalar."""
+    """A recursive descent over the expression. Each method returns the labels of the part it has read; None for a scalar."""
 
     def __init__(self, text, series):
         self.series, self.problems, self.tokens, place = series, [], [], 0
@@ -125,18 +125,18 @@ class _Reader:
     def next(self):
         return self.tokens[0][1]
 
-    def take(self, wanted=None):
+    def take(self, expected=None):
         _, text = self.tokens.pop(0)
-        assert wanted in (None, text), f"{wanted} expected, {text!r} found"
+        assert expected in (None, text), f"{expected} expected, {text!r} found"
         return text
 
     def say(self, problem):
         self.problems.append(problem)
 
     def whole(self):
-        found = self.operation(0)
+        result = self.operation(0)
         assert self.next == "", f"{self.next!r} is left over"
-        return found
+        return result
 
     def operation(self, least):
         left = self.part()
@@ -166,21 +166,21 @@ class _Reader:
         if sign in SETS:
             return left | right if sign == "or" else left
         if group:
-            many, one = (left, right) if group == "group_left" else (right, left)
-            for name in sorted(extra - one):
+            many, single = (left, right) if group == "group_left" else (right, left)
+            for name in sorted(extra - single):
                 self.say(f"{group} {name}: nobody has it")
             return many | extra
         return frozenset(names) if kind == "on" else left - names
 
     def names(self):
-        found = set()
+        names_read = set()
         self.take("(")
         while self.next != ")":
-            found.add(self.take())
+            names_read.add(self.take())
             if self.next == ",":
                 self.take()
         self.take(")")
-        return found
+        return names_read
 
     def part(self):
         kind, text = self.tokens[0]
@@ -189,30 +189,30 @@ class _Reader:
             return self.operation(STRENGTH["*"])
         if text == "(":
             self.take()
-            found = self.operation(0)
+            result = self.operation(0)
             self.take(")")
         elif kind in ("number", "string"):
             self.take()
             return None
         elif text == "{":
-            found = self.selector("")
+            result = self.selector("")
         else:
             self.take()
-            found = self.aggregation(text) if text in AGGREGATIONS else self.named(text)
-        return self.moved(found)
+            result = self.aggregation(text) if text in AGGREGATIONS else self.named(text)
+        return self.moved(result)
 
-    def moved(self, found):
-        """Past ranges and offsets."""
+    def moved(self, result):
+        """Skip ranges and offsets, and return `result`."""
         while self.tokens[0][0] == "range" or self.next in ("offset", "@"):
             if self.take() in ("offset", "@"):
                 self.part()
-        return found
+        return result
 
     def named(self, name):
         if self.next != "(":
             return None if name.lower() in ("inf", "nan") else self.selector(name)
-        given, words = self.arguments()
-        vectors = [one for one in given if one is not None]
+        operands, words = self.arguments()
+        vectors = [operand for operand in operands if operand is not None]
         if name in SCALARS:
             return None
         if name in ("absent", "absent_over_time", "vector") or not vectors:
@@ -222,24 +222,24 @@ class _Reader:
         return vectors[0] - {"le"} if name == "histogram_quantile" else vectors[0]
 
     def arguments(self):
-        given, words = [], []
+        operands, words = [], []
         self.take("(")
         while self.next != ")":
             if self.tokens[0][0] == "string":
                 words.append(self.next[1:-1])
-            given.append(self.operation(0))
+            operands.append(self.operation(0))
             if self.next == ",":
                 self.take()
         self.take(")")
-        return given, words
+        return operands, words
 
     def aggregation(self, name):
         clause = (self.take(), self.names()) if self.next in ("by", "without") else None
         first = next((text for kind, text in self.tokens if kind == "name" and text in self.series), "the expression")
-        given, words = self.arguments()
+        operands, words = self.arguments()
         if clause is None and self.next in ("by", "without"):
             clause = self.take(), self.names()
-        has = given[-1] or frozenset()
+        has = operands[-1] or frozenset()
         kind, names = clause or ("by", set())
         for label in sorted(names - has):
             self.say(f"{first} has no label {label}")
@@ -261,18 +261,18 @@ class _Reader:
         return frozenset(self.series[name])
 
     def matchers(self):
-        found = []
+        matchers = []
         self.take("{")
         while self.next != "}":
-            found.append((self.take(), self.take(), self.take()[1:-1]))
+            matchers.append((self.take(), self.take(), self.take()[1:-1]))
             if self.next == ",":
                 self.take()
         self.take("}")
-        return found
+        return matchers
 
 
 def _possible(metric, label, sign, value):
     all_values = values(metric, label)
     if all_values is None or sign in ("!=", "!~") or "$" in value:
         return True
-    return any(re.fullmatch(value if sign == "=~" else re.escape(value), one) for one in all_values)
+    return any(re.fullmatch(value if sign == "=~" else re.escape(value), candidate) for candidate in all_values)

@@ -1,6 +1,6 @@
-"""Grafana's files are current, ask for what exists, and say what Prometheus' rules say; pushing them twice changes nothing.
+"""Grafana's files are current, query only exported series, and equal Prometheus' rules; a second push changes nothing.
 
-No Grafana runs here: see docs/grafana.md for what stands in for it.
+No Grafana runs here: docs/grafana.md describes its stand-in.
 """
 
 import itertools
@@ -47,18 +47,18 @@ def panels(board):
 
 
 def queries(board):
-    """[(where, PromQL)]: of panels and variables."""
-    found = [(panel["title"], target["expr"]) for panel in panels(board) for target in panel["targets"]]
+    """The queries of panels and variables: [(title or $variable, PromQL)]."""
+    pairs = [(panel["title"], target["expr"]) for panel in panels(board) for target in panel["targets"]]
     for variable in board["templating"]["list"]:
-        asked = re.fullmatch(r"(?:label_values\((.*), (\w+)\)|query_result\((.*)\))", variable["query"])
-        assert asked, f"${variable['name']}: {variable['query']}"
-        found.append((f"${variable['name']}", asked[3] or f"count by ({asked[2]}) ({asked[1]})"))
-    return found
+        match = re.fullmatch(r"(?:label_values\((.*), (\w+)\)|query_result\((.*)\))", variable["query"])
+        assert match, f"${variable['name']}: {variable['query']}"
+        pairs.append((f"${variable['name']}", match[3] or f"count by ({match[2]}) ({match[1]})"))
+    return pairs
 
 
 def dead(board):
-    """What panels and variables ask for and nobody exports."""
-    return [f"{where}: {found}" for where, expr in queries(board) for found in series.problems(expr, KNOWN)]
+    """The mistakes in the queries of panels and variables: series that nobody exports."""
+    return [f"{where}: {reason}" for where, expr in queries(board) for reason in series.problems(expr, KNOWN)]
 
 
 def alerts():
@@ -91,7 +91,7 @@ def test_no_file_holds_a_secret(tmp_path, monkeypatch):
             assert re.fullmatch(r"\$[A-Z_]+", value), f"{path}: {value} is no environment variable"
 
 
-def test_the_files_go_together():
+def test_the_files_refer_to_each_other_correctly():
     source = read("datasources/loopline.yml")["datasources"][0]["uid"]
     named = set(re.findall(r'"uid": "([^"]+)"', "".join(map(json.dumps, map(content, UIDS)))))
     assert named == {source, "-- Grafana --", *UIDS}
@@ -111,7 +111,7 @@ def test_the_files_go_together():
 
 
 @pytest.mark.parametrize("uid", UIDS)
-def test_panels_and_variables_ask_for_what_exists(uid):
+def test_panels_and_variables_query_only_exported_series(uid):
     assert len(queries(content(uid))) > 15
     assert dead(content(uid)) == []
 
@@ -126,16 +126,16 @@ def test_panels_and_variables_ask_for_what_exists(uid):
         ("label_values(loopline_model_info, model)", "label_values(loopline_model_info, name)", "no label name"),
     ],
 )
-def test_a_dead_query_is_found(was, now, problem):
+def test_a_query_of_a_missing_series_is_detected(was, now, problem):
     text = json.dumps(content("loopline-service"))
     was, now = json.dumps(was)[1:-1], json.dumps(now)[1:-1]
     assert was in text
-    found = dead(json.loads(text.replace(was, now)))
-    assert found and any(problem in one for one in found)
+    reasons = dead(json.loads(text.replace(was, now)))
+    assert reasons and any(problem in reason for reason in reasons)
 
 
 @pytest.mark.parametrize("uid", UIDS)
-def test_dashboards_can_be_found_and_read(uid):
+def test_dashboards_have_tags_titles_units_and_descriptions(uid):
     board = content(uid)
     assert (board["uid"], board["tags"]) == (uid, ["loopline"])
     assert board["title"].startswith("Loopline / ") and board["description"]
@@ -150,7 +150,7 @@ def test_dashboards_can_be_found_and_read(uid):
         for target in panel["targets"]:
             named = set(re.findall(r"{{(\w+)}}", target.get("legendFormat", "")))
             assert named <= series.labels(target["expr"], KNOWN) | {"le"}, (
-                f"{panel['title']}: the legend names what is not there"
+                f"{panel['title']}: the legend names a label that the query lacks"
             )
     corners = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]}
     assert len(corners) == len(board["panels"])
@@ -158,12 +158,12 @@ def test_dashboards_can_be_found_and_read(uid):
 
 
 def line(uid, title):
-    """Where a panel's colour changes."""
+    """The value at which a panel's colour changes."""
     (panel,) = (panel for panel in panels(content(uid)) if panel["title"] == title)
     return panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1]["value"]
 
 
-def test_the_lines_of_the_dashboards_are_the_objectives_of_the_rules():
+def test_threshold_lines_equal_the_objectives_of_the_rules():
     assert line("loopline-overview", "Requests that are not answered") == round(1 - rules.AVAILABILITY, 6)
     assert line("loopline-overview", "Slow answers") == round(1 - rules.FAST_ENOUGH, 6)
     assert line("loopline-service", "Latency: half and 99 of 100 are faster") == rules.LATENCY
@@ -174,31 +174,34 @@ def test_the_lines_of_the_dashboards_are_the_objectives_of_the_rules():
 # Alerts
 
 
-def test_alerts_are_those_of_prometheus():
-    ours = {rule["title"]: (group, rule) for group, rule in alerts()}
-    theirs = {
+def test_alerts_equal_those_of_prometheus():
+    in_grafana = {rule["title"]: (group, rule) for group, rule in alerts()}
+    in_prometheus = {
         rule["alert"]: (group, rule)
         for group in rules.prometheus()["groups"]
         for rule in group["rules"]
         if "alert" in rule
     }
-    assert ours.keys() == theirs.keys()
-    for name, (group, rule) in ours.items():
-        their_group, their = theirs[name]
-        assert group["name"] == their_group["name"]
-        assert rules.seconds(group["interval"]) == rules.seconds(their_group["interval"])
-        assert rule["data"][0]["model"]["expr"] == their["expr"]
-        assert (rule["for"], rule["keepFiringFor"]) == (their.get("for", "0s"), their.get("keep_firing_for", "0s"))
-        assert rule["labels"] == their["labels"]
-        assert rule["annotations"]["runbook_url"] == their["annotations"]["runbook_url"]
+    assert in_grafana.keys() == in_prometheus.keys()
+    for name, (group, rule) in in_grafana.items():
+        original_group, original = in_prometheus[name]
+        assert group["name"] == original_group["name"]
+        assert rules.seconds(group["interval"]) == rules.seconds(original_group["interval"])
+        assert rule["data"][0]["model"]["expr"] == original["expr"]
+        assert (rule["for"], rule["keepFiringFor"]) == (
+            original.get("for", "0s"),
+            original.get("keep_firing_for", "0s"),
+        )
+        assert rule["labels"] == original["labels"]
+        assert rule["annotations"]["runbook_url"] == original["annotations"]["runbook_url"]
 
 
 def test_an_alert_fires_on_every_series_and_lasts_as_long_as_with_prometheus():
     for group, rule in alerts():
-        query, there, fires = rule["data"]
+        query, exists, fires = rule["data"]
         assert query["model"]["instant"] and not query["model"]["range"]
-        assert "is_number($A)" in there["model"]["expression"]  # `up == 0` has the value 0, and must fire
-        assert fires["model"]["expression"] == there["refId"] and rule["condition"] == fires["refId"]
+        assert "is_number($A)" in exists["model"]["expression"]  # `up == 0` has the value 0, and must fire
+        assert fires["model"]["expression"] == exists["refId"] and rule["condition"] == fires["refId"]
         assert (rule["noDataState"], rule["execErrState"]) == ("OK", "Error")
         interval = rules.seconds(group["interval"])
         assert interval % 10 == 0
@@ -209,7 +212,7 @@ def test_an_alert_fires_on_every_series_and_lasts_as_long_as_with_prometheus():
 
 
 def test_grafana_reads_every_field_of_the_rules_and_fills_in_none():
-    """Fields that it does not know it drops without a word; $NAME is an environment variable, but in annotations and queries."""
+    """Grafana drops unknown fields without an error, and takes $NAME outside of annotations and queries for a variable."""
     fields = "uid title condition data noDataState execErrState for keepFiringFor missing_series_evals_to_resolve"
     for group, rule in alerts():
         assert group.keys() == {"orgId", "name", "folder", "interval", "rules"}
@@ -220,7 +223,7 @@ def test_grafana_reads_every_field_of_the_rules_and_fills_in_none():
         assert "$" not in json.dumps(rest)
 
 
-def test_a_short_window_keeps_to_the_times_that_grafana_evaluates_at():
+def test_a_short_window_has_intervals_that_grafana_can_schedule():
     assert [group["interval"] for group in alerting.groups(window="1m")] == ["30s", "10s"]
 
 
@@ -243,7 +246,7 @@ def test_alert_texts_are_templates_that_grafana_can_fill_in():
 
 
 class Everything:
-    """A server and its helpers that export every series there is; counters rise at each look."""
+    """A server and its helpers that export every series; `step` raises the counters."""
 
     LABELS = {"route": ["predict"], "code": ["200", "415", "503"], "term": ["constant", "small", "large"]}  # noqa: RUF012
     LABELS |= {"bin": ["00", "01", "nan"], "estimate": ["confidence", "atc"]}
@@ -266,8 +269,8 @@ class Everything:
         values = {"result": "failed", "proxy": "challenger", "code": "5xx"}
         labelled = ""
         for name, labels in others.items():
-            said = ",".join(f'{label}="{values.get(label, f"a-{label}")}"' for label in labels)
-            labelled += f"{name}{{{said}}} {self.looks}\n"
+            pairs = ",".join(f'{label}="{values.get(label, f"a-{label}")}"' for label in labels)
+            labelled += f"{name}{{{pairs}}} {self.looks}\n"
         self.target.text = self.metrics.exposition()[0].decode() + labelled + f"{sentinel}{self.looks}\n"
 
 
@@ -281,8 +284,8 @@ def live(tmp_path_factory):
     everything.target.close()
 
 
-def asked(expr):
-    """As Grafana asks it with its variables filled in."""
+def filled(expr):
+    """The query that Grafana sends after it has filled in its variables."""
     for variable, value in {
         "$__rate_interval": "10s",
         "$model": "a-model",
@@ -297,12 +300,12 @@ def asked(expr):
 @prometheus.needed
 def test_prometheus_can_read_every_query(live):
     server, _ = live
-    everything = [one for uid in UIDS for one in queries(content(uid))]
+    everything = [pair for uid in UIDS for pair in queries(content(uid))]
     everything += [(rule["title"], rule["data"][0]["model"]["expr"]) for _, rule in alerts()]
     assert len(everything) > 70
     for where, expr in everything:
         try:
-            server.query(asked(expr))
+            server.query(filled(expr))
         except OSError as error:
             pytest.fail(f"{where}: {expr}: {error.read().decode()}")
     with pytest.raises(OSError, match="400"):
@@ -316,7 +319,7 @@ def test_every_panel_shows_something_where_every_series_is_exported(live):
 
     def shown():
         everything.step()
-        for expr in [expr for expr in left if server.query(asked(expr))]:
+        for expr in [expr for expr in left if server.query(filled(expr))]:
             del left[expr]
         return not left
 
@@ -363,7 +366,7 @@ def test_dashboards_have_the_types_of_grafanas_schema(tmp_path):
 
 
 def typed(boards):
-    """A program that has the right types if the dashboards have them."""
+    """A TypeScript program that type-checks if and only if the dashboards have the right types."""
     raw = "@grafana/schema/dist/esm/raw"
     kinds = ("TimeSeries", "Stat", "Table", "BarChart", "Heatmap")
     lines = [f"import type {{ Dashboard }} from '{raw}/dashboard/x/Dashboard_types.gen';"]
@@ -403,12 +406,12 @@ def pushed(api, **options):
 
 def test_a_push_makes_everything(api):
     assert all(line.endswith((": made", ": written")) for line in pushed(api))
-    assert {uid: found["dashboard"]["title"] for uid, found in api.dashboards.items()}.keys() == set(UIDS)
+    assert {uid: board["dashboard"]["title"] for uid, board in api.dashboards.items()}.keys() == set(UIDS)
     kept = {rule["title"]: rule for group in api.groups.values() for rule in group["rules"]}
-    alert = {one.name: one for group in rules.groups() for one in group.alerts}
-    assert kept.keys() == alert.keys()
-    for name, rule in kept.items():  # Grafana drops fields that it does not know: these must have their API's names
-        assert (rule["for"], rule["keep_firing_for"]) == (alert[name].hold, alert[name].keep)
+    by_name = {alert_rule.name: alert_rule for group in rules.groups() for alert_rule in group.alerts}
+    assert kept.keys() == by_name.keys()
+    for name, rule in kept.items():  # Grafana drops unknown fields, so these must have the API's names
+        assert (rule["for"], rule["keep_firing_for"]) == (by_name[name].hold, by_name[name].keep)
         assert rule["missingSeriesEvalsToResolve"] >= 1 and rule["provenance"] == ""
     assert api.points["loopline-retrainer"]["settings"]["hmacConfig"]["secret"] == "hunter2"
     assert api.policies["receiver"] == "empty", "the default stays"
@@ -424,7 +427,7 @@ def test_a_second_push_changes_nothing(api):
     assert all("unchanged" in line for line in lines)
 
 
-def test_a_push_puts_back_what_was_changed_and_leaves_what_is_others(api):
+def test_a_push_restores_changed_parts_and_leaves_those_of_others(api):
     pushed(api)
     before = api.state()
     api.dashboards["loopline-drift"]["dashboard"]["panels"][0]["title"] = "mine"
@@ -466,11 +469,11 @@ def test_another_data_source_can_be_named(api):
     assert "loopline-prometheus" not in text and '"datasourceUid": "mimir"' in text
 
 
-def test_annotations_are_marked_as_ours(api):
+def test_annotations_carry_the_tag_loopline(api):
     pushed(api)
     assert push.annotate(api.url, grafana_api.TOKEN, "classifier 0a1b serves", ["deployment", "classifier"]) == 1
     assert push.annotate(api.url, grafana_api.TOKEN, "rolled back", dashboard="loopline-drift") == 2
-    assert [(one["text"], one["tags"]) for one in api.annotations] == [
+    assert [(annotation["text"], annotation["tags"]) for annotation in api.annotations] == [
         ("classifier 0a1b serves", ["loopline", "deployment", "classifier"]),
         ("rolled back", ["loopline"]),
     ]
@@ -479,7 +482,7 @@ def test_annotations_are_marked_as_ours(api):
         push.annotate(api.url, grafana_api.TOKEN, "x", dashboard="nothing")
 
 
-def test_what_is_exported_is_what_was_pushed_and_what_was_changed_by_hand(api, tmp_path):
+def test_an_export_has_the_pushed_dashboards_with_later_edits(api, tmp_path):
     pushed(api)
     api.dashboards["loopline-drift"]["dashboard"]["title"] = "Loopline / Drift of mine"
     api.dashboards["theirs"] = {"dashboard": {"uid": "theirs", "title": "Theirs", "tags": []}, "meta": {}}
@@ -512,14 +515,14 @@ def test_a_wrong_token_and_a_weak_one_are_told_apart(api):
     assert api.writes == []
 
 
-def test_what_others_provisioned_is_not_taken_over(api):
+def test_a_push_does_not_take_over_what_others_provisioned(api):
     api.folders["loopline"] = {"uid": "loopline", "title": "Loopline"}
     api.provenance["group loopline-service"] = "file"
     with pytest.raises(LooplineError, match=r"409: cannot change provenance from 'file' to '' \(.*provisioned"):
         pushed(api)
 
 
-def test_a_grafana_that_is_not_there_is_said(api):
+def test_an_unreachable_grafana_is_an_error(api):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -539,7 +542,7 @@ def test_a_grafana_that_is_not_there_is_said(api):
         (418, "application/json", b'{"message": "a teapot"}', "refuses with 418: a teapot"),
     ],
 )
-def test_another_server_at_the_address_is_said(status, kind, body, message):
+def test_another_server_at_the_address_is_an_error(status, kind, body, message):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status)

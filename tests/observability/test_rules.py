@@ -1,6 +1,6 @@
-"""Every alert fires when it should, not before, and not otherwise: promtool runs the committed rules on made-up series.
+"""Every alert fires when it should and at no other time: promtool runs the committed rules on made-up series.
 
-A case changes some series of a fleet that is well. At each named minute exactly the named alerts fire, and no other.
+A case changes some series of a healthy fleet. At each listed minute exactly the listed alerts fire.
 """
 
 import argparse
@@ -35,7 +35,7 @@ promtool = pytest.mark.skipif(
 # A fleet that is well: two replicas of one model and a sentinel, one value a minute
 
 REST = "*"  # minutes: as long as a case lasts
-SIGNALS = {  # the mean differs so that no two score the same; counts: samples by bin, the last for what is no number
+SIGNALS = {  # the means differ, so that no two scores are equal; counts: samples by bin, the last for samples without a number
     "contrast": Signal(edges=(20, 40, 60), counts=(100, 100, 100, 100, 0), mean=0.5, sd=0.3),
     "top_probability": Signal(edges=(0.5, 0.9), counts=(10, 30, 360, 0), mean=0.7, sd=0.3),
     "brightness": Signal(edges=(50,), counts=(200, 200, 0), mean=0.9, sd=0.3),
@@ -59,15 +59,15 @@ REFERENCE = Reference(
 )
 
 
-def named(what, instance="one", job="loopline", **labels):
-    """A series as promtool wants it."""
+def named(full_name, instance="one", job="loopline", **labels):
+    """A series in promtool's notation."""
     labels = {"job": job, "instance": instance} | labels
-    said = ",".join(f'{key}="{value}"' for key, value in labels.items())
-    return f"{what}{{{said}}}"
+    pairs = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return f"{full_name}{{{pairs}}}"
 
 
-def of_model(what, instance="one", version="v1", **labels):
-    return named(PREFIX + what, instance, model="digits", version=version, **labels)
+def of_model(short_name, instance="one", version="v1", **labels):
+    return named(PREFIX + short_name, instance, model="digits", version=version, **labels)
 
 
 def checks(result):
@@ -79,10 +79,10 @@ def retrainings(result):
 
 
 def labelled(more, right, version="v1"):
-    """The journal's totals from the first minute on: labels a minute, and how many of these answers were right."""
-    rows = {"rows": counter((REST, more)), "quality": counter((REST, right))}
-    kept = {"instance": "kept", "job": "journal", "model": "digits", "version": version}
-    return {named(f"loopline_labelled_{what}_total", **kept): said for what, said in rows.items()}
+    """The journal's totals. more: labels a minute, from the first minute on. right: how many of these answers were right."""
+    totals = {"rows": counter((REST, more)), "quality": counter((REST, right))}
+    labels = {"instance": "kept", "job": "journal", "model": "digits", "version": version}
+    return {named(f"loopline_labelled_{name}_total", **labels): values for name, values in totals.items()}
 
 
 def constant(value):
@@ -90,18 +90,18 @@ def constant(value):
 
 
 def counter(*parts):
-    """Parts of (minutes, more a minute), the last of REST minutes; None in place of more is a restart: it is 0 again."""
-    total, said = 0, ["0"]
+    """A counter's values from parts (minutes, increase a minute), the last of REST minutes. None is a restart from 0."""
+    total, values = 0, ["0"]
     for minutes, more in parts:
         if more is None:
             total = 0
-            said.append("0")
+            values.append("0")
         elif minutes == REST:
-            said.append(f"{total + more}+{more}x{REST}")
+            values.append(f"{total + more}+{more}x{REST}")
         else:
-            said.append(f"{total + more}+{more}x{minutes - 1}")
+            values.append(f"{total + more}+{more}x{minutes - 1}")
             total += minutes * more
-    return " ".join(said)
+    return " ".join(values)
 
 
 def always(more):
@@ -117,22 +117,22 @@ def requests(code, **labels):
 
 
 def gauges(instance, version="v1"):
-    """What a server really exports of a bundle's drift reference."""
+    """The gauges that a server's own code exports of a bundle's drift reference."""
     metrics = Metrics()
     Counts(SimpleNamespace(name="digits", version=version, reference=REFERENCE), metrics)
     return {
         named(PREFIX + name, instance, **dict(zip(CATALOGUE[name].labels, labels, strict=True))): constant(value.value)
-        for name, found in metrics.series.items()
-        for labels, value in found.items()
+        for name, by_labels in metrics.series.items()
+        for labels, value in by_labels.items()
         if CATALOGUE[name].kind == "gauge"
     }
 
 
 def traffic(*parts, instance="one", version="v1"):
-    """Drift counters: parts of (minutes, {signal: samples by bin a minute}), as usual where nothing is said; None is a restart."""
+    """Drift counters from parts (minutes, {signal: samples a minute by bin}). Other signals are as usual; None is a restart."""
     return {
         of_model("signal_rows_total", instance, version, signal=name, bin=bin_): counter(
-            *((minutes, None if how is None else how.get(name, USUAL[name])[number]) for minutes, how in parts)
+            *((minutes, None if rates is None else rates.get(name, USUAL[name])[number]) for minutes, rates in parts)
         )
         for name, signal in SIGNALS.items()
         for number, bin_ in enumerate(signal.bins)
@@ -140,7 +140,7 @@ def traffic(*parts, instance="one", version="v1"):
 
 
 def replica(instance, version="v1"):
-    """One server that is well: 1 % of its requests unreadable, .5 % slow."""
+    """One healthy server: 1 % of its requests are unreadable, and 0.5 % are slow."""
     of = {"instance": instance, "version": version}
     return {
         named("up", instance): constant(1),
@@ -182,8 +182,8 @@ def both(make):
 class Case:
     """Change `change` in the fleet (None takes a series away), and at each minute of `fires` exactly these alerts fire.
 
-    alert: the one whose labels and words are looked at, at the first minute at which it fires. words: what stands in its text for
-    the figure; a whole text where the template asks for more than that.
+    alert: the alert whose labels and text are compared, at the first minute at which it fires. words: the figure in that text, or
+    the whole text if the template queries more than the figure.
     """
 
     name: str
@@ -208,7 +208,7 @@ FAST_ANSWERS, SLOW_ANSWERS = "LatencyBudgetBurnFast", "LatencyBudgetBurnSlow"
 
 
 def errors(minute, share):
-    """From that minute on both replicas answer a share of 600 requests a minute with 503."""
+    """From that minute on, both replicas answer a share of their 600 requests a minute with 503."""
     bad = round(600 * share)
     return both(
         lambda i: {
@@ -506,12 +506,12 @@ DRIFT = (
 
 
 def gone(fleet, minute):
-    """The fleet's series end with that minute, without a sign that they ended: Prometheus ended with the servers."""
+    """The fleet with series that end at that minute without a stale marker, as if Prometheus had ended with the servers."""
     return {name: values.replace(f"x{REST}", f"x{minute}") for name, values in fleet.items()}
 
 
 def removed(fleet, minute):
-    """The same series end, and Prometheus sees it."""
+    """The fleet with series that end at that minute with a stale marker, as if Prometheus had seen the servers end."""
     return {name: f"{values} stale" for name, values in gone(fleet, minute).items()}
 
 
@@ -549,7 +549,7 @@ CASES = SERVICE + DRIFT + GONE
 
 
 def unserved(case):
-    """The case with a model that no server exports any more, at the first minute at which its alert fired."""
+    """The case, at the first minute at which its alert fires, without the model_info of any server: then it must not fire."""
     served = [name for name in case.fleet | case.change if name.startswith("loopline_model_info{")]
     minute = next(minute for minute, names in case.fires.items() if case.alert in names)
     return replace(case, change=case.change | dict.fromkeys(served), fires={minute: NOBODY}, alert="")
@@ -559,17 +559,17 @@ UNSERVED = [unserved(case) for case in SERVICE + DRIFT if case.alert and "model"
 
 
 def expected(case):
-    """The alert as promtool should see it."""
+    """The alert that promtool should see."""
     alert = ALERTS[case.alert]
 
-    def said(template):
+    def filled_in(template):
         for label, value in case.labels.items():
             template = template.replace(f"{{{{ $labels.{label} }}}}", value)
         if "range query" in template:
             return case.words + "."
         return re.sub(r"\{\{[^}]*\$value[^}]*\}\}", case.words, template)
 
-    texts = {"summary": said(alert.summary), "description": said(alert.description)}
+    texts = {"summary": filled_in(alert.summary), "description": filled_in(alert.description)}
     return {
         "exp_labels": case.labels | {"severity": alert.severity},
         "exp_annotations": texts | {"runbook_url": f"docs/runbooks/{case.alert}.md"},
@@ -604,7 +604,7 @@ def unit(case, rules_file):
 
 
 def run(cases, rules_file, folder):
-    """A case's name -> what promtool has against it, "" where it is content."""
+    """The output of promtool by the case's name; empty if the case passed."""
     paths = {folder / f"{number}.yml": case.name for number, case in enumerate(cases)}
     for path, case in zip(paths, cases, strict=True):
         path.write_text(yaml.safe_dump(unit(case, rules_file)))
@@ -612,12 +612,12 @@ def run(cases, rules_file, folder):
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     parts = re.split(r"Unit Testing:\s+(\S+)\n", done.stdout)[1:]
     assert len(parts) == 2 * len(cases), done.stdout
-    said = dict(zip(map(Path, parts[::2]), parts[1::2], strict=True))
-    return {name: "" if said[path].strip() == "SUCCESS" else said[path] for path, name in paths.items()}
+    outputs = dict(zip(map(Path, parts[::2]), parts[1::2], strict=True))
+    return {name: "" if outputs[path].strip() == "SUCCESS" else outputs[path] for path, name in paths.items()}
 
 
 def broken(change, folder):
-    """The rule file after `change` of each rule; what it returns is kept."""
+    """A rule file in which each rule is replaced by `change(rule)`, or left out if that is false."""
     content = rules.prometheus()
     for group in content["groups"]:
         group["rules"] = [kept for rule in group["rules"] if (kept := change(rule))]
@@ -641,43 +641,43 @@ def test_these_alerts_fire_and_no_other(name, verdicts):
 
 
 @promtool
-def test_no_alert_speaks_of_a_model_that_no_server_exports(tmp_path):
-    """Its counters' increases and its last figures are still there."""
+def test_no_alert_fires_for_a_model_that_no_server_exports(tmp_path):
+    """Increases of its counters and its last figures still exist for a while."""
     assert {case.alert for case in SERVICE + DRIFT if case.alert and "model" in case.labels} == {
         name for name, alert in ALERTS.items() if "$labels.model" in alert.summary
     }
-    said = run(UNSERVED, ROOT / "monitoring/prometheus/rules.yml", tmp_path)
-    assert {name: problem for name, problem in said.items() if problem} == {}
+    outputs = run(UNSERVED, ROOT / "monitoring/prometheus/rules.yml", tmp_path)
+    assert {name: problem for name, problem in outputs.items() if problem} == {}
 
 
 def test_every_alert_has_a_case_in_which_it_fires_and_a_time_before_at_which_it_does_not():
-    told = set()
+    covered = set()
     for case in filter(lambda case: case.alert, CASES):
         fires = [case.alert in case.fires[minute] for minute in sorted(case.fires)]
         if True in fires[1:] and not fires[0]:
-            told.add(case.alert)
-    assert told == ALERTS.keys()
+            covered.add(case.alert)
+    assert covered == ALERTS.keys()
 
 
 @promtool
 def test_an_alert_that_never_fires_fails_its_case(tmp_path):
     cases = [case for case in CASES if any(case.fires.values())]
-    said = run(cases, broken(lambda rule: "alert" in rule and rule | {"expr": "vector(0) > 1"}, tmp_path), tmp_path)
-    assert [name for name, problem in said.items() if not problem] == []
+    outputs = run(cases, broken(lambda rule: "alert" in rule and rule | {"expr": "vector(0) > 1"}, tmp_path), tmp_path)
+    assert [name for name, problem in outputs.items() if not problem] == []
 
 
 @promtool
 def test_an_alert_that_does_not_wait_fails_its_case(tmp_path):
     cases = [case for case in CASES if case.alert and ALERTS[case.alert].hold != "0s"]
-    said = run(cases, broken(lambda rule: {key: rule[key] for key in rule if key != "for"}, tmp_path), tmp_path)
-    assert [name for name, problem in said.items() if not problem] == []
+    outputs = run(cases, broken(lambda rule: {key: rule[key] for key in rule if key != "for"}, tmp_path), tmp_path)
+    assert [name for name, problem in outputs.items() if not problem] == []
 
 
 @promtool
 def test_an_alert_that_always_fires_fails_a_fleet_that_is_well(tmp_path):
     cases = [case for case in CASES if case.name == "a fleet that is well"]
-    said = run(cases, broken(lambda rule: "alert" in rule and rule | {"expr": "vector(1)"}, tmp_path), tmp_path)
-    assert all(f'alertname="{name}"' in said[cases[0].name] for name, alert in ALERTS.items() if alert.hold == "0s")
+    outputs = run(cases, broken(lambda rule: "alert" in rule and rule | {"expr": "vector(1)"}, tmp_path), tmp_path)
+    assert all(f'alertname="{name}"' in outputs[cases[0].name] for name, alert in ALERTS.items() if alert.hold == "0s")
 
 
 @pytest.mark.parametrize("name", sorted(WELL | TWO_VERSIONS))
@@ -706,7 +706,7 @@ RULES = [rule for group in rules.groups() for rule in group.recordings + group.a
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_what_a_rule_asks_for_exists(rule):
+def test_a_rule_queries_only_exported_series(rule):
     assert series.problems(rule.expr, KNOWN) == []
     if rule.name in ALERTS:
         has = series.labels(rule.expr, KNOWN)
@@ -736,11 +736,11 @@ def test_what_a_rule_asks_for_exists(rule):
         ),
     ],
 )
-def test_a_dead_name_is_found(expression, problem):
+def test_a_missing_name_in_an_expression_is_detected(expression, problem):
     assert series.problems(expression, KNOWN) == [problem]
 
 
-def test_a_dead_name_in_an_alert_s_text_is_found():
+def test_a_missing_name_in_an_alerts_text_is_detected():
     text = '{{ $labels.model }} {{ $labels.pod }} {{ range query (printf "loopline:quality{model=%q}" .Labels.model) }}'
     assert series.in_template(text, {"model"}, KNOWN) == [
         "the text names the label pod",
@@ -755,9 +755,9 @@ HEADINGS = ["What it means", "How to look", "What to do", "When it is a false al
 
 
 def blocks(page, kind):
-    """Lines of the code blocks of a kind."""
-    found = re.findall(rf"^ *```{kind}\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = [line.strip() for block in found for line in block.splitlines()]
+    """The lines of a page's code blocks of a kind."""
+    texts = re.findall(rf"^ *```{kind}\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in texts for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -773,7 +773,7 @@ def words(parser):
 WORDS = set(words(cli.parser()))
 
 
-def test_there_is_a_runbook_for_every_alert_and_none_without():
+def test_alerts_and_runbooks_match_one_to_one():
     assert {page.stem for page in PAGES} - {"README"} == ALERTS.keys()
 
 
@@ -786,14 +786,14 @@ def test_a_runbook_is_short_and_answers_four_questions(name):
     assert blocks(RUNBOOKS / f"{name}.md", "promql")
 
 
-def test_the_table_of_alerts_is_whole():
+def test_the_table_of_alerts_is_complete():
     rows = re.findall(r"^\| \[(\w+)\]\((\w+)\.md\) \| (\w+) \|", (RUNBOOKS / "README.md").read_text(), re.MULTILINE)
     assert [name for name, _, _ in rows] == [target for _, target, _ in rows]
     assert {name: severity for name, _, severity in rows} == {a.name: a.severity for a in ALERTS.values()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_runbook_names_exists(page):
+def test_everything_that_a_runbook_names_exists(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
         assert (page.parent / target).exists(), f"a link to {target}"
@@ -807,12 +807,12 @@ def test_what_a_runbook_names_exists(page):
     for line in blocks(page, "sh"):
         words = shlex.split(line, comments=True)
         if words[0] == "loopline":
-            cli.parser().parse_args(words[1:])  # exits where it does not understand
+            cli.parser().parse_args(words[1:])  # argparse exits if it does not understand them
         elif words[0] == "make":
             assert words[1] in targets
 
 
-def test_every_constant_stands_in_a_rule_and_every_word_in_angles_is_one():
+def test_the_words_in_angles_in_the_rules_are_exactly_the_constants():
     files = [path.read_text(encoding="utf-8") for path in Path(rules.__file__).parent.glob("*.yml")]
     lines = [line for text in files for line in text.splitlines() if not line.startswith("#")]
     assert set(re.findall(r"<(\w+)>", "\n".join(lines))) == set(rules._constants("1h"))

@@ -16,7 +16,7 @@ from loopline.observability import sentinel
 
 @pytest.fixture
 def served(tmp_path):
-    """served(bundle, ...) -> the address of a server."""
+    """A function that starts a server of a bundle: served(bundle, ...) -> Process."""
     started = []
 
     def start(*arguments, **options):
@@ -32,10 +32,10 @@ def watching(folder, url, token=None):
     return sentinel.Sentinel(url, sentinel.load([folder]), token)
 
 
-def test_the_released_bundle_answers_as_it_did_and_its_probes_are_no_traffic(tmp_path, served):
-    made = bundles.classifier(tmp_path / "classifier")
-    server = served(made.folder)
-    watched = watching(made.folder, server.url)
+def test_a_released_bundle_answers_the_same_and_probes_do_not_count_as_traffic(tmp_path, served):
+    released = bundles.classifier(tmp_path / "classifier")
+    server = served(released.folder)
+    watched = watching(released.folder, server.url)
     assert watched.round() == {"classifier": ["same", "same"]}
     with urllib.request.urlopen(
         urllib.request.Request(server.url + "/predict/classifier", brightness.png(20), {"Content-Type": "image/png"})
@@ -46,9 +46,9 @@ def test_the_released_bundle_answers_as_it_did_and_its_probes_are_no_traffic(tmp
 
 
 def test_another_answer_is_told_from_the_same(tmp_path, served):
-    made = bundles.classifier(tmp_path / "classifier")
-    server = served(made.folder)
-    (watched,) = sentinel.load([made.folder])
+    released = bundles.classifier(tmp_path / "classifier")
+    server = served(released.folder)
+    (watched,) = sentinel.load([released.folder])
     wrong = golden.GoldenSample(
         brightness.png(20), {"label": "bright", "probability": 1.0, "probabilities": {"bright": 1.0, "dark": 0.0}}
     )
@@ -61,25 +61,29 @@ def test_another_answer_is_told_from_the_same(tmp_path, served):
     assert 0.02 < difference < 0.04
 
 
-def test_another_version_is_no_difference_but_is_told(tmp_path, served):
+def test_another_version_is_reported_and_does_not_count_as_a_difference(tmp_path, served):
     server = served(bundles.classifier(tmp_path / "old", threshold=100).folder)
     assert watching(bundles.classifier(tmp_path / "new").folder, server.url).round() == {
         "classifier": ["other_version"] * 2
     }
 
 
-def test_a_server_that_is_away_or_wants_a_token_is_a_failure(tmp_path, served):
-    made = bundles.classifier(tmp_path / "classifier")
-    server = served(made.folder, env={"LOOPLINE_TOKEN": "open"})
-    assert watching(made.folder, server.url).round() == {"classifier": ["failed"] * 2}
-    assert watching(made.folder, server.url, "open").round() == {"classifier": ["same"] * 2}
+def test_an_unreachable_server_or_a_missing_token_is_a_failure(tmp_path, served):
+    released = bundles.classifier(tmp_path / "classifier")
+    server = served(released.folder, env={"LOOPLINE_TOKEN": "open"})
+    assert watching(released.folder, server.url).round() == {"classifier": ["failed"] * 2}
+    assert watching(released.folder, server.url, "open").round() == {"classifier": ["same"] * 2}
     away = f"http://127.0.0.1:{prometheus.free_port()}"
-    assert watching(made.folder, away).round() == {"classifier": ["failed"] * 2}
+    assert watching(released.folder, away).round() == {"classifier": ["failed"] * 2}
 
 
-def test_its_metrics_are_exported_while_it_runs_and_it_ends_when_told(tmp_path, served):
-    made = bundles.classifier(tmp_path / "classifier")
-    watched, port, stop = watching(made.folder, served(made.folder).url), prometheus.free_port(), threading.Event()
+def test_the_sentinel_exports_metrics_until_it_is_stopped(tmp_path, served):
+    released = bundles.classifier(tmp_path / "classifier")
+    watched, port, stop = (
+        watching(released.folder, served(released.folder).url),
+        prometheus.free_port(),
+        threading.Event(),
+    )
     thread = threading.Thread(target=watched.run, args=(0.2, port, stop))
     thread.start()
 
@@ -87,7 +91,7 @@ def test_its_metrics_are_exported_while_it_runs_and_it_ends_when_told(tmp_path, 
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             return answer.read().decode()
 
-    line = f'loopline_sentinel_checks_total{{model="classifier",result="same",version="{made.version[:12]}"}} '
+    line = f'loopline_sentinel_checks_total{{model="classifier",result="same",version="{released.version[:12]}"}} '
     try:
         prometheus.eventually(lambda: float(text().split(line)[1].split()[0]) >= 4)
         assert all(f"# HELP {name} {help_}" in text() for name, (help_, _) in sentinel.METRICS.items())

@@ -1,4 +1,4 @@
-"""`loopline watch` and its queries on a real Prometheus, whose store is filled at once with an hour of traffic."""
+"""`loopline watch` and its queries on a real Prometheus, whose store is filled in advance with an hour of traffic."""
 
 import io
 import json
@@ -23,16 +23,16 @@ HOUR = 3600
 OLD, NEW = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 
 
-def lines(model, version, reference, found, now, parts=20):
-    """What a server exported over 50 minutes in which it saw `found`, as OpenMetrics."""
+def lines(model, version, reference, signals, now, parts=20):
+    """The OpenMetrics lines of a server that counted the samples with these `signals` during the 50 minutes before `now`."""
     metrics = Metrics()
     metrics.value("model_info", model, version, "bundle", "int8", "CPU").value = 1
     counts = Counts(types.SimpleNamespace(name=model, version=version, reference=reference), metrics)
-    rows = len(next(iter(found.values())))
+    rows = len(next(iter(signals.values())))
     for part in range(parts + 1):
         if part:
             start, end = rows * (part - 1) // parts, rows * part // parts
-            counts.add({name: values[start:end] for name, values in found.items()})
+            counts.add({name: values[start:end] for name, values in signals.items()})
         at = now - (parts - part) * 150
         for line in metrics.exposition()[0].decode().splitlines():
             if line.startswith("loopline_"):
@@ -40,16 +40,16 @@ def lines(model, version, reference, found, now, parts=20):
 
 
 def fill(folder, reference):
-    """A store for Prometheus: clean and drifted classifiers, a text model with little traffic, a detector with none.
+    """Fill a store for Prometheus: clean and drifted classifiers, a text model with little traffic, a detector with none.
 
-    Returns what a server that is still up exports of them: the gauges.
+    Returns the gauges that a server that is still up exports of them.
     """
     now, clean = time.time(), test_drift.population(600, 1)[0]
     drifted = test_drift.population(600, 2, sure=-0.25, brightness=2)[0]
     few = {name: values[:20] for name, values in clean.items()}
     none = {name: values[:0] for name, values in clean.items()}
     served = [("classifier", OLD, clean), ("classifier", NEW, drifted), ("text", OLD, few), ("detector", OLD, none)]
-    text = [line for model, version, found in served for line in lines(model, version, reference, found, now)]
+    text = [line for model, version, signals in served for line in lines(model, version, reference, signals, now)]
     past = f'loopline:drift_score{{model="classifier",version="{NEW}"}}'
     text += [f"{past} {1.5 if age > 4 * HOUR else 0.2} {now - age:.3f}" for age in range(5 * HOUR, HOUR, -300)]
     (folder / "past.txt").write_text("\n".join([*text, "# EOF\n"]))
@@ -66,21 +66,21 @@ def reference():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, reference):
-    """With our own rules, evaluated twice a second."""
+    """A Prometheus with Loopline's rules, evaluated twice a second."""
     folder = tmp_path_factory.mktemp("prometheus")
     target = prometheus.Target()
     target.text = fill(folder, reference)
-    made = prometheus.Prometheus(folder, [target.address], prometheus.quick(rules.text()))
+    started = prometheus.Prometheus(folder, [target.address], prometheus.quick(rules.text()))
     try:
-        prometheus.eventually(lambda: made.query("ALERTS{alertname='DriftWarning'}"))
-        yield made
+        prometheus.eventually(lambda: started.query("ALERTS{alertname='DriftWarning'}"))
+        yield started
     finally:
-        made.close()
+        started.close()
         target.close()
 
 
 class Answering(Server):
-    """It gives one answer to everything."""
+    """A server that gives the same answer to every request."""
 
     def __init__(self, status, body, wait=0.0):
         def answer(*_):
@@ -92,15 +92,15 @@ class Answering(Server):
 
 @pytest.fixture
 def answering():
-    made = []
+    servers = []
 
-    def start(*given):
-        made.append(Answering(*given))
-        return made[-1].url
+    def start(*answer_arguments):
+        servers.append(Answering(*answer_arguments))
+        return servers[-1].url
 
     yield start
-    for one in made:
-        one.close()
+    for server in servers:
+        server.close()
 
 
 def drawn(state, width=80, **options):
@@ -110,7 +110,7 @@ def drawn(state, width=80, **options):
 
 
 def state(**changes):
-    given = {
+    fields = {
         "model": "classifier",
         "version": OLD,
         "samples": 400.0,
@@ -130,19 +130,19 @@ def state(**changes):
             watch.RecordedMover("predicted_class", -0.1, None, None),
         ),
     }
-    return watch.ModelState(**given | changes)
+    return watch.ModelState(**fields | changes)
 
 
 # What Prometheus recorded
 
 
 @prometheus.needed
-def test_all_that_is_drawn_comes_from_what_our_rules_record(server, reference):
-    _, found, others = watch.states(server.url)
-    named = {(one.model, one.version): one for one in found}
-    assert named.keys() == {("classifier", OLD), ("classifier", NEW), ("text", OLD), ("detector", OLD)}
-    assert (found[0].model, found[0].version) == ("classifier", NEW), "what drifts comes first"
-    calm, moved = named["classifier", OLD], named["classifier", NEW]
+def test_the_state_comes_from_the_series_that_the_rules_record(server, reference):
+    _, states, others = watch.states(server.url)
+    by_version = {(state.model, state.version): state for state in states}
+    assert by_version.keys() == {("classifier", OLD), ("classifier", NEW), ("text", OLD), ("detector", OLD)}
+    assert (states[0].model, states[0].version) == ("classifier", NEW), "what drifts comes first"
+    calm, moved = by_version["classifier", OLD], by_version["classifier", NEW]
     assert calm.verdict[0] == "no drift"
     assert moved.verdict[0] == "drift, and the model is worse on it"
     assert moved.samples == pytest.approx(600, rel=0.03)
@@ -163,18 +163,18 @@ def test_all_that_is_drawn_comes_from_what_our_rules_record(server, reference):
 
 
 @prometheus.needed
-def test_too_little_and_no_traffic_are_no_verdict(server):
-    _, found, _ = watch.states(server.url, models=["text", "detector"])
-    detector, text = found
+def test_too_little_or_no_traffic_gives_no_verdict(server):
+    _, states, _ = watch.states(server.url, models=["text", "detector"])
+    detector, text = states
     assert re.fullmatch(r"no verdict yet: 2\d of 50 samples", text.verdict[0])
     assert (text.score, text.movers) == (None, ())
     assert detector.verdict[0] == "no traffic in the window"
 
 
 @prometheus.needed
-def test_the_time_line_has_the_past_in_its_place_and_gaps_where_nothing_was_recorded(server):
-    _, found, _ = watch.states(server.url, since="6h")
-    history = next(one.history for one in found if one.version == NEW)
+def test_the_time_line_places_past_scores_and_leaves_gaps_without_records(server):
+    _, states, _ = watch.states(server.url, since="6h")
+    history = next(state.history for state in states if state.version == NEW)
     assert len(history) == watch.CELLS  # a cell is 450 s
     assert set(history[:7]) == {None}
     assert set(history[9:15]) == {1.5}
@@ -183,8 +183,8 @@ def test_the_time_line_has_the_past_in_its_place_and_gaps_where_nothing_was_reco
 
 
 @prometheus.needed
-def test_what_was_is_asked_for_by_its_time(server):
-    with pytest.raises(LooplineError, match="has nothing of ours"):
+def test_a_time_before_the_first_record_has_no_series(server):
+    with pytest.raises(LooplineError, match="has no Loopline series"):
         watch.states(server.url, at=time.time() - 24 * HOUR)
 
 
@@ -194,17 +194,17 @@ def test_the_time_line_and_the_report_take_the_window_of_the_rules(server):
     assert watch.span(server.url) == "6h"
 
 
-def test_a_prometheus_without_our_rules_tells_no_window(answering):
+def test_a_prometheus_without_the_rules_gives_no_window(answering):
     empty = json.dumps({"data": {"groups": [{"rules": [{"name": "other", "query": "up[5m]"}]}]}}).encode()
-    with pytest.raises(LooplineError, match="no rules of ours, so nothing tells the window"):
+    with pytest.raises(LooplineError, match="no Loopline rules, which tell the traffic window"):
         watch.span(answering(200, empty))
     with pytest.raises(LooplineError, match="not as Prometheus does"):
         prometheus_api.rules_window(answering(200, b"{}"))
 
 
 @prometheus.needed
-def test_a_model_that_is_not_there_is_named_with_those_that_are(server):
-    with pytest.raises(LooplineError, match="speech: there is only classifier, detector, text"):
+def test_the_error_for_a_missing_model_names_the_recorded_ones(server):
+    with pytest.raises(LooplineError, match="no drift records of speech: it has classifier, detector, text"):
         watch.states(server.url, models=["speech"])
 
 
@@ -234,7 +234,7 @@ def test_in_a_pipe_each_picture_follows_the_last_until_it_is_interrupted(server,
 
 
 @prometheus.needed
-def test_a_prometheus_that_goes_away_is_said_and_not_the_end(server, capsys, monkeypatch):
+def test_an_unreachable_prometheus_is_reported_and_watching_continues(server, capsys, monkeypatch):
     naps = []
 
     def sleep(_):
@@ -259,7 +259,7 @@ def test_a_prometheus_that_goes_away_is_said_and_not_the_end(server, capsys, mon
     [
         ({"score": None, "samples": 31.0}, "no verdict yet: 31 of 50 samples"),
         ({"score": None, "samples": 0.0, "history": (None,), "estimates": {}, "movers": ()}, "no traffic"),
-        ({"score": None, "samples": None, "movers": ()}, "nothing recorded yet: are the rules loaded?"),
+        ({"score": None, "samples": None, "movers": ()}, "nothing recorded yet: check that the rules are loaded"),
         ({"score": 1.0}, "no drift"),
         ({"score": 1.2}, "drift, no harm estimated"),
         ({"score": 1.2, "loss": None, "estimates": {}}, "drift, no harm estimated"),
@@ -299,7 +299,7 @@ def test_a_score_over_one_is_taller_than_every_score_up_to_one():
     assert "".join(map(watch.spark, (None, -3, 0, 0.3, 1.0, 1.001, 1.6, 99))) == " ▁▁▂▄▅▇█"
 
 
-def test_colours_are_for_terminals_that_want_them():
+def test_only_a_terminal_with_colours_gets_them():
     bad = state(score=1.5)
     assert "\x1b[31m" in drawn(bad, force_terminal=True, color_system="standard")
     assert "\x1b[31m" not in drawn(bad, force_terminal=True, color_system="standard", no_color=True)
@@ -311,33 +311,33 @@ def test_a_label_cannot_command_the_terminal():
         prometheus_api.Series({"__name__": "loopline:signal_score", "signal": "\x1b[2Jbright"}, ((0.0, 1.0),)),
         prometheus_api.Series({"__name__": "loopline:drift_score"}, ((0.0, 1.0),)),
     ]
-    found = watch._state(("evil\x1b]0;\x07", "v"), rows, (), ())
-    assert found.model == "evil?]0;?"
-    assert found.movers[0].signal == "?[2Jbright"
+    state = watch._state(("evil\x1b]0;\x07", "v"), rows, (), ())
+    assert state.model == "evil?]0;?"
+    assert state.movers[0].signal == "?[2Jbright"
 
 
 # Errors of the client
 
 
 @prometheus.needed
-def test_a_query_that_is_wrong_is_said_with_prometheus_words(server):
+def test_a_wrong_query_gives_the_message_of_prometheus(server):
     with pytest.raises(LooplineError, match=r"refuses the query \(bad_data\)"):
         prometheus_api.instant(server.url, "sum by (")
 
 
 @prometheus.needed
-def test_a_number_is_no_series(server):
+def test_a_query_that_gives_a_number_is_an_error(server):
     with pytest.raises(LooplineError, match="not as Prometheus does"):
         prometheus_api.instant(server.url, "1")
 
 
-def test_an_address_where_nobody_is_is_said():
+def test_an_unreachable_address_is_an_error():
     with pytest.raises(LooplineError, match=r"127\.0\.0\.1:\d+ cannot be reached"):
         prometheus_api.instant(f"http://127.0.0.1:{prometheus.free_port()}", "up")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:9090", "file:///etc/passwd", "http://[", "http://host:port"])
-def test_what_is_no_address_is_said(url):
+def test_a_malformed_address_is_an_error(url):
     with pytest.raises(LooplineError, match=r"no address|cannot be reached"):
         prometheus_api.instant(url, "up")
 
@@ -353,13 +353,13 @@ def test_what_is_no_address_is_said(url):
         (200, b"x" * 2000, "more than 0 MB"),
     ],
 )
-def test_other_answers_are_errors_with_words(answering, monkeypatch, status, body, message):
+def test_an_unexpected_answer_is_an_error_with_a_reason(answering, monkeypatch, status, body, message):
     monkeypatch.setattr(prometheus_api, "LARGEST", 1000)
     with pytest.raises(LooplineError, match=message):
         prometheus_api.instant(answering(status, body), "up")
 
 
-def test_who_does_not_answer_in_time_is_given_up(answering, monkeypatch):
+def test_a_slow_answer_is_given_up(answering, monkeypatch):
     monkeypatch.setattr(prometheus_api, "TIMEOUT", 0.2)
     with pytest.raises(LooplineError, match=r"did not answer within 0\.2 s"):
         prometheus_api.instant(answering(200, b"{}", 1.0), "up")

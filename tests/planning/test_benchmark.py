@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the sender uses epoll")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cores are needed")
-def test_a_replica_is_loaded_twice_and_set_beside_what_was_predicted(tmp_path):
+def test_a_replica_is_loaded_twice_and_compared_with_the_prediction(tmp_path):
     folder = bundles.classifier(tmp_path / "classifier").folder
-    words = [str(folder), "--rounds", "20", "--seconds", "0.5", "--repeats", "1", "--busy"]
+    arguments = [str(folder), "--rounds", "20", "--seconds", "0.5", "--repeats", "1", "--busy"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.capacity", *words], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", "benchmarks.capacity", *arguments], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "%" in line]
@@ -43,9 +43,7 @@ def test_a_load_of_over_a_quarter_of_the_cores_is_other_work(monkeypatch, averag
     assert import_module("benchmarks.capacity.__main__").busy(average, cpus) == words
 
 
-def test_nothing_is_measured_beside_other_work_unless_that_is_wanted_and_then_the_figures_say_so(
-    monkeypatch, tmp_path, capsys
-):
+def test_measuring_beside_other_work_needs_an_option_and_the_figures_say_so(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(ROOT))
     capacity = import_module("benchmarks.capacity.__main__")
     monkeypatch.setattr(capacity.os, "getloadavg", lambda: (11.0, 9.0, 8.0))
@@ -53,22 +51,22 @@ def test_nothing_is_measured_beside_other_work_unless_that_is_wanted_and_then_th
     monkeypatch.setattr(capacity, "compare", lambda *_, **__: [["digits", *["1"] * 7]])
     monkeypatch.setattr(sys, "argv", ["capacity", str(tmp_path)])
     assert capacity.main() == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "the load average is 11.00, over 0.50: other work runs on these 2 cores. Wait" in said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "the load average is 11.00, over 0.50: other work runs on these 2 cores. Wait" in output.err
     monkeypatch.setattr(sys, "argv", ["capacity", str(tmp_path), "--busy"])
     assert capacity.main() == 0
-    said = capsys.readouterr().out
-    assert "The load average was 11.0 at its start" in said
-    assert "**Measured on a busy machine: the load average is 11.00, over 0.50" in said
+    output = capsys.readouterr().out
+    assert "The load average was 11.0 at its start" in output
+    assert "**Measured on a busy machine: the load average is 11.00, over 0.50" in output
 
 
-def test_a_schedule_by_chance_keeps_its_rate_and_is_the_same_again(monkeypatch):
+def test_a_random_schedule_keeps_its_rate_and_is_reproducible(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     sender = import_module("benchmarks.serving.sender")
     due = list(sender.times(5.0, [(100.0, 10.0), (1000.0, 10.0)], 3))
     assert due == sorted(due) == list(sender.times(5.0, [(100.0, 10.0), (1000.0, 10.0)], 3))
-    first = [one for one in due if one < 15]
+    first = [moment for moment in due if moment < 15]
     assert len(first) == pytest.approx(1000, rel=0.15)
     assert len(due) - len(first) == pytest.approx(10_000, rel=0.05)
     assert len({round(b - a, 6) for a, b in pairwise(first)}) > 500, "not evenly"

@@ -1,4 +1,4 @@
-"""Replicas and cost: what must hold for any traffic, and each formula against a simulation or by hand."""
+"""Replicas and cost: properties that hold for any traffic, and each formula compared with a simulation or a figure by hand."""
 
 import math
 from dataclasses import replace
@@ -49,8 +49,8 @@ def offer(row, goal=GOAL):
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0, 1e5), st.floats(0, 1e5))
-def test_more_traffic_never_needs_fewer_replicas_or_costs_less(one, other):
-    low, high = sorted((one, other))
+def test_more_traffic_never_needs_fewer_replicas_or_costs_less(rate, other):
+    low, high = sorted((rate, other))
     for row in (MACHINE, UPTIME):
         for less, more in zip(offer(row).options(week(low)), offer(row).options(week(high)), strict=True):
             assert less.replicas <= more.replicas
@@ -59,17 +59,17 @@ def test_more_traffic_never_needs_fewer_replicas_or_costs_less(one, other):
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.1, 1e4))
-def test_the_replicas_hold_the_goal_and_one_fewer_would_not(rate):
-    made = offer(MACHINE)
-    (option, _) = made.options(week(rate))
+def test_the_replicas_meet_the_goal_and_one_fewer_would_not(rate):
+    row = offer(MACHINE)
+    (option, _) = row.options(week(rate))
     assert option.p99 <= GOAL.p99
-    assert rate / option.replicas <= GOAL.utilisation * made.service.capacity * (1 + 1e-9)
+    assert rate / option.replicas <= GOAL.utilisation * row.service.capacity * (1 + 1e-9)
     if option.replicas > 1:
         fewer = rate / (option.replicas - 1)
-        assert fewer > made.limit, "then either the goal or the utilisation is missed"
+        assert fewer > row.limit, "then either the goal or the utilisation is missed"
 
 
-def test_no_traffic_costs_nothing_where_it_scales_to_zero_and_the_same_where_it_does_not():
+def test_no_traffic_costs_nothing_if_scaled_to_zero_and_full_price_if_rented():
     (zero,) = offer(UPTIME).options(week(0))
     assert zero.month == 0
     assert zero.cold_starts == 0
@@ -77,7 +77,7 @@ def test_no_traffic_costs_nothing_where_it_scales_to_zero_and_the_same_where_it_
     assert rented.month == hourly.month == pytest.approx(730.0)
 
 
-def test_spare_machines_are_paid_for_and_so_is_each_hour():
+def test_spare_machines_are_paid_for_in_every_hour():
     rates = np.where(np.arange(inputs.WEEK) < 84, 1.0, 1000.0)
     (always, hourly) = offer(MACHINE, replace(GOAL, spare=1)).options(rates)
     machines = math.ceil(always.replicas / 2) + 1
@@ -87,8 +87,8 @@ def test_spare_machines_are_paid_for_and_so_is_each_hour():
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.01, 0.05])
-def test_cold_starts_and_paid_seconds_are_those_of_a_simulation(rate):
-    """One instance, request by request: it starts in `cold`, and ends so long after the last request or its start."""
+def test_cold_starts_and_paid_seconds_agree_with_a_simulation(rate):
+    """A simulation of one instance, request by request: it starts in `cold` seconds, and ends `idle` after its last request."""
     cold, idle = 2.0, 60.0
     rng = np.random.default_rng(1)
     arrivals = np.cumsum(rng.exponential(1 / rate, 100_000))
@@ -104,21 +104,21 @@ def test_cold_starts_and_paid_seconds_are_those_of_a_simulation(rate):
             paid += at + idle - until
             until = at + idle
         waited += at < ready
-    (said,) = offer(UPTIME).options(week(rate))
+    (option,) = offer(UPTIME).options(week(rate))
     months = arrivals[-1] / 3600 / capacity.HOURS
-    assert said.cold == cold
-    assert said.cold_starts == pytest.approx(starts / months, rel=0.05)
-    assert said.cold_share == pytest.approx(waited / len(arrivals), rel=0.05)
-    assert said.parts["seconds"] == pytest.approx(paid / months * UPTIME.per_second, rel=0.05)
-    assert said.parts["requests"] == pytest.approx(len(arrivals) / months * 2e-6, rel=0.02)
+    assert option.cold == cold
+    assert option.cold_starts == pytest.approx(starts / months, rel=0.05)
+    assert option.cold_share == pytest.approx(waited / len(arrivals), rel=0.05)
+    assert option.parts["seconds"] == pytest.approx(paid / months * UPTIME.per_second, rel=0.05)
+    assert option.parts["requests"] == pytest.approx(len(arrivals) / months * 2e-6, rel=0.02)
 
 
-def test_requests_that_are_billed_one_by_one_are_rounded_up():
+def test_requests_that_are_billed_singly_are_rounded_up():
     row = UPTIME.model_copy(update={"bills": "requests", "rounding_seconds": 0.1, "idle_seconds": 0.0})
-    (said,) = offer(row).options(week(0.001))
+    (option,) = offer(row).options(week(0.001))
     requests = 0.001 * 3600 * capacity.HOURS
-    assert said.cold_share == pytest.approx(1.0), "nothing is kept"
-    assert said.parts["seconds"] == pytest.approx(requests * (0.1 + 2.0 / (1 + 0.001 * 2.0)) * 0.001)
+    assert option.cold_share == pytest.approx(1.0), "nothing is kept"
+    assert option.parts["seconds"] == pytest.approx(requests * (0.1 + 2.0 / (1 + 0.001 * 2.0)) * 0.001)
 
 
 def test_memory_and_cores_bound_the_replicas_of_a_machine():
@@ -128,7 +128,7 @@ def test_memory_and_cores_bound_the_replicas_of_a_machine():
         offer(MACHINE.model_copy(update={"memory_gib": 0.05}))
 
 
-def test_cores_that_slow_each_other_down_count_as_measured_and_a_faster_one_as_said():
+def test_shared_cores_are_as_slow_as_measured_and_a_row_may_state_a_speed():
     alone, beside = offer(MACHINE.model_copy(update={"vcpu": 1})), offer(MACHINE)
     assert beside.service.capacity == pytest.approx(0.8 * alone.service.capacity)
     fast = offer(MACHINE.model_copy(update={"vcpu": 1, "speed": 2.0}))
@@ -136,17 +136,17 @@ def test_cores_that_slow_each_other_down_count_as_measured_and_a_faster_one_as_s
     assert PROFILE.efficiency(64) == pytest.approx(0.8), "what was not measured is taken to be as the last"
 
 
-def test_rows_that_cannot_hold_the_goal_are_named_and_if_none_can_it_is_an_error():
+def test_rows_that_miss_the_goal_are_named_and_it_is_an_error_if_all_do():
     slow = MACHINE.model_copy(update={"speed": 0.01})
     prices = PRICES.model_copy(update={"machines": {"slow": slow, "machine": MACHINE}})
-    made = capacity.plan(PROFILE, week(1), prices, GOAL)
-    assert "idle replica" in made.left_out["slow"]
-    assert [option.month for option in made.options] == sorted(option.month for option in made.options)
+    plan = capacity.plan(PROFILE, week(1), prices, GOAL)
+    assert "idle replica" in plan.left_out["slow"]
+    assert [option.month for option in plan.options] == sorted(option.month for option in plan.options)
     with pytest.raises(LooplineError, match="no row of the price table"):
         capacity.plan(PROFILE, week(1), PRICES, capacity.Goal(p99=0.001))
 
 
-def test_a_goal_that_cannot_be_is_refused():
+def test_a_goal_out_of_range_is_refused():
     for wrong in ({"p99": 0}, {"p99": 1, "utilisation": 1}, {"p99": 1, "spare": -1}, {"p99": math.nan}):
         with pytest.raises(LooplineError, match="must be"):
             capacity.Goal(**wrong)

@@ -1,4 +1,4 @@
-"""Profiles, traffic and price tables from files, and what is said of bad ones."""
+"""Profiles, traffic and price tables from files, and the errors for bad ones."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_traffic_of_a_table_by_day_or_by_week(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("rate: -1\n", "rate"),
         ("rate: .nan\n", "rate"),
@@ -54,38 +54,38 @@ def test_traffic_of_a_table_by_day_or_by_week(tmp_path):
         ("a: [\n", "not YAML"),
     ],
 )
-def test_bad_traffic_is_named(tmp_path, text, said):
-    with pytest.raises(LooplineError, match=said):
+def test_the_error_for_bad_traffic_names_the_mistake(tmp_path, text, message):
+    with pytest.raises(LooplineError, match=message):
         inputs.traffic(written(tmp_path, text))
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [("0,1\n1,2\n", "each of 0 to 23"), ("0,x\n", "all numbers"), ("0,1\n" * 24, "once"), ("0\n", "all numbers")],
 )
-def test_a_bad_table_is_named(tmp_path, rows, said):
-    with pytest.raises(LooplineError, match=said):
+def test_the_error_for_a_bad_table_names_the_mistake(tmp_path, rows, message):
+    with pytest.raises(LooplineError, match=message):
         inputs.traffic(written(tmp_path, "hour,requests_per_second\n" + rows, "traffic.csv"))
     rows = "".join(f"{hour},{-1 if hour == 3 else 1}\n" for hour in range(24))
     with pytest.raises(LooplineError, match="0 or more"):
         inputs.traffic(written(tmp_path, "hour,requests_per_second\n" + rows, "traffic.csv"))
 
 
-def test_a_file_that_is_not_there_or_far_too_large_is_refused(tmp_path):
+def test_a_missing_or_far_too_large_file_is_refused(tmp_path):
     with pytest.raises(LooplineError, match="cannot be read"):
         inputs.prices(tmp_path / "none.yaml")
     with pytest.raises(LooplineError, match="1 MiB"):
         inputs.prices(written(tmp_path, " " * (2 << 20)))
 
 
-def test_the_example_of_prices_can_be_read_and_says_that_it_is_one():
+def test_the_example_prices_are_readable_and_named_as_examples():
     assert inputs.prices(EXAMPLE).machines
     rows = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
     assert all(name.startswith("example-") for name in [*rows["machines"], *rows["serverless"]])
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"machines": {}}, "machines"),
         ({"machines": {"m": {"vcpu": 0, "memory_gib": 1, "per_hour": 1}}}, "machines.m.vcpu"),
@@ -93,14 +93,14 @@ def test_the_example_of_prices_can_be_read_and_says_that_it_is_one():
         ({"serverless": {"example-small": {}}}, "serverless.example-small"),
     ],
 )
-def test_a_bad_price_is_named(tmp_path, change, said):
+def test_the_error_for_a_bad_price_names_its_field(tmp_path, change, message):
     table = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8")) | change
-    with pytest.raises(LooplineError, match=said):
+    with pytest.raises(LooplineError, match=message):
         inputs.prices(written(tmp_path, yaml.safe_dump(table), "prices.yaml"))
 
 
-def test_a_name_is_of_one_row_only(tmp_path):
+def test_a_name_in_two_rows_is_an_error(tmp_path):
     table = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
     table["serverless"]["example-small"] = table["serverless"]["example-by-uptime"]
-    with pytest.raises(LooplineError, match="one row only"):
+    with pytest.raises(LooplineError, match="in one row only"):
         inputs.prices(written(tmp_path, yaml.safe_dump(table), "prices.yaml"))

@@ -13,7 +13,7 @@ from loopline import cli
 from loopline.planning import inputs
 
 PRICES = Path(__file__).parents[2] / "serving/prices.example.yaml"
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="private memory is read as Linux tells it")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="private memory is read from Linux's /proc")
 
 
 @pytest.fixture(scope="module")
@@ -29,26 +29,26 @@ def profile(tmp_path_factory):
     return path
 
 
-def test_what_was_measured_can_be(profile):
-    found = inputs.profile(profile)
-    assert (found.model, len(found.starts)) == ("classifier", 1)
-    assert found.starts[0] > found.batches[1]
-    assert sorted(found.batches) == [1, 2, 4, 8, 16, 32]
-    assert found.memory.resident > found.memory.private > found.memory.growth
-    assert found.spread[-1][1] >= found.spread[0][1]
+def test_a_measured_profile_is_plausible(profile):
+    measured = inputs.profile(profile)
+    assert (measured.model, len(measured.starts)) == ("classifier", 1)
+    assert measured.starts[0] > measured.batches[1]
+    assert sorted(measured.batches) == [1, 2, 4, 8, 16, 32]
+    assert measured.memory.resident > measured.memory.private > measured.memory.growth
+    assert measured.spread[-1][1] >= measured.spread[0][1]
 
 
 def test_a_plan_is_a_table_json_and_a_picture(profile, tmp_path, capsys):
     words = ["plan", str(profile), "--prices", str(PRICES), "--rate", "5", "--p99-ms", "60000"]
     assert cli.main([*words, "--plot", str(tmp_path / "plan.png")]) == 0
-    said = capsys.readouterr().out
-    assert "example-small, always on" in said
-    assert "example-by-uptime, scale to zero" in said
+    output = capsys.readouterr().out
+    assert "example-small, always on" in output
+    assert "example-by-uptime, scale to zero" in output
     assert 0 < (tmp_path / "plan.png").stat().st_size < 200_000
     assert cli.main([*words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["options"][0]["month"] == min(option["month"] for option in found["options"])
-    assert found["requests_per_second"] == {"mean": 5.0, "peak": 5.0}
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["options"][0]["month"] == min(option["month"] for option in plan["options"])
+    assert plan["requests_per_second"] == {"mean": 5.0, "peak": 5.0}
 
 
 def test_a_plan_without_traffic_can_be_drawn(profile, tmp_path):
@@ -56,26 +56,26 @@ def test_a_plan_without_traffic_can_be_drawn(profile, tmp_path):
     assert cli.main([*words, "--plot", str(tmp_path / "plan.png")]) == 0
 
 
-def test_no_prices_no_plan(profile):
+def test_a_plan_needs_prices(profile):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["plan", str(profile), "--rate", "5"])
     assert stopped.value.code == 2
 
 
-def test_a_goal_that_no_row_holds_is_one_message(profile, capsys):
+def test_a_goal_that_no_row_meets_is_one_message(profile, capsys):
     assert cli.main(["plan", str(profile), "--prices", str(PRICES), "--rate", "5", "--p99-ms", "0.001"]) == 1
-    assert "no row of the price table" in capsys.readouterr().err
+    assert "no row of the price table meets the goal" in capsys.readouterr().err
 
 
-def test_memory_is_shown_beside_what_was_measured(profile, capsys):
+def test_estimated_memory_is_shown_beside_measured_profiles(profile, capsys):
     assert cli.main(["memory", "7e9", "--bits", "16", "--profile", str(profile), "--prices", str(PRICES)]) == 0
-    said = capsys.readouterr().out
-    assert "15.6" in said
-    assert "example-large" in said
-    assert "classifier" in said
+    output = capsys.readouterr().out
+    assert "15.6" in output
+    assert "example-large" in output
+    assert "classifier" in output
 
 
-def test_a_profile_that_was_edited_wrongly_is_named(profile, tmp_path, capsys):
+def test_the_error_for_a_damaged_profile_names_the_entry(profile, tmp_path, capsys):
     content = json.loads(profile.read_text())
     content["batches"].pop("1")
     (tmp_path / "bad.json").write_text(json.dumps(content))
@@ -84,7 +84,7 @@ def test_a_profile_that_was_edited_wrongly_is_named(profile, tmp_path, capsys):
 
 
 def test_a_server_that_answers_wrongly_is_not_measured(tmp_path, capsys):
-    """Its golden answers are of another threshold."""
+    """The bundle's golden answers belong to another threshold."""
     folder = bundles.classifier(tmp_path / "classifier", threshold=10.0).folder
     assert cli.main(["profile", str(folder), "--starts", "1", "--out", str(tmp_path / "profile.json")]) == 1
     assert "golden answers" in capsys.readouterr().err

@@ -24,7 +24,7 @@ SMALL = Service(
 
 @pytest.mark.parametrize("load", [0.1, 0.4, 0.7, 0.8])
 @pytest.mark.parametrize("service", [ALONE, HICCUPS, BATCHES, SMALL], ids=["alone", "hiccups", "batches", "small"])
-def test_it_predicts_what_a_simulation_of_the_queue_does(service, load):
+def test_predicted_latency_agrees_with_a_simulated_queue(service, load):
     rate = load * service.capacity
     simulated = np.quantile(latencies(service, rate), [0.5, 0.99])
     assert service.latency(rate, 0.5) == pytest.approx(simulated[0], rel=0.15)
@@ -41,24 +41,24 @@ def crommelin(rate, seconds, wait):
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
-def test_without_batches_it_is_the_known_formula_of_constant_service(load):
+def test_without_batches_latency_follows_the_formula_of_constant_service(load):
     rate = load / 0.01
     p99 = ALONE.latency(rate)
     assert crommelin(rate, 0.01, p99 - 0.01) == pytest.approx(0.99, abs=0.002)
 
 
-def test_a_batch_does_more_a_second_than_single_requests():
+def test_batches_raise_the_capacity():
     assert pytest.approx(100.0) == ALONE.capacity
     assert pytest.approx(16 / 0.02) == BATCHES.capacity
     assert BATCHES.latency(300.0) < 0.05, "more than the 200 a second that single requests could be answered"
 
 
-def test_overload_takes_for_ever():
+def test_latency_is_infinite_in_overload():
     assert ALONE.latency(100.0) == math.inf
     assert ALONE.latency(1e9) == math.inf
 
 
-def test_a_goal_below_an_idle_replicas_latency_cannot_be_held():
+def test_a_goal_below_an_idle_replicas_latency_cannot_be_met():
     assert ALONE.limit(0.009, 0.7) == 0.0
     assert ALONE.limit(0.0101, 0.7) > 0.0
     assert ALONE.limit(10.0, 0.7) == pytest.approx(70.0)
@@ -78,8 +78,8 @@ services = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(services, st.floats(0.01, 0.9), st.floats(0.01, 0.9))
-def test_more_traffic_is_never_faster(service, one, other):
-    low, high = sorted((one, other))
+def test_more_traffic_is_never_faster(service, load, other):
+    low, high = sorted((load, other))
     slow, fast = service.latency(high * service.capacity), service.latency(low * service.capacity)
     assert slow >= fast * 0.97, "but for the steps in which it is computed"
 
@@ -91,6 +91,6 @@ def test_more_replicas_are_never_slower(service, rate, replicas):
 
 
 def test_a_measured_service_is_interpolated_up_to_its_best_batch():
-    made = Service.measured({1: 0.01, 2: 0.012, 4: 0.016, 8: 0.04}, [(1.0, 0.0)], speed=2.0)
-    np.testing.assert_allclose(made.seconds, [0.005, 0.006, 0.007, 0.008])
-    assert made.capacity == pytest.approx(500.0)
+    service = Service.measured({1: 0.01, 2: 0.012, 4: 0.016, 8: 0.04}, [(1.0, 0.0)], speed=2.0)
+    np.testing.assert_allclose(service.seconds, [0.005, 0.006, 0.007, 0.008])
+    assert service.capacity == pytest.approx(500.0)

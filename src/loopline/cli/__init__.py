@@ -1,4 +1,4 @@
-"""`loopline VERB`: the verbs that the Makefile and dvc.yaml call. Each imports what it needs when it runs."""
+"""`loopline VERB`: the verbs that the Makefile and dvc.yaml call. A verb imports its libraries only when it runs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from loopline.errors import LooplineError
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; `tests/test_cli.py` checks that it answers fast."""
-    top = argparse.ArgumentParser(prog="loopline", description="From data to a monitored service and back again.")
+    """Build the command line. It imports no heavy library, so that `--help` answers fast: `tests/test_cli.py` checks this."""
+    top = argparse.ArgumentParser(prog="loopline", description="Train, serve, monitor and retrain models.")
     top.add_argument("--version", action="version", version=f"loopline {__version__}")
-    rooms = top.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for part in (pipeline, serving, journal, monitoring, retraining, releases, rollout, deploy, lineage, drill, plan):
-        part.add(rooms)
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for module in (pipeline, serving, journal, monitoring, retraining, releases, rollout, deploy, lineage, drill, plan):
+        module.add(verbs)
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb; returns the exit code. A user's mistake is one message, never a traceback."""
+    """Run a verb and return its exit code. A user's mistake prints one message and no traceback."""
     options = parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a label may hold what the terminal's encoding lacks
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a label may hold characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = int(options.run(options))
@@ -46,10 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     except LooplineError as error:
         print(f"loopline: {error}", file=sys.stderr)
         return error.code
-    except BrokenPipeError:  # who reads has seen enough: `loopline data list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to say at the end either
+    except BrokenPipeError:  # the reader has closed the pipe, as in `loopline data list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit would fail too
         return 128 + signal.SIGPIPE
-    except OSError as error:  # a full disk, a folder of another user: the system's own words name it
+    except OSError as error:  # such as a full disk or another user's folder: the system's message names the file
         print(f"loopline: {error}", file=sys.stderr)
         return LooplineError.code
     except KeyboardInterrupt:

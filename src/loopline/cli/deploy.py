@@ -1,4 +1,4 @@
-"""The verbs that put bundles into service, the same wherever that is: deploy, canary, verify, rollback."""
+"""The verbs that put bundles into service on any target: deploy, canary, verify, rollback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OVERLAY = Path("serving/kubernetes/overlays/local")
 
 
 def _target(options: argparse.Namespace) -> Target:
-    """Where to."""
+    """The target that the options choose, with its settings."""
     if options.target == "process":
         from loopline.deploy import process
 
@@ -53,18 +53,24 @@ def _target(options: argparse.Namespace) -> Target:
 
 
 def _services(options: argparse.Namespace) -> tuple[str, ...]:
-    """Of serving/compose.yaml: those that are named, else all; the retrainer where its policy wants no repository on this machine."""
+    """The services of serving/compose.yaml to start: those of --services, or else all.
+
+    The retrainer is among them only if its policy trains on GitHub, since a container has no clone of the repository.
+    """
     from loopline.deploy import compose
     from loopline.retraining import policy
 
     named: tuple[str, ...] = tuple(options.services or compose.SERVICES)
     if compose.RETRAINER not in named or policy.load(options.policy).where == "github":
         return named
-    why = f"no retrainer in a container: {options.policy} says where: here, which needs a clone: `make retrainer`, or where: github"
+    reason = (
+        f"the retrainer cannot run in a container: {options.policy} says `where: here`, which needs a clone of the "
+        "repository. Run `make retrainer` in a clone, or set `where: github`"
+    )
     if options.services:
-        raise LooplineError(why)
+        raise LooplineError(reason)
     if options.verb == "deploy":
-        print(why)
+        print(reason)
     return tuple(name for name in named if name != compose.RETRAINER)
 
 
@@ -75,9 +81,9 @@ def _deploy(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     bundles = _bundles(options)
-    wrong = _target(options).verify(bundles)
-    print("\n".join(wrong or [f"{len(bundles)} bundles answer as they should"]))
-    return 1 if wrong else 0
+    differences = _target(options).verify(bundles)
+    print("\n".join(differences or [f"{len(bundles)} bundles answer as they should"]))
+    return 1 if differences else 0
 
 
 def _rollback(options: argparse.Namespace) -> int:
@@ -86,43 +92,58 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _bundles(options: argparse.Namespace) -> list[Path]:
-    found = options.bundle or sorted(Path("models").glob("*/bundle"))
-    if found or (options.target == "kubernetes" and not options.url):  # they are in the image, and nobody asks
-        return list(found)
-    raise LooplineError("no bundle under models/: run `make repro` first, or name some with --bundle")
+    bundles = options.bundle or sorted(Path("models").glob("*/bundle"))
+    # On Kubernetes the image holds the bundles; they are needed here only to ask the gateway at --url.
+    if bundles or (options.target == "kubernetes" and not options.url):
+        return list(bundles)
+    raise LooplineError("no bundle under models/: run `make repro` first, or name bundle folders with --bundle")
 
 
-def add(rooms: Verbs) -> None:
-    """Put this room's verbs into the command line."""
+def add(verbs: Verbs) -> None:
+    """Add these verbs to the command line."""
     for name, run, text in (
-        ("deploy", _deploy, "put bundles into service, with a canary where something serves already (docs/deploy.md)"),
-        ("canary", _deploy, "give a new bundle a share of the traffic"),
-        ("verify", _verify, "is what is served what these bundles say? Exits with 1 and what differs"),
-        ("rollback", _rollback, "what served before serves again"),
+        ("deploy", _deploy, "put bundles into service, with a canary if a version serves already (docs/deploy.md)"),
+        ("canary", _deploy, "give new bundles a share of the traffic"),
+        ("verify", _verify, "compare what is served with these bundles; prints the differences and exits with 1"),
+        ("rollback", _rollback, "put the version that served before back into service"),
     ):
-        made = verb(rooms, name, run, text)
-        made.add_argument("--target", choices=("process", "compose", "kubernetes"), default="process")
-        if name == "rollback":
-            made.add_argument("model", nargs="?", help="default: of the last rollout")
-        made.add_argument("--bundle", nargs="+", type=Path, metavar="FOLDER", help="default: models/*/bundle")
-        made.add_argument(
-            "--rolling", action="store_true", help="replace at once, without a canary; no request is lost"
+        command = verb(verbs, name, run, text)
+        command.add_argument(
+            "--target",
+            choices=("process", "compose", "kubernetes"),
+            default="process",
+            help="place to serve at: processes or containers on this machine, or a cluster",
         )
-        made.add_argument(
+        if name == "rollback":
+            command.add_argument("model", nargs="?", help="name of the model (default: that of the last rollout)")
+        command.add_argument(
+            "--bundle", nargs="+", type=Path, metavar="FOLDER", help="bundle folders (default: models/*/bundle)"
+        )
+        command.add_argument(
+            "--rolling", action="store_true", help="replace all servers without a canary; no request is lost"
+        )
+        command.add_argument(
             "--wait",
             action="store_true",
-            help="of a canary in containers or a cluster: until the judge has a verdict; fails unless it is good",
+            help="wait until the judge has a verdict on a canary in containers or a cluster; fail unless it passes",
         )
-        made.add_argument("--services", nargs="+", metavar="NAME", help="of serving/compose.yaml (default: all)")
-        there = made.add_argument_group("of a cluster")
-        there.add_argument("--overlay", type=Path, default=OVERLAY, metavar="FOLDER", help=f"default: {OVERLAY}")
-        there.add_argument("--image", default="", help="that holds the bundles (default: the overlay's)")
-        there.add_argument("--context", default="", help="of kubectl (default: the current one)")
-        where = "monitoring/prometheus-operated:9090"
-        there.add_argument(
-            "--prometheus", default=where, help=f"namespace/service:port, or an address (default: {where})"
+        command.add_argument(
+            "--services", nargs="+", metavar="NAME", help="services of serving/compose.yaml to start (default: all)"
         )
-        there.add_argument("--url", default="", help="of its gateway, where golden inputs are asked")
-        rollout.plan_arguments(made.add_argument_group("of a rollout"))
-        monitoring.stack_arguments(made.add_argument_group("of a stack that is started on this machine"))
-        made.set_defaults(gateway=True)
+        cluster = command.add_argument_group("cluster")
+        cluster.add_argument(
+            "--overlay", type=Path, default=OVERLAY, metavar="FOLDER", help="Kustomize overlay to apply"
+        )
+        cluster.add_argument("--image", default="", help="image that holds the bundles (default: the overlay's)")
+        cluster.add_argument("--context", default="", help="context of kubectl (default: the current one)")
+        cluster.add_argument(
+            "--prometheus",
+            default="monitoring/prometheus-operated:9090",
+            help="Prometheus of the cluster, as namespace/service:port or as an address",
+        )
+        cluster.add_argument(
+            "--url", default="", help="address of the gateway, to send golden inputs to (default: send none)"
+        )
+        rollout.plan_arguments(command.add_argument_group("rollout"))
+        monitoring.stack_arguments(command.add_argument_group("stack on this machine"))
+        command.set_defaults(gateway=True)

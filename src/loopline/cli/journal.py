@@ -1,4 +1,4 @@
-"""The journal's verbs: keep it, and take labels out of it and into it."""
+"""The journal's verbs: collect samples, export them for labelling, import labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _journal(options: argparse.Namespace) -> int:
 
 
 def _classes(model: str) -> tuple[str, ...]:
-    """Those that the released model knows; none where there is no bundle."""
+    """The classes of the released model; empty if there is no bundle."""
     from loopline.release import bundle
 
     folder = Path("models") / model / "bundle"
@@ -42,11 +42,10 @@ def _export(options: argparse.Namespace) -> int:
     from loopline.journal import export, labels
     from loopline.journal.reader import JournalReader
 
-    found = labels.worth(
-        JournalReader(options.journal, options.parts).latest(options.model, options.pool), options.count
-    )
-    export.export(found, options.folder, _classes(options.model))
-    print(f"{options.folder}: {len(found)} samples to label, the most useful first")
+    latest = JournalReader(options.journal, options.parts).latest(options.model, options.pool)
+    entries = labels.worth(latest, options.count)
+    export.export(entries, options.folder, _classes(options.model))
+    print(f"{options.folder}: {len(entries)} samples to label, the most useful first")
     return 0
 
 
@@ -64,8 +63,8 @@ def _import(options: argparse.Namespace) -> int:
         for name in [label] if isinstance(label, str) else [box["label"] for box in label]:
             if classes and name not in classes and not options.new_classes:
                 raise LooplineError(
-                    f"{options.file}: {identity} is {name!r}, which {options.model} does not know: correct it, or import "
-                    "with --new-classes"
+                    f"{options.file}: sample {identity} has the label {name!r}, which is not a class of "
+                    f"{options.model}: correct the label, or import with --new-classes"
                 )
     reasons = [f"{count} x {reason}" for reason, count in taken.passed_over.items()]
     if not taken.labels:
@@ -74,16 +73,14 @@ def _import(options: argparse.Namespace) -> int:
     segments.write(options.journal, [common | {"id": key, "label": label} for key, label in taken.labels.items()])
     for reason in reasons:
         print(f"  passed over: {reason}")
-    print(
-        f"{len(taken.labels)} labels of {options.source} go to the journal; `loopline label batch` makes a data set of them"
-    )
+    print(f"{len(taken.labels)} labels of {options.source} go to the journal; next: `loopline label batch`")
     return 0
 
 
 def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], dict[str, int]]:
-    """Each content once, with one label here and in the data set: `data add` would refuse the whole batch for others.
+    """The entries that `data add` will accept, and the number of those left out, by reason.
 
-    And of those left out how many, by reason.
+    `data add` refuses a whole batch if a content occurs in it twice, or with a label that differs from one in the data set.
     """
     from loopline import tasks
     from loopline.data import manifest
@@ -97,7 +94,7 @@ def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], dict[str
     for entry in entries:
         truths.setdefault(entry.content, set()).add(str(entry.label))
     agreed = [entry for entry in entries if len(truths[entry.content]) == 1]
-    kept = {entry.content: entry for entry in reversed(agreed)}  # the oldest of each
+    kept = {entry.content: entry for entry in reversed(agreed)}  # the oldest entry of each content
     left_out = {"another label elsewhere": len(entries) - len(agreed), "the same as another": len(agreed) - len(kept)}
     return [entry for entry in agreed if kept[entry.content] is entry], left_out
 
@@ -108,11 +105,11 @@ def _batch(options: argparse.Namespace) -> int:
     from loopline.journal.reader import JournalReader
 
     store = JournalReader(options.journal, options.parts)
-    known = () if options.new_classes else _classes(options.model)
-    trust = labels.Trust(max_share=options.max_share, known=known)
-    found = labels.checked(store.labelled(options.model, since=options.since), store.conflicts(options.model), trust)
-    entries, left_out = _consistent(options.model, found.entries)
-    for reason, count in {**found.refused, **left_out}.items():
+    classes = () if options.new_classes else _classes(options.model)
+    trust = labels.Trust(max_share=options.max_share, known=classes)
+    checked = labels.checked(store.labelled(options.model, since=options.since), store.conflicts(options.model), trust)
+    entries, left_out = _consistent(options.model, checked.entries)
+    for reason, count in {**checked.refused, **left_out}.items():
         if count:
             print(f"  left out: {count} x {reason}")
     if not entries:
@@ -124,38 +121,43 @@ def _batch(options: argparse.Namespace) -> int:
     return 0
 
 
-def add(rooms: Verbs) -> None:
-    """Put this room's verbs into the command line."""
-    keep = verb(
-        rooms, "journal", _journal, "keep what servers wrote with --journal: Parquet, labels joined, within bounds"
+def add(verbs: Verbs) -> None:
+    """Add these verbs to the command line."""
+    text = "collect what servers wrote with --journal, join labels to it, and keep it as Parquet parts of bounded size"
+    journal = verb(verbs, "journal", _journal, text)
+    journal.add_argument("folder", nargs="?", type=Path, default=JOURNAL, help="folder that servers write to")
+    journal.add_argument(
+        "--to", metavar="URL", help="address to store the parts at, e.g. s3://bucket/journal (default: the folder)"
     )
-    keep.add_argument("folder", nargs="?", type=Path, default=JOURNAL, help=f"default: {JOURNAL}")
-    keep.add_argument("--to", metavar="URL", help="keep the parts at s3://bucket/journal, say (default: in the folder)")
-    keep.add_argument("--every", type=float, default=2.0, help="seconds between two rounds")
-    keep.add_argument("--port", type=int, default=9102, help="of its metrics")
-    keep.add_argument("--host", default="127.0.0.1", help="address that its metrics are on")
-    keep.add_argument("--part-rows", type=int, default=1000, help="samples in a part")
-    keep.add_argument("--part-seconds", type=float, default=60.0, help="until a smaller part is written")
-    keep.add_argument("--days", type=float, default=30.0, help="that a part is kept")
-    keep.add_argument("--max-mb", type=int, default=1024, help="of all parts; the oldest go")
+    journal.add_argument("--every", type=float, default=2.0, help="seconds between two rounds")
+    journal.add_argument("--port", type=int, default=9102, help="port of the collector's metrics")
+    journal.add_argument("--host", default="127.0.0.1", help="address of the collector's metrics")
+    journal.add_argument("--part-rows", type=int, default=1000, help="number of samples in a part")
+    journal.add_argument("--part-seconds", type=float, default=60.0, help="seconds until a smaller part is written")
+    journal.add_argument("--days", type=float, default=30.0, help="delete parts older than this many days")
+    journal.add_argument("--max-mb", type=int, default=1024, help="delete the oldest parts beyond this size in MiB")
 
-    label = room(rooms, "label", "labels for what was served")
+    label = room(verbs, "label", "choose journal samples to label, and import their labels")
     out = verb(label, "export", _export, "write the samples that are most worth a label, as CSV and for Label Studio")
-    out.add_argument("model")
-    out.add_argument("folder", type=Path, help="a new one")
-    out.add_argument("--count", type=int, default=100)
-    out.add_argument("--pool", type=int, default=2000, help="latest samples to choose from")
-    back = verb(label, "import", _import, "take labels back into the journal, from a CSV or Label Studio's JSON export")
-    back.add_argument("model")
-    back.add_argument("file", type=Path)
-    back.add_argument("--source", required=True, help="who labelled: a person, a team, a tool")
+    back = verb(label, "import", _import, "import labels into the journal from a CSV or Label Studio's JSON export")
     batch = verb(label, "batch", _batch, "write labelled samples as a data set for `loopline data add`")
-    batch.add_argument("model")
-    batch.add_argument("folder", type=Path, help="a new one")
-    batch.add_argument("--since", type=float, default=0.0, help="labels that came after this time, seconds since 1970")
-    batch.add_argument("--max-share", type=float, default=0.6, help="of one source, where there are several")
-    for made in (out, back, batch):
-        made.add_argument("--journal", type=Path, default=JOURNAL, help=f"its folder (default: {JOURNAL})")
-        made.add_argument("--parts", metavar="URL", help="where its parts are, if not in the folder")
-    for made in (back, batch):
-        made.add_argument("--new-classes", action="store_true", help="accept classes that the model does not know")
+    for command in (out, back, batch):
+        command.add_argument("model", help="name of the model")
+    for command in (out, batch):
+        command.add_argument("folder", type=Path, help="new folder to write to")
+    out.add_argument("--count", type=int, default=100, help="number of samples to write")
+    out.add_argument("--pool", type=int, default=2000, help="number of latest samples to choose from")
+    back.add_argument("file", type=Path, help="file with the labels: CSV, or Label Studio's JSON export")
+    back.add_argument("--source", required=True, help="name of the labeller: a person, a team or a tool")
+    batch.add_argument("--since", type=float, default=0.0, help="time of the oldest label, in seconds since 1970")
+    batch.add_argument(
+        "--max-share",
+        type=float,
+        default=0.6,
+        help="largest share of the labels, 0 to 1, that one of several sources may give",
+    )
+    for command in (out, back, batch):
+        command.add_argument("--journal", type=Path, default=JOURNAL, help="journal's folder")
+        command.add_argument("--parts", metavar="URL", help="address of the journal's parts (default: its folder)")
+    for command in (back, batch):
+        command.add_argument("--new-classes", action="store_true", help="accept classes that the model does not have")

@@ -1,4 +1,4 @@
-"""The verbs that prove where something comes from."""
+"""The verbs that prove where a bundle comes from: signatures and lineage."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def _whoami(options: argparse.Namespace) -> int:
 
 
 def _made_from(model: str, tree: Path) -> tuple[str, str]:
-    """sha256 of the parameters and of the code of an unpacked revision."""
+    """The sha256 of the parameters and that of the code of a revision that is unpacked at `tree`."""
     from loopline import settings
     from loopline.stages import package
 
-    everything, ours = settings.model(model, tree / "params.yaml")
-    parameters = package.canonical({"seed": everything.seed, "model": ours.model_dump(mode="json")})
+    everything, chosen = settings.model(model, tree / "params.yaml")
+    parameters = package.canonical({"seed": everything.seed, "model": chosen.model_dump(mode="json")})
     return package.sha256(parameters), package.code_hash(tree / "src/loopline", package.CODE)
 
 
@@ -57,7 +57,7 @@ def _sign(options: argparse.Namespace) -> int:
     key = options.key or os.environ.get("LOOPLINE_SIGN_KEY")
     if key is None and not options.keyless:
         raise LooplineError(
-            "--key FILE or LOOPLINE_SIGN_KEY names the private key; --keyless signs with Sigstore instead"
+            "no private key: name its file with --key FILE or LOOPLINE_SIGN_KEY, or sign with Sigstore by --keyless"
         )
     for folder in options.bundle:
         print(signature.sign(folder, Path(key) if key and not options.keyless else None))
@@ -70,44 +70,58 @@ def _verify(options: argparse.Namespace) -> int:
 
     key = options.key or os.environ.get(signature.VERIFY_KEY)
     if options.identity and not options.issuer:
-        raise LooplineError("--identity needs --issuer: who says that it is theirs")
+        raise LooplineError("--identity needs --issuer: add the address of the provider that vouches for the identity")
     if not key and not options.identity:
-        raise LooplineError(f"--key FILE or {signature.VERIFY_KEY} names the public key; or --identity and --issuer")
+        raise LooplineError(
+            f"no public key: name its file with --key FILE or {signature.VERIFY_KEY}, or use --identity and --issuer"
+        )
     for folder in options.bundle:
-        found = bundle.read(folder)
+        opened = bundle.read(folder)
         if options.identity:
             signature.verify_keyless(folder, options.identity, options.issuer)
         elif key:
-            signature.verify(found, Path(key))
-        print(f"{folder}: bundle {found.version:.12} is signed by the owner of {options.identity or key}")
+            signature.verify(opened, Path(key))
+        print(f"{folder}: bundle {opened.version:.12} is signed by the owner of {options.identity or key}")
     return 0
 
 
-def add(rooms: Verbs) -> None:
-    """Put this room's verbs into the command line."""
-    sign = verb(rooms, "sign", _sign, "sign bundles with OpenSSF Model Signing: bundle.sig beside each")
-    sign.add_argument("--keyless", action="store_true", help="with Sigstore, as the identity of this CI job or browser")
-    check = verb(rooms, "verify-signature", _verify, "is a bundle whole, and signed by whom it should be?")
-    check.add_argument("--identity", help="of a keyless signature, e.g. an e-mail address or a workflow's URL")
-    check.add_argument("--issuer", help="that vouches for it, e.g. https://token.actions.githubusercontent.com")
-    for made, text in (
-        (sign, "private key in PEM (LOOPLINE_SIGN_KEY)"),
-        (check, "public key in PEM (LOOPLINE_VERIFY_KEY)"),
+def add(verbs: Verbs) -> None:
+    """Add these verbs to the command line."""
+    sign = verb(verbs, "sign", _sign, "sign bundles with OpenSSF Model Signing: writes bundle.sig beside each")
+    sign.add_argument(
+        "--keyless", action="store_true", help="sign with Sigstore, as the identity of this CI job or browser"
+    )
+    check = verb(verbs, "verify-signature", _verify, "check that bundles are complete and signed by the expected owner")
+    check.add_argument("--identity", help="signer of a keyless signature, e.g. an e-mail address or a workflow's URL")
+    check.add_argument(
+        "--issuer",
+        help="identity provider that vouches for --identity, e.g. https://token.actions.githubusercontent.com",
+    )
+    for command, text in (
+        (sign, "file with the private key in PEM (default: LOOPLINE_SIGN_KEY)"),
+        (check, "file with the public key in PEM (default: LOOPLINE_VERIFY_KEY)"),
     ):
-        made.add_argument("bundle", nargs="+", type=Path, help="folders, e.g. models/text/bundle")
-        made.add_argument("--key", metavar="FILE", help=text)
+        command.add_argument("bundle", nargs="+", type=Path, help="bundle folders, e.g. models/text/bundle")
+        command.add_argument("--key", metavar="FILE", help=text)
 
     whoami = verb(
-        rooms, "whoami", _whoami, "walk from a live server back to data and code; exits with 1 on a broken link"
+        verbs, "whoami", _whoami, "trace a live server back to its data and code; exits with 1 if a link is broken"
     )
-    whoami.add_argument("url", help="of a server or the gateway, e.g. http://127.0.0.1:8080")
-    whoami.add_argument("--model", action="append", help="may be given several times (default: all that is served)")
+    whoami.add_argument("url", help="address of a server or the gateway, e.g. http://127.0.0.1:8080")
     whoami.add_argument(
-        "--metrics", default="", metavar="URL", help="of a server, where a gateway keeps /metrics to itself"
+        "--model", action="append", help="name of a model; repeat for several (default: all served models)"
     )
-    whoami.add_argument("--image", default="", help="or container that it runs from: its labels are a link too")
     whoami.add_argument(
-        "--bundle", type=Path, metavar="FOLDER", help="of the served bundle (default: the usual places)"
+        "--metrics",
+        default="",
+        metavar="URL",
+        help="address of a server, needed where the gateway does not pass on /metrics (default: that of url)",
+    )
+    whoami.add_argument(
+        "--image", default="", help="image or container of the server, to check its labels (default: not checked)"
+    )
+    whoami.add_argument(
+        "--bundle", type=Path, metavar="FOLDER", help="folder of the served bundle (default: the usual places)"
     )
     whoami.add_argument(
         "--allow-missing",
@@ -115,6 +129,6 @@ def add(rooms: Verbs) -> None:
         default=[],
         metavar="LINK",
         choices=("metrics", "image", "bundle", "registry", "revision", "dvc.lock", "parameters", "code", "data"),
-        help="that cannot be looked at here; a broken one fails all the same",
+        help="link that may be missing here; repeat for several (default: none). A broken link fails all the same",
     )
-    whoami.add_argument("--json", action="store_true", help="for machines")
+    whoami.add_argument("--json", action="store_true", help="print one JSON object")

@@ -1,6 +1,6 @@
-"""Whether a stage's data fit into memory: said before it starts, since the system ends a process that has no room without a word.
+"""A warning, before a stage starts, that its data may not fit into memory: Linux kills such a process without a message.
 
-The estimate is coarse. docs/bring-your-own-data.md says what was measured.
+The estimate is coarse. docs/bring-your-own-data.md has the measurements behind it.
 """
 
 from __future__ import annotations
@@ -14,34 +14,35 @@ from loopline.settings import ModelSettings
 from loopline.stages import files
 
 PROCESS = 500_000_000  # bytes: Python and its libraries
-COPIES = 5  # of the encoded samples, which a stage holds in several forms
-DECODED = 3  # of the images at the model's input size
+COPIES = 5  # a stage holds the encoded samples in several forms
+DECODED = 3  # copies of the images at the model's input size
 DECODING = ("train", "export", "quantize", "evaluate", "calibrate")
 LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
 def warning(stage: str, name: str, model: ModelSettings) -> str | None:
-    """The sentence to print before `stage` of model `name`; None where its data fit."""
+    """The warning to print before `stage` of model `name`; None if its data fit."""
     needed, free = need(stage, name, model), available()
     if needed <= free:
         return None
     return (
-        f"{name}: warning: {stage} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free here: the system may "
-        'end it. Give it less data or more memory: "How large a data set may be" in docs/bring-your-own-data.md'
+        f"{name}: warning: {stage} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free here, "
+        "so the system may kill it. Use less data or more memory: "
+        'see "How large a data set may be" in docs/bring-your-own-data.md'
     )
 
 
 def need(stage: str, name: str, model: ModelSettings) -> int:
-    """Bytes that `stage` will need, about; 0 where the manifest cannot be read."""
+    """The approximate number of bytes that `stage` needs; 0 if the manifest cannot be read."""
     if stage == "ingest":
-        known = catalog.load().get(model.dataset)
-        dataset = known.bytes if known else _size(settings.located(model.dataset))
+        listed = catalog.load().get(model.dataset)
+        dataset = listed.bytes if listed else _size(settings.located(model.dataset))
         return PROCESS + COPIES * (dataset + _size(sources.BATCHES / name))
     import pyarrow.parquet as pq
 
     try:
         metadata = pq.read_metadata(files.manifest(name))
-    except (OSError, ValueError):  # missing, or no Parquet file: the stage says it
+    except (OSError, ValueError):  # the file is missing or is not Parquet: the stage reports it
         return 0
     encoded = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     needed = PROCESS + COPIES * int(encoded)
@@ -51,19 +52,19 @@ def need(stage: str, name: str, model: ModelSettings) -> int:
 
 
 def available() -> int:
-    """Bytes that this process can still take: of the machine, or of its container where that has less."""
+    """The bytes of memory that are free on the machine, or in its container if fewer are free there."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
     try:
         return min(free, int(LIMIT.read_text(encoding="ascii")) - int(USED.read_text(encoding="ascii")))
-    except (OSError, ValueError):  # no container, or one without a limit
+    except (OSError, ValueError):  # there is no container, or it has no limit
         return free
 
 
 def _size(path: Path) -> int:
     total = 0
     for file in [path] if path.is_file() else path.rglob("*"):
-        with suppress(OSError):  # gone, or not ours to see
+        with suppress(OSError):  # the file has gone, or this user may not see it
             total += file.stat().st_size if file.is_file() else 0
     return total

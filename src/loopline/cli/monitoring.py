@@ -1,4 +1,4 @@
-"""The verbs that watch what is served."""
+"""The verbs that start servers and their monitoring, and show what they report."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
     from loopline.fleet.configuration import StackOptions
 
+STARTED = "that of `up` if it runs, else port"  # the default of an address
+
 
 def stack_options(options: argparse.Namespace) -> StackOptions:
-    """What `stack_arguments` took."""
+    """The StackOptions that the options of `stack_arguments` describe."""
     from loopline.fleet import configuration
 
     return configuration.StackOptions(
@@ -41,12 +43,12 @@ def stack_options(options: argparse.Namespace) -> StackOptions:
 
 
 def _address(*names: str, default: str) -> str:
-    """Of the first of these that `up` started and that runs."""
+    """The address of the first process of these names that `up` started and that still runs; `default` if none does."""
     from loopline.fleet import members
     from loopline.lib import processes
 
-    found = {process.name: process.address for process in processes.running(members.FOLDER)}
-    return next((found[name] for name in names if found.get(name)), default)
+    addresses = {process.name: process.address for process in processes.running(members.FOLDER)}
+    return next((addresses[name] for name in names if addresses.get(name)), default)
 
 
 def _prometheus(options: argparse.Namespace) -> str:
@@ -57,8 +59,8 @@ def _status(options: argparse.Namespace) -> int:
     from loopline.deploy import status
     from loopline.lib import credentials
 
-    found = status.look(options.url, credentials.secret(credentials.SERVER))
-    print(status.as_json(found) if options.json else status.as_text(found))
+    report = status.look(options.url, credentials.secret(credentials.SERVER))
+    print(status.as_json(report) if options.json else status.as_text(report))
     return 0
 
 
@@ -79,7 +81,7 @@ def _down(options: argparse.Namespace) -> int:
         from loopline.deploy import compose
 
         compose.Compose().down()
-        print("ended the containers; data stays in its volumes")
+        print("ended the containers; their data stays in the volumes")
         return 0
     ended = stack.down()
     print("ended " + ", ".join(process.name for process in ended) if ended else "nothing is up")
@@ -87,7 +89,7 @@ def _down(options: argparse.Namespace) -> int:
 
 
 def _until_ended() -> threading.Event:
-    """Set when we are asked to end."""
+    """An event that SIGTERM or SIGINT sets."""
     import signal
     import threading
 
@@ -113,8 +115,8 @@ def _sentinel(options: argparse.Namespace) -> int:
 
     stop = _until_ended()
     token = credentials.secret(credentials.SERVER)
-    watching = sentinel.Sentinel(options.url, sentinel.load(options.bundle), token)
-    watching.run(options.every, options.port, stop, options.host)
+    watcher = sentinel.Sentinel(options.url, sentinel.load(options.bundle), token)
+    watcher.run(options.every, options.port, stop, options.host)
     return 0
 
 
@@ -137,16 +139,16 @@ def _traffic(options: argparse.Namespace) -> int:
         print(f"left out: {line}")
     counts = traffic.send(pools, plan)
     print(f"{plan.url}: " + ", ".join(f"{status}: {count:,}" for status, count in sorted(counts.items()) if count))
-    if wrong := traffic.failures(counts):
-        raise LooplineError(wrong)
+    if failures := traffic.failures(counts):
+        raise LooplineError(failures)
     return 0
 
 
 def _rules(options: argparse.Namespace) -> int:
     from loopline.observability import rules
 
-    made = rules.operator if options.operator else rules.text
-    text = made(_window(options), options.runbooks)
+    write = rules.operator if options.operator else rules.text
+    text = write(_window(options), options.runbooks)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
     print(options.out)
@@ -163,10 +165,10 @@ def _grafana(options: argparse.Namespace) -> int:
     from loopline.observability.grafana import push
 
     if not (token := credentials.secret("GRAFANA_TOKEN")):
-        raise LooplineError("GRAFANA_TOKEN is not set: make a token of a service account in Grafana")
+        raise LooplineError("GRAFANA_TOKEN is not set: create a service account's token in Grafana and set it")
     if options.verb == "push":
-        done = push.push(options.url, token, window=_window(options), runbooks=options.runbooks, source=options.source)
-        print("\n".join(done))
+        lines = push.push(options.url, token, window=_window(options), runbooks=options.runbooks, source=options.source)
+        print("\n".join(lines))
     elif options.verb == "annotate":
         print(push.annotate(options.url, token, options.text, options.tag, options.dashboard))
     else:
@@ -191,7 +193,7 @@ def _drift_report(options: argparse.Namespace) -> int:
     prometheus, window = _prometheus(options), ""
     if not options.url:
         window = _window(options) if options.window else prometheus_api.rules_window(prometheus)
-    said = drift_report.make(
+    verdict = drift_report.make(
         options.bundle,
         options.out,
         prometheus=prometheus,
@@ -201,7 +203,7 @@ def _drift_report(options: argparse.Namespace) -> int:
         token=credentials.secret(credentials.SERVER),
         journal=options.journal,
     )
-    print(f"{options.out}: {said}")
+    print(f"{options.out}: {verdict}")
     return 0
 
 
@@ -219,118 +221,156 @@ def _duration(option: str, text: str) -> str:
     return text
 
 
-def add(rooms: Verbs) -> None:
-    """Put this room's verbs into the command line."""
-    _running(rooms)
-    _looking(rooms)
-    _making(rooms)
+def add(verbs: Verbs) -> None:
+    """Add these verbs to the command line."""
+    _running(verbs)
+    _looking(verbs)
+    _making(verbs)
 
 
 def stack_arguments(start: argparse._ActionsContainer) -> None:
-    """Options of a stack, whoever starts it."""
-    start.add_argument("--replicas", type=int, default=1, help="of the server")
-    start.add_argument("--window", default="1h", help="of traffic that is held against the reference: 2m, 1h, 1d")
-    start.add_argument("--scrape", type=float, default=15.0, help="seconds between two looks at the metrics")
+    """Add the options of a stack, which `up` and `deploy` share."""
+    start.add_argument("--replicas", type=int, default=1, help="number of servers")
+    window_argument(start)
+    start.add_argument("--scrape", type=float, default=15.0, help="seconds between two scrapes of the metrics")
     start.add_argument("--sentinel", type=float, default=60.0, help="seconds between two rounds of golden inputs")
     start.add_argument(
-        "--port", type=int, default=8080, help="of the servers (default: 8080); their metrics have the ports after it"
+        "--port", type=int, default=8080, help="port that serves requests; the servers' metrics take the ports after it"
     )
-    start.add_argument("--sentinel-port", type=int, default=9101, help="default: 9101")
-    start.add_argument("--prometheus-port", type=int, default=9090, help="default: 9090")
-    start.add_argument("--alertmanager-port", type=int, default=9093, help="default: 9093")
-    start.add_argument("--retrainer-port", type=int, help="start the retrainer too, and tell it of alerts")
-    policy = Path("monitoring/retraining.yaml")
-    start.add_argument("--policy", type=Path, default=policy, help=f"the retrainer's (default: {policy})")
-    start.add_argument("--journal-sample", type=float, default=0.1, help="share of ordinary samples that is kept")
-    start.add_argument("--journal-port", type=int, default=9102, help="default: 9102")
-    start.add_argument("--webhook", help="address that Alertmanager tells of alerts")
+    for name, port, owner in (
+        ("sentinel", 9101, "the sentinel's metrics"),
+        ("prometheus", 9090, "Prometheus"),
+        ("alertmanager", 9093, "Alertmanager"),
+    ):
+        start.add_argument(f"--{name}-port", type=int, default=port, help=f"port of {owner}")
     start.add_argument(
-        "--keep-metrics", action="store_true", help="continue with the figures that Prometheus has (default: none)"
+        "--retrainer-port", type=int, help="port of a retrainer that gets the alerts (default: start no retrainer)"
+    )
+    start.add_argument(
+        "--policy", type=Path, default=Path("monitoring/retraining.yaml"), help="file with the retrainer's policy"
+    )
+    start.add_argument(
+        "--journal-sample", type=float, default=0.1, help="share of ordinary samples that the journal keeps, 0 to 1"
+    )
+    start.add_argument("--journal-port", type=int, default=9102, help="port of the journal's metrics")
+    start.add_argument("--webhook", help="address that Alertmanager sends alerts to (default: none)")
+    start.add_argument(
+        "--keep-metrics", action="store_true", help="keep what Prometheus recorded before (default: start empty)"
     )
 
 
-def _running(rooms: Verbs) -> None:
-    start = verb(rooms, "up", _up, "start servers, sentinel, Prometheus and Alertmanager on the loopback")
-    start.add_argument("bundle", nargs="*", type=Path, help="default: models/*/bundle")
-    start.add_argument("--gateway", action="store_true", help="HAProxy at --port: `loopline rollout` needs it")
-    start.add_argument("--journal", type=Path, metavar="FOLDER", help="keep samples and labels in it (docs/journal.md)")
+def window_argument(command: argparse._ActionsContainer) -> None:
+    """Add --window, the window of the drift rules."""
+    command.add_argument("--window", default="1h", help="length of the traffic window for drift: 2m, 1h, 1d")
+
+
+def _running(verbs: Verbs) -> None:
+    start = verb(verbs, "up", _up, "start servers, sentinel, Prometheus and Alertmanager on 127.0.0.1")
+    start.add_argument("bundle", nargs="*", type=Path, help="bundle folders (default: models/*/bundle)")
+    start.add_argument(
+        "--gateway", action="store_true", help="start HAProxy at --port as the gateway, which `loopline rollout` needs"
+    )
+    start.add_argument(
+        "--journal", type=Path, metavar="FOLDER", help="folder for samples and labels: docs/journal.md (default: none)"
+    )
     stack_arguments(start)
-    shown = verb(rooms, "status", _status, "show what is up, what it serves, what trains, what was decided, what fires")
-    shown.add_argument("--url", help="address of a server (default: what `up` started, else port 8080)")
-    shown.add_argument("--json", action="store_true", help="print one JSON object")
-    ends = verb(rooms, "down", _down, "end what `up` or `deploy` started on this machine")
-    ends.add_argument("--target", choices=("process", "compose"), default="process")
-    keep = verb(rooms, "supervise", _supervise, "start anew what `up` started and what ended; `up` starts this itself")
-    keep.add_argument("folder", type=Path, nargs="?", default=Path(".loopline/up"))
+    show = verb(verbs, "status", _status, "show processes, served versions, training runs, decisions and firing alerts")
+    show.add_argument("--url", help=f"address of a server (default: {STARTED} 8080)")
+    show.add_argument("--json", action="store_true", help="print one JSON object")
+    end = verb(verbs, "down", _down, "end the servers that `up` or `deploy` started on this machine")
+    end.add_argument(
+        "--target", choices=("process", "compose"), default="process", help="servers to end: processes or containers"
+    )
+    keep = verb(
+        verbs, "supervise", _supervise, "restart processes of `up` that have ended; `up` starts this verb itself"
+    )
+    keep.add_argument(
+        "folder", type=Path, nargs="?", default=Path(".loopline/up"), help="folder in which `up` keeps its state"
+    )
 
-    send = verb(rooms, "traffic", _traffic, "replay test samples, or a shift of them, to a live server")
-    send.add_argument("model", nargs="*", help="default: all")
+    send = verb(verbs, "traffic", _traffic, "send test samples, or a shift of them, to a live server")
+    send.add_argument("model", nargs="*", help="names of models (default: all)")
     send.add_argument(
-        "--profile", default="clean", help="clean, prior, other-domain, noisy, noise, blur, dark, typos, ..."
+        "--profile",
+        default="clean",
+        help="kind of traffic: clean, prior, other-domain, noisy, noise, blur, dark, typos, ...",
     )
     send.add_argument(
-        "--dataset", metavar="NAME|FOLDER", help="of the profile other-domain (default: see docs/monitoring.md)"
+        "--dataset",
+        metavar="NAME|FOLDER",
+        help="data set of the profile other-domain (default: see docs/monitoring.md)",
     )
-    send.add_argument("--strength", type=int, choices=(1, 2, 3), default=3, help="of a shift")
-    send.add_argument("--rate", type=float, default=20.0, help="requests a second, over all models (default: 20)")
-    send.add_argument("--seconds", type=float, default=60.0, help="duration (default: 60)")
-    send.add_argument("--url", help="default: what `up` started, else port 8080")
+    send.add_argument("--strength", type=int, choices=(1, 2, 3), default=3, help="strength of a shift")
+    send.add_argument("--rate", type=float, default=20.0, help="requests a second over all models together")
+    send.add_argument("--seconds", type=float, default=60.0, help="duration in seconds")
+    send.add_argument("--url", help=f"address of a server (default: {STARTED} 8080)")
 
-    watch = verb(rooms, "sentinel", _sentinel, "send golden inputs to a live server and compare the answers")
-    watch.add_argument("url")
-    watch.add_argument("bundle", nargs="+", type=Path)
-    watch.add_argument("--every", type=float, default=60.0, help="seconds")
-    watch.add_argument("--port", type=int, default=9101, help="of its metrics")
-    watch.add_argument("--host", default="127.0.0.1", help="address that its metrics are on")
+    watch = verb(verbs, "sentinel", _sentinel, "send golden inputs to a live server and compare the answers")
+    watch.add_argument("url", help="address of a server, e.g. http://127.0.0.1:8080")
+    watch.add_argument("bundle", nargs="+", type=Path, help="bundle folders with the golden inputs to send")
+    watch.add_argument("--every", type=float, default=60.0, help="seconds between two rounds")
+    watch.add_argument("--port", type=int, default=9101, help="port of the sentinel's metrics")
+    watch.add_argument("--host", default="127.0.0.1", help="address of the sentinel's metrics")
 
 
-def _making(rooms: Verbs) -> None:
-    made = verb(rooms, "rules", _rules, "write Prometheus' recording rules and alerts")
-    made.add_argument("--window", default="1h")
-    made.add_argument("--runbooks", default="docs/runbooks", help="address of that folder, for the alerts' links")
-    made.add_argument("--out", type=Path, default=Path("monitoring/prometheus/rules.yml"))
-    made.add_argument("--operator", action="store_true", help="as a PrometheusRule, for the Prometheus operator")
+def _making(verbs: Verbs) -> None:
+    rules = verb(verbs, "rules", _rules, "write Prometheus' recording rules and alerts")
+    window_argument(rules)
+    _runbooks_argument(rules)
+    rules.add_argument("--out", type=Path, default=Path("monitoring/prometheus/rules.yml"), help="file to write")
+    rules.add_argument("--operator", action="store_true", help="write a PrometheusRule, for the Prometheus operator")
 
-    grafana = room(rooms, "grafana", "dashboards, alerts and annotations; the token of a Grafana is in GRAFANA_TOKEN")
+    grafana = room(verbs, "grafana", "write, push or export Grafana's dashboards and alerts (token: GRAFANA_TOKEN)")
     for name, text in {
-        "write": "write the files that a Grafana is provisioned with",
-        "push": "make the dashboards and alerts of a Grafana that is there those of this version",
+        "write": "write the files that provision a Grafana",
+        "push": "replace the Loopline dashboards and alerts of a running Grafana by those of this version",
         "annotate": "mark a deployment, a retraining or a rollback on the dashboards",
         "export": "write a Grafana's Loopline dashboards back to files",
     }.items():
-        made = verb(grafana, name, _grafana, text)
+        command = verb(grafana, name, _grafana, text)
         if name != "write":
-            made.add_argument("url", help="e.g. http://127.0.0.1:3000")
+            command.add_argument("url", help="address of Grafana, e.g. http://127.0.0.1:3000")
         if name in ("write", "export"):
-            made.add_argument("--out", type=Path, default=Path("monitoring/grafana"))
+            folder = Path("monitoring/grafana")
+            command.add_argument("--out", type=Path, default=folder, help="folder to write to")
         if name in ("write", "push"):
-            made.add_argument("--window", default="1h")
-            made.add_argument(
-                "--runbooks", default="docs/runbooks", help="address of that folder, for the alerts' links"
-            )
+            window_argument(command)
+            _runbooks_argument(command)
         if name == "push":
-            made.add_argument("--source", default="loopline-prometheus", help="uid of Grafana's data source")
+            command.add_argument("--source", default="loopline-prometheus", help="uid of the data source in Grafana")
         if name == "annotate":
-            made.add_argument("text")
-            made.add_argument("--tag", action="append", default=[], help="may be given several times")
-            made.add_argument("--dashboard", help="uid of the only one to mark, e.g. loopline-drift")
+            command.add_argument("text", help="text of the annotation")
+            command.add_argument(
+                "--tag", action="append", default=[], help="tag of the annotation; repeat for several (default: none)"
+            )
+            command.add_argument("--dashboard", help="uid of a dashboard, e.g. loopline-drift (default: all)")
 
 
-def _looking(rooms: Verbs) -> None:
-    look = verb(rooms, "watch", _watch, "draw the drift of all models in the terminal, from what Prometheus recorded")
-    look.add_argument("model", nargs="*", help="default: all")
-    look.add_argument("--prometheus", metavar="URL", help="default: what `up` started, else port 9090")
+def _runbooks_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--runbooks", default="docs/runbooks", help="address of the runbooks that alerts link to")
+
+
+def _looking(verbs: Verbs) -> None:
+    look = verb(verbs, "watch", _watch, "draw the drift of all models in the terminal, from what Prometheus recorded")
+    look.add_argument("model", nargs="*", help="names of models (default: all)")
+    look.add_argument("--prometheus", metavar="URL", help=f"address of Prometheus (default: {STARTED} 9090)")
     look.add_argument("--since", help="length of the time line: 30m, 6h, 7d (default: six windows of the rules)")
     look.add_argument("--every", type=float, default=5.0, help="seconds between two pictures")
-    look.add_argument("--once", action="store_true", help="one picture")
+    look.add_argument("--once", action="store_true", help="draw one picture and exit")
 
-    drift = room(rooms, "drift", "what a model's traffic looks like beside its reference")
+    drift = room(verbs, "drift", "compare a model's traffic with its reference")
     page = verb(drift, "report", _drift_report, "write one HTML page about a bundle and a window of its traffic")
-    page.add_argument("bundle", type=Path, help="a folder, e.g. models/text/bundle")
-    page.add_argument("--out", type=Path, default=Path("drift.html"))
-    page.add_argument("--prometheus", metavar="URL", help="default: what `up` started, else port 9090")
-    page.add_argument("--window", help="of traffic: 2m, 1h, 1d (default: that of the rules in Prometheus)")
-    page.add_argument("--journal", type=Path, metavar="FOLDER", help="show examples from it")
-    when = page.add_mutually_exclusive_group()
-    when.add_argument("--at", metavar="TIME", help="the window's end, e.g. 2026-11-21T14:05 (default: now)")
-    when.add_argument("--url", help="ask this server in place of Prometheus: all that it counted since its start")
+    page.add_argument("bundle", type=Path, help="bundle folder, e.g. models/text/bundle")
+    page.add_argument("--out", type=Path, default=Path("drift.html"), help="file to write")
+    page.add_argument("--prometheus", metavar="URL", help=f"address of Prometheus (default: {STARTED} 9090)")
+    page.add_argument(
+        "--window", help="length of the traffic window, e.g. 2m, 1h or 1d (default: that of the rules in Prometheus)"
+    )
+    page.add_argument(
+        "--journal", type=Path, metavar="FOLDER", help="journal's folder to show examples from (default: no examples)"
+    )
+    source = page.add_mutually_exclusive_group()
+    source.add_argument("--at", metavar="TIME", help="end of the window, e.g. 2026-11-21T14:05 (default: now)")
+    source.add_argument(
+        "--url", help="address of a server to ask instead of Prometheus, for all that it counted since its start"
+    )

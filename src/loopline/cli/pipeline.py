@@ -17,8 +17,8 @@ def _stage(options: argparse.Namespace) -> int:
     from loopline import settings
     from loopline.cli import memory, results
 
-    # Libraries make a million objects while they are imported, which live as long as the process. To look at them again and again, and
-    # once more at its end, takes a third of a short stage.
+    # The libraries create a million objects at import, which live as long as the process. Without these settings, the garbage
+    # collector scans them repeatedly and once more at exit, which takes a third of a short stage's time.
     gc.set_threshold(50_000, 20, 50)
     atexit.register(gc.freeze)
     start = time.monotonic()
@@ -68,9 +68,9 @@ def _data_prepare(options: argparse.Namespace) -> int:
     from loopline.data import sources
 
     settings.model(options.model)
-    kept = sources.BATCHES / options.model / ".gitkeep"  # git keeps no empty folder
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text("Labelled batches: see docs/data.md\n", encoding="utf-8")  # DVC warns of an empty file
+    keep = sources.BATCHES / options.model / ".gitkeep"  # git does not store an empty folder
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    keep.write_text("Labelled batches: see docs/data.md\n", encoding="utf-8")  # DVC warns about an empty file
     return 0
 
 
@@ -81,27 +81,25 @@ def _track_sync(_: argparse.Namespace) -> int:
     return 0
 
 
-def add(rooms: Verbs) -> None:
-    """Put this room's verbs into the command line."""
-    stage = verb(rooms, "stage", _stage, "run one stage of the pipeline for one model, as dvc.yaml does")
-    stage.add_argument("stage", choices=STAGES)
-    stage.add_argument("model", help="a name under models: in params.yaml")
+def add(verbs: Verbs) -> None:
+    """Add these verbs to the command line."""
+    stage = verb(verbs, "stage", _stage, "run one stage of the pipeline for one model, as dvc.yaml does")
+    stage.add_argument("stage", choices=STAGES, help="stage to run")
+    stage.add_argument("model", help="name under models: in params.yaml")
 
-    results = verb(
-        rooms, "results", _results, "a table of the models that the pipeline has made, as `make repro` ends with"
-    )
+    results = verb(verbs, "results", _results, "print a table of all trained models, as at the end of `make repro`")
     results.add_argument("model", nargs="*", help="names under models: in params.yaml (default: all)")
 
-    data = room(rooms, "data", "datasets: list the catalogue, fetch, add a labelled batch")
+    data = room(verbs, "data", "list the catalogue, fetch data sets, add a labelled batch")
     prepare = verb(data, "prepare", _data_prepare, "make the folder of a model's batches, as dvc.yaml does")
-    prepare.add_argument("model", help="a name under models: in params.yaml")
-    verb(data, "list", _data_list, "the catalogue, and what of it is on this machine")
-    fetch = verb(data, "fetch", _data_fetch, "download datasets of the catalogue now")
-    fetch.add_argument("dataset", nargs="+")
-    add = verb(data, "add", _data_add, "validate a labelled batch and make it the model's next dataset version")
-    add.add_argument("model")
-    add.add_argument("folder")
-    add.add_argument("--remote", help="the DVC remote that keeps this batch (default: the repository's)")
+    prepare.add_argument("model", help="name under models: in params.yaml")
+    verb(data, "list", _data_list, "list the catalogue, and show which data sets are on this machine")
+    fetch = verb(data, "fetch", _data_fetch, "download data sets of the catalogue now")
+    fetch.add_argument("dataset", nargs="+", help="names of data sets, as `loopline data list` shows them")
+    add = verb(data, "add", _data_add, "validate a labelled batch and make it the model's next data version")
+    add.add_argument("model", help="name under models: in params.yaml")
+    add.add_argument("folder", help="folder with the labelled batch")
+    add.add_argument("--remote", help="DVC remote that stores this batch (default: the repository's)")
 
-    track = room(rooms, "track", "experiment tracking")
-    verb(track, "sync", _track_sync, "send the runs that were kept while the tracking server was away")
+    track = room(verbs, "track", "send runs to the experiment tracking server")
+    verb(track, "sync", _track_sync, "send the runs that were kept while the tracking server was unreachable")

@@ -20,8 +20,7 @@ def _release(options: argparse.Namespace) -> int:
 
     code = 0
     for name in options.model or models():
-        doing = DOING[options.verb]
-        print(f"{name}: {doing}", file=sys.stderr, flush=True)  # standard output has the result alone
+        print(f"{name}: {DOING[options.verb]}", file=sys.stderr, flush=True)  # standard output has only the result
         if options.verb == "register":
             print(registry.register(Path("models") / name / "bundle"))
         elif options.verb == "promote":
@@ -39,31 +38,35 @@ def _history(options: argparse.Namespace) -> int:
     log = registry.history(options.model, decisions.moment(options.at) if options.at else None)
     print("\n".join(map(str, log.records)) or ("no champion then" if options.at else "no decision yet"))
     if log.damaged:
-        print(f"{decisions.path()}: unreadable line(s) {', '.join(map(str, log.damaged))}", file=sys.stderr)
+        lines = ", ".join(map(str, log.damaged))
+        print(f"{decisions.path()}: cannot read line(s) {lines}; the decisions in them are left out", file=sys.stderr)
     return 0
 
 
-def add(rooms: Verbs) -> None:
-    """Put this room's verbs into the command line."""
-    release = room(rooms, "release", "the model registry")
+def add(verbs: Verbs) -> None:
+    """Add these verbs to the command line."""
+    release = room(verbs, "release", "register, promote and roll back models in the model registry")
     for name, text in {
         "register": "put the bundles in the registry as challengers",
         "promote": "make the challenger champion if it wins on evidence; exits with 2 if it is refused",
-        "rollback": "put the champion before this one back",
+        "rollback": "make the previous champion the champion again",
     }.items():
-        made = verb(release, name, _release, text)
-        made.add_argument("model", nargs="*", help="default: all")
+        command = verb(release, name, _release, text)
+        command.add_argument("model", nargs="*", help="names of models (default: all)")
         if name == "promote":
-            made.add_argument("--again", action="store_true", help="even if it was rolled back before")
-            made.add_argument("--dry-run", action="store_true", help="say what would be decided, and change nothing")
-            made.add_argument(
+            command.add_argument("--again", action="store_true", help="allow a challenger that was rolled back before")
+            command.add_argument("--dry-run", action="store_true", help="print the decision and change nothing")
+            command.add_argument(
                 "--journal",
                 type=Path,
                 metavar="FOLDER",
-                help="of a challenger that follows an alert: judge it by the newest labelled batch and this journal's traffic",
+                help="journal whose traffic, with the newest labelled batch, judges a challenger that follows an alert "
+                "(default: judge by the test split alone)",
             )
         if name == "rollback":
-            made.add_argument("--reason", default="asked for", help="for the decision log")
-    history = verb(release, "history", _history, "every decision, or who was champion at a time, and why")
-    history.add_argument("model", nargs="*", help="default: all")
-    history.add_argument("--at", metavar="TIME", help="say who was champion then, e.g. 2026-11-21T14:05")
+            command.add_argument("--reason", default="asked for", help="reason for the decision log")
+    history = verb(release, "history", _history, "list all decisions and their reasons, or the champion at a time")
+    history.add_argument("model", nargs="*", help="names of models (default: all)")
+    history.add_argument(
+        "--at", metavar="TIME", help="time of which to show the champion, e.g. 2026-11-21T14:05 (default: list all)"
+    )

@@ -1,6 +1,7 @@
-"""What the pipeline says of itself: one line when a stage ends, and one table of all models at the end of `make repro`.
+"""The pipeline's summaries: one line when a stage ends, and one table of all models at the end of `make repro`.
 
-Reads what the stages wrote to `data/<model>/` and `models/<model>/`. Keeps each stage's seconds in `.loopline/timings/<model>/`.
+They come from the files that the stages wrote to `data/<model>/` and `models/<model>/`. Each stage's seconds are stored in
+`.loopline/timings/<model>/`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ HEADER = ("model", "on the test split [95 % interval]", "simple model", "ships",
 
 
 def keep_seconds(model: str, stage: str, seconds: float) -> None:
-    """Note how long a stage took here."""
+    """Store how many seconds a stage took on this machine."""
     path = files.scratch("timings", model) / "stages.json"
-    known = files.read_json(path) if path.exists() else {}
-    files.write_json(path, known | {stage: round(seconds, 1)})
+    timings = files.read_json(path) if path.exists() else {}
+    files.write_json(path, timings | {stage: round(seconds, 1)})
 
 
 def line(stage: str, model: str) -> str | None:
-    """The one line of a stage that has ended; None where the stage prints its own."""
-    tell = LINES.get(stage)
-    return f"{model}: {tell(Path('data') / model, Path('models') / model)}" if tell else None
+    """The summary of a stage that has ended; None for a stage that prints its own."""
+    summary = LINES.get(stage)
+    return f"{model}: {summary(Path('data') / model, Path('models') / model)}" if summary else None
 
 
 def _ingest(data: Path, _: Path) -> str:
@@ -44,7 +45,7 @@ def _validate(data: Path, _: Path) -> str:
 def _train(_: Path, models: Path) -> str:
     with (models / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    # The epoch that is kept: by average precision where there is one, else by the loss.
+    # Training keeps the epoch with the highest average precision if that is measured, or else with the lowest loss.
     best = max(rows, key=lambda row: float(row["map50_95"] if "map50_95" in row else f"-{row['val_loss']}"))
     figures = ", ".join(f"{key} {float(value):.4g}" for key, value in best.items() if key != "epoch")
     return f"trained {len(rows)} epochs, the best is {best['epoch']}: {figures}"
@@ -90,10 +91,10 @@ LINES: dict[str, Callable[[Path, Path], str]] = {
 
 
 def table(models: Sequence[str]) -> str:
-    """The models side by side, and the next step. Raises LooplineError where none of them has a report."""
+    """A table with a row for each model, and the next step. Raises LooplineError if no model has a report."""
     rows = [_row(model) for model in models if (Path("models") / model / "report.json").exists()]
     if not rows:
-        raise LooplineError(f"no results of {', '.join(models)} yet: `make repro` makes them")
+        raise LooplineError(f"no results of {', '.join(models)} yet: run `make repro` first")
     widths = [max(len(row[column]) for row in [HEADER, *rows]) for column in range(len(HEADER))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -22,7 +22,7 @@ def _store() -> RetrainerStore:
 
 
 def _root() -> Path:
-    """The repository; from a worktree of it too. Where there is no git, the folder with params.yaml in it."""
+    """The repository's root, also from one of its worktrees; without git, the current folder if params.yaml is in it."""
     from loopline import settings
     from loopline.data import repository
 
@@ -44,22 +44,22 @@ def _listen(options: argparse.Namespace) -> int:
 
     os.environ.setdefault("LOOPLINE_ACTOR", "retrainer")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    found, secrets, root = policy.load(options.policy), alerts.secrets(), Path.cwd()
-    if found.where == "here" and not (root / ".git").exists():
+    loaded, secrets, root = policy.load(options.policy), alerts.secrets(), Path.cwd()
+    if loaded.where == "here" and not (root / ".git").exists():
         raise LooplineError(
-            f"where: here trains in a clone of the repository, and {root} is none, as in a container: run `make retrainer` in a "
-            f"clone, or set where: github in {options.policy} (docs/retraining.md)"
+            f"{options.policy} says `where: here`, which trains in a clone of the repository, but {root} is not one: "
+            "run `make retrainer` in a clone, or set `where: github` (docs/retraining.md)"
         )
-    if found.where == "github" and not credentials.secret("LOOPLINE_GITHUB_TOKEN"):
-        raise LooplineError("where: github needs LOOPLINE_GITHUB_TOKEN")
-    window = options.window or found.window
+    if loaded.where == "github" and not credentials.secret("LOOPLINE_GITHUB_TOKEN"):
+        raise LooplineError(f"{options.policy} says `where: github`, which needs the variable LOOPLINE_GITHUB_TOKEN")
+    window = options.window or loaded.window
     try:
         rules.seconds(window)
     except ValueError as error:
         raise LooplineError(f"--window: {error}") from error
     place = Place(root, options.journal.absolute(), options.policy.absolute())
     sources = Sources(prometheus=options.prometheus, journal=place.journal, repository=root, window=window)
-    worker = Worker(store=_store(), policy=found, place=place, sources=sources)
+    worker = Worker(store=_store(), policy=loaded, place=place, sources=sources)
     webhook.run(worker, secrets, models(), options.port, options.host)
     return 0
 
@@ -70,8 +70,8 @@ def _status(_: argparse.Namespace) -> int:
     from loopline.retraining import worker
 
     store = _store()
-    if why := worker.paused(store):
-        print(f"paused: {why}")
+    if reason := worker.paused(store):
+        print(f"paused: {reason}")
     for row in store.alerts():
         if worker.waits(row):
             reasons = json.loads(row.reasons) if row.reasons else ["not looked at yet"]
@@ -86,7 +86,7 @@ def _status(_: argparse.Namespace) -> int:
 
 
 def _under_way(run: Run) -> list[str]:
-    """The run's step, how long the run has taken, and the last line of the step's log."""
+    """The run's step with the minutes since the run's start, and the last line of the step's log."""
     import time
 
     from loopline.retraining import RUNS_FOLDER, runs
@@ -104,7 +104,7 @@ def _approve(options: argparse.Namespace) -> int:
 
 def _pause(options: argparse.Namespace) -> int:
     (_store().folder / "paused").write_text(options.reason, encoding="utf-8")
-    print("paused: no run starts until `loopline retrainer resume`; one under way goes on")
+    print("paused: no run starts until `loopline retrainer resume`; a run that is under way continues")
     return 0
 
 
@@ -121,7 +121,7 @@ def _worktree(options: argparse.Namespace) -> int:
     run, root = _store().run(options.run_id), _root()
     folder = worktree.make(root, run.id, run.model, policy.load(options.policy).start_from)
     if uncommitted := repository.git("-C", str(root), "diff", "--name-only", "HEAD", f"retrain/{run.id}").splitlines():
-        print(f"the branch begins with what is not committed here: {repository.few(uncommitted)}")
+        print(f"the branch begins with changes that are not committed here: {repository.few(uncommitted)}")
     print(folder)
     return 0
 
@@ -138,31 +138,39 @@ def _report(options: argparse.Namespace) -> int:
 def _dispatch(options: argparse.Namespace) -> int:
     from loopline.retraining import github, policy
 
-    run, to = _store().run(options.run_id), policy.load(options.policy).github
-    if to is None:
-        raise LooplineError(f"{options.policy} has no github: {{repository: owner/name}}")
-    print(github.dispatch(to, model=run.model, run=run.id))
+    run, target = _store().run(options.run_id), policy.load(options.policy).github
+    if target is None:
+        raise LooplineError(f"{options.policy} names no repository: add `github: {{repository: owner/name}}`")
+    print(github.dispatch(target, model=run.model, run=run.id))
     return 0
 
 
-def add(rooms: Verbs) -> None:
-    """Put this room's verbs into the command line."""
-    text = "take alerts by webhook, decide, retrain; tokens come from the environment (docs/retraining.md)"
-    listen = verb(rooms, "retrainer", _listen, text)
-    listen.add_argument("--port", type=int, default=9095)
+def add(verbs: Verbs) -> None:
+    """Add these verbs to the command line."""
+    text = "receive alerts by webhook, decide, retrain; tokens come from the environment (docs/retraining.md)"
+    listen = verb(verbs, "retrainer", _listen, text)
+    listen.add_argument("--port", type=int, default=9095, help="port to listen on")
     listen.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    listen.add_argument("--policy", type=Path, default=Path("monitoring/retraining.yaml"))
-    listen.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
-    listen.add_argument("--journal", type=Path, default=JOURNAL, help="folder that labels come from")
-    listen.add_argument("--window", help="of traffic that is judged, as the rules have it (default: the policy's)")
-    more = listen.add_subparsers(metavar="VERB")
-    verb(more, "status", _status, "alerts that wait and why, and the runs")
-    verb(more, "pause", _pause, "the kill switch: no run starts").add_argument("reason", nargs="?", default="by hand")
-    verb(more, "resume", _resume, "end the pause")
-    for name, run, what in (
-        ("approve", _approve, "agree to the run of an alert that waits for it"),
-        ("worktree", _worktree, "step of a run: make its worktree"),
-        ("report", _report, "step of a run: write its evidence; exits with 2 if the candidate is refused"),
-        ("dispatch", _dispatch, "step of a run: start retrain.yml on GitHub"),
+    listen.add_argument(
+        "--policy", type=Path, default=Path("monitoring/retraining.yaml"), help="file with the retraining policy"
+    )
+    listen.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL", help="address of Prometheus")
+    listen.add_argument("--journal", type=Path, default=JOURNAL, help="journal's folder that labels come from")
+    listen.add_argument(
+        "--window", help="length of the traffic window to judge, as in the rules, e.g. 1h (default: the policy's)"
+    )
+    actions = listen.add_subparsers(metavar="VERB")
+    verb(actions, "status", _status, "show waiting alerts with the reasons, and the runs")
+    pause = verb(actions, "pause", _pause, "start no more runs until `resume`: the kill switch")
+    pause.add_argument("reason", nargs="?", default="by hand", help="reason to show")
+    verb(actions, "resume", _resume, "end the pause")
+    for name, run, text in (
+        ("approve", _approve, "approve the run of an alert that waits for approval"),
+        ("worktree", _worktree, "make a run's worktree (a step of the run)"),
+        ("report", _report, "write a run's evidence (a step of the run); exits with 2 if the candidate is refused"),
+        ("dispatch", _dispatch, "start retrain.yml on GitHub for a run (a step of the run)"),
     ):
-        verb(more, name, run, what).add_argument("run_id", metavar="RUN")
+        command = verb(actions, name, run, text)
+        command.add_argument(
+            "run_id", metavar="RUN", help="id of the alert or run, as `loopline retrainer status` shows it"
+        )

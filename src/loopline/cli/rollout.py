@@ -1,4 +1,4 @@
-"""The verbs that put a challenger in the champion's place, and back."""
+"""The verbs that let a challenger replace the champion, and that roll it back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def controller(options: argparse.Namespace) -> Controller:
-    """Of the journal that `journal_argument` took."""
+    """The rollout controller, with the journal of `journal_argument` as the source of evidence."""
     from functools import partial
 
     from loopline.rollout import controller as rollout
@@ -24,7 +24,7 @@ def controller(options: argparse.Namespace) -> Controller:
 
 
 def plan(options: argparse.Namespace) -> RolloutPlan:
-    """What `plan_arguments` took. Raises LooplineError on steps that are none."""
+    """The RolloutPlan that the options of `plan_arguments` describe. Raises LooplineError if --steps is malformed."""
     from dataclasses import fields, replace
 
     from loopline.errors import LooplineError
@@ -35,10 +35,10 @@ def plan(options: argparse.Namespace) -> RolloutPlan:
         steps = tuple(int(step) for step in options.steps.split(","))
     except ValueError:
         steps = ()
-    if not steps or not all(0 < a <= 50 for a in steps) or list(steps) != sorted(set(steps)):
-        raise LooplineError(f"--steps {options.steps}: rising percents up to 50, e.g. 5,25,50")
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    policy = RolloutPolicy(**{f.name: given[f.name] for f in fields(RolloutPolicy) if f.name in given})
+    if not steps or not all(0 < step <= 50 for step in steps) or list(steps) != sorted(set(steps)):
+        raise LooplineError(f"--steps {options.steps}: give rising percents up to 50, e.g. 5,25,50")
+    values = {name: value for name, value in vars(options).items() if value is not None}
+    policy = RolloutPolicy(**{f.name: values[f.name] for f in fields(RolloutPolicy) if f.name in values})
     if options.inputs:
         policy = replace(policy, shadow_inputs=min(policy.shadow_inputs, options.inputs))
     return RolloutPlan(
@@ -61,10 +61,10 @@ def _start(options: argparse.Namespace) -> int:
 
     if (name := bundle.read(options.bundle).manifest.name) != options.model:
         raise LooplineError(f"{options.bundle} is a bundle of {name}, not of {options.model}")
-    made = controller(options)
-    state = made.start(options.bundle, plan(options), again=options.again)
+    started = controller(options)
+    state = started.start(options.bundle, plan(options), again=options.again)
     if options.wait or state.stage in OVER:
-        return _over(made.run(), options)
+        return _over(started.run(), options)
     rollout.behind()
     print(state)
     return 0
@@ -73,8 +73,8 @@ def _start(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     from loopline.rollout import state
 
-    if found := state.read():
-        options.journal = Path(found.plan.journal)
+    if present := state.read():
+        options.journal = Path(present.plan.journal)
     return _over(controller(options).run(), options)
 
 
@@ -90,77 +90,88 @@ def _status(_: argparse.Namespace) -> int:
 
 
 def _by_hand(options: argparse.Namespace) -> int:
-    made = controller(options)
     if options.verb == "promote":
-        return _over(made.promote(options.model), options)
-    _over(made.rollback(options.model, options.reason), options)
+        return _over(controller(options).promote(options.model), options)
+    _over(controller(options).rollback(options.model, options.reason), options)
     return 0
 
 
 def _over(state: RolloutState, options: argparse.Namespace) -> int:
+    """Print the end of a rollout, update the registry if asked to, and return the exit code."""
     print(state)
     promoted = state.stage == "promoted"
     if state.plan.register or ("register" in options and options.register):
         from loopline.release import registry
 
-        serves = (state.challenger, state.after) if promoted else (state.champion, state.before)
-        registry.follow(state.model, serves[0], Path(serves[1]))
+        version, folder = (state.challenger, state.after) if promoted else (state.champion, state.before)
+        registry.follow(state.model, version, Path(folder))
     return 0 if promoted else 2
 
 
 def plan_arguments(start: argparse._ActionsContainer) -> None:
-    """Options of a rollout, whoever starts it."""
-    start.add_argument("--again", action="store_true", help="even if it was rolled back before, or just now")
-    start.add_argument("--steps", default="5,25,50", help="percent of the requests, rising")
+    """Add the options of a rollout, which `rollout start` and `deploy` share. The numbers are those of RolloutPolicy."""
+    start.add_argument("--again", action="store_true", help="try a bundle again that was rolled back before")
+    start.add_argument("--steps", default="5,25,50", help="shares of the requests in percent, rising, up to 50")
     start.add_argument(
-        "--hold", type=float, default=3600.0, help="seconds that a step may take; then it is rolled back"
+        "--hold",
+        type=float,
+        default=3600.0,
+        help="largest number of seconds of a step, after which the rollout is rolled back",
     )
-    start.add_argument("--every", type=float, default=0.5, help="seconds between two looks")
-    start.add_argument("--inputs", type=int, default=500, help="of the journal, for the shadow; 0: no shadow")
-    start.add_argument("--lane-replicas", type=int, default=0, help="servers of each lane (default: as the champion)")
+    start.add_argument("--every", type=float, default=0.5, help="seconds between two checks of the lanes")
+    start.add_argument("--inputs", type=int, default=500, help="number of journal inputs for the shadow; 0: no shadow")
+    replicas = "number of servers of each lane (default: as many as the champion has)"
+    start.add_argument("--lane-replicas", type=int, default=0, help=replicas)
     for name, kind, text in (
-        ("requests", int, "of each lane, in each step"),
-        ("points", int, "of latency in each lane"),
-        ("slice", int, "requests that one of them is the 95th percentile of"),
-        ("slower", float, "share by which latency may rise"),
-        ("shift", float, "distance between the predicted classes, beyond shadow's"),
-        ("labels", int, "labelled answers that are demanded before the promotion"),
+        ("requests", int, "number of requests in each lane that each step needs (default: 2000)"),
+        ("points", int, "number of latency figures that each lane needs (default: 50)"),
+        ("slice", int, "number of requests behind a latency figure, their 95th percentile (default: 40)"),
+        ("slower", float, "share by which latency may rise, 0.1 is 10 percent (default: 0.1)"),
+        ("shift", float, "distance of predicted classes, 0 to 1, allowed beyond the shadow's (default: 0.1)"),
+        ("labels", int, "number of labelled answers that the promotion needs (default: 0)"),
     ):
-        start.add_argument(f"--{name}", type=kind, help=f"{text} (default: see docs/rollout.md)")
+        start.add_argument(f"--{name}", type=kind, help=text)
     register_argument(start)
     journal_argument(start)
 
 
-def register_argument(made: argparse._ActionsContainer) -> None:
-    """Whether the registry follows."""
-    made.add_argument("--register", action="store_true", help="let the registry's champion be what serves")
-
-
-def journal_argument(made: argparse._ActionsContainer) -> None:
-    """The journal's folder."""
-    made.add_argument("--journal", type=Path, default=JOURNAL, metavar="FOLDER", help="where shadow's inputs are from")
-
-
-def add(rooms: Verbs) -> None:
-    """Put this room's verbs into the command line."""
-    rollout = room(
-        rooms, "rollout", "a challenger takes the champion's place behind the gateway: shadow, canary, promotion"
+def register_argument(command: argparse._ActionsContainer) -> None:
+    """Add --register."""
+    command.add_argument(
+        "--register", action="store_true", help="make the version that serves at the end the registry's champion"
     )
-    start = verb(rollout, "start", _start, "begin, or go on with one that was cut off; it runs behind unless --wait")
-    start.add_argument("model")
-    start.add_argument("--bundle", type=Path, required=True, help="the challenger's folder; it may vanish afterwards")
+
+
+def journal_argument(command: argparse._ActionsContainer) -> None:
+    """Add --journal."""
+    command.add_argument(
+        "--journal", type=Path, default=JOURNAL, metavar="FOLDER", help="journal's folder, with the shadow's inputs"
+    )
+
+
+def add(verbs: Verbs) -> None:
+    """Add these verbs to the command line."""
+    rollout = room(
+        verbs, "rollout", "replace the champion behind the gateway by a challenger: shadow, canary, promotion"
+    )
+    text = "start a rollout in the background, or continue one that was interrupted"
+    start = verb(rollout, "start", _start, text)
+    start.add_argument("model", help="name of the model")
     start.add_argument(
-        "--wait", action="store_true", help="until it is over: exits with 0 if promoted, 2 if rolled back"
+        "--bundle", type=Path, required=True, help="challenger's bundle folder; it may be deleted afterwards"
+    )
+    start.add_argument(
+        "--wait", action="store_true", help="wait for the end; exits with 0 if promoted, with 2 if rolled back"
     )
     plan_arguments(start)
-    verb(rollout, "resume", _resume, "go on with a rollout whose controller ended")
-    verb(rollout, "status", _status, "where it stands")
-    promote = verb(rollout, "promote", _by_hand, "by hand: the challenger on trial serves all")
+    verb(rollout, "resume", _resume, "continue a rollout whose controller has ended")
+    verb(rollout, "status", _status, "show the stage and the progress of the rollout")
+    promote = verb(rollout, "promote", _by_hand, "promote the challenger on trial by hand, to serve all requests")
     rollback = verb(
-        rollout, "rollback", _by_hand, "by hand, at any time: the champion before it serves all, in seconds"
+        rollout, "rollback", _by_hand, "return all requests to the previous champion by hand, within seconds"
     )
-    rollback.add_argument("--reason", default="by hand", help="for the decision log")
-    for made in (promote, rollback):
-        made.add_argument("model")
-        register_argument(made)
-        journal_argument(made)
+    rollback.add_argument("--reason", default="by hand", help="reason for the decision log")
+    for command in (promote, rollback):
+        command.add_argument("model", help="name of the model")
+        register_argument(command)
+        journal_argument(command)

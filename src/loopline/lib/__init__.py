@@ -1,1 +1,1 @@
-"""Small tools without opinions, each once."""
+"""Small general tools that several packages share."""

@@ -1,4 +1,4 @@
-"""Secrets of the environment, and the header that carries a token."""
+"""Secrets from the environment, and the HTTP header that carries a token."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from loopline.errors import LooplineError
 
-SERVER = "LOOPLINE_TOKEN"  # what a server wants from its clients
+SERVER = "LOOPLINE_TOKEN"  # variable with the token that a server demands of its clients
 
 
 def secret(name: str) -> str | None:
-    """Return the variable `name`, or the file that NAME_FILE names, without the white space around it.
+    """Return the value of the variable `name`, or the content of the file that NAME_FILE names, without white space around it.
 
-    A secret made with `echo` ends in a newline, which no header can carry. None where neither is set, or the variable is empty.
-    Raises LooplineError for a blank secret, for one with other control characters, for a token that is not ASCII (RFC 6750), and for
-    a file that cannot be read.
+    White space is removed because a secret made with `echo` ends in a newline, which no header can carry. None if both variables
+    are unset or empty. Raises LooplineError for a blank secret, for one with other control characters, for a token that is not
+    ASCII (RFC 6750), and for a file that cannot be read.
     """
     value, source = os.environ.get(name), name
     if not value and (path := os.environ.get(f"{name}_FILE", "").strip()):
@@ -32,7 +32,7 @@ def secret(name: str) -> str | None:
         problem = "is blank"
     elif not value.isprintable():
         problem = "holds control characters"
-    elif name.endswith("TOKEN") and not value.isascii():  # passwords and keys of an HMAC go into no header
+    elif name.endswith("TOKEN") and not value.isascii():  # unlike passwords and HMAC keys, a token is sent in a header
         problem = "holds characters that are not ASCII"
     else:
         return value
@@ -40,11 +40,11 @@ def secret(name: str) -> str | None:
 
 
 def bearer(header: bytes, token: bytes) -> bool:
-    """Tell whether the header Authorization carries the token, in constant time. The scheme's case does not matter."""
-    scheme, _, given = header.partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token)
+    """Tell, in constant time, whether the header Authorization carries the token. The scheme's case does not matter."""
+    scheme, _, credential = header.partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(credential.strip(), token)
 
 
 def authorization(token: str | None) -> dict[str, str]:
-    """Return the header that sends the token; none without one."""
+    """Return the headers that send the token; empty if there is no token."""
     return {"Authorization": f"Bearer {token}"} if token else {}

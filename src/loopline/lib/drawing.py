@@ -1,7 +1,7 @@
-"""How every picture looks, and how it becomes a small PNG that is the same bytes for the same input.
+"""The common style of all pictures, and their conversion to small PNG files.
 
-One style and font whatever the user's matplotlibrc says, no date or version in the file. The colours are those of Okabe
-and Ito (2008), which colour-blind readers can tell apart.
+The same input gives the same bytes: style and font do not depend on the user's matplotlibrc, and the file has no date or
+version. The colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loopline.lib import files
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, SOFT, GREY, FAINT = "#1c2128", "#5b6472", "#b8c0ca", "#dfe3e8"
-MAX_BYTES = 150_000  # pictures are committed, and read over slow lines
+MAX_BYTES = 150_000  # pictures are committed to git, and loaded over slow connections
 STYLE = {
     "figure.titlesize": 10,
     "figure.titleweight": "bold",
@@ -26,7 +26,7 @@ STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9,
     "text.color": INK,
-    "text.parse_math": False,  # a text may hold dollars
+    "text.parse_math": False,  # dollar signs in a text are plain characters
     "axes.edgecolor": SOFT,
     "axes.labelcolor": SOFT,
     "axes.titlesize": 10,
@@ -46,7 +46,7 @@ STYLE = {
 
 @contextmanager
 def sheet(path: Path, width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Any, Any]]:
-    """A figure of `width` x `height` inches and its axes (rows * columns,); saved to `path` at the end."""
+    """Yield a figure of `width` x `height` inches and its axes (rows * columns,); save it to `path` at the end of the block."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -57,13 +57,13 @@ def sheet(path: Path, width: float, height: float, rows: int = 1, columns: int =
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Store a palette of 256 colours, at the finest resolution whose file is no larger than MAX_BYTES."""
+    """Save the figure with a palette of 256 colours, at the finest resolution whose file is at most MAX_BYTES large."""
     from PIL import Image
 
     for dots in (110, 90, 75, 60):
         drawn, packed = io.BytesIO(), io.BytesIO()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # scripts that the font lacks show as boxes
+            warnings.filterwarnings("ignore", message="Glyph")  # characters that the font lacks appear as boxes
             figure.savefig(drawn, format="png", dpi=dots, metadata={"Software": None})
         with Image.open(drawn) as image:
             opaque = image.convert("RGB")

@@ -1,4 +1,4 @@
-"""A process's metrics for Prometheus, on a port of their own."""
+"""An HTTP server of a process's metrics, on a separate port, for Prometheus."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def exported(registry: CollectorRegistry, host: str, port: int) -> Iterator[None]:
-    """Answer Prometheus while the block runs. Raises LooplineError where the port cannot be had."""
+    """Serve the metrics of `registry` during the block. Raises LooplineError if the port cannot be opened."""
     from prometheus_client import start_http_server
 
     try:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is replaced completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Yield a name beside `path` to write to; at the end of the block that file becomes `path`, in place of an older one.
+    """Yield a path beside `path` to write to; at the end of the block that file replaces `path`.
 
-    After an error the file is removed, and `path` is as it was. That of a killed process stays until the next writer replaces it.
-    shared: state that several processes write. Each has a file of its own, and it is on the disk before it is renamed.
+    After an error the new file is removed, and `path` is unchanged. If the process is killed, its partial file stays until the next
+    writer replaces it. shared: for a file that several processes write; each has its own partial file, which is synced to the disk
+    before it is renamed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if shared else f"{path.name}.partial")
@@ -28,6 +29,6 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 def write(path: Path, content: str | bytes, *, shared: bool = False) -> None:
-    """Put text, as UTF-8, or bytes at `path`. See `replacing`."""
+    """Write bytes, or text as UTF-8, to `path`. See `replacing`."""
     with replacing(path, shared=shared) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""One HTTP request, and every way in which it can fail."""
+"""One HTTP request, with one exception for every way in which it can fail."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from loopline.errors import LooplineError
 
-LARGEST = 64 << 20  # bytes of an answer
-LARGEST_REFUSAL = 64 << 10
+LARGEST = 64 << 20  # largest answer, in bytes
+LARGEST_REFUSAL = 64 << 10  # bytes of an error's content that are kept
 
 
 class FetchError(OSError):
-    """A request without a good answer. status: of the answer, None where none came. content: of a refusal, cut off."""
+    """A request failed. status: that of the answer, or None without an answer. content: the start of a refusal's body."""
 
     def __init__(self, words: str, *, status: int | None = None, content: bytes = b"") -> None:
         super().__init__(words)
@@ -24,7 +24,7 @@ class FetchError(OSError):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect to another host without the token, which is not for that host."""
+    """Removes the token from a request that is redirected to another host, since the token is not meant for that host."""
 
     def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
         request = super().redirect_request(*arguments)
@@ -44,10 +44,10 @@ def fetch(
     timeout: float,
     most: int = LARGEST,
 ) -> bytes:
-    """Return what `url` answers with a status of 200 to 299; redirects are followed. With a body the method is POST.
+    """Return the content that `url` answers with a status of 200 to 299. Redirects are followed. With a body the method is POST.
 
-    timeout: seconds without a byte. most: bytes of the answer. Raises FetchError, whose cause is what happened, and LooplineError
-    where `url` is not one of http or https.
+    timeout: longest wait for the next byte, in seconds. most: largest answer, in bytes. Raises FetchError, whose cause is the
+    original exception, and LooplineError if `url` does not begin with http:// or https://.
     """
     if not url.startswith(("http://", "https://")):
         raise LooplineError(f"{url} is no address of a server: it starts with http:// or https://")
@@ -55,7 +55,9 @@ def fetch(
         request = urllib.request.Request(url, body, dict(headers or {}))  # noqa: S310 - see above
         with urllib.request.build_opener(_Redirects).open(request, timeout=timeout) as answer:
             content: bytes = answer.read(most + 1)
-            if answer.length and len(content) <= most:  # it ended early, of which `read` with a number says nothing
+            if (
+                answer.length and len(content) <= most
+            ):  # the answer ended early, which `read` with a number does not report
                 raise http.client.IncompleteRead(content, answer.length)
     except urllib.error.HTTPError as error:
         with error:
@@ -67,7 +69,7 @@ def fetch(
     except TimeoutError as error:
         raise FetchError(f"no answer within {timeout:g} s") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        # Where nobody listens yet, a connection may reach its own other end, and the answer is its own request: no HTTP.
+        # If no process listens on a local port yet, a connection can connect to itself. Then its own request comes back.
         raise FetchError(str(getattr(error, "reason", error)) or repr(error)) from error
     if len(content) > most:
         raise FetchError(f"more than {most >> 20} MB")

@@ -1,4 +1,4 @@
-"""One at a time, among all processes of a machine."""
+"""A lock that one process of the machine holds at a time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def held(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file `path`, which is made if need be, during the block.
+    """Hold the lock file `path` during the block; the file is made if it does not exist.
 
-    Another process waits here until it is free, or gets a BlockingIOError if it is not to wait. The lock of a killed process is free.
+    If another process holds the lock, wait for it, or raise BlockingIOError if `wait` is false. A killed process releases its lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

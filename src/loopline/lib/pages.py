@@ -1,4 +1,4 @@
-"""HTML from templates. What is put into one is escaped, so that a name or a text in the data is never markup."""
+"""HTML from templates. All values are escaped, so that a name or a text in the data is never markup."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def render(template: Path, **values: Any) -> str:
-    """Fill in a Jinja template, which may include the files beside it. A name that it wants and does not get is an error.
+    """Fill in a Jinja template, which may include files of its folder. A name without a value is an error.
 
-    The filter `code` makes code of the words between backticks.
+    The filter `code` turns the words between backticks into <code> elements.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup, escape

@@ -1,4 +1,7 @@
-"""Processes that we start, note in a file, and end again: one counts as ours if its number and its start time are those noted."""
+"""Background processes: start them, record them in a file, and end them.
+
+A process is recognised by its process id and its start time, since the system gives the id of an ended process to a new one.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ END_SECONDS = 40.0  # a server drains for 30
 
 @dataclass(frozen=True)
 class Process:
-    """One that we started. created: its start time as the system has it."""
+    """A process that `start` started. created: its start time according to the system."""
 
     name: str
     pid: int
@@ -41,7 +44,10 @@ def start(
     *,
     again: bool = False,
 ) -> Process:
-    """Start it, with a log in the folder: NAME.log, the one before it NAME.log.1. env: beside our own. again: the log goes on."""
+    """Start `command` with a log in `folder`: NAME.log; the previous log becomes NAME.log.1.
+
+    env: variables added to those of this process. again: continue the previous log.
+    """
     import psutil
 
     path = folder / f"{name}.log"
@@ -56,7 +62,7 @@ def start(
             start_new_session=True,
             env={**os.environ, **(env or {})},
         )
-    process.returncode = 0  # it may outlive us: Popen is not to complain of that
+    process.returncode = 0  # the process may outlive this one, of which Popen would warn
     return Process(name, process.pid, psutil.Process(process.pid).create_time(), address)
 
 
@@ -73,67 +79,67 @@ def not_ready(name: str, folder: Path) -> LooplineError:
 
 
 def alive(process: Process) -> bool:
-    """It runs, and is the one that we started."""
+    """Tell whether the process still runs; another process with the same id does not count."""
     import psutil
 
     try:
-        found = psutil.Process(process.pid)
-        return bool(found.create_time() == process.created and found.status() != psutil.STATUS_ZOMBIE)
+        present = psutil.Process(process.pid)
+        return bool(present.create_time() == process.created and present.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
 def running(folder: Path) -> list[Process]:
-    """What is noted in the folder and still runs."""
+    """The processes that are recorded in the folder and still run. Raises LooplineError if the record is damaged."""
     try:
         rows = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        noted = [Process(**row) for row in rows]
+        recorded = [Process(**row) for row in rows]
     except FileNotFoundError:
         return []
     except (ValueError, TypeError) as error:
         raise LooplineError(
             f"{folder}/state.json is damaged, or of another version: remove it, and end what still runs by hand"
         ) from error
-    return [process for process in noted if alive(process)]
+    return [process for process in recorded if alive(process)]
 
 
 def save(processes: Sequence[Process], folder: Path) -> None:
-    """Note these, in place of what was noted."""
+    """Record these processes in the folder, in place of the previous record."""
     files.write(folder / "state.json", json.dumps([asdict(process) for process in processes]), shared=True)
 
 
 def taken(ports: Iterable[int]) -> list[int]:
-    """Those of the ports of 127.0.0.1 that a process listens on."""
-    found = []
+    """The ports of 127.0.0.1, among `ports`, that a process listens on."""
+    in_use = []
     for port in ports:
         with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has ended does not count
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports of ended processes do not count
             try:
                 listener.bind(("127.0.0.1", port))
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
-                found.append(port)
-    return found
+                in_use.append(port)
+    return in_use
 
 
 def end(processes: Sequence[Process]) -> None:
-    """Ask each to end, the last started first; what has not after a while is killed."""
+    """Send SIGTERM to each, the last started first; send SIGKILL to those that still run after END_SECONDS."""
     left = [process for process in reversed(processes) if alive(process)]
     for process in left:
         _signal(process, signal.SIGTERM)
     until(lambda: not any(map(alive, left)), END_SECONDS)
     for process in filter(alive, left):
         _signal(process, signal.SIGKILL)
-    # Our own child is buried here. Another process's child is for its parent to bury.
+    # Remove the zombies among this process's own children. Other processes' children are left to their parents.
     for process in processes:
         with suppress(ChildProcessError):
             os.waitpid(process.pid, os.WNOHANG)
 
 
 def _signal(process: Process, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # it ended since we looked
+    with suppress(ProcessLookupError):  # it has ended in the meantime
         try:
             os.kill(process.pid, number)
         except PermissionError as error:
-            raise LooplineError(f"{process.name} was started by another user, who alone can end it") from error
+            raise LooplineError(f"{process.name} was started by another user: only that user can end it") from error

@@ -1,4 +1,4 @@
-"""Open an ONNX model, run it over a split, time two side by side: for stages, releases and the server."""
+"""ONNX models: open one, run it over a split, time two side by side. Stages, releases and the server use this."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def session(
     path: Path, *, threads: int = 1, providers: Sequence[str] = ("CPUExecutionProvider",)
 ) -> ort.InferenceSession:
-    """Open a model on the first of `providers` that is there. Raises LooplineError if it cannot be opened.
+    """Open a model on the first of `providers` that is available. Raises LooplineError if the model cannot be opened.
 
-    One thread on the CPU by default: figures do not depend on the machine's cores or accelerators, and timings are steadier.
+    The default is one thread on the CPU: figures do not depend on the machine's cores or accelerators, and timings vary less.
     """
     import onnxruntime as ort
 
@@ -35,14 +35,14 @@ def session(
     available = set(ort.get_available_providers())
     try:
         return ort.InferenceSession(str(path), options, providers=[name for name in providers if name in available])
-    except Exception as error:  # onnxruntime has no common base for its errors
+    except Exception as error:  # onnxruntime's errors have no common base class
         raise LooplineError(f"{path} cannot be opened as an ONNX model: {error}") from error
 
 
 def run(path: Path, inputs: Arrays, batch: int = 64) -> Arrays:
-    """Every output of the model at `path` for all samples, by output name, joined along the first axis.
+    """Run the model at `path` in batches; return its outputs by name, with all samples along the first axis.
 
-    inputs: by input name, the same length n >= 1 along the first axis.
+    inputs: arrays by input name, all with the same length n >= 1 along the first axis.
     """
     opened = session(path)
     names = [output.name for output in opened.get_outputs()]
@@ -57,30 +57,30 @@ def run(path: Path, inputs: Arrays, batch: int = 64) -> Arrays:
 def pairs(
     a: Path, b: Path, inputs: Arrays, inputs_b: Arrays | None = None, *, rounds: int = 15, least_seconds: float = 0.01
 ) -> NDArray[np.float64]:
-    """Seconds of one run of models `a` and `b` on `inputs`, timed in turn so that both meet the same noise: float64 (rounds, 2).
+    """The seconds of one run of the models `a` and `b` on `inputs`: float64 (rounds, 2).
 
-    Of the processor's time, not the clock's: a run is one thread's, and on a busy machine the clock counts what others do meanwhile.
-    inputs_b: for a model `b` whose inputs have other shapes. A round repeats the call until `least_seconds` have
-    passed, first with `a`, then with `b`.
+    The models are timed in turn, so that both meet the same noise: a round repeats the call until `least_seconds` have passed,
+    first with `a`, then with `b`. The seconds are processor time of the one thread that runs, since clock time would include the
+    work of other processes. inputs_b: inputs of `b`, if they have other shapes than those of `a`.
     """
     calls = [(session(a), inputs), (session(b), inputs if inputs_b is None else inputs_b)]
     repeats = []
-    for model, given in calls:
-        model.run(None, given)  # the first call allocates
+    for model, tensors in calls:
+        model.run(None, tensors)  # the first call allocates memory, so it is not timed
         start = time.thread_time()
-        model.run(None, given)
+        model.run(None, tensors)
         repeats.append(max(1, int(least_seconds / max(time.thread_time() - start, 1e-6))))
     seconds = np.empty((rounds, 2))
     for row in seconds:
-        for side, (model, given) in enumerate(calls):
+        for side, (model, tensors) in enumerate(calls):
             start = time.thread_time()
             for _ in range(repeats[side]):
-                model.run(None, given)
+                model.run(None, tensors)
             row[side] = (time.thread_time() - start) / repeats[side]
     return seconds
 
 
 def side_by_side(a: Path, b: Path, inputs: Arrays, inputs_b: Arrays | None = None, **options: Any) -> dict[str, float]:
-    """Median seconds of one run of models `a` and `b`: see `pairs`."""
+    """The median seconds of one run of the models `a` and `b`; see `pairs`."""
     first, second = np.median(pairs(a, b, inputs, inputs_b, **options), axis=0)
     return {"a": float(first), "b": float(second)}

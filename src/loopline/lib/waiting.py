@@ -1,4 +1,4 @@
-"""Waiting for something that gives no notice."""
+"""Waiting for a condition by asking repeatedly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 def until(ask: Callable[[], T], seconds: float, every: float = 0.05) -> T:
-    """Ask, at least once, until the answer is true or `seconds` are over; return the last answer. every: seconds between questions."""
+    """Call `ask`, at least once, until its answer is true or `seconds` have passed; return the last answer.
+
+    every: seconds between two calls.
+    """
     end = time.monotonic() + seconds
     while not (answer := ask()) and time.monotonic() < end:
         time.sleep(every)

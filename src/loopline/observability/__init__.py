@@ -1,1 +1,1 @@
-"""Is the model still at home? Rules, dashboards and reports on what servers count."""
+"""Rules, alerts, dashboards and reports that tell from the servers' metrics whether the traffic has drifted."""

@@ -1,4 +1,4 @@
-"""`loopline drift report`: one HTML file about a bundle and a window of its traffic, without scripts or outside assets."""
+"""`loopline drift report`: one HTML file about a bundle and a window of its traffic, without scripts or external assets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from loopline.tasks.signals import CLASS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MAX_CLASSES = 12  # rows of the table of classes
-JOURNALLED = 1000  # latest samples to choose examples from
+JOURNALLED = 1000  # number of latest journal samples to choose examples from
 AXIS = 34  # characters that fit under a picture
 
 
@@ -39,10 +39,10 @@ def make(
     token: str | None = None,
     journal: Path | None = None,
 ) -> str:
-    """Write the page about the bundle in `folder` to `out`; returns the verdict. Raises LooplineError.
+    """Write the page about the bundle in `folder` to `out` and return the verdict. Raises LooplineError.
 
-    The counts are those of a window that ends at `at` (default: now), or, with url, those of that server since its start. journal: its
-    folder, which examples are taken from.
+    Without `url`, the counts come from Prometheus, for a window that ends at `at` (default: now). With `url`, they are those of
+    that server since its start. journal: the journal's folder, from which examples are taken.
     """
     bundle, reference = read(folder), drift.read(folder / "drift.json")
     key = (bundle.manifest.name, bundle.version[:12], reference)
@@ -69,7 +69,7 @@ def _journalled(folder: Path, model: str, version: str) -> list[Entry]:
 
 
 def html(bundle: Bundle, reference: Reference, counts: WindowCounts, source: str, entries: Sequence[Entry] = ()) -> str:
-    """The page. source: where the counts come from, and of which time. entries: of the journal, for examples."""
+    """The page. source: a sentence on the origin and the time of the counts. entries: journal entries to choose examples from."""
     finding = verdict.judge(counts, reference)
     card = (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8").split("\n\n")
     classes = _classes(finding, reference)
@@ -96,9 +96,9 @@ def html(bundle: Bundle, reference: Reference, counts: WindowCounts, source: str
 
 
 def write(path: Path, page: str) -> None:
-    """Whole or not at all. Raises LooplineError where it cannot be written."""
+    """Write the page, completely or not at all. Raises LooplineError if it cannot be written."""
     if not path.parent.is_dir():
-        raise LooplineError(f"{path} cannot be written: there is no folder {path.parent}")
+        raise LooplineError(f"{path} cannot be written: make the folder {path.parent} first")
     try:
         files.write(path, page)
     except OSError as error:
@@ -108,15 +108,15 @@ def write(path: Path, page: str) -> None:
 def _figures(finding: Finding, reference: Reference) -> dict[str, str]:
     if finding.harm is None:
         return {}
-    cost = finding.harm
+    harm = finding.harm
     figures = {"on the reference": f"{reference.quality.value:.3f}"}
-    figures |= {f"estimated by {way}": f"{value:.3f}" for way, value in cost.estimates.items()}
-    figures |= {"loss by classes, points": f"{100 * cost.classes:.1f}", "loss, points": f"{100 * cost.loss:.1f}"}
-    return figures | {"harm over, points": f"{100 * cost.limit:.1f}"}
+    figures |= {f"estimated by {way}": f"{value:.3f}" for way, value in harm.estimates.items()}
+    figures |= {"loss by classes, points": f"{100 * harm.classes:.1f}", "loss, points": f"{100 * harm.loss:.1f}"}
+    return figures | {"harm over, points": f"{100 * harm.limit:.1f}"}
 
 
 def _mix(finding: Finding, reference: Reference) -> str:
-    """Whether a new mix of the same classes explains what moved."""
+    """A sentence on whether a new mix of the same classes explains what moved; empty if it is unknown."""
     mix = finding.mix
     if mix is None:
         return ""
@@ -135,7 +135,7 @@ def _mix(finding: Finding, reference: Reference) -> str:
 
 
 def _classes(finding: Finding, reference: Reference) -> list[tuple[str, tuple[float, float, float]]]:
-    """Each class with its shares on the reference, as predicted and as estimated; what changed most first."""
+    """Each class with its three shares: reference, predicted, estimated. The class that changed most comes first."""
     if (mix := finding.mix) is None:
         return []
     shares = zip(mix.before, mix.predicted, mix.estimated, strict=True)
@@ -151,7 +151,7 @@ def _signal(mover: Mover, signal: Signal, counts: WindowCounts, labels: tuple[st
         )
     ]
     if not bars[-1]["was"] and not bars[-1]["share"]:
-        bars.pop()  # all are numbers
+        bars.pop()  # the last bin counts samples without a number, of which there are none
     means = ""
     if mover.before is not None or mover.value is not None:
         means = ", mean " + " → ".join(verdict.figure(value, 3) for value in (mover.before, mover.value))
@@ -165,16 +165,16 @@ def _signal(mover: Mover, signal: Signal, counts: WindowCounts, labels: tuple[st
 
 
 def _silent(finding: Finding, reference: Reference) -> dict[str, list[str]]:
-    """Why there is no verdict -> the signals."""
-    groups: dict[str, list[str]] = {}
+    """The signals without a verdict, by the reason."""
+    signals: dict[str, list[str]] = {}
     for name, n in finding.silent.items():
-        why = f"{n:.0f} samples, {reference.least} are needed" if n >= 0.5 else "no request carried it"
-        groups.setdefault(why, []).append(name)
-    return groups
+        reason = f"{n:.0f} samples, {reference.least} are needed" if n >= 0.5 else "no request carried it"
+        signals.setdefault(reason, []).append(name)
+    return signals
 
 
 def _bins(name: str, signal: Signal, labels: tuple[str, ...]) -> list[str]:
-    """What is in each bin, in words."""
+    """A description of each bin of a signal."""
     if name == CLASS:
         return [*labels, "none"]
     edges = [verdict.figure(edge) for edge in signal.edges]
@@ -183,15 +183,18 @@ def _bins(name: str, signal: Signal, labels: tuple[str, ...]) -> list[str]:
 
 
 def _axis(name: str, signal: Signal, labels: tuple[str, ...], bins: int) -> list[tuple[str, str]]:
-    """Some edges, or the classes where they fit, each after its place under the picture in percent."""
+    """The marks under a picture: pairs of the position from the left in percent, and a text.
+
+    The marks are some edges, or the classes: all of them where they fit, else the first and the last.
+    """
     if name == CLASS:
-        every = sum(map(len, labels)) + 2 * len(labels) <= AXIS
-        marks = {i + 0.5: f"{label:.9}" for i, label in enumerate(labels) if every or i in (0, len(labels) - 1)}
+        fit = sum(map(len, labels)) + 2 * len(labels) <= AXIS
+        marks = {i + 0.5: f"{label:.9}" for i, label in enumerate(labels) if fit or i in (0, len(labels) - 1)}
     else:
         places = sorted({0, len(signal.edges) // 2, len(signal.edges) - 1})
         texts = [verdict.figure(signal.edges[i], 3) for i in places]
         marks = {i + 1.0: text for i, text in zip(places, texts, strict=True) if not i or text != texts[0]}
-    if bins == len(signal.counts):  # its name needs the room of the mark before it
+    if bins == len(signal.counts):  # the bin "none" is drawn: its mark needs the space of the one before
         marks.pop(max(marks))
         marks[bins - 0.5] = "none"
     return [(f"{100 * at / bins:.1f}", text) for at, text in marks.items()]

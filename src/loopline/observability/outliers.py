@@ -1,4 +1,4 @@
-"""Examples for the drift report: samples of the journal that lie furthest out in the signals that moved most."""
+"""Examples for the drift report: samples of the journal from the bins that grew most, in the signals that moved most."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from loopline.drift.statistic import Mover
 from loopline.journal.reader import Entry
 from loopline.tasks.signals import CLASS
 
-EACH, SIGNALS = 4, 3  # examples of a signal, signals
-LONGEST = 300  # characters of a text
+EACH, SIGNALS = 4, 3  # number of examples of a signal, number of signals
+LONGEST = 300  # characters of a text that are shown
 KINDS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"RIFF": "webp"}
 
 
 def chosen(entries: Sequence[Entry], movers: Sequence[Mover], reference: Reference) -> dict[str, list[Entry]]:
-    """Signal -> the samples in those of its bins whose share grew most. Each sample stands once."""
-    found: dict[str, list[Entry]] = {}
+    """The examples by signal, from the bins whose share grew most. No sample occurs twice."""
+    examples: dict[str, list[Entry]] = {}
     used: set[str] = set()
     for mover in [mover for mover in movers if mover.signal != CLASS and mover.score > 1][:SIGNALS]:
-        there = [e for e in entries if mover.signal in e.signals and e.input is not None]
-        if not there:
+        candidates = [entry for entry in entries if mover.signal in entry.signals and entry.input is not None]
+        if not candidates:
             continue
         signal = reference.signals[mover.signal]
-        bins = bin_of(np.array([entry.signals[mover.signal] for entry in there]), np.array(signal.edges))
+        bins = bin_of(np.array([entry.signals[mover.signal] for entry in candidates]), np.array(signal.edges))
         grown = np.bincount(bins, minlength=len(signal.counts)) / len(bins) - np.array(signal.counts) / sum(
             signal.counts
         )
-        order = sorted(range(len(there)), key=lambda place, grown=grown, bins=bins: -grown[bins[place]])  # type: ignore[misc]
-        fresh = [there[place] for place in order if there[place].id not in used][:EACH]
-        used |= {entry.id for entry in fresh}
-        found[mover.signal] = fresh
-    return found
+        order = sorted(range(len(candidates)), key=lambda row, grown=grown, bins=bins: -grown[bins[row]])  # type: ignore[misc]
+        unused = [candidates[row] for row in order if candidates[row].id not in used][:EACH]
+        used |= {entry.id for entry in unused}
+        examples[mover.signal] = unused
+    return examples
 
 
-def shown(found: dict[str, list[Entry]]) -> list[dict[str, Any]]:
-    """What the page shows of each. Images are data in their address, so that nothing is fetched."""
+def shown(entries_by_signal: dict[str, list[Entry]]) -> list[dict[str, Any]]:
+    """The fields of each example that the page shows. An image is a data URL, so that the page fetches nothing."""
     examples = []
-    for signal, entries in found.items():
+    for signal, entries in entries_by_signal.items():
         for entry in entries:
             example = {"signal": signal, "value": verdict.figure(entry.signals[signal], 3), "image": None, "text": None}
             if isinstance(entry.input, bytes):

@@ -1,6 +1,6 @@
-"""The sentinel: golden inputs through the real route of a live server, compared with the answers the model gave when it was released.
+"""The sentinel sends golden inputs to a live server and compares the answers with those that the model gave at its release.
 
-A difference means that training and serving do not do the same: another preprocessing, bundle or runtime.
+The inputs take the same route as a client's. A difference means skew: another preprocessing, bundle or runtime than in training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loopline.lib.exporter import exported
 from loopline.lib.http import FetchError, fetch
 from loopline.release import bundle
 
-TOLERANCE = 0.05  # an INT8 graph's answers differ by so much from one kind of processor to another
+TOLERANCE = 0.05  # the answers of an INT8 graph differ by up to this much between kinds of processors
 TIMEOUT = 10.0  # seconds
 Result = Literal["same", "different", "other_version", "failed"]
 CHECKS, DIFFERENCE = "loopline_sentinel_checks", "loopline_sentinel_difference"
@@ -35,7 +35,7 @@ METRICS = {  # name -> help, labels
 
 @dataclass(frozen=True)
 class Watched:
-    """A model and what it must answer."""
+    """A model with its golden samples."""
 
     name: str
     version: str
@@ -43,21 +43,21 @@ class Watched:
 
 
 def load(folders: Sequence[Path]) -> list[Watched]:
-    """The golden samples of bundles. Raises LooplineError where one has none."""
-    found = []
+    """Read the golden samples of bundles. Raises LooplineError if one has none."""
+    models = []
     for folder in folders:
         opened = bundle.read(folder)
         if not (folder / "golden.json").exists():
-            raise LooplineError(f"{folder} has no golden.json: make the bundle anew with `dvc repro`")
-        found.append(Watched(opened.manifest.name, opened.version[:12], golden.read(folder / "golden.json")))
-    return found
+            raise LooplineError(f"{folder} has no golden.json: make the bundle again with `dvc repro`")
+        models.append(Watched(opened.manifest.name, opened.version[:12], golden.read(folder / "golden.json")))
+    return models
 
 
 def check(url: str, watched: Watched, sample: golden.GoldenSample, token: str | None = None) -> tuple[Result, float]:
-    """Ask the server at `url`; what came back, and how far the answer is from the golden one."""
-    text = isinstance(sample.given, str)
+    """Send `sample` to the server at `url`; return the result, and the distance to the golden answer, from 0 to 1."""
+    is_text = isinstance(sample.given, str)
     body = json.dumps({"text": sample.given}).encode() if isinstance(sample.given, str) else sample.given
-    headers = {"Content-Type": "application/json" if text else "application/octet-stream", "X-Loopline-Probe": "1"}
+    headers = {"Content-Type": "application/json" if is_text else "application/octet-stream", "X-Loopline-Probe": "1"}
     headers |= credentials.authorization(token)
     try:
         answer = json.loads(fetch(f"{url}/predict/{watched.name}", body, headers, timeout=TIMEOUT))
@@ -70,37 +70,37 @@ def check(url: str, watched: Watched, sample: golden.GoldenSample, token: str | 
 
 
 class Sentinel:
-    """Checks in rounds and counts."""
+    """Checks all models in rounds and counts the results."""
 
     def __init__(self, url: str, watched: Sequence[Watched], token: str | None = None) -> None:
-        """url: of the server. Raises LooplineError where it is none."""
+        """url: the server's address. Raises LooplineError if it does not begin with http:// or https://."""
         from prometheus_client import CollectorRegistry, Counter, Gauge
 
         if not url.startswith(("http://", "https://")):
-            raise LooplineError(f"{url} is no address of a server: http://127.0.0.1:8080")
+            raise LooplineError(f"{url} is no address of a server: give one such as http://127.0.0.1:8080")
         self.url, self.watched, self.token = url.rstrip("/"), watched, token
         self.registry = CollectorRegistry()
         self.checks = Counter(CHECKS, *METRICS[f"{CHECKS}_total"], registry=self.registry)
         self.difference = Gauge(DIFFERENCE, *METRICS[DIFFERENCE], registry=self.registry)
-        for one in watched:
+        for model in watched:
             for result in ("same", "different", "other_version", "failed"):
-                self.checks.labels(one.name, one.version, result)
+                self.checks.labels(model.name, model.version, result)
 
     def round(self) -> dict[str, list[Result]]:
-        """Check everything once: model -> results."""
-        found: dict[str, list[Result]] = {}
-        for one in self.watched:
+        """Check every golden sample once; return the results by model."""
+        results: dict[str, list[Result]] = {}
+        for model in self.watched:
             largest = 0.0
-            for sample in one.samples:
-                result, difference = check(self.url, one, sample, self.token)
-                self.checks.labels(one.name, one.version, result).inc()
-                found.setdefault(one.name, []).append(result)
+            for sample in model.samples:
+                result, difference = check(self.url, model, sample, self.token)
+                self.checks.labels(model.name, model.version, result).inc()
+                results.setdefault(model.name, []).append(result)
                 largest = max(largest, difference)
-            self.difference.labels(one.name, one.version).set(largest)
-        return found
+            self.difference.labels(model.name, model.version).set(largest)
+        return results
 
     def run(self, every: float, port: int, stop: threading.Event, host: str = "127.0.0.1") -> None:
-        """Rounds every so many seconds until `stop`, metrics on `port` of the address `host`."""
+        """Start a round every `every` seconds until `stop` is set; serve the metrics at `host`:`port`."""
         with exported(self.registry, host, port):
             while not stop.is_set():
                 start = time.monotonic()

@@ -1,4 +1,4 @@
-"""`loopline watch`: the drift state of all models in the terminal, from what Prometheus recorded; no bundle is needed."""
+"""`loopline watch`: the drift of all models in the terminal, drawn from Prometheus' records alone, without a bundle."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ WANTED = (
     "|loopline_drift_least_samples|loopline_quality_reference|loopline:quality_limit|ALERTS"
 )
 LABELLED = ("loopline:quality_labelled", "loopline:quality_labelled:radius", "loopline:labelled_samples")
-WINDOWS = 6  # of traffic, on the time line
-CELLS = 48  # of the bar and of the time line
+WINDOWS = 6  # length of the time line, in windows of traffic
+CELLS = 48  # width of the bar and of the time line
 MOVERS = 5
-LINES = 7  # of a model without its movers
+LINES = 7  # height of a model's picture without its movers
 LEVELS = "▁▂▃▄▅▆▇█"  # a score of 1 is between the fourth and the fifth
 COLOURS = {"critical": "red", "retrain": "red", "warning": "red", "notice": "yellow"}
 
 
 class RecordedMover(NamedTuple):
-    """A signal and where it went, from mean to mean; None for classes, and where all is no number."""
+    """A signal with its mean on the reference and in the window; None for classes, and if no sample has a number."""
 
     signal: str
     score: float
@@ -45,10 +45,11 @@ class RecordedMover(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelState:
-    """What is known of one version of a model. None: nothing was recorded, for there is too little traffic or none.
+    """Prometheus' records of one version of a model. None: nothing was recorded, since there is too little traffic or none.
 
-    history: the score over time, oldest first. estimates: way -> quality. classes: the loss by the shift of the predicted classes,
-    where that counts. labelled: quality, the radius of its confidence sequence, and the number of labels; empty without labels.
+    history: the score over time, oldest first. estimates: quality by the way of estimation. classes: the loss by the shift of the
+    predicted classes, if that counts. labelled: quality, the radius of its confidence sequence, and the number of labels; empty
+    without labels.
     """
 
     model: str
@@ -69,10 +70,10 @@ class ModelState:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """In words, and their colour."""
+        """The verdict in words, and their colour."""
         if self.score is None:
             if self.samples is None:
-                return "nothing recorded yet: are the rules loaded?", "dim"
+                return "nothing recorded yet: check that the rules are loaded", "dim"
             if not self.samples:
                 return "no traffic in the window", "dim"
             return f"no verdict yet: {self.samples:.0f} of {self.least or 0:.0f} samples", "dim"
@@ -86,14 +87,14 @@ class ModelState:
 def states(
     url: str, *, models: Sequence[str] = (), since: str = "6h", at: float | None = None
 ) -> tuple[float, list[ModelState], list[str]]:
-    """The time, every model and version (what drifts first), and firing alerts of none of them.
+    """The time, the state of every model and version (drifting ones first), and the firing alerts that belong to no model.
 
-    Raises LooplineError, also where nothing of ours was recorded.
+    Raises LooplineError, also if Prometheus has recorded nothing of Loopline.
     """
     rows = prometheus_api.instant(url, f'{{__name__=~"{WANTED}"}}', at)
     if not any(row.name.startswith("loopline") for row in rows):
         raise LooplineError(
-            f"Prometheus at {url} has nothing of ours: is a server scraped, are the rules loaded? `loopline up` does both"
+            f"Prometheus at {url} has no Loopline series: scrape a server and load the rules, as `loopline up` does"
         )
     now = rows[0].points[-1][0]
     step = max(1, round(rules.seconds(since) / CELLS))
@@ -101,24 +102,25 @@ def states(
     past = {_key(row): row for row in prometheus_api.ranged(url, score, now - (CELLS - 1) * step, now, step)}
     keys = {_key(row) for row in rows if row.name in ("loopline:drift_samples", "loopline_drift_least_samples")}
     chosen = [key for key in keys if not models or key[0] in models]
-    known = {model for model, _ in keys}
-    if missing := sorted(set(models) - known):
-        raise LooplineError(f"{', '.join(missing)}: there is only {', '.join(sorted(known)) or 'nothing'}")
+    recorded = {model for model, _ in keys}
+    if missing := sorted(set(models) - recorded):
+        names = ", ".join(sorted(recorded)) or "no model"
+        raise LooplineError(f"Prometheus at {url} has no drift records of {', '.join(missing)}: it has {names}")
     firing = [row.labels for row in rows if row.name == "ALERTS" and row.labels.get("alertstate") == "firing"]
     others = {
         _clean(f"{alert['alertname']} {alert.get('model', alert.get('instance', ''))}".strip())
         for alert in firing
-        if alert.get("model") not in known
+        if alert.get("model") not in recorded
     }
-    found = []
+    drawn = []
     for key in chosen:
         history: list[float | None] = [None] * CELLS
         for moment, value in past[key].points if key in past else ():
             history[min(CELLS - 1, max(0, CELLS - 1 - round((now - moment) / step)))] = value
-        mine = [alert for alert in firing if alert.get("model") == key[0] and alert.get("version", key[1]) == key[1]]
-        alerts = sorted({(_clean(alert["alertname"]), alert.get("severity", "")) for alert in mine})
-        found.append(_state(key, [row for row in rows if _key(row) == key], tuple(history), tuple(alerts)))
-    return now, sorted(found, key=lambda one: ((one.score or 0) <= 1, one.model, one.version)), sorted(others)
+        own = [alert for alert in firing if alert.get("model") == key[0] and alert.get("version", key[1]) == key[1]]
+        alerts = sorted({(_clean(alert["alertname"]), alert.get("severity", "")) for alert in own})
+        drawn.append(_state(key, [row for row in rows if _key(row) == key], tuple(history), tuple(alerts)))
+    return now, sorted(drawn, key=lambda state: ((state.score or 0) <= 1, state.model, state.version)), sorted(others)
 
 
 def _key(row: Series) -> tuple[str, str]:
@@ -142,7 +144,7 @@ def _state(
         return {row.labels["signal"]: row.value for row in by_name.get(name, ())}
 
     before, now = signals("loopline:signal_value:reference"), signals("loopline:signal_value:window")
-    scores = sorted(signals("loopline:signal_score").items(), key=lambda one: -one[1])
+    scores = sorted(signals("loopline:signal_score").items(), key=lambda item: -item[1])
     reference = by_name.get("loopline_quality_reference", ())
     labels = [value for value in map(figure, LABELLED) if value is not None]
     return ModelState(
@@ -165,25 +167,25 @@ def _state(
 
 
 def _clean(label: str) -> str:
-    """Without what would command the terminal."""
+    """The label with ? for each character that cannot be printed, since such characters can control the terminal."""
     return "".join(character if character.isprintable() else "?" for character in label)
 
 
 def bar(score: float, cells: int = CELLS) -> str:
-    """From 0 to 2, with a mark at 1: `█████████│███······`."""
+    """A bar from 0 to 2 with a mark at 1: `█████████│███······`."""
     filled = round(min(max(score, 0.0), 2.0) / 2 * cells)
     return "".join("│" if i == cells // 2 else "█" if i - (i > cells // 2) < filled else "·" for i in range(cells + 1))
 
 
 def spark(score: float | None) -> str:
-    """A score as a block, up to 2; a space for none."""
+    """A score of up to 2 as a block; a space for None."""
     if score is None:
         return " "
     return LEVELS[max(0, min(7 if score > 1 else 3, int(score * 4)))]
 
 
 def picture(state: ModelState, since: str = "6h", movers: int = MOVERS) -> RenderableType:
-    """One model, for 80 columns."""
+    """The picture of one model, for a terminal of 80 columns."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -214,7 +216,7 @@ def picture(state: ModelState, since: str = "6h", movers: int = MOVERS) -> Rende
 
 
 def _quality(state: ModelState) -> str:
-    """The parts and the loss that is taken of them: their mean's, or that of the predicted classes where it is larger."""
+    """The estimates and the loss: that of their mean, or that of the predicted classes if it is larger."""
     reference = state.reference or 0.0
     ways = ", ".join(f"{value:.3f} by {_clean(way)}" for way, value in sorted(state.estimates.items(), reverse=True))
     lines = [f"{reference:.3f} on the reference; estimated {ways}"]
@@ -241,25 +243,25 @@ def _mover(mover: RecordedMover) -> Text:
 
 
 def view(url: str, *, models: Sequence[str], since: str, room: int | None, note: str) -> RenderableType:
-    """All models under a line that says when. room: lines there are, or None for as many as it takes."""
+    """All models under a line with the time. room: lines of the terminal, or None for no limit."""
     from rich.console import Group
     from rich.text import Text
 
-    now, found, others = states(url, models=models, since=since)
-    movers = MOVERS if room is None else max(1, min(MOVERS, room // max(1, len(found)) - LINES))
+    now, drawn, others = states(url, models=models, since=since)
+    movers = MOVERS if room is None else max(1, min(MOVERS, room // max(1, len(drawn)) - LINES))
     moment = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     head = [Text(f"Drift by {url} at {moment}{note}", style="dim")]
     head += [Text(f"firing: {', '.join(others)}", style="red")] if others else []
-    return Group(*head, "", *(picture(state, since, movers) for state in found))
+    return Group(*head, "", *(picture(state, since, movers) for state in drawn))
 
 
 def span(url: str) -> str:
-    """The time line's length: six windows of the rules. Raises LooplineError where Prometheus has no rules of ours."""
+    """The time line's length: six windows of the rules. Raises LooplineError if Prometheus has no Loopline rules."""
     return rules.duration(WINDOWS * rules.seconds(prometheus_api.rules_window(url)))
 
 
 def run(url: str, *, models: Sequence[str] = (), since: str = "6h", once: bool = False, every: float = 5.0) -> None:
-    """Draw every so many seconds until Ctrl-C. Raises LooplineError if there is nothing to draw at the start."""
+    """Draw every `every` seconds until Ctrl-C. Raises LooplineError if there is nothing to draw at the start."""
     from rich.console import Console, Group
     from rich.live import Live
     from rich.text import Text
@@ -286,8 +288,8 @@ def run(url: str, *, models: Sequence[str] = (), since: str = "6h", once: bool =
             try:
                 shown = draw()
                 show(shown)
-            except LooplineError as error:  # Prometheus may be restarting: the last picture stays
+            except LooplineError as error:  # Prometheus may be restarting, so the last picture stays
                 failed = Text(str(error), style="red")
                 show(Group(failed, shown) if moving else failed)
     if moving:
-        console.print(shown)  # what was drawn vanished with the screen
+        console.print(shown)  # the terminal removes the live screen: leave the last picture

@@ -1,5 +1,5 @@
-"""What will it cost, and how many replicas does it take? `docs/capacity.md` says how each figure is come by.
+"""Capacity planning: the replicas that a traffic needs, and what they cost. `docs/capacity.md` explains each figure.
 
 `measure` makes a profile of a bundle on this machine; `inputs` reads profiles, traffic and prices; `queueing` predicts
-latency; `capacity` plans; `report` and `picture` show it.
+latency; `capacity` makes the plan; `report` and `picture` show it.
 """

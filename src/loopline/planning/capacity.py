@@ -1,7 +1,7 @@
-"""The plan: replicas, latency and monthly cost, always on against scaled to zero. Pure.
+"""The plan: replicas, latency and monthly cost of machines that are always on and of services that scale to zero.
 
-A replica is one process on one core. The gateway splits requests evenly; each replica is taken to see a Poisson stream of
-its share, which is on the safe side: a gateway that takes turns, or the least busy one, leaves less to chance.
+A replica is one process on one core. The gateway splits requests evenly. Each replica is assumed to get a Poisson stream of
+its share, which is conservative: a gateway that takes turns, or chooses the least busy replica, gives a more even stream.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from loopline.errors import LooplineError
 from loopline.planning.inputs import Machine, Prices, Profile, Serverless
 from loopline.planning.queueing import Service
 
-HOURS = 8760 / 12  # of a month
-HOUR = 3600.0
-OVERHEAD = 1.2  # EleutherAI, "Transformer Math 101" (2023): memory of inference is about 1.2 times that of the weights
+HOURS = 8760 / 12  # hours of a month
+HOUR = 3600.0  # seconds of an hour
+OVERHEAD = 1.2  # EleutherAI, "Transformer Math 101" (2023): inference takes about 1.2 times the memory of the weights
 Week = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """p99: seconds. utilisation: share of its capacity that a replica may be used. spare: machines more than are needed."""
+    """The goal of a plan. p99: seconds. utilisation: largest share of a replica's capacity to use. spare: extra machines."""
 
     p99: float
     utilisation: float = 0.7
     spare: int = 0
 
     def __post_init__(self) -> None:
-        """Raises LooplineError on what cannot be."""
+        """Raise LooplineError if a value is out of range."""
         if not (self.p99 > 0 and 0 < self.utilisation < 1 and self.spare >= 0):
             raise LooplineError(
                 "the p99 must be above 0, the utilisation between 0 and 1, the spare machines 0 or more"
@@ -41,9 +41,10 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One way to serve the traffic. replicas, machines: at the busiest hour. p99: seconds then, while warm.
+    """One way to serve the traffic. replicas, machines: their number in the busiest hour. p99: seconds in that hour, while warm.
 
-    cold_starts: a month. cold_share: of the requests wait for one, `cold` seconds at most. parts: of the month's cost.
+    month: cost of a month; parts: its parts. cold_starts: number in a month. cold_share: share of the requests that wait for a cold
+    start, for `cold` seconds at most.
     """
 
     name: str
@@ -59,15 +60,15 @@ class Option:
 
 
 class Offer:
-    """A row of the price table for this profile and goal; its methods give options for a week's rates (168,), requests a second."""
+    """A row of the price table with a profile and a goal. rates: (168,) requests a second in each hour of a week."""
 
     def __init__(self, name: str, row: Machine | Serverless, profile: Profile, goal: Goal) -> None:
-        """Raises LooplineError where not one replica fits, or an idle one is too slow."""
+        """Raise LooplineError if no replica fits into the memory, or if even an idle replica misses the goal."""
         self.name, self.row, self.profile, self.goal = name, row, profile, goal
         fits = int(row.memory_gib * 1024 // profile.memory.resident)
         if not fits:
             raise LooplineError(f"{row.memory_gib:g} GiB hold no replica of {profile.memory.resident:.0f} MiB")
-        self.a_machine = min(fits, getattr(row, "vcpu", 1))
+        self.a_machine = min(fits, getattr(row, "vcpu", 1))  # replicas that a machine holds
         speed = row.speed * profile.efficiency(self.a_machine)
         self.service = Service.measured(profile.batches, profile.spread, speed)
         self.start = float(np.median(profile.starts)) / row.speed
@@ -79,11 +80,11 @@ class Offer:
             )
 
     def replicas(self, rates: Week) -> NDArray[np.int64]:
-        """How many hold the goal at each of the rates, at least 1."""
+        """The number of replicas that meets the goal at each of the rates, at least 1."""
         return np.maximum(1, np.ceil(rates / self.limit)).astype(np.int64)
 
     def options(self, rates: Week) -> list[Option]:
-        """The ways to use this row."""
+        """The options that this row offers: always on and resized hourly, or scaled to zero."""
         if isinstance(self.row, Machine):
             return [self._rented(rates, self.row, "always on"), self._rented(rates, self.row, "resized hourly")]
         return [self._scaled_to_zero(rates, self.row)]
@@ -100,11 +101,11 @@ class Offer:
         return replace(option, machines=int(machines.max()))
 
     def _scaled_to_zero(self, rates: Week, row: Serverless) -> Option:
-        """The first instance comes and goes; what the rate needs beyond it stays for its hour.
+        """The option in which the first instance starts and ends with the traffic, and further instances stay for their hour.
 
-        A renewal argument, exact for Poisson arrivals at rate r: an instance that takes C to start and ends T after its last
-        request serves rC + e^(rT) requests in a cycle, of which 1 + rC wait for the start, and is up for all of the cycle
-        but the mean 1/r until the next request.
+        A renewal argument, which is exact for Poisson arrivals at rate r: an instance takes C to start and ends T after its
+        last request. So it serves rC + e^(rT) requests in a cycle, of which 1 + rC wait for the start. It is up for the whole
+        cycle except the time until the next request, whose mean is 1/r.
         """
         cold = self.start + row.start_seconds
         a_cycle = rates * cold + np.exp(np.minimum(rates * row.idle_seconds, 700.0))
@@ -112,8 +113,8 @@ class Offer:
         up = (1 - 1 / a_cycle + self.replicas(rates) - 1) * HOUR
         requests = rates * HOUR
         if row.bills == "requests":
-            one = float(self.service.seconds[0] + self.service.mean_extra)
-            up = requests * ceil(one / row.rounding_seconds - 1e-9) * row.rounding_seconds + starts * cold
+            spent = float(self.service.seconds[0] + self.service.mean_extra)  # on one request
+            up = requests * ceil(spent / row.rounding_seconds - 1e-9) * row.rounding_seconds + starts * cold
         week = {"seconds": up.sum() * row.per_second, "requests": requests.sum() * row.per_million_requests / 1e6}
         waited = (requests * (1 + rates * cold) / a_cycle).sum()
         month = HOURS / len(rates)
@@ -127,7 +128,7 @@ class Offer:
 
 @dataclass(frozen=True, kw_only=True)
 class CapacityPlan:
-    """rates: requests a second of each hour of the week. options: the cheapest first. left_out: rows that cannot do it, and why."""
+    """A plan. rates: (168,) requests a second. options: the cheapest first. left_out: the reason by row that misses the goal."""
 
     goal: Goal
     rates: Week
@@ -137,7 +138,7 @@ class CapacityPlan:
 
 
 def plan(profile: Profile, rates: Week, prices: Prices, goal: Goal) -> CapacityPlan:
-    """Every option of the price table, the cheapest first. Raises LooplineError where none can hold the goal."""
+    """Plan with every option of the price table. Raises LooplineError if no row can meet the goal."""
     offers: list[Offer] = []
     left_out: dict[str, str] = {}
     rows: dict[str, Machine | Serverless] = {**prices.machines, **prices.serverless}
@@ -148,7 +149,7 @@ def plan(profile: Profile, rates: Week, prices: Prices, goal: Goal) -> CapacityP
             left_out[name] = str(error)
     if not offers:
         raise LooplineError(
-            "no row of the price table can do it:\n" + "\n".join(f"  {k}: {v}" for k, v in left_out.items())
+            "no row of the price table meets the goal:\n" + "\n".join(f"  {k}: {v}" for k, v in left_out.items())
         )
     options = [option for offer in offers for option in offer.options(rates)]
     return CapacityPlan(
@@ -161,7 +162,7 @@ def plan(profile: Profile, rates: Week, prices: Prices, goal: Goal) -> CapacityP
 
 
 def memory(parameters: float, bits: float) -> float:
-    """Bytes that a model takes to serve: parameters x bits / 8 x 1.2. Raises LooplineError on what cannot be."""
+    """The bytes that serving a model takes: parameters x bits / 8 x 1.2. Raises LooplineError on values out of range."""
     if not (0 < parameters < 1e15 and 0 < bits <= 64):
         raise LooplineError("parameters must be above 0, bits from 1 to 64")
     return parameters * bits / 8 * OVERHEAD

@@ -1,6 +1,6 @@
-"""`python -m loopline.planning.engine BUNDLE SECONDS`: the bare engine in a process of its own; prints JSON.
+"""`python -m loopline.planning.engine BUNDLE SECONDS`: runs the bare engine in its own process, and prints JSON.
 
-growth: MiB of private memory that loading and running the model added. rate: rows a second at its best batch.
+growth: MiB of private memory that loading and running the model added. rate: rows a second at the model's best batch size.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-import onnxruntime  # noqa: F401 - so that its own memory is not counted as the model's
+import onnxruntime  # noqa: F401 - imported first, so that its own memory is not counted as the model's
 import psutil
 
 from loopline.server.model import Model
 
 
 def main(folder: Path, seconds: float) -> dict[str, float]:
-    """Load, warm up, run for so long."""
+    """Load and warm up the model, run it for `seconds`, and return the figures above."""
     process = psutil.Process()
     before = process.memory_full_info().uss
     model = Model(folder)

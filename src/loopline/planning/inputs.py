@@ -1,4 +1,4 @@
-"""What a plan is made from: a measured profile, a traffic shape, a price table. All are files; no price is in the code."""
+"""The files that a plan is made from: a measured profile, the traffic and a price table. No price is in the code."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from loopline.settings import Strict
 
 WEEK = 168  # hours
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-MOST_BYTES = 1 << 20  # of any of these files
+MOST_BYTES = 1 << 20  # largest size of any of these files
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Read = TypeVar("Read", bound=Strict)
 
 
 class Memory(Strict):
-    """MiB of a server with this one bundle. growth: private memory that loading and running the model added; file: model.onnx."""
+    """MiB of a server with only this bundle. growth: private memory that loading and running the model added; file: model.onnx."""
 
     private: Positive
     resident: Positive
@@ -34,9 +34,9 @@ class Memory(Strict):
 class Profile(Strict):
     """One bundle on one core, as `loopline profile` measured it.
 
-    starts: seconds from a process's start to its first right answer. batches: requests sent together -> seconds until all are
-    answered. spread: (share of requests, seconds above the typical one) of single requests. engines: processes at once, a core
-    each -> rows a second of one of them.
+    starts: seconds from a process's start to its first right answer. batches: seconds until all are answered, by the number of
+    requests sent together. spread: (share of requests, seconds above the typical one) of single requests. engines: rows a second
+    of one process, by the number of processes that run at once with a core each.
     """
 
     schema_: Literal[1] = Field(alias="schema")
@@ -56,19 +56,22 @@ class Profile(Strict):
         if 1 not in self.batches or 1 not in self.engines or min(self.batches) < 1 or min(self.engines) < 1:
             raise ValueError("batches and engines must have the entry 1, and none below")
         if max(self.batches) > 1024:
-            raise ValueError("a batch of more than 1024 is not planned with")
+            raise ValueError("batches must have no entry above 1024")
         if abs(sum(weight for weight, _ in self.spread) - 1) > 1e-6:
             raise ValueError("the shares of spread must add up to 1")
         return self
 
     def efficiency(self, processes: int) -> float:
-        """Speed of each of so many processes on as many cores, as a share of one alone; beyond what was measured, the last."""
-        known = max(count for count in self.engines if count <= processes)
-        return min(1.0, self.engines[known] / self.engines[1])
+        """The speed of a process among `processes` on as many cores, as a share of its speed alone.
+
+        Between and beyond the measured numbers of processes, the next smaller one counts.
+        """
+        measured = max(count for count in self.engines if count <= processes)
+        return min(1.0, self.engines[measured] / self.engines[1])
 
 
 class Machine(Strict):
-    """What is paid for by the hour, used or not. speed: of its cores, as a multiple of those that were profiled."""
+    """A machine that is paid by the hour, used or not. speed: that of its cores, as a multiple of the profiled ones'."""
 
     vcpu: int = Field(ge=1)
     memory_gib: Positive
@@ -77,10 +80,10 @@ class Machine(Strict):
 
 
 class Serverless(Strict):
-    """What scales to zero, an instance of one core. start_seconds: what the platform adds to a cold start of ours.
+    """A service that scales to zero, in instances of one core. start_seconds: time that the platform adds to a cold start.
 
-    bills: `uptime` of instances until `idle_seconds` after their last request, or the `requests`' own time, each rounded up to
-    whole `rounding_seconds`.
+    bills: `uptime` charges instances until `idle_seconds` after their last request; `requests` charges the requests' own time, each
+    rounded up to whole `rounding_seconds`.
     """
 
     bills: Literal["uptime", "requests"]
@@ -103,7 +106,7 @@ class Prices(Strict):
     @model_validator(mode="after")
     def _once(self) -> Prices:
         if both := self.machines.keys() & self.serverless.keys():
-            raise ValueError(f"{', '.join(sorted(both))}: a name is of one row only")
+            raise ValueError(f"{', '.join(sorted(both))}: a name may stand in one row only: rename the other row")
         return self
 
 
@@ -131,19 +134,19 @@ class Shape(Strict):
         return self
 
     def week(self) -> NDArray[np.float64]:
-        """Requests a second of each hour, from Monday 00:00: (168,)."""
+        """The requests a second in each hour of the week, from Monday 00:00: (168,)."""
         if self.rate is not None:
             return np.full(WEEK, self.rate)
-        assert self.hours is not None, "it is of one form or the other"
+        assert self.hours is not None, "`_one_form` demands it if there is no rate"
         try:
             first, last = (int(hour) for hour in self.hours.split("-"))
             since, until = (DAYS.index(day.strip().lower()) for day in self.days.split("-"))
         except ValueError as error:
             raise LooplineError(f"hours: {self.hours}, days: {self.days}: write 9-18 and mon-fri") from error
         if not (0 <= first <= 24 and 0 <= last <= 24 and first != last):
-            raise LooplineError(f"hours: {self.hours}: from and to are different hours of 0 to 24")
+            raise LooplineError(f"hours: {self.hours}: write two different hours from 0 to 24")
         clock, day = np.arange(WEEK) % 24, np.arange(WEEK) // 24
-        # over midnight or Sunday: what is not between `to` and `from`
+        # A span from a later to an earlier hour or day goes over midnight or Sunday.
         busy = (clock >= first) & (clock < last) if first < last else (clock >= first) | (clock < last)
         at_work = (day >= since) & (day <= until) if since <= until else (day >= since) | (day <= until)
         rates: NDArray[np.float64] = np.where(busy & at_work, float(self.peak or 0), float(self.base or 0))
@@ -161,7 +164,7 @@ def prices(path: Path) -> Prices:
 
 
 def traffic(path: Path) -> NDArray[np.float64]:
-    """Requests a second of each hour of the week, from Monday 00:00: (168,). Raises LooplineError.
+    """Read the requests a second in each hour of the week, from Monday 00:00: (168,). Raises LooplineError.
 
     A YAML file is a `Shape`; a CSV has the columns `hour` (0 to 167 of the week, or 0 to 23 of every day) and
     `requests_per_second`.
@@ -170,14 +173,14 @@ def traffic(path: Path) -> NDArray[np.float64]:
         return _read(path, Shape, "docs/capacity.md shows the forms").week()
     try:
         rows = list(csv.DictReader(_text(path).splitlines()))
-        found = {int(row["hour"]): float(row["requests_per_second"]) for row in rows}
+        by_hour = {int(row["hour"]): float(row["requests_per_second"]) for row in rows}
     except (KeyError, TypeError, ValueError) as error:
         raise LooplineError(
             f"{path}: it needs the columns hour and requests_per_second, all numbers: {error!r}"
         ) from error
-    if len(found) != len(rows) or sorted(found) not in (list(range(24)), list(range(WEEK))):
+    if len(by_hour) != len(rows) or sorted(by_hour) not in (list(range(24)), list(range(WEEK))):
         raise LooplineError(f"{path}: hours must be each of 0 to 23 or each of 0 to {WEEK - 1}, once")
-    rates = np.array([found[hour] for hour in sorted(found)])
+    rates = np.array([by_hour[hour] for hour in sorted(by_hour)])
     if not np.isfinite(rates).all() or rates.min() < 0:
         raise LooplineError(f"{path}: requests_per_second must be 0 or more")
     return np.resize(rates, WEEK)
@@ -186,20 +189,22 @@ def traffic(path: Path) -> NDArray[np.float64]:
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise LooplineError(f"{path} has more than {MOST_BYTES >> 20} MiB: it is no such file")
+            raise LooplineError(
+                f"{path} has more than {MOST_BYTES >> 20} MiB, which no profile, traffic or price table has"
+            )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LooplineError(f"{path} cannot be read: {error}") from error
 
 
-def _read(path: Path, kind: type[Read], help_: str) -> Read:
+def _read(path: Path, kind: type[Read], advice: str) -> Read:
     try:
-        content: Any = yaml.safe_load(_text(path))  # JSON is YAML
+        content: Any = yaml.safe_load(_text(path))  # a JSON file is YAML too
         return kind.model_validate(content)
     except yaml.YAMLError as error:
         raise LooplineError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
-        wrong = "\n".join(
-            f"  {'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors()[:8]
+        details = "\n".join(
+            f"  {'.'.join(map(str, detail['loc'])) or 'the file'}: {detail['msg']}" for detail in error.errors()[:8]
         )
-        raise LooplineError(f"{path}: {help_}\n{wrong}") from error
+        raise LooplineError(f"{path}: {advice}\n{details}") from error

@@ -1,6 +1,7 @@
-"""The profile of a bundle on this machine: a real server on one core, asked over HTTP for what people send it.
+"""Measures the profile of a bundle on this machine: a real server on one core answers HTTP requests.
 
-Where there are two cores or more, the server has the first and the load the last. Medians over repeats, in turn.
+If there are two cores or more, the server has the first one and the client the last. Figures are medians over repeats, which
+alternate between the batch sizes.
 """
 
 from __future__ import annotations
@@ -25,35 +26,45 @@ from loopline.errors import LooplineError
 from loopline.lib import processes
 from loopline.observability import sentinel
 
-SIZES = (1, 1, 1, 1, 2, 4, 8, 16, 32)  # single ones more often: their spread counts too
-SHARES = (0.5, 0.9, 0.98, 0.995, 1.0)  # of single requests, from the fastest: what their spread is told by
-START_SECONDS = 60.0
-TIMEOUT = 60  # seconds of an answer
-WARM, LEAST_ROUNDS = 5, 20
-SECONDS = 60.0  # after which no more rounds are begun, once there were the least
-LONG_SECONDS = 1.0
+SIZES = (
+    1,
+    1,
+    1,
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+)  # requests sent together; single ones are repeated, since their spread is measured too
+SHARES = (0.5, 0.9, 0.98, 0.995, 1.0)  # bounds of the groups of single requests, from the fastest
+START_SECONDS = 60.0  # longest time until the first right answer
+TIMEOUT = 60  # longest time of an answer, in seconds
+WARM, LEAST_ROUNDS = 5, 20  # rounds that are not counted, and the least number of those that are
+SECONDS = 60.0  # no round begins after this time, except the least number
+LONG_SECONDS = 1.0  # larger batches than one that takes longer are left out
 ENGINE_SECONDS = 1.0
 ENGINE_ROUNDS = 3
-COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # of engines at once, and as many as there are cores
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # numbers of engines at once, up to the number of cores, which is measured too
 
 
 def measure(folder: Path, *, starts: int = 5, rounds: int = 300) -> dict[str, Any]:
-    """A `loopline.planning.inputs.Profile` as JSON has it. rounds: of each batch size, at most. Raises LooplineError.
+    """Measure the bundle in `folder`; return a `loopline.planning.inputs.Profile` in its JSON form. Raises LooplineError.
 
-    Its requests are the bundle's golden samples, by the route for people.
+    The requests are the bundle's golden samples, sent to /predict. rounds: largest number of rounds of each batch size.
     """
     if starts < 1 or rounds < LEAST_ROUNDS:
-        raise LooplineError(f"at least 1 start and {LEAST_ROUNDS} rounds are needed for a figure")
+        raise LooplineError(f"measuring needs at least 1 start and {LEAST_ROUNDS} rounds")
     (watched,) = sentinel.load([folder])
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     counts = sorted({1, *(count for count in COUNTS if count <= len(cores)), len(cores) or 1})
     engines = [{count: _engines(folder, cores[:count]) for count in counts} for _ in range(ENGINE_ROUNDS)]
     with tempfile.TemporaryDirectory(prefix="loopline-profile-") as scratch:
-        began = []
-        for last in range(starts, 0, -1):
+        start_seconds = []
+        for remaining in range(starts, 0, -1):
             with running(folder, watched, cores, Path(scratch)) as (process, seconds):
-                began.append(seconds)
-                if last > 1:
+                start_seconds.append(seconds)
+                if remaining > 1:
                     continue
                 with pinned(cores[-1:]):
                     batches, single = _batches(process.address, watched, rounds)
@@ -63,11 +74,11 @@ def measure(folder: Path, *, starts: int = 5, rounds: int = 300) -> dict[str, An
         "model": watched.name,
         "version": watched.version,
         "processor": _processor(),
-        "starts": began,
+        "starts": start_seconds,
         "batches": batches,
         "spread": _spread(single),
         "engines": {
-            count: float(np.median([one["rate"] for turn in engines for one in turn[count]])) for count in counts
+            count: float(np.median([engine["rate"] for turn in engines for engine in turn[count]])) for count in counts
         },
         "memory": memory
         | {
@@ -81,7 +92,7 @@ def measure(folder: Path, *, starts: int = 5, rounds: int = 300) -> dict[str, An
 
 @contextmanager
 def pinned(cores: Sequence[int]) -> Iterator[None]:
-    """What runs or starts inside does so on these cores; on any, where there are none."""
+    """Bind this process, and those that it starts in the block, to `cores`. An empty list changes nothing."""
     if not cores:
         yield
         return
@@ -94,35 +105,36 @@ def pinned(cores: Sequence[int]) -> Iterator[None]:
 
 
 def _engines(folder: Path, cores: Sequence[int]) -> list[dict[str, float]]:
-    """The engine on all of these cores at once."""
+    """Run an engine on each of these cores at the same time; return their figures."""
     command = [sys.executable, "-m", "loopline.planning.engine", str(folder), str(ENGINE_SECONDS)]
     with ExitStack() as stack:
         started = []
         for own in [[core] for core in cores] or [[]]:
             with pinned(own):
                 started.append(stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
-        said = [process.communicate()[0] for process in started]
+        outputs = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
-        raise LooplineError(f"{folder}: its model cannot be run; see above")
-    return [json.loads(text) for text in said]
+        raise LooplineError(f"{folder}: its model cannot be run; the error is printed above")
+    return [json.loads(output) for output in outputs]
 
 
 @contextmanager
 def running(
     folder: Path, watched: sentinel.Watched, cores: Sequence[int], scratch: Path
 ) -> Iterator[tuple[processes.Process, float]]:
-    """A server on the first core, and the seconds from its start to its first right answer."""
+    """Run a server on the first core; yield it with the seconds from its start to its first right answer."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     command = [sys.executable, "-m", "loopline.cli", "serve", str(folder), "--port", str(port)]
-    command += ["--slots", "1", "--timeout-ms", str(TIMEOUT * 1000), "--grace", "0"]  # a slow model is not refused
+    # The long timeout lets a slow model answer.
+    command += ["--slots", "1", "--timeout-ms", str(TIMEOUT * 1000), "--grace", "0"]
     began = time.perf_counter()
     with pinned(cores[:1]):
         process = processes.start("server", command, f"http://127.0.0.1:{port}", scratch)
     try:
-        while (found := sentinel.check(process.address, watched, watched.samples[0])[0]) != "same":
-            if found != "failed":
-                raise LooplineError(f"{folder}: its golden answers are not those of this machine: {found}")
+        while (result := sentinel.check(process.address, watched, watched.samples[0])[0]) != "same":
+            if result != "failed":
+                raise LooplineError(f"{folder}: this machine does not give the bundle's golden answers: {result}")
             if not processes.alive(process) or time.perf_counter() - began > START_SECONDS:
                 raise processes.not_ready(process.name, scratch)
             time.sleep(0.002)
@@ -132,7 +144,7 @@ def running(
 
 
 def _batches(address: str, watched: sentinel.Watched, rounds: int) -> tuple[dict[int, float], list[float]]:
-    """Median seconds from sending so many requests at once until all are answered, and all times of single ones."""
+    """Send requests together; return the median seconds until all are answered, by their number, and all times of single ones."""
     host, _, port = address.removeprefix("http://").partition(":")
     requests = [request(watched.name, sample.given) for sample in watched.samples]
     seconds: dict[int, list[float]] = {size: [] for size in SIZES}
@@ -155,35 +167,35 @@ def _batches(address: str, watched: sentinel.Watched, rounds: int) -> tuple[dict
                 spent = time.perf_counter() - start
                 if number >= 0:
                     seconds[size].append(spent)
-                elif spent > LONG_SECONDS:  # as the server's own start does: a larger batch is not tried
-                    seconds = {known: found for known, found in seconds.items() if known <= size}
-    return {size: float(np.median(found)) for size, found in seconds.items()}, seconds[1]
+                elif spent > LONG_SECONDS:  # larger batches are left out, as the server does at its start
+                    seconds = {smaller: times for smaller, times in seconds.items() if smaller <= size}
+    return {size: float(np.median(times)) for size, times in seconds.items()}, seconds[1]
 
 
-def request(model: str, given: bytes | str) -> bytes:
-    """The bytes of a request by the route for people."""
-    text = isinstance(given, str)
-    body = json.dumps({"text": given}).encode() if isinstance(given, str) else given
-    kind = "application/json" if text else "application/octet-stream"
+def request(model: str, sample: bytes | str) -> bytes:
+    """The bytes of a request to /predict/MODEL."""
+    is_text = isinstance(sample, str)
+    body = json.dumps({"text": sample}).encode() if isinstance(sample, str) else sample
+    kind = "application/json" if is_text else "application/octet-stream"
     head = f"POST /predict/{model} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 def _answered(client: socket.socket) -> None:
-    """Read one answer. Raises LooplineError if it is none that says 200."""
+    """Read one answer. Raises LooplineError unless its status is 200."""
     data = b""
     while True:
         more = client.recv(1 << 16)
         data += more
         head, end, body = data.partition(b"\r\n\r\n")
         if not more or (end and not head.startswith(b"HTTP/1.1 200")):
-            raise LooplineError(f"the server did not answer: {data[:200]!r}")
+            raise LooplineError(f"the server did not answer with status 200: {data[:200]!r}")
         if end and len(body) >= int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]):
             return
 
 
 def _spread(seconds: Sequence[float]) -> list[tuple[float, float]]:
-    """(share, seconds above the median): single requests in groups by their time, each by its mean."""
+    """The groups of single requests between SHARES: (share of the requests, mean seconds above the median)."""
     ordered, middle = np.sort(seconds), float(np.median(seconds))
     bounds = [0, *(round(share * len(ordered)) for share in SHARES)]
     parts = [ordered[a:b] for a, b in pairwise(bounds) if b > a]
@@ -193,8 +205,8 @@ def _spread(seconds: Sequence[float]) -> list[tuple[float, float]]:
 def _memory(pid: int) -> dict[str, float]:
     import psutil
 
-    found = psutil.Process(pid).memory_full_info()
-    return {"private": found.uss / 2**20, "resident": found.rss / 2**20}
+    memory = psutil.Process(pid).memory_full_info()
+    return {"private": memory.uss / 2**20, "resident": memory.rss / 2**20}
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""The plan at a glance: latency against traffic by the number of replicas, and what a month costs against traffic."""
+"""Two pictures of a plan: latency against traffic for several numbers of replicas, and monthly cost against traffic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POINTS = 60
 
 
 def draw(path: Path, plan: CapacityPlan, currency: str) -> None:
-    """Write the PNG."""
+    """Write the pictures to `path` as a PNG."""
     with sheet(path, 10.0, 3.8, 1, 2) as (_, (left, right)):
         _latency(left, plan)
         _cost(right, plan, currency)
@@ -30,7 +30,7 @@ def _latency(axis: Any, plan: CapacityPlan) -> None:
     goal = plan.goal.p99 * 1e3
     end = counts[-1] * best.service.capacity
     share = np.linspace(0.0, 0.97, POINTS)  # of the capacity
-    p99 = np.array([best.service.latency(one * best.service.capacity) for one in share]) * 1e3
+    p99 = np.array([best.service.latency(part * best.service.capacity) for part in share]) * 1e3
     for count, colour in zip(counts, COLOURS, strict=False):
         label = f"{count} replica{'s' * (count > 1)}"
         axis.plot(share * count * best.service.capacity, p99, color=colour, label=label)
@@ -49,7 +49,7 @@ def _latency(axis: Any, plan: CapacityPlan) -> None:
 
 
 def _cost(axis: Any, plan: CapacityPlan, currency: str) -> None:
-    """The traffic keeps its shape and is scaled."""
+    """Draw the cost of traffic that keeps its shape over the week and is scaled up and down."""
     from matplotlib.ticker import LogLocator
 
     mean = float(plan.rates.mean()) or 1.0
@@ -58,7 +58,7 @@ def _cost(axis: Any, plan: CapacityPlan, currency: str) -> None:
     rented: list[tuple[Offer, Any]] = []
     zero: list[tuple[Offer, Any]] = []
     for offer in plan.offers:
-        curves = np.array([[option.month for option in offer.options(shape * one)] for one in means])
+        curves = np.array([[option.month for option in offer.options(shape * scaled)] for scaled in means])
         (rented if offer.options(plan.rates)[0].machines else zero).append((offer, curves[:, 0]))
     cheapest = min(rented, key=lambda pair: pair[1][np.searchsorted(means, mean)]) if rented else None
     chosen = [*([(cheapest[0], cheapest[1], "always on")] if cheapest else []), *((*pair, "to zero") for pair in zero)]
@@ -78,7 +78,7 @@ def _cost(axis: Any, plan: CapacityPlan, currency: str) -> None:
 
 
 def _crossing(axis: Any, means: Any, month: Any, other: Any, colour: str) -> None:
-    """Mark where scaling to zero stops being cheaper."""
+    """Mark the traffic above which scaling to zero costs more than `other`."""
     dearer = np.flatnonzero(month > other)
     if len(dearer) and dearer[0]:
         at = means[dearer[0]]

@@ -1,10 +1,10 @@
-"""How long a request takes at a replica: a queue with one server that takes all that waits at once, up to a batch.
+"""The latency of a request at a replica, by a queue whose server takes all waiting requests at once, up to a batch.
 
-Poisson arrivals; when the server is free it takes what waits, at least one and at most B requests; a batch of b takes
+Arrivals are Poisson. When the server is free, it takes the waiting requests, at least one and at most B; a batch of b takes
 tau(b) plus a random extra. This is the bulk-service queue of Bailey, "On queueing processes with bulk service" (1954), with
 Neuts's rule "as soon as one waits" (1967); with B = 1 it is M/G/1. Inoue, "Queueing analysis of GPU-based inference servers
-with dynamic batching" (2021) shows that inference servers follow it. The chain of how many wait when a batch
-ends is solved numerically, and from it the whole distribution of a request's time. Tests hold it against a simulation.
+with dynamic batching" (2021) shows that inference servers follow it. The Markov chain of the number that waits when a batch
+ends is solved numerically; the distribution of a request's time follows from it. Tests compare it with a simulation.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-MOST_STATES = 1024  # of how many wait; a queue that is often longer counts as endless
+MOST_STATES = 1024  # largest number of states of the chain; a queue that is often longer counts as endless
 NORMAL = ((1 / 6, -(3**0.5)), (2 / 3, 0.0), (1 / 6, 3**0.5))  # Gauss-Hermite: a normal distribution as three points
-MOMENTS = 16  # of a batch that a request may find under way
-NEGLIGIBLE = 1e-8
-LONG = 1e-5  # chance of the longest queue, above which what lies beyond would count
+MOMENTS = 16  # points in time of a running batch at which a request may arrive
+NEGLIGIBLE = 1e-8  # chances up to this are left out
+LONG = 1e-5  # if the chance of the longest queue is above this, still longer queues would matter
 
 
 @dataclass(frozen=True, eq=False)
 class Service:
-    """seconds (B,): of a batch of 1 to B. extra: (share of batches, seconds on top); the shares add up to 1."""
+    """A replica. seconds: (B,), those of a batch of 1 to B. extra: (share of batches, extra seconds); the shares add up to 1."""
 
     seconds: Floats
     extra: tuple[tuple[float, float], ...] = ((1.0, 0.0),)
@@ -36,28 +36,28 @@ class Service:
     def measured(
         cls, batches: Mapping[int, float], extra: Sequence[tuple[float, float]], speed: float = 1.0
     ) -> Service:
-        """From a profile: seconds of measured batches, in between interpolated, up to the size that does most requests a second.
+        """Make a replica from a profile, with batches up to the size that answers the most requests a second.
 
-        speed: of the processor, as a multiple of the measured one's.
+        Between the measured sizes, seconds are interpolated. speed: the processor's, as a multiple of the measured one's.
         """
         sizes = sorted(batches)
         seconds = np.maximum.accumulate([batches[size] for size in sizes]) / speed
         best = max(range(len(sizes)), key=lambda row: sizes[row] / seconds[row])
-        wanted = np.arange(1, sizes[best] + 1)
-        return cls(np.interp(wanted, sizes, seconds), tuple((share, more / speed) for share, more in extra))
+        every_size = np.arange(1, sizes[best] + 1)
+        return cls(np.interp(every_size, sizes, seconds), tuple((share, more / speed) for share, more in extra))
 
     @property
     def mean_extra(self) -> float:
-        """Seconds."""
+        """The mean of the extra seconds of a batch."""
         return sum(share * more for share, more in self.extra)
 
     @cached_property
     def capacity(self) -> float:
-        """Requests a second that a replica can answer at most."""
+        """The largest number of requests a second that a replica can answer."""
         return float(np.max(np.arange(1, len(self.seconds) + 1) / (self.seconds + self.mean_extra)))
 
     def latency(self, rate: float, quantile: float = 0.99) -> float:
-        """Seconds that a share `quantile` of the requests take at most, when `rate` a second come; infinite in overload."""
+        """The `quantile` of the requests' seconds when `rate` requests a second arrive; infinite in overload."""
         shares, more = (np.array(column) for column in zip(*self.extra, strict=True))
         if rate >= self.capacity:
             return inf
@@ -67,25 +67,25 @@ class Service:
         if waiting[-1] > LONG:
             return inf
         most = len(self.seconds)
-        # How often a batch has 1..B
+        # The chances that a batch has 1 to B requests.
         taken = np.bincount(np.clip(np.arange(len(waiting)), 1, most), waiting, most + 1)[1:]
         spent = self.seconds[: len(taken), None] + more  # (b, extra)
-        weight = taken[:, None] * shares * spent  # time in such batches
+        weight = taken[:, None] * shares * spent  # mean time of a cycle that passes in such batches
         idle = waiting[0] / rate
         total = weight.sum() + idle
 
         moments = (np.arange(MOMENTS) + 0.5) / MOMENTS
         ahead = _poisson(rate * spent[..., None] * moments, len(waiting))  # (b, extra, moment, requests)
-        left = waiting[most:].copy()  # chances that a full batch leaves so many behind
+        left = waiting[most:].copy()  # chances of the number of requests that a full batch leaves behind
         left[0] += waiting[0] if most == 1 else 0.0
         if left.any():
             ahead[-1] = _shifted(ahead[-1], left / left.sum())
         chance = (weight[..., None, None] / total / MOMENTS) * ahead
-        rest = (spent[..., None] * (1 - moments))[..., None]  # of the batch under way
+        rest = (spent[..., None] * (1 - moments))[..., None]  # remaining seconds of the running batch
         number = np.arange(len(waiting))
         counts = chance > NEGLIGIBLE
         chance, rest = chance[counts], np.broadcast_to(rest, chance.shape)[counts]
-        # Batches before its own, and in it
+        # The number of full batches before the request's own, and of requests before it in its own.
         full, beside = np.divmod(np.broadcast_to(number, counts.shape)[counts], most)
         values, chances = [self.seconds[:1]], [np.array([idle / total])]
         spread = np.sqrt(shares @ (more - self.mean_extra) ** 2 * full)
@@ -93,8 +93,10 @@ class Service:
             until = rest + np.maximum(
                 full * (self.seconds[-1] + self.mean_extra) + far * spread, full * self.seconds[-1]
             )
-            came = np.maximum(0.0, rate * until + far * np.sqrt(rate * until))  # after it, in time for its batch
-            size = np.minimum(most, beside + 1 + np.rint(came))
+            later = np.maximum(
+                0.0, rate * until + far * np.sqrt(rate * until)
+            )  # arrivals in time for the request's batch
+            size = np.minimum(most, beside + 1 + np.rint(later))
             values.append(until + np.interp(size, np.arange(1, most + 1), self.seconds))
             chances.append(share * chance)
         return _quantile(
@@ -104,7 +106,7 @@ class Service:
         )
 
     def _waiting(self, rate: float, shares: Floats, more: Floats) -> Floats:
-        """Chance of each number of requests that wait when a batch ends."""
+        """The stationary chance of each number of requests that waits when a batch ends."""
         most = len(self.seconds)
         variance = 1 + rate**2 * (shares @ (more - self.mean_extra) ** 2) / max(1.0, rate * (self.seconds[-1]))
         slack = 1 - rate / self.capacity
@@ -114,16 +116,16 @@ class Service:
         for number in range(states):
             left = max(number - most, 0)
             chain[number, left:] = came[min(max(number, 1), most) - 1, : states - left]
-        chain[:, -1] += np.maximum(0.0, 1 - chain.sum(axis=1))  # more than that
+        chain[:, -1] += np.maximum(0.0, 1 - chain.sum(axis=1))  # the last state stands for all longer queues too
         equations = chain.T - np.eye(states)
-        equations[-1] = 1.0  # in place of one that follows from the others
-        found = np.linalg.solve(equations, np.append(np.zeros(states - 1), 1.0))
-        return np.maximum(found, 0.0)
+        equations[-1] = 1.0  # the chances add up to 1: this replaces an equation that follows from the others
+        chances = np.linalg.solve(equations, np.append(np.zeros(states - 1), 1.0))
+        return np.maximum(chances, 0.0)
 
     def limit(self, objective: float, utilisation: float, quantile: float = 0.99) -> float:
-        """Requests a second that one replica takes with its `quantile` within `objective` seconds, at most that busy.
+        """The largest number of requests a second at which a replica's `quantile` is within `objective` seconds.
 
-        0 where even an idle one is slower.
+        It is at most the share `utilisation` of the capacity, and 0 if even an idle replica is slower than the objective.
         """
         low, high = 0.0, utilisation * self.capacity
         if self.latency(0.0, quantile) > objective:
@@ -137,7 +139,7 @@ class Service:
 
 
 def _poisson(means: Floats, count: int) -> Floats:
-    """Chances of 0 to count - 1, along a new last axis."""
+    """The Poisson chances of 0 to count - 1 events, along a new last axis."""
     number = np.arange(count)
     logs = np.append(0.0, np.cumsum(np.log(np.arange(1, count))))
     chances: Floats = np.exp(number * np.log(np.maximum(means, 1e-300))[..., None] - means[..., None] - logs)
@@ -145,12 +147,12 @@ def _poisson(means: Floats, count: int) -> Floats:
 
 
 def _shifted(chances: Floats, left: Floats) -> Floats:
-    """The distribution along the last axis plus an independent number with chances `left`."""
+    """The distribution of the sum of a number with `chances` (last axis) and an independent one with the chances `left`."""
     size = chances.shape[-1]
-    found = np.zeros_like(chances)
+    total = np.zeros_like(chances)
     for number in np.flatnonzero(left > NEGLIGIBLE):
-        found[..., number:] += left[number] * chances[..., : size - number]
-    return found
+        total[..., number:] += left[number] * chances[..., : size - number]
+    return total
 
 
 def _quantile(values: Floats, chances: Floats, quantile: float) -> float:

@@ -1,4 +1,4 @@
-"""A plan and a profile in words and as JSON."""
+"""Plans and profiles as text and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BITS = (32, 16, 8, 4)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they must be; all but the first to the right."""
+    """A text table with columns as wide as their longest cell; the first column is left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
     for row in (head, *rows):
@@ -26,8 +26,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def profiled(profile: Profile) -> str:
-    """What was measured."""
-    busy = profile.load_average > 1.5 * max(profile.engines)  # measuring makes about 1 itself
+    """The measured figures as text."""
+    busy = profile.load_average > 1.5 * max(profile.engines)  # measuring itself makes a load of about 1
     starts, single = np.median(profile.starts), profile.batches[1]
     batches = [[str(size), f"{spent * 1e3:.3g}", f"{size / spent:,.0f}"] for size, spent in profile.batches.items()]
     engines = [
@@ -50,7 +50,7 @@ def profiled(profile: Profile) -> str:
 
 
 def planned(plan: CapacityPlan, profile: Profile, currency: str) -> str:
-    """The table of options, and what they are planned with."""
+    """The traffic, the goal and a replica's figures, and the table of options."""
     goal, rates = plan.goal, plan.rates
     offer = plan.offers[0]
     lines = [
@@ -63,48 +63,50 @@ def planned(plan: CapacityPlan, profile: Profile, currency: str) -> str:
     ]
     rows = [
         [
-            f"{one.name}, {one.way}",
-            str(one.replicas),
-            str(one.machines or "-"),
-            f"{one.p99 * 1e3:.3g}",
-            f"{one.cold_share:.2%}" if one.cold else "-",
-            f"{one.cold:.1f}" if one.cold else "-",
-            f"{one.cold_starts:,.0f}" if one.cold else "-",
-            f"{one.month:,.2f}",
+            f"{option.name}, {option.way}",
+            str(option.replicas),
+            str(option.machines or "-"),
+            f"{option.p99 * 1e3:.3g}",
+            f"{option.cold_share:.2%}" if option.cold else "-",
+            f"{option.cold:.1f}" if option.cold else "-",
+            f"{option.cold_starts:,.0f}" if option.cold else "-",
+            f"{option.month:,.2f}",
         ]
-        for one in plan.options
+        for option in plan.options
     ]
     head = ["option", "replicas", "machines", "p99 ms", "wait cold", "up to s", "cold starts", f"{currency} a month"]
     lines.append(table(head, rows))
-    lines += [f"{name} cannot: {why}" for name, why in plan.left_out.items()]
-    if late := [one.name for one in plan.options if one.cold_share > 0.01]:
+    lines += [f"{name} cannot: {reason}" for name, reason in plan.left_out.items()]
+    if late := [option.name for option in plan.options if option.cold_share > 0.01]:
         lines.append(f"misses the p99: {', '.join(late)}: more than 1 in 100 requests wait for a cold start")
-    most, known = max(one.a_machine for one in plan.offers), max(profile.engines)
-    if most > known:
+    most, measured = max(row.a_machine for row in plan.offers), max(profile.engines)
+    if most > measured:
         lines.append(
-            f"assumed: {most} replicas on one machine are each as fast as {known} are together; no more were measured"
+            f"assumed: {most} replicas on one machine are each as fast as {measured} are together; no more were measured"
         )
     return "\n".join(lines)
 
 
 def as_json(plan: CapacityPlan, currency: str) -> dict[str, Any]:
-    """The same for programs. cold_share beyond 0.01 misses the p99."""
+    """The plan as JSON for programs. An option whose cold_share is over 0.01 misses the p99."""
     return {
         "currency": currency,
         "goal": asdict(plan.goal),
         "requests_per_second": {"mean": float(plan.rates.mean()), "peak": float(plan.rates.max())},
-        "replica": {one.name: {"capacity": one.service.capacity, "within_goal": one.limit} for one in plan.offers},
-        "options": [asdict(one) for one in plan.options],
+        "replica": {
+            offer.name: {"capacity": offer.service.capacity, "within_goal": offer.limit} for offer in plan.offers
+        },
+        "options": [asdict(option) for option in plan.options],
         "left_out": dict(plan.left_out),
     }
 
 
 def memories(parameters: float, bits: Sequence[float], profiles: Sequence[Profile], prices: Prices | None) -> str:
-    """What models of so many parameters take by the rule, the cheapest machine for it, and what the rule says of profiled models."""
+    """The memory of models of `parameters` by the rule, with the cheapest machine, and the measured memory of `profiles`."""
     head, rows = ["bits a parameter", "weights GiB", f"x {OVERHEAD} GiB"], []
-    for one in bits:
-        need = memory(parameters, one) / GIB
-        rows.append([f"{one:g}", f"{need / OVERHEAD:,.3g}", f"{need:,.3g}"])
+    for width in bits:
+        need = memory(parameters, width) / GIB
+        rows.append([f"{width:g}", f"{need / OVERHEAD:,.3g}", f"{need:,.3g}"])
         if prices:
             fit = [(row.per_hour, name) for name, row in prices.machines.items() if row.memory_gib >= need]
             rows[-1].append(

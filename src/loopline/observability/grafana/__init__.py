@@ -1,4 +1,4 @@
-"""Grafana: dashboards and alert rules as files to provision, and the same through the HTTP API of a Grafana that is there."""
+"""Grafana: dashboards and alert rules as files to provision, and through the HTTP API of a running Grafana."""
 
 SOURCE = "loopline-prometheus"  # the data source's uid
-TAG = "loopline"  # of all our dashboards and annotations
+TAG = "loopline"  # tag of all Loopline dashboards and annotations

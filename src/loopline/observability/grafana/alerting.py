@@ -1,7 +1,7 @@
-"""Grafana's own alerts, as provisioning files have them: made of the same rules as Prometheus' alerts.
+"""Grafana's own alerts, in the format of its provisioning files, made from the same rules as Prometheus' alerts.
 
-They ask Prometheus for the recorded series, so its rule file is needed beside them. Names in capitals after a `$` are environment
-variables that Grafana reads.
+They query series that Prometheus records, so they need its rule file too. Names in capitals after a `$` are environment variables
+that Grafana reads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ EXPRESSION = "__expr__"
 
 
 def groups(window: str = rules.WINDOW, runbooks: str = rules.RUNBOOKS) -> list[dict[str, Any]]:
-    """Rule groups: alerts alone, for what Prometheus records it records for Grafana too."""
-    found = []
+    """The rule groups with their alerts. Recording rules are left out, since Grafana reads Prometheus' recorded series."""
+    rule_groups = []
     for group in rules.groups(window):
         interval = -(-rules.seconds(group.interval) // SCHEDULER) * SCHEDULER
         alerts = [_rule(alert, interval, runbooks) for alert in group.alerts]
-        found.append({"orgId": 1, "name": group.name, "folder": FOLDER, "interval": f"{interval}s", "rules": alerts})
-    return found
+        head = {"orgId": 1, "name": group.name, "folder": FOLDER, "interval": f"{interval}s"}
+        rule_groups.append(head | {"rules": alerts})
+    return rule_groups
 
 
 def _rule(alert: rules.AlertRule, interval: int, runbooks: str) -> dict[str, Any]:
@@ -39,8 +40,8 @@ def _rule(alert: rules.AlertRule, interval: int, runbooks: str) -> dict[str, Any
         "execErrState": "Error",
         "for": alert.hold,
         "keepFiringFor": alert.keep,
-        # keepFiringFor holds an alert whose series is still there. Ours are gone when their condition ends: so many evaluations
-        # without them end the alert, as many as Prometheus' keep_firing_for lasts.
+        # keepFiringFor keeps an alert only while its series exists, but the series of these alerts end with their condition. So
+        # the alert ends after as many evaluations without a series as fit into Prometheus' keep_firing_for.
         "missing_series_evals_to_resolve": 1 + -(-keep // interval),
         "labels": {"severity": alert.severity},
         "annotations": {
@@ -52,9 +53,10 @@ def _rule(alert: rules.AlertRule, interval: int, runbooks: str) -> dict[str, Any
 
 
 def _data(expr: str) -> list[dict[str, Any]]:
-    """Prometheus fires on every series there is; Grafana on values other than 0, and `up == 0` has just that.
+    """The queries of an alert. A: the expression. B: 1 for every series of A. C: fires if B is above 0.
 
-    So B says for each series that it is there, in the words of Grafana's own import of Prometheus rules, and C fires on that.
+    Prometheus fires on every series, but Grafana only on values other than 0, and the series of `up == 0` have the value 0. B is
+    the expression that Grafana's own import of Prometheus rules writes.
     """
     return [
         {
@@ -80,9 +82,10 @@ def _expression(ref: str, kind: str, **more: Any) -> dict[str, Any]:
 
 
 def template(text: str) -> str:
-    """A text of Prometheus' templates as Grafana can fill it in: its `$value` is a sentence, and it can't query.
+    """A text of Prometheus' templates in Grafana's form.
 
-    What leads to a query is left out, from the comma or full stop before it.
+    In Grafana, `$value` is a sentence, so the number is taken from `$values`. Grafana's templates cannot query, so the clause with
+    a query is left out, from the comma or full stop before it.
     """
     head, query, _ = text.partition("{{ range query")
     if query:
@@ -112,7 +115,7 @@ def retrainer(url: str, secret: str) -> dict[str, Any]:
 
 
 def route() -> dict[str, Any]:
-    """What the retrainer hears of."""
+    """The route of alerts to the retrainer: those of severity retrain."""
     return {
         "receiver": RETRAINER,
         "object_matchers": [["severity", "=", "retrain"]],
@@ -121,8 +124,8 @@ def route() -> dict[str, Any]:
 
 
 def policies() -> dict[str, Any]:
-    """The retrainer hears of severity=retrain, the contact point named in DEFAULT_CONTACT_POINT of all else."""
-    # Grafana's own was called grafana-default-email and is called empty from Grafana 13 on: no name fits all.
+    """The routes: severity=retrain to the retrainer, all else to the contact point that DEFAULT_CONTACT_POINT names."""
+    # The default contact point has to be named, since Grafana calls it grafana-default-email before version 13 and empty after.
     root = {"orgId": 1, "receiver": "$DEFAULT_CONTACT_POINT", "group_by": ["grafana_folder", "alertname"]}
     return {"policies": [{**root, "routes": [route()]}]}
 

@@ -1,7 +1,7 @@
-"""The dashboards are files: `monitoring/grafana/dashboards/*.json`, as Grafana exports them.
+"""The dashboards: the files `monitoring/grafana/dashboards/*.json`, as Grafana exports them.
 
-Change them in a Grafana, then `loopline grafana export monitoring/grafana`. Tests hold every series that they name against the
-catalogue of metrics, and their lines against the objectives of the rules.
+To change one, edit it in a Grafana, then run `loopline grafana export URL`. Tests compare every series that a dashboard names with
+the catalogue of metrics, and its threshold lines with the objectives of the rules.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parents[4] / "monitoring/grafana/dashboards"  # the repository's
+FOLDER = Path(__file__).parents[4] / "monitoring/grafana/dashboards"  # in the repository
 
 
 def contents() -> dict[str, dict[str, Any]]:
@@ -19,5 +19,5 @@ def contents() -> dict[str, dict[str, Any]]:
 
 
 def text(content: dict[str, Any]) -> str:
-    """As it is committed: sorted, so that what Grafana exports can be compared."""
+    """The file's text, with sorted keys, so that exports of Grafana can be compared."""
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

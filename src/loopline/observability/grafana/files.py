@@ -1,4 +1,4 @@
-"""What a Grafana reads at its start: dashboards, data source, alerts, contact point and policy, as files."""
+"""The files that a Grafana reads at its start: dashboards, data source, alerts, contact point and policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAD = "# Made by `loopline grafana write`; change src/loopline/observability/gr
 
 
 def write(folder: Path, window: str = rules.WINDOW, runbooks: str = rules.RUNBOOKS) -> list[Path]:
-    """All files: dashboards, and what a Grafana reads from /etc/grafana/provisioning. Returns their paths."""
+    """Write the dashboards, and the files that a Grafana reads from /etc/grafana/provisioning; return all paths."""
     files = {f"dashboards/{uid}.json": dashboards.text(content) for uid, content in dashboards.contents().items()}
     provisioned: dict[str, dict[str, Any]] = {
         "datasources/loopline.yml": alerting.datasources(),

@@ -1,6 +1,6 @@
-"""Recording rules and alerts: service.yml and drift.yml here, with their constants and the window filled in.
+"""Recording rules and alerts: service.yml and drift.yml of this folder, with the constants and the window filled in.
 
-`loopline rules` writes monitoring/prometheus/rules.yml from them, and `loopline grafana write` Grafana's alert rules.
+From them, `loopline rules` writes monitoring/prometheus/rules.yml, and `loopline grafana write` writes Grafana's alert rules.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from loopline.drift.harm import DOUBT, MIXTURE, SURE
 from loopline.drift.statistic import WEIGHTS
 from loopline.drift.thresholds import EVALUATIONS
 
-RUNBOOKS = "docs/runbooks"  # or the address of that folder in a forge: `loopline rules --runbooks`
+RUNBOOKS = "docs/runbooks"  # `loopline rules --runbooks` takes the folder's address on a web site instead
 WINDOW = "1h"
 AVAILABILITY, FAST_ENOUGH = 0.999, 0.99  # objectives: share of requests answered, and of these within LATENCY seconds
 LATENCY = 0.25
 STALE_DAYS = 90
-FEW = 100  # requests: one refusal among fewer is no burnt budget
+FEW = 100  # requests: one refusal among fewer does not count as burnt error budget
 FRESH = 130  # seconds: servers are scraped every two minutes or more often
 SERVED = f"(time() - timestamp(loopline_model_info) < {FRESH})"
 SELDOM = 120  # seconds: Prometheus forgets a recorded value after five minutes
 ALPHA = 0.05  # chance that a confidence sequence ever leaves the true quality out
-LABELS_FOR = 6  # windows whose labels are looked at together: they come late
+LABELS_FOR = 6  # windows whose labels are judged together, since labels come late
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-# A counter's increase outlives its server by the length of its range, and all series of a server that ended together with Prometheus
-# outlive it by five minutes. So a server must have exported the version, and not long ago.
+# A counter's increase outlives its server by the length of its range. If a server ends together with Prometheus, all its series
+# outlive it by five minutes. So a rule of a served version requires that a server exported that version within FRESH seconds.
 OF_SERVED = {
     None: "{}",
     "version": f"({{}}) and on (model, version) {SERVED}",
@@ -52,13 +52,13 @@ class AlertRule:
     summary: str
     description: str
     severity: str
-    hold: str  # the condition's least time: Prometheus' `for`
-    keep: str  # and after its end: `keep_firing_for`
+    hold: str  # how long the condition must hold before the alert fires: Prometheus' `for`
+    keep: str  # how long the alert fires after the condition's end: `keep_firing_for`
 
 
 @dataclass(frozen=True)
 class RuleGroup:
-    """Rules that are evaluated one after the other, every `interval`."""
+    """Rules that Prometheus evaluates in this order, every `interval`."""
 
     name: str
     interval: str
@@ -67,12 +67,12 @@ class RuleGroup:
 
 
 def groups(window: str = WINDOW) -> tuple[RuleGroup, ...]:
-    """All rules. window: of traffic that is held against the reference, and looked at thirty times as often."""
+    """All rules. window: length of the traffic window, in which the drift rules are evaluated at least EVALUATIONS times."""
     return tuple(_group(name, _constants(window)) for name in ("service", "drift"))
 
 
 def _constants(window: str) -> dict[str, str]:
-    """What stands for the words in <angles>."""
+    """The values of the words in <angles>."""
     length = seconds(window)
     return {
         "SERVED": SERVED,
@@ -88,7 +88,7 @@ def _constants(window: str) -> dict[str, str]:
         "MOST_WEIGHT": str(WEIGHTS[1]),
         "SURE": str(SURE),
         "DOUBT": str(DOUBT),
-        # of `drift.harm.confidence_sequence`
+        # The next two are terms of `drift.harm.confidence_sequence`.
         "MIXTURE": f"{MIXTURE / 4:g}",
         "BOUND": f"{MIXTURE / 4 * ALPHA**2:g}",
         "window": window,
@@ -150,27 +150,27 @@ def prometheus(window: str = WINDOW, runbooks: str = RUNBOOKS) -> dict[str, Any]
 
 
 def text(window: str = WINDOW, runbooks: str = RUNBOOKS) -> str:
-    """The same as YAML."""
+    """The rule file of `prometheus` as YAML."""
     return _yaml(prometheus(window, runbooks))
 
 
 def operator(window: str = WINDOW, runbooks: str = RUNBOOKS) -> str:
-    """The same as a PrometheusRule, which the Prometheus operator takes from a Kubernetes cluster."""
+    """The rules as the YAML of a PrometheusRule, which the Prometheus operator reads in a Kubernetes cluster."""
     head = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "loopline"}}
     return _yaml(head | {"spec": prometheus(window, runbooks)})
 
 
 def seconds(duration: str) -> int:
-    """Of 90s, 5m, 1h, 2d. Raises ValueError on anything else."""
+    """The seconds of a duration such as 90s, 5m, 1h or 2d. Raises ValueError on anything else."""
     if not (match := re.fullmatch(r"(\d+)([smhd])", duration)) or match[1] == "0":
         raise ValueError(f"{duration!r} is no duration: write 90s, 5m, 1h or 2d")
     return int(match[1]) * UNITS[match[2]]
 
 
 def duration(count: float) -> str:
-    """Of seconds, as Prometheus writes them, in the largest unit that gives a whole number."""
-    whole = max(1, round(count))
-    return next((f"{whole // UNITS[u]}{u}" for u in "dhm" if whole % UNITS[u] == 0), f"{whole}s")
+    """A number of seconds as Prometheus writes a duration, in the largest unit that gives a whole number."""
+    rounded = max(1, round(count))
+    return next((f"{rounded // UNITS[u]}{u}" for u in "dhm" if rounded % UNITS[u] == 0), f"{rounded}s")
 
 
 def _yaml(content: dict[str, Any]) -> str:

@@ -19,7 +19,9 @@ from loopline.tasks.spec import ImageInput, ModelSpec
 QUANTIZATION: Literal["static", "dynamic"] = "dynamic"
 
 
-def train(train, val, settings, *, seed: int, out: Path, work: Path, log: Callable[[int, dict[str, float]], None]) -> None:
+def train(
+    train, val, settings, *, seed: int, out: Path, work: Path, log: Callable[[int, dict[str, float]], None]
+) -> None:
     """One epoch: the normal equations."""
     shape = ImageInput(**settings.input.model_dump())
     pixels = image.batch(train.inputs, shape).reshape(len(train.ids), -1) / 255
