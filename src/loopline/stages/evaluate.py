@@ -82,7 +82,8 @@ def main(name: str) -> None:
 def _tables(folder: Path, task: Task, outputs: Arrays, test: manifest.Split, spec: ModelSpec) -> None:
     rows, names = task.pairs(outputs, test, spec)
     files.write_csv(folder / "confusion.csv", ["actual", "predicted"], [[names[a], names[p]] for a, p in rows])
-    recall, precision = curves.precision_recall(curves.pool(task.ranked(outputs, test, spec)))
-    files.write_csv(folder / "precision_recall.csv", ["recall", "precision"], np.stack([recall, precision], 1).tolist())
+    ranked = task.ranked(outputs, test, spec)
+    points = np.stack(curves.precision_recall(curves.pool(ranked)), 1).tolist() if ranked else []
+    files.write_csv(folder / "precision_recall.csv", ["recall", "precision"], points)
     bins = curves.reliability(*task.confidences(outputs, test, spec))
     files.write_csv(folder / "reliability.csv", ["confidence", "accuracy", "count"], [list(row) for row in bins])

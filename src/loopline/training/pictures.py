@@ -34,7 +34,8 @@ def draw(
     history: the training's `history.csv`. classes: the data set's `classes.csv` (class, split, count).
     """
     plots.learning_curves(folder / "learning_curves.png", history)
-    plots.class_distribution(folder / "classes.png", _distribution(classes))
+    if counts := _distribution(classes):
+        plots.class_distribution(folder / "classes.png", counts)
     rows, names = task.pairs(outputs, test, spec)
     if names:
         matrix = np.zeros((len(names), len(names)), np.int64)

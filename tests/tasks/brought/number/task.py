@@ -50,7 +50,7 @@ class Number(Task):
 
     def answers(self, outputs: Arrays, spec: ModelSpec, sizes: NDArray[Any]) -> list[Json]:
         """The value, and the rounded one as the label."""
-        return [{"label": f"{value:.0f}", "value": float(value)} for value in outputs["value"]]
+        return [{"label": str(round(float(value))), "value": float(value)} for value in outputs["value"]]
 
     def batch_columns(self) -> Mapping[str, Any]:
         """Label and value."""
