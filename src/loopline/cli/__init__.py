@@ -22,12 +22,13 @@ from loopline.cli import (
     rollout,
     serving,
 )
+from loopline.cli.verbs import VerbParser
 from loopline.errors import LooplineError
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line. It imports no heavy library, so that `--help` answers fast: `tests/test_cli.py` checks this."""
-    top = argparse.ArgumentParser(prog="loopline", description="Train, serve, monitor and retrain models.")
+    top = VerbParser(prog="loopline", description="Train, serve, monitor and retrain models.")
     top.add_argument("--version", action="version", version=f"loopline {__version__}")
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
     for module in (pipeline, serving, journal, monitoring, retraining, releases, rollout, deploy, lineage, drill, plan):

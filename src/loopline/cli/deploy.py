@@ -144,6 +144,7 @@ def add(verbs: Verbs) -> None:
         cluster.add_argument(
             "--url", default="", help="address of the gateway, to send golden inputs to (default: send none)"
         )
-        rollout.plan_arguments(command.add_argument_group("rollout"))
-        monitoring.stack_arguments(command.add_argument_group("stack on this machine"))
+        rollout.plan_arguments(command, command.add_argument_group("rollout"))
+        stack = command.add_argument_group("stack on this machine")
+        command.options_of(monitoring.stack_options_class, group=stack, without=("gateway", "journal"))
         command.set_defaults(gateway=True)

@@ -6,40 +6,25 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loopline.cli.verbs import Verbs, models, room, verb
+from loopline.cli.verbs import Verbs, chosen, models, room, verb
 from loopline.errors import LooplineError
 
 if TYPE_CHECKING:
     import threading
 
     from loopline.fleet.configuration import StackOptions
+    from loopline.simulate.traffic import TrafficPlan
 
 STARTED = "that of `up` if it runs, else port"  # the default of an address
 
 
 def stack_options(options: argparse.Namespace) -> StackOptions:
-    """The StackOptions that the options of `stack_arguments` describe."""
+    """The StackOptions that the options of `up` or `deploy` describe. Raises LooplineError if --window is malformed."""
     from loopline.fleet import configuration
 
-    return configuration.StackOptions(
-        bundles=tuple(options.bundle or sorted(Path("models").glob("*/bundle"))),
-        replicas=options.replicas,
-        window=_window(options),
-        scrape=options.scrape,
-        sentinel=options.sentinel,
-        port=options.port,
-        sentinel_port=options.sentinel_port,
-        prometheus_port=options.prometheus_port,
-        alertmanager_port=options.alertmanager_port,
-        webhook=options.webhook,
-        retrainer_port=options.retrainer_port,
-        policy=options.policy,
-        gateway=options.gateway,
-        journal=options.journal,
-        journal_sample=options.journal_sample,
-        journal_port=options.journal_port,
-        keep_metrics=options.keep_metrics,
-    )
+    _window(options)
+    bundles = tuple(options.bundle or sorted(Path("models").glob("*/bundle")))
+    return chosen(configuration.StackOptions, options, bundles=bundles)
 
 
 def _address(*names: str, default: str) -> str:
@@ -124,17 +109,10 @@ def _traffic(options: argparse.Namespace) -> int:
     from loopline.lib import credentials
     from loopline.simulate import traffic
 
-    plan = traffic.TrafficPlan(
-        url=options.url or _address("gateway", "server-1", default="http://127.0.0.1:8080"),
-        profile=options.profile,
-        dataset=options.dataset,
-        strength=options.strength,
-        rate=options.rate,
-        seconds=options.seconds,
-        token=credentials.secret(credentials.SERVER),
-    )
-    chosen, not_up = traffic.choose(options.model, () if options.model else models(), plan)
-    pools, unfit = traffic.pools(options.model, () if options.model else chosen, plan)
+    url = options.url or _address("gateway", "server-1", default="http://127.0.0.1:8080")
+    plan = chosen(traffic.TrafficPlan, options, url=url, token=credentials.secret(credentials.SERVER))
+    names, not_up = traffic.choose(options.model, () if options.model else models(), plan)
+    pools, unfit = traffic.pools(options.model, () if options.model else names, plan)
     for line in (*not_up, *unfit):
         print(f"left out: {line}")
     counts = traffic.send(pools, plan)
@@ -228,35 +206,17 @@ def add(verbs: Verbs) -> None:
     _making(verbs)
 
 
-def stack_arguments(start: argparse._ActionsContainer) -> None:
-    """Add the options of a stack, which `up` and `deploy` share."""
-    start.add_argument("--replicas", type=int, default=1, help="number of servers")
-    window_argument(start)
-    start.add_argument("--scrape", type=float, default=15.0, help="seconds between two scrapes of the metrics")
-    start.add_argument("--sentinel", type=float, default=60.0, help="seconds between two rounds of golden inputs")
-    start.add_argument(
-        "--port", type=int, default=8080, help="port that serves requests; the servers' metrics take the ports after it"
-    )
-    for name, port, owner in (
-        ("sentinel", 9101, "the sentinel's metrics"),
-        ("prometheus", 9090, "Prometheus"),
-        ("alertmanager", 9093, "Alertmanager"),
-    ):
-        start.add_argument(f"--{name}-port", type=int, default=port, help=f"port of {owner}")
-    start.add_argument(
-        "--retrainer-port", type=int, help="port of a retrainer that gets the alerts (default: start no retrainer)"
-    )
-    start.add_argument(
-        "--policy", type=Path, default=Path("monitoring/retraining.yaml"), help="file with the retrainer's policy"
-    )
-    start.add_argument(
-        "--journal-sample", type=float, default=0.1, help="share of ordinary samples that the journal keeps, 0 to 1"
-    )
-    start.add_argument("--journal-port", type=int, default=9102, help="port of the journal's metrics")
-    start.add_argument("--webhook", help="address that Alertmanager sends alerts to (default: none)")
-    start.add_argument(
-        "--keep-metrics", action="store_true", help="keep what Prometheus recorded before (default: start empty)"
-    )
+def stack_options_class() -> type[StackOptions]:
+    """The dataclass that declares the options of a stack, which `up` and `deploy` share."""
+    from loopline.fleet.configuration import StackOptions
+
+    return StackOptions
+
+
+def _traffic_plan() -> type[TrafficPlan]:
+    from loopline.simulate.traffic import TrafficPlan
+
+    return TrafficPlan
 
 
 def window_argument(command: argparse._ActionsContainer) -> None:
@@ -267,13 +227,7 @@ def window_argument(command: argparse._ActionsContainer) -> None:
 def _running(verbs: Verbs) -> None:
     start = verb(verbs, "up", _up, "start servers, sentinel, Prometheus and Alertmanager on 127.0.0.1")
     start.add_argument("bundle", nargs="*", type=Path, help="bundle folders (default: models/*/bundle)")
-    start.add_argument(
-        "--gateway", action="store_true", help="start HAProxy at --port as the gateway, which `loopline rollout` needs"
-    )
-    start.add_argument(
-        "--journal", type=Path, metavar="FOLDER", help="folder for samples and labels: docs/journal.md (default: none)"
-    )
-    stack_arguments(start)
+    start.options_of(stack_options_class)
     show = verb(verbs, "status", _status, "show processes, served versions, training runs, decisions and firing alerts")
     show.add_argument("--url", help=f"address of a server (default: {STARTED} 8080)")
     show.add_argument("--json", action="store_true", help="print one JSON object")
@@ -290,19 +244,7 @@ def _running(verbs: Verbs) -> None:
 
     send = verb(verbs, "traffic", _traffic, "send test samples, or a shift of them, to a live server")
     send.add_argument("model", nargs="*", help="names of models (default: all)")
-    send.add_argument(
-        "--profile",
-        default="clean",
-        help="kind of traffic: clean, prior, other-domain, noisy, noise, blur, dark, typos, ...",
-    )
-    send.add_argument(
-        "--dataset",
-        metavar="NAME|FOLDER",
-        help="data set of the profile other-domain (default: see docs/monitoring.md)",
-    )
-    send.add_argument("--strength", type=int, choices=(1, 2, 3), default=3, help="strength of a shift")
-    send.add_argument("--rate", type=float, default=20.0, help="requests a second over all models together")
-    send.add_argument("--seconds", type=float, default=60.0, help="duration in seconds")
+    send.options_of(_traffic_plan)
     send.add_argument("--url", help=f"address of a server (default: {STARTED} 8080)")
 
     watch = verb(verbs, "sentinel", _sentinel, "send golden inputs to a live server and compare the answers")

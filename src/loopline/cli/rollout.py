@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loopline.cli.verbs import JOURNAL, Verbs, room, verb
+from loopline.cli.verbs import JOURNAL, VerbParser, Verbs, chosen, room, verb
 
 if TYPE_CHECKING:
     from loopline.rollout.controller import Controller
+    from loopline.rollout.judge import RolloutPolicy
     from loopline.rollout.state import RolloutPlan, RolloutState
 
 
@@ -25,7 +26,7 @@ def controller(options: argparse.Namespace) -> Controller:
 
 def plan(options: argparse.Namespace) -> RolloutPlan:
     """The RolloutPlan that the options of `plan_arguments` describe. Raises LooplineError if --steps is malformed."""
-    from dataclasses import fields, replace
+    from dataclasses import replace
 
     from loopline.errors import LooplineError
     from loopline.rollout.judge import RolloutPolicy
@@ -37,20 +38,11 @@ def plan(options: argparse.Namespace) -> RolloutPlan:
         steps = ()
     if not steps or not all(0 < step <= 50 for step in steps) or list(steps) != sorted(set(steps)):
         raise LooplineError(f"--steps {options.steps}: give rising percents up to 50, e.g. 5,25,50")
-    values = {name: value for name, value in vars(options).items() if value is not None}
-    policy = RolloutPolicy(**{f.name: values[f.name] for f in fields(RolloutPolicy) if f.name in values})
+    policy = chosen(RolloutPolicy, options)
     if options.inputs:
         policy = replace(policy, shadow_inputs=min(policy.shadow_inputs, options.inputs))
-    return RolloutPlan(
-        steps=steps,
-        hold=options.hold,
-        every=options.every,
-        inputs=options.inputs,
-        journal=str(options.journal),
-        replicas=options.lane_replicas,
-        register=options.register,
-        policy=policy,
-    )
+    journal = str(options.journal)
+    return chosen(RolloutPlan, options, steps=steps, policy=policy, journal=journal, register=options.register)
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -108,31 +100,27 @@ def _over(state: RolloutState, options: argparse.Namespace) -> int:
     return 0 if promoted else 2
 
 
-def plan_arguments(start: argparse._ActionsContainer) -> None:
-    """Add the options of a rollout, which `rollout start` and `deploy` share. The numbers are those of RolloutPolicy."""
+def plan_arguments(command: VerbParser, group: argparse._ActionsContainer | None = None) -> None:
+    """Add the options of a rollout, which `rollout start` and `deploy` share."""
+    start = group or command
     start.add_argument("--again", action="store_true", help="try a bundle again that was rolled back before")
     start.add_argument("--steps", default="5,25,50", help="shares of the requests in percent, rising, up to 50")
-    start.add_argument(
-        "--hold",
-        type=float,
-        default=3600.0,
-        help="largest number of seconds of a step, after which the rollout is rolled back",
-    )
-    start.add_argument("--every", type=float, default=0.5, help="seconds between two checks of the lanes")
-    start.add_argument("--inputs", type=int, default=500, help="number of journal inputs for the shadow; 0: no shadow")
-    replicas = "number of servers of each lane (default: as many as the champion has)"
-    start.add_argument("--lane-replicas", type=int, default=0, help=replicas)
-    for name, kind, text in (
-        ("requests", int, "number of requests in each lane that each step needs (default: 2000)"),
-        ("points", int, "number of latency figures that each lane needs (default: 50)"),
-        ("slice", int, "number of requests behind a latency figure, their 95th percentile (default: 40)"),
-        ("slower", float, "share by which latency may rise, 0.1 is 10 percent (default: 0.1)"),
-        ("shift", float, "distance of predicted classes, 0 to 1, allowed beyond the shadow's (default: 0.1)"),
-        ("labels", int, "number of labelled answers that the promotion needs (default: 0)"),
-    ):
-        start.add_argument(f"--{name}", type=kind, help=text)
+    command.options_of(_plan_class, group=group)
+    command.options_of(_policy_class, group=group)
     register_argument(start)
     journal_argument(start)
+
+
+def _plan_class() -> type[RolloutPlan]:
+    from loopline.rollout.state import RolloutPlan
+
+    return RolloutPlan
+
+
+def _policy_class() -> type[RolloutPolicy]:
+    from loopline.rollout.judge import RolloutPolicy
+
+    return RolloutPolicy
 
 
 def register_argument(command: argparse._ActionsContainer) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar, get_args, get_type_hints
+
+from loopline.lib import options
 
 JOURNAL = Path(".loopline/journal")  # the journal's folder by default
-Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Verbs: TypeAlias = "argparse._SubParsersAction[VerbParser]"
+T = TypeVar("T")
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -19,7 +23,70 @@ class HelpFormatter(argparse.HelpFormatter):
         return action.help if silent or "default" in str(action.help) else f"{action.help} (default: %(default)s)"
 
 
-def verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+class VerbParser(argparse.ArgumentParser):
+    """Adds the options of dataclasses when it parses or shows its help, since their modules may import heavy libraries."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._waiting: list[tuple[argparse._ActionsContainer, Callable[[], type], tuple[str, ...]]] = []
+
+    def options_of(
+        self,
+        load: Callable[[], type],
+        *,
+        group: argparse._ActionsContainer | None = None,
+        without: tuple[str, ...] = (),
+    ) -> None:
+        """Add the fields of a dataclass that are declared as options. load: imports it. without: names of fields to leave out."""
+        self._waiting.append((group or self, load, without))
+
+    def fill(self) -> None:
+        """Add the options that wait."""
+        while self._waiting:
+            group, load, without = self._waiting.pop(0)
+            kind = load()
+            hints = get_type_hints(kind)
+            for each in fields(kind):
+                if (declared := each.metadata.get(options.KEY)) and each.name not in without:
+                    _add(group, each, hints[each.name], declared)
+
+    def parse_known_args(self, *arguments: Any, **keywords: Any) -> Any:
+        """As of any parser, with all options."""
+        self.fill()
+        return super().parse_known_args(*arguments, **keywords)
+
+    def format_help(self) -> str:
+        """As of any parser, with all options."""
+        self.fill()
+        return super().format_help()
+
+
+def _add(group: argparse._ActionsContainer, declared: Field[Any], hint: Any, option: options.Option) -> None:
+    place = _place(declared)
+    flag = "--" + place.replace("_", "-")
+    if hint is bool:
+        group.add_argument(flag, dest=place, action="store_true", help=option.text)
+        return
+    kind = next(part for part in (get_args(hint) or (hint,)) if part is not type(None))
+    more: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {}
+    group.add_argument(
+        flag, dest=place, type=kind, default=declared.default, choices=option.choices, help=option.text, **more
+    )
+
+
+def _place(declared: Field[Any]) -> str:
+    """Where the parser puts an option's value: two dataclasses of one verb may have fields of one name."""
+    return declared.metadata[options.KEY].name.replace("-", "_") or declared.name
+
+
+def chosen(kind: type[T], given: argparse.Namespace, **others: Any) -> T:
+    """Make the dataclass from the options that its fields declare, and from these other values."""
+    declared = [each for each in fields(kind) if options.KEY in each.metadata]  # type: ignore[arg-type]
+    values = {each.name: getattr(given, _place(each)) for each in declared if _place(each) in given}
+    return kind(**values | others)
+
+
+def verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], text: str) -> VerbParser:
     """Add the verb `name` to `verbs` and return its parser. run: takes the options, returns the exit code. text: its help."""
     command = verbs.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
     command.set_defaults(run=run, verb=name)

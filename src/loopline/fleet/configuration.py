@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loopline.lib.options import option
 from loopline.observability import rules
 
 CONFIGURATION = Path(__file__).parents[3] / "monitoring"
@@ -17,31 +18,27 @@ FAST = 5.0  # seconds between scrapes, under which Alertmanager notifies after 1
 
 @dataclass(frozen=True, kw_only=True)
 class StackOptions:
-    """The options of `loopline up`; see its --help.
-
-    window: of drift; the rules that Prometheus evaluates follow it. scrape: seconds between scrapes. sentinel: seconds between
-    checks. gateway: start HAProxy on `port`, its metrics on the next port, and each server on a free port. journal: folder, see
-    docs/journal.md. journal_sample: share of the samples that the journal keeps. keep_metrics: Prometheus keeps the figures that
-    it recorded before.
-    """
+    """What `loopline up` starts. The gateway has its metrics on the port after `port`, and each of its servers a free port."""
 
     bundles: tuple[Path, ...]
-    replicas: int = 1
-    window: str = rules.WINDOW
-    scrape: float = 15.0
-    sentinel: float = 60.0
-    port: int = 8080
-    prometheus_port: int = 9090
-    alertmanager_port: int = 9093
-    sentinel_port: int = 9101
-    webhook: str | None = None
-    retrainer_port: int | None = None
-    policy: Path = Path("monitoring/retraining.yaml")
-    gateway: bool = False
-    journal: Path | None = None
-    journal_sample: float = 0.1
-    journal_port: int = 9102
-    keep_metrics: bool = False
+    replicas: int = option(1, "number of servers")
+    window: str = option(rules.WINDOW, "length of the traffic window for drift: 2m, 1h, 1d")
+    scrape: float = option(15.0, "seconds between two scrapes of the metrics")
+    sentinel: float = option(60.0, "seconds between two rounds of golden inputs")
+    port: int = option(8080, "port that serves requests; the servers' metrics take the ports after it")
+    prometheus_port: int = option(9090, "port of Prometheus")
+    alertmanager_port: int = option(9093, "port of Alertmanager")
+    sentinel_port: int = option(9101, "port of the sentinel's metrics")
+    webhook: str | None = option(None, "address that Alertmanager sends alerts to (default: none)")
+    retrainer_port: int | None = option(None, "port of a retrainer that gets the alerts (default: start no retrainer)")
+    policy: Path = option(Path("monitoring/retraining.yaml"), "file with the retrainer's policy")
+    gateway: bool = option(False, "start HAProxy at --port as the gateway, which `loopline rollout` needs")
+    journal: Path | None = option(
+        None, "folder for samples and labels: docs/journal.md (default: none)", metavar="FOLDER"
+    )
+    journal_sample: float = option(0.1, "share of ordinary samples that the journal keeps, 0 to 1")
+    journal_port: int = option(9102, "port of the journal's metrics")
+    keep_metrics: bool = option(False, "keep what Prometheus recorded before (default: start empty)")
 
 
 def write(options: StackOptions, folder: Path) -> None:

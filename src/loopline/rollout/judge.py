@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from loopline.lib.options import option
+
 GRID = 256  # alternatives in the mixture of the sequential test
 NOISE = 3.0  # standard errors
 
@@ -33,16 +35,16 @@ class RolloutPolicy:
     latencies in a shadow.
     """
 
-    requests: int = 2000
+    requests: int = option(2000, "number of requests in each lane that each step needs")
     alpha: float = 0.001
-    slice: int = 40
-    points: int = 50
-    slower: float = 0.10
+    slice: int = option(40, "number of requests behind a latency figure, their 95th percentile")
+    points: int = option(50, "number of latency figures that each lane needs")
+    slower: float = option(0.10, "share by which latency may rise, 0.1 is 10 percent")
     chance: float = 0.01
     error_gain: float = 0.005
     accuracy_loss: float = 0.01
-    shift: float = 0.10
-    labels: int = 0
+    shift: float = option(0.10, "distance of predicted classes, 0 to 1, allowed beyond the shadow's")
+    labels: int = option(0, "number of labelled answers that the promotion needs")
     broken: float = 0.5
     broken_from: int = 5
     shadow_inputs: int = 100

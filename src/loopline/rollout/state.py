@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from loopline.errors import LooplineError
 from loopline.lib import files
+from loopline.lib.options import option
 from loopline.rollout import judge
 
 FOLDER = Path(".loopline/rollout")
@@ -21,18 +22,18 @@ OVER = ("promoted", "rolled back")
 class RolloutPlan:
     """The course of a rollout.
 
-    steps: percent of the requests that the challenger gets. hold: seconds that a step may take. every: seconds between two looks
-    at the evidence. inputs: number of inputs for the shadow; 0: no shadow. journal: folder that these inputs come from. replicas:
-    servers of each lane on trial; 0: as many as the champion has. register: at the end, make the bundle that serves the
-    registry's champion.
+    steps: percent of the requests that the challenger gets. journal: folder that the shadow's inputs come from. register: at the
+    end, make the bundle that serves the registry's champion.
     """
 
     steps: tuple[int, ...] = (5, 25, 50)
-    hold: float = 3600.0
-    every: float = 0.5
-    inputs: int = 500
+    hold: float = option(3600.0, "largest number of seconds of a step, after which the rollout is rolled back")
+    every: float = option(0.5, "seconds between two checks of the lanes")
+    inputs: int = option(500, "number of journal inputs for the shadow; 0: no shadow")
     journal: str = ".loopline/journal"
-    replicas: int = 0
+    replicas: int = option(
+        0, "number of servers of each lane (default: as many as the champion has)", name="lane-replicas"
+    )
     register: bool = False
     policy: judge.RolloutPolicy = field(default_factory=judge.RolloutPolicy)
 

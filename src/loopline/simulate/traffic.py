@@ -19,6 +19,7 @@ import numpy as np
 
 from loopline.errors import LooplineError
 from loopline.lib.credentials import authorization
+from loopline.lib.options import option
 from loopline.observability import prometheus_api
 from loopline.simulate import other_domain, shifts
 
@@ -33,17 +34,18 @@ CLEAN, PRIOR, NOISY, OTHER = "clean", "prior", "noisy", "other-domain"
 class TrafficPlan:
     """What to send, and where.
 
-    profile: `clean`, `prior` (two classes only), `other-domain` (another data set), a shift, or `noisy` (noise in images, typos in
-    texts). dataset: the other data set or folder (default: the companion of the model's own). strength: of a shift, 1 to 3.
-    rate: requests per second over all models. token: the server's bearer token, if it requires one.
+    profile: `prior` sends two classes only, `other-domain` another data set, `noisy` noise in images and typos in texts.
+    dataset: None is the companion of the model's own. token: the server's bearer token, if it requires one.
     """
 
     url: str
-    profile: str = CLEAN
-    dataset: str | None = None
-    strength: int = 3
-    rate: float = 20.0
-    seconds: float = 60.0
+    profile: str = option(CLEAN, "kind of traffic: clean, prior, other-domain, noisy, noise, blur, dark, typos, ...")
+    dataset: str | None = option(
+        None, "data set of the profile other-domain (default: see docs/monitoring.md)", metavar="NAME|FOLDER"
+    )
+    strength: int = option(3, "strength of a shift", choices=(1, 2, 3))
+    rate: float = option(20.0, "requests a second over all models together")
+    seconds: float = option(60.0, "duration in seconds")
     seed: int = 0
     token: str | None = None
 
