@@ -138,8 +138,8 @@ def test_boxes_that_cannot_be_used_are_explained(project):
         (project / "scenes" / f"{number}.txt").write_text("0 .5 .5 .2 .2 .93\n")
     with pytest.raises(LooplineError) as refusal:
         ingest.main("detector")
-    assert "20 x no usable box left, e.g. 0.png (broken line of labels)" in str(refusal.value)
-    assert "20 x box: broken line of labels, e.g. 0.png (0.txt:1: 0 .5 .5 .2 .2 .93: 6 columns" in str(refusal.value)
+    assert "20 x no usable box left, e.g. 0.png (broken label line)" in str(refusal.value)
+    assert "20 x box: broken label line, e.g. 0.png (0.txt:1: 0 .5 .5 .2 .2 .93: 6 columns" in str(refusal.value)
 
 
 def test_files_that_are_not_used_are_named(project):
