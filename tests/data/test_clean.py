@@ -337,7 +337,7 @@ def test_only_a_few_examples_are_kept():
     assert cleaned.aside.examples == {"empty text": [f"r.csv:{number}" for number in range(EXAMPLES)]}
 
 
-# The account
+# The report
 
 
 def test_classes_are_in_natural_order():

@@ -1,6 +1,6 @@
 """Fuzz every format: after any change of a valid dataset, each file is used, counted or named, or one error is raised.
 
-`VALID` holds a small valid data set of each format; add a line to fuzz another one. The changes follow from a fixed seed.
+`VALID` holds a small valid dataset of each format; add a line to fuzz another one. The changes follow from a fixed seed.
 """
 
 import gzip

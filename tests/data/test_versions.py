@@ -235,7 +235,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_batch_goes_to_its_own_s3_remote_and_comes_back(home: Path, tmp_path: Path, s3: str) -> None:
     incoming = texts(tmp_path / "incoming", numbered(100, 120, "good"))
-    with pytest.raises(LooplineError, match="DVC has no remote 'team', it has local"):
+    with pytest.raises(LooplineError, match="DVC has no remote 'team', only local"):
         versions.add("text", incoming, remote="team")
     with Path(".dvc/config").open("a") as config:
         config.write(f"['remote \"team\"']\n    url = s3://teamdata/text\n    endpointurl = {s3}\n")

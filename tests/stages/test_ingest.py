@@ -124,7 +124,7 @@ def test_what_cannot_be_trained_on_is_refused_with_its_reasons(project):
     with pytest.raises(LooplineError) as caught:
         ingest.main("classifier")
     message = str(caught.value)
-    assert "one class only: 2" in message
+    assert "only one class: 2" in message
     assert "60 x empty file, e.g. 10/0.png" in message
     assert not (project / "data/classifier").exists()
 
@@ -188,5 +188,5 @@ def test_rows_of_one_group_stay_together_by_a_column_of_a_table(project, kind):
 
     params["models"]["text"]["split"]["group"] = {"column": "doctor"}
     (project / PARAMS).write_text(yaml.safe_dump(params))
-    with pytest.raises(LooplineError, match=r"split\.group finds a group for no sample"):
+    with pytest.raises(LooplineError, match=r"split\.group matches no sample"):
         ingest.main("text")

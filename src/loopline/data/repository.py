@@ -106,7 +106,7 @@ def add_folder(source: Path, target: Path, *, remote: str | None, tag: str, base
     Any failure rolls everything back, but DVC's cache may keep the content; `dvc gc` removes it.
     """
     pointer, ignored = target.with_name(target.name + ".dvc"), target.with_name(".gitignore")
-    own = [str(pointer), str(ignored)]
+    paths = [str(pointer), str(ignored)]
     before = git("rev-parse", "HEAD")
     with ExitStack() as undo:
         undo.callback(_restore, target, pointer, ignored, ignored.read_bytes() if ignored.exists() else None)
@@ -116,9 +116,9 @@ def add_folder(source: Path, target: Path, *, remote: str | None, tag: str, base
             content = yaml.safe_load(pointer.read_text(encoding="utf-8"))
             content["outs"][0]["remote"] = remote
             pointer.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-        undo.callback(git, "reset", "--quiet", "--", *own)
-        git("add", "--", *own)
-        git("commit", "--quiet", f"--message={message}", "--", *own)
+        undo.callback(git, "reset", "--quiet", "--", *paths)
+        git("add", "--", *paths)
+        git("commit", "--quiet", f"--message={message}", "--", *paths)
         undo.callback(git, "reset", "--quiet", "--soft", before)
         if base_tag is not None:
             git("tag", "--annotate", "--message=The data before the first labelled batch", base_tag, before)

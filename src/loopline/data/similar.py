@@ -1,6 +1,6 @@
 """Near copies across splits: frames of one video, a photo saved again, a text with a word changed.
 
-Each sample becomes a hash of 256 bits, of which a small change of the sample flips few. For an image, a bit says whether it
+Each sample becomes a hash of 256 bits, of which a small change flips only a few. For an image, a bit says whether it
 gets brighter from left to right (dHash, 16 x 16 pixels); for a text, it is the sign of a sum over hashed shingles (SimHash).
 Brute force compares all pairs, so it misses none, and its time depends only on the number of samples.
 """
@@ -22,7 +22,7 @@ from loopline.tasks.image import decode
 # Bits that may differ. Measured: copied images differ in 0 to 25, others in 43 or more; copied texts in 0 to 40, others 46.
 LIMITS = {"image": 32, "text": 40}
 LEAST_SIDE = 32  # pixels: two digits "1" of 28 x 28 pixels look like copies
-LEAST_DETAIL = 64  # of 256 differences between neighbours must not be 0: all plain images are alike
+LEAST_DETAIL = 64  # of 256 differences between neighbours must not be 0, since all plain images are alike
 LEAST_SHINGLES = 32  # shorter texts, such as names of places, are alike across languages
 EXAMPLES = 5
 SIDE, WORDS = 16, 4  # pixels; 64-bit words of a hash

@@ -81,7 +81,7 @@ def _parts_as_classes(folder: Folder, suffixes: frozenset[str]) -> str:
     if len(classes) < 2 or not silent:
         return ""
     return (
-        f"The folders are not named after classes: {', '.join(classes):.200}. Replace them by a folder for each class, "
+        f"The folders are not named after classes: {', '.join(classes):.200}. Replace them with a folder for each class, "
         "as in cat/1.jpg; a table of labels is not read with images."
     )
 

@@ -33,8 +33,8 @@ class Columns:
     points: tuple[int, int] | None
     counts: set[int] = field(default_factory=set)
     outlines: int = 0  # lines that can only be outlines
-    triangles: bool = False  # a line of 7 columns does not end in a whole number, so it has no track number
-    tracks: bool = False  # a line of 7 columns ends in a whole number
+    triangles: bool = False  # whether a line of 7 columns ends in no whole number, so in no track number
+    tracks: bool = False  # whether a line of 7 columns ends in a whole number
     example: str = ""
 
     @property
@@ -98,7 +98,7 @@ def _could_be_pose(values: list[float]) -> bool:
 
 
 def parse(line: str, where: str, size: tuple[int, int], names: dict[int, str], columns: Columns) -> RawBox:
-    """The box of one line. where: the line's place, for the account. size: width and height of the image in pixels."""
+    """The box of one line. where: the line's place, for the report. size: width and height of the image in pixels."""
     words = line.split()
     shown = f"{where}: {line.strip():.80}"
     values = _numbers(words)
