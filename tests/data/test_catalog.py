@@ -1,4 +1,4 @@
-"""The catalogue as it ships, and what a wrong one says."""
+"""The shipped catalogue, and the messages for a wrong one."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_listing_says_where_each_dataset_is(tmp_path: Path, monkeypatch: pyt
     assert catalog.listing(path, root=tmp_path / "mirror").endswith("downloaded")
 
 
-def test_the_listing_tells_a_download_that_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_listing_shows_an_interrupted_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOOPLINE_MIRROR", raising=False)
     path = write(tmp_path, ENTRY + FILES + FILES.replace("a.txt", "b.txt").removeprefix("  files:\n"))
     (tmp_path / "cache/toy").mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_the_listing_tells_a_download_that_stopped(tmp_path: Path, monkeypatch: 
         (ENTRY + FILES.replace("a.txt", "/etc/a.txt"), r"toy.files.0.path: .*stays inside"),
         (ENTRY.replace("  licence: MIT\n", "") + FILES, r"toy.licence: Field required"),
         (ENTRY.replace("  citation: nobody\n", "") + FILES, r"toy.citation: Field required"),
-        (ENTRY, r"any other has some"),
+        (ENTRY, r"any other dataset needs some"),
         ("toy: [", r"not valid YAML"),
         ("- toy", r"must map names to datasets"),
         ("toy: 3", r"must map names to datasets"),
@@ -104,7 +104,7 @@ def test_a_wrong_catalogue_names_the_key(text: str, message: str, tmp_path: Path
 def test_a_list_of_files_that_was_changed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "toy.tsv").write_text("sha256\tbytes\tpath\n")
     path = write(tmp_path, ENTRY + f"  file_list: {{path: toy.tsv, sha256: '{'f' * 64}'}}\n")
-    with pytest.raises(LooplineError, match=r"toy.tsv is missing or was changed"):
+    with pytest.raises(LooplineError, match=r"toy.tsv is missing or changed"):
         catalog.load(path)
 
 

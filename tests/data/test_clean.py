@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from loopline import tasks
 from loopline.data import ingest_report
 from loopline.data.clean import EXAMPLES, MAX_CHARACTERS, assign, clean
 from loopline.data.raw import RawBox, RawSample
@@ -19,6 +20,7 @@ from loopline.errors import LooplineError
 from loopline.settings import SampleGroup, SplitSettings
 
 SPLIT = SplitSettings(seed=0, val=0.2, test=0.2)
+CLASSES = tasks.find("classification")
 
 
 def picture(*, shade=0, form="PNG", mode="RGB", size=(10, 8), **options):
@@ -116,7 +118,7 @@ def test_the_hash_takes_only_what_is_not_published(name):
 
 
 def test_a_published_test_without_labels_is_counted_and_another_is_drawn():
-    """So publishes a competition its data."""
+    """Competitions publish their data like this."""
     rows = [say(f"train {number}", split="train") for number in range(500)]
     cleaned = texts(*rows, *(say(f"test {number}", None, split="test") for number in range(50)))
     assert cleaned.aside.counts == {"no label": 50}
@@ -131,8 +133,8 @@ def test_published_train_gives_the_share_of_val_that_was_asked_for():
 
 def test_another_seed_gives_other_splits():
     rows = [say(f"text {number}") for number in range(100)]
-    one, two = (texts(*rows, split=replace_seed(seed)).samples for seed in (0, 1))
-    assert [s.split for s in one] != [s.split for s in two]
+    first, second = (texts(*rows, split=replace_seed(seed)).samples for seed in (0, 1))
+    assert [s.split for s in first] != [s.split for s in second]
 
 
 def replace_seed(seed):
@@ -179,7 +181,7 @@ def test_no_image_is_lost_without_a_count(raw):
 
 
 @given(st.lists(RAW_SCENE, max_size=8))
-def test_no_box_is_lost_without_a_count_and_those_kept_are_inside(raw):
+def test_no_box_is_lost_without_a_count_and_kept_boxes_are_inside(raw):
     cleaned = scenes(*raw)
     assert len(raw) == cleaned.seen == len(cleaned.samples) + cleaned.aside.total
     kept = [box for sample in cleaned.samples for box in sample.boxes]
@@ -220,7 +222,7 @@ def test_scenes_that_are_copies_must_have_the_same_boxes_in_any_order():
     assert scenes(draw(cat, dog), draw(dog)).aside.counts == {"copies with different labels": 2}
 
 
-def test_white_space_around_a_text_makes_no_other_text():
+def test_surrounding_white_space_makes_no_difference():
     assert [s.text for s in texts(say(" x \n"), say("x")).samples] == ["x"]
 
 
@@ -283,8 +285,8 @@ def test_unusual_images_are_kept_as_they_came_with_their_upright_size(image, siz
     [
         (RawBox("cat", 4, 4, 4, 4), "box without area"),
         (RawBox("cat", 4, 4, 2, 6), "box without area"),
-        (RawBox("cat", 10, 0, 12, 5), "box outside of its image"),
-        (RawBox("cat", 0, 0, math.nan, 5), "box with corners that are no numbers"),
+        (RawBox("cat", 10, 0, 12, 5), "box outside its image"),
+        (RawBox("cat", 0, 0, math.nan, 5), "box with a corner that is not a number"),
         (RawBox(" ", 0, 0, 5, 5), "box without a class"),
         (RawBox("cat", 0, 0, 5, 5, "box around a crowd"), "box around a crowd"),
         (RawBox("dog", 1, 1, 6, 6), "copy of another box"),
@@ -316,26 +318,26 @@ def test_boxes_drawn_for_another_size_are_not_trusted():
     assert len(cleaned.samples) == 1
 
 
-def test_a_file_name_that_is_no_text_is_kept_readable():
+def test_a_file_name_with_invalid_characters_stays_readable():
     odd = b"caf\xe9/1.png".decode(errors="surrogateescape")
     cleaned = images(show(picture(), odd[:4], path=odd), show(b"", path=odd))
     assert (cleaned.samples[0].path, cleaned.samples[0].label) == (r"caf\udce9/1.png", r"caf\udce9")
     assert cleaned.aside.examples == {"empty file": [r"caf\udce9/1.png"]}
 
 
-def test_names_that_are_no_text_stay_different():
+def test_names_with_invalid_characters_stay_different():
     labels = [name.decode(errors="surrogateescape") for name in (b"caf\xe9", b"caf\xe8")]
     cleaned = images(*(show(picture(shade=shade), label) for shade, label in enumerate(labels)))
     assert len({sample.label for sample in cleaned.samples}) == 2
 
 
-def test_few_examples_are_kept_of_many():
+def test_only_a_few_examples_are_kept():
     cleaned = texts(*(say("", path=f"r.csv:{number}") for number in range(9)))
     assert cleaned.aside.counts == {"empty text": 9}
     assert cleaned.aside.examples == {"empty text": [f"r.csv:{number}" for number in range(EXAMPLES)]}
 
 
-# The account
+# The report
 
 
 def test_classes_are_in_natural_order():
@@ -350,7 +352,7 @@ def test_the_summary_adds_up():
         draw(box, box, image=b"no", split="train"),
         draw(image=picture(shade=1), split="test"),
     )
-    report = ingest_report.summary(cleaned)
+    report = ingest_report.summary(cleaned, tasks.find("detection"))
     assert (report["seen"], report["samples"], report["sources"]) == (3, 2, {"set": 2})
     assert report["classes"]["cat"]["train"] + report["classes"]["cat"]["val"] == 1
     boxes = report["boxes"]
@@ -360,11 +362,11 @@ def test_the_summary_adds_up():
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ([], "There are no samples."),
         ([say("")], "No sample is left."),
-        ([say("x", split="train")], "There is one class only: a. A classifier needs two."),
+        ([say("x", split="train")], "There is only one class: a. A classifier needs two."),
         ([say("x", split="train")], "Split test is empty."),
         (
             [say("x", split="train"), say("y", "b", split="test"), say("z", split="val")],
@@ -372,12 +374,13 @@ def test_the_summary_adds_up():
         ),
     ],
 )
-def test_obstacles_are_named(rows, said):
-    assert said in ingest_report.obstacles(texts(*rows))
+def test_obstacles_are_named(rows, message):
+    assert message in ingest_report.obstacles(texts(*rows), tasks.find("text"))
 
 
 def test_a_sound_set_has_no_obstacles():
-    assert ingest_report.obstacles(texts(*(say(f"{label} {n}", label) for label in "ab" for n in range(50)))) == []
+    sound = texts(*(say(f"{label} {n}", label) for label in "ab" for n in range(50)))
+    assert ingest_report.obstacles(sound, tasks.find("text")) == []
 
 
 # Annotators who draw the same
@@ -400,7 +403,7 @@ def test_copies_whose_boxes_overlap_agree(share):
 @pytest.mark.parametrize(
     "boxes",
     [
-        (box_at(40), box_at(160)),  # they overlap by .43
+        (box_at(40), box_at(160)),  # overlap .43
         (box_at(0, label="dog"), box_at(120)),
         (box_at(0),),
         (box_at(0), box_at(2)),  # two boxes around the first object, none around the second
@@ -413,19 +416,19 @@ def test_copies_whose_boxes_differ_are_set_aside(boxes):
     assert cleaned.aside.counts == {"copies with different labels": 2}
 
 
-def test_reasons_of_boxes_stand_beside_those_of_samples():
-    line = RawBox("", 0, 0, 0, 0, problem="broken line of labels", detail="a.txt:3: 0 .5")
+def test_the_reasons_cover_samples_and_boxes():
+    line = RawBox("", 0, 0, 0, 0, problem="broken label line", detail="a.txt:3: 0 .5")
     cleaned = scenes(draw(line, image=picture()))
     assert ingest_report.reasons(cleaned) == [
-        "1 x no usable box left, e.g. p (broken line of labels)",
-        "1 x box: broken line of labels, e.g. p (a.txt:3: 0 .5)",
+        "1 x no usable box left, e.g. p (broken label line)",
+        "1 x box: broken label line, e.g. p (a.txt:3: 0 .5)",
     ]
 
 
 def test_files_that_are_not_samples_are_named_and_not_counted():
     rest = RawSample("b.cache", None, None, None, None, None, problem="not used", unused=True)
     cleaned = images(show(picture()), rest)
-    assert ingest_report.summary(cleaned)["left_out"] == {"not used": {"count": 1, "examples": ["b.cache"]}}
+    assert ingest_report.summary(cleaned, CLASSES)["left_out"] == {"not used": {"count": 1, "examples": ["b.cache"]}}
     assert (cleaned.seen, cleaned.aside.total) == (1, 0)
 
 
@@ -436,7 +439,7 @@ def test_names_with_halves_of_characters_are_written(tmp_path):
     manifest.write(
         tmp_path / "m.parquet", cleaned.samples, task="detection", labels=ingest_report.labels(cleaned.samples)
     )
-    json.dumps(ingest_report.summary(cleaned)).encode()
+    json.dumps(ingest_report.summary(cleaned, tasks.find("detection"))).encode()
     assert manifest.labels(tmp_path / "m.parquet") == (r"\ud800",)
 
 
@@ -445,10 +448,10 @@ def test_a_batch_with_another_annotators_boxes_is_judged_alike(x, refused):
     from loopline.data.versions import _refuse_contradictions
 
     image = picture(size=(300, 100))
-    known = scenes(draw(box_at(0), image=image)).samples
+    dataset = scenes(draw(box_at(0), image=image)).samples
     batch = scenes(draw(box_at(x), image=image)).samples
-    with pytest.raises(LooplineError, match="with another label" if refused else "has all its 1 samples already"):
-        _refuse_contradictions(batch, known, Path("batch"))
+    with pytest.raises(LooplineError, match="with another label" if refused else "already has all its 1 samples"):
+        _refuse_contradictions(batch, dataset, Path("batch"))
 
 
 # Groups
@@ -477,16 +480,16 @@ def test_frames_of_one_video_stay_together_by_a_pattern_of_their_path():
     by_video = {}
     for sample in cleaned.samples:
         by_video.setdefault(sample.path[:6], set()).add(sample.split)
-    assert {len(found) for found in by_video.values()} == {1}
+    assert {len(names) for names in by_video.values()} == {1}
     assert set.union(*by_video.values()) == {"train", "val", "test"}
-    assert ingest_report.summary(cleaned)["groups"] == {
+    assert ingest_report.summary(cleaned, CLASSES)["groups"] == {
         "count": 40,
         "samples_without": 0,
         "torn": {"count": 0, "examples": []},
     }
     alone = clean([("set", frames(40))], task="classification", split=SPLIT)
     assert any(sample.split != cleaned.samples[row].split for row, sample in enumerate(alone.samples))
-    assert "groups" not in ingest_report.summary(alone)
+    assert "groups" not in ingest_report.summary(alone, CLASSES)
 
 
 def test_a_published_split_is_kept_and_a_group_that_it_tears_apart_is_named():
@@ -494,20 +497,20 @@ def test_a_published_split_is_kept_and_a_group_that_it_tears_apart_is_named():
     split = SplitSettings(seed=0, val=0.0, test=0.2, group=SampleGroup(path=r"^(clip\d+)/"))
     cleaned = clean([("set", published)], task="classification", split=split)
     assert all((sample.split == "test") == ("_3." in sample.path) for sample in cleaned.samples)
-    assert ingest_report.summary(cleaned)["groups"]["torn"] == {"count": 2, "examples": ["clip00", "clip01"]}
+    assert ingest_report.summary(cleaned, CLASSES)["groups"]["torn"] == {"count": 2, "examples": ["clip00", "clip01"]}
 
 
-def test_what_a_batch_publishes_does_not_part_it_from_its_group():
+def test_a_published_split_of_a_batch_does_not_divide_a_group():
     split = SplitSettings(seed=0, val=0.0, test=0.99, group=SampleGroup(path=r"^(clip\d+)/"))
-    whole = frames(6)
-    first = [replace(raw, split="test" if number == 0 else "train") for number, raw in enumerate(whole[:60])]
-    cleaned = clean([("set", first), ("v2", whole[60:])], task="classification", split=split)
+    samples = frames(6)
+    first = [replace(raw, split="test" if number == 0 else "train") for number, raw in enumerate(samples[:60])]
+    cleaned = clean([("set", first), ("v2", samples[60:])], task="classification", split=split)
     # The dataset publishes a test split, so its groups are in training; clip05 is the batch's own, and goes by its hash.
     by_video = {}
     for sample in cleaned.samples[1:]:
         by_video.setdefault(sample.path[:6], set()).add(sample.split)
     assert by_video == {f"clip{video:02d}": {"train"} for video in range(5)} | {"clip05": {"test"}}
-    late = replace(whole[71], path="clip02/late.png")
+    late = replace(samples[71], path="clip02/late.png")
     cleaned = clean([("set", first), ("v2", [late])], task="classification", split=split)
     assert cleaned.samples[-1].split == "train"
 
@@ -515,8 +518,8 @@ def test_what_a_batch_publishes_does_not_part_it_from_its_group():
 def test_a_pattern_that_groups_nothing_is_an_obstacle():
     split = SplitSettings(seed=0, val=0.2, test=0.2, group=SampleGroup(path=r"^video(\d+)/"))
     cleaned = clean([("set", frames(4))], task="classification", split=split)
-    assert ingest_report.obstacles(cleaned) == [
-        "split.group finds a group for no sample, as clip00/frame_0.png: correct its path or column."
+    assert ingest_report.obstacles(cleaned, CLASSES) == [
+        "split.group matches no sample, such as clip00/frame_0.png: correct its path or column."
     ]
 
 
@@ -531,6 +534,6 @@ def test_a_pattern_that_groups_nothing_is_an_obstacle():
         ({"pattern": "(a)"}, "Extra inputs"),
     ],
 )
-def test_a_group_that_cannot_be_is_refused(group, words):
+def test_an_invalid_group_setting_is_refused(group, words):
     with pytest.raises(ValueError, match=words):
         SampleGroup(**group)

@@ -20,7 +20,7 @@ def test_samples_are_counted_by_label_and_images_by_their_boxes() -> None:
     assert distribution.count([image, nothing]) == {"cat": 2, "dog": 1}
 
 
-def test_the_table_has_a_line_a_class_numbers_in_their_order() -> None:
+def test_the_table_has_one_line_per_class_in_natural_order() -> None:
     assert distribution.table(Counter({"2": 30, "10": 10}), Counter({"2": 30, "10": 20, "new": 10})).splitlines() == [
         "CLASS  BEFORE  NEW  AFTER  SHARE BEFORE  SHARE AFTER",
         "2          30   +0     30         75.0%        50.0%",

@@ -1,4 +1,4 @@
-"""The embedded digits and languages: the right number, always the same, and as hard as they should be."""
+"""The embedded digits and languages: their number, content and order."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_digits_are_those_of_scikit_learn() -> None:
     from sklearn.datasets import load_digits
 
     inks, labels = digits.load()
-    theirs = load_digits()
-    np.testing.assert_array_equal(inks, theirs.images)
-    np.testing.assert_array_equal(labels, theirs.target)
+    expected = load_digits()
+    np.testing.assert_array_equal(inks, expected.images)
+    np.testing.assert_array_equal(labels, expected.target)
 
 
 def test_languages_has_25_languages_and_no_name_in_two_of_them() -> None:

@@ -1,4 +1,4 @@
-"""Each rule has a manifest that breaks it, and it only."""
+"""Each rule has a manifest that breaks only that rule."""
 
 import hashlib
 from dataclasses import replace
@@ -30,21 +30,21 @@ def digest(content: bytes | str) -> str:
 
 
 def sample(task: str, number: int, **changes: Any) -> Sample:
-    """A sound sample; its content, and so its id, follows from its number unless it is given."""
+    """A sound sample, whose content and id follow from its number unless `changes` replaces them."""
     label = LABELS[number % 2]
     split = ("train", "train", "train", "val", "test")[number // 2 % 5]
-    made: dict[str, Any] = {"source": "zoo", "path": f"{number:02}", "split": split}
+    fields: dict[str, Any] = {"source": "zoo", "path": f"{number:02}", "split": split}
     if task == "text":
-        made |= {"text": f"a text about {label} {number}", "label": label}
+        fields |= {"text": f"a text about {label} {number}", "label": label}
     else:
-        made |= {"image": f"picture {number}".encode(), "width": 16, "height": 64}
+        fields |= {"image": f"picture {number}".encode(), "width": 16, "height": 64}
     if task == "classification":
-        made |= {"label": label}
+        fields |= {"label": label}
     if task == "detection":
-        made |= {"boxes": (Box(label, 0, 0, 16, 64), Box(label, 1, 2, 3, 4))}
-    made |= changes
-    content = made["text"] if task == "text" else made["image"]
-    return Sample(**{"id": digest(content or ""), **made})
+        fields |= {"boxes": (Box(label, 0, 0, 16, 64), Box(label, 1, 2, 3, 4))}
+    fields |= changes
+    content = fields["text"] if task == "text" else fields["image"]
+    return Sample(**{"id": digest(content or ""), **fields})
 
 
 def sound(task: str) -> Samples:
@@ -63,7 +63,7 @@ def judge_file(path: Path, task: str, ingest: Any = INGEST, **limits: Any) -> Re
 
 
 def failed(result: Result) -> list[str]:
-    return [one.name for one in result.failed]
+    return [rule.name for rule in result.failed]
 
 
 @pytest.mark.parametrize("task", NAMES)
@@ -74,7 +74,7 @@ def test_a_sound_manifest_passes_every_rule(tmp_path: Path, task: str) -> None:
     assert result.samples == 40
     per_sample = 2 if task == "detection" else 1
     assert result.counts["cat"] == {"train": 12 * per_sample, "val": 4 * per_sample, "test": 4 * per_sample}
-    assert all(one.sentence.endswith(".") and one.remedy and one.observed for one in result.checks)
+    assert all(rule.sentence.endswith(".") and rule.remedy and rule.observed for rule in result.checks)
 
 
 def changed(task: str, number: int, **changes: Any) -> Samples:
@@ -90,14 +90,14 @@ def boxed(*boxes: Box) -> Samples:
 def relabelled(count: int) -> Samples:
     """All but `count` of the training samples become dogs."""
     samples = sound("classification")
-    cats = [n for n, one in enumerate(samples) if one.split == "train" and one.label == "cat"]
+    cats = [n for n, row in enumerate(samples) if row.split == "train" and row.label == "cat"]
     for number in cats[count:]:
         samples[number] = replace(samples[number], label="dog")
     return samples
 
 
 def moved(task: str, old: str, new: str) -> Samples:
-    return [replace(one, split=new) if one.split == old else one for one in sound(task)]
+    return [replace(row, split=new) if row.split == old else row for row in sound(task)]
 
 
 BROKEN: dict[str, tuple[str, Samples, dict[str, Any]]] = {
@@ -145,7 +145,7 @@ def test_a_rule_fails_alone_and_names_its_rows(tmp_path: Path, case: str) -> Non
 
 
 def test_every_rule_has_a_manifest_that_breaks_it(tmp_path: Path) -> None:
-    rules = {one.name for task in NAMES for one in judge(tmp_path, task, sound(task)).checks}
+    rules = {rule.name for task in NAMES for rule in judge(tmp_path, task, sound(task)).checks}
 
     assert rules == {case.partition("/")[0] for case in BROKEN} | {"columns"}
 
@@ -176,7 +176,7 @@ def test_wrong_columns_fail_and_nothing_else_is_checked(tmp_path: Path, fault: s
 
     result = judge_file(path, "text")
 
-    assert [one.name for one in result.checks] == failed(result) == ["columns"]
+    assert [rule.name for rule in result.checks] == failed(result) == ["columns"]
     assert {"absent": "path", "extra": "weight", "type": "int64"}[fault] in result.failed[0].examples[0]
 
 
@@ -199,12 +199,12 @@ def test_an_empty_manifest_fails_without_a_crash(tmp_path: Path) -> None:
 
 
 def test_examples_are_few_and_in_the_order_of_the_manifest(tmp_path: Path) -> None:
-    samples = [replace(one, height=65) for one in sound("classification")]
+    samples = [replace(row, height=65) for row in sound("classification")]
 
     result = judge(tmp_path, "classification", samples)
 
-    by_id = sorted(samples, key=lambda one: one.id)[:5]
-    assert result.failed[0].examples == tuple(f"{one.path}: long side 65" for one in by_id)
+    by_id = sorted(samples, key=lambda row: row.id)[:5]
+    assert result.failed[0].examples == tuple(f"{row.path}: long side 65" for row in by_id)
     assert result.failed[0].observed == "40 of 40 break it"
 
 

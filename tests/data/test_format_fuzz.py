@@ -1,6 +1,6 @@
-"""Fuzz every format: whatever changes in a valid data set, each file is used, counted or named, or there is one message.
+"""Fuzz every format: after any change of a valid dataset, each file is used, counted or named, or one error is raised.
 
-`VALID` holds a small valid data set of each format; add a line to fuzz another one. The changes follow from a fixed seed.
+`VALID` holds a small valid dataset of each format; add a line to fuzz another one. The changes follow from a fixed seed.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from loopline.data.clean import clean
 from loopline.errors import LooplineError
 from loopline.settings import SplitSettings
 
-ROUNDS = 60  # changed data sets of each format
+ROUNDS = 60  # changed datasets of each format
 SPLIT = SplitSettings(seed=0, val=0.2, test=0.2)
 
 
@@ -155,7 +155,7 @@ def changed(name, data, random_numbers):
 
 
 def change(files, random_numbers):
-    """The data set after one to three changes of files, or of their names."""
+    """The dataset after one to three changes of files or file names."""
     files = {name: data.encode() if isinstance(data, str) else data for name, data in files.items()}
     for _ in range(random_numbers.randrange(1, 4)):
         name = random_numbers.choice(sorted(files))

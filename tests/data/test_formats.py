@@ -1,4 +1,4 @@
-"""Each layout that docs/bring-your-own-data.md promises is read from files made here."""
+"""Each layout that docs/bring-your-own-data.md promises is read from generated files."""
 
 import gzip
 import io
@@ -36,7 +36,7 @@ def texts(folder):
 
 
 def boxes(folder):
-    """{path: [(label, x1, y1, x2, y2), ...]} of the samples that are whole."""
+    """{path: [(label, x1, y1, x2, y2), ...]} of the usable samples."""
     return {
         s.path: [(b.label, b.x1, b.y1, b.x2, b.y2) for b in s.boxes]
         for s in formats.read(folder, "detection")
@@ -82,7 +82,7 @@ def test_a_class_may_be_named_like_a_split(tmp_path):
 def test_files_outside_of_a_class_are_reported_and_readmes_are_not(tmp_path):
     stray = {"loose.png": picture(), "README.md": "", "LICENSE": "", ".DS_Store": "", "a/Thumbs.db": "", "v2.dvc": ""}
     put(tmp_path, files={"a/1.png": picture(), "b/1.png": picture(), **stray})
-    assert problems(tmp_path, "classification") == {"loose.png": "not inside a class's folder"}
+    assert problems(tmp_path, "classification") == {"loose.png": "not inside a class folder"}
 
 
 def test_links_are_followed_once_and_those_to_nowhere_are_reported(tmp_path):
@@ -141,14 +141,14 @@ def test_idx_takes_names_from_classes_txt(tmp_path):
     assert [s.label for s in formats.read(put(tmp_path, files=files), "classification")] == ["coat", "shirt", "coat"]
 
 
-def test_idx_that_is_there_gzipped_and_not_is_read_once(tmp_path):
+def test_idx_both_gzipped_and_unpacked_is_read_once(tmp_path):
     files = {"a-images-idx3-ubyte": idx(PIXELS), "a-labels-idx1-ubyte": idx([1, 2, 3])}
     put(tmp_path, files=files | {f"{name}.gz": gzip.compress(data) for name, data in files.items()})
     assert len(list(formats.read(tmp_path, "classification"))) == 3
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "said"),
+    ("images", "labels", "message"),
     [
         (idx(PIXELS), idx([1, 2]), "not a pair"),
         (idx(PIXELS)[:-1], idx([1, 2, 3]), "ends too early"),
@@ -156,13 +156,13 @@ def test_idx_that_is_there_gzipped_and_not_is_read_once(tmp_path):
     ],
     ids=["another count", "cut pixels", "cut header"],
 )
-def test_damaged_idx_says_so(tmp_path, images, labels, said):
+def test_damaged_idx_is_refused_with_the_reason(tmp_path, images, labels, message):
     put(tmp_path, files={"train-images-idx3-ubyte": images, "train-labels-idx1-ubyte": labels})
-    with pytest.raises(LooplineError, match=said):
+    with pytest.raises(LooplineError, match=message):
         list(formats.read(tmp_path, "classification"))
 
 
-def test_truncated_gzip_says_so(tmp_path):
+def test_truncated_gzip_is_refused(tmp_path):
     files = {"train-images-idx3-ubyte.gz": gzip.compress(idx(PIXELS))[:-12], "train-labels-idx1-ubyte": idx([1, 2, 3])}
     with pytest.raises(LooplineError, match="damaged"):
         list(formats.read(put(tmp_path, files=files), "classification"))
@@ -223,10 +223,10 @@ def test_yolo_reports_what_it_cannot_use(tmp_path):
     put(tmp_path, files={"images/c.png": picture(), "labels/c.txt": HALF})
     sample = next(iter(formats.read(tmp_path, "detection")))
     assert [box.problem for box in sample.boxes] == [
-        "broken line of labels",
-        "broken line of labels",
+        "broken label line",
+        "broken label line",
         "class number without a name",
-        "coordinates that are no shares of the image",
+        "coordinates that are not fractions of the image",
         None,
     ]
     assert problems(tmp_path, "detection") == {"labels/b.txt": "labels without an image"}
@@ -424,7 +424,7 @@ def test_a_column_of_splits_wins_over_the_name_of_the_file(tmp_path):
         ("b", "train"),
         ("c", "val"),
     ]
-    assert problems(tmp_path, "text") == {"train.csv:5": "unknown name of a split"}
+    assert problems(tmp_path, "text") == {"train.csv:5": "unknown split name"}
 
 
 def test_broken_rows_are_reported_with_their_line(tmp_path):
@@ -439,7 +439,7 @@ def test_broken_rows_are_reported_with_their_line(tmp_path):
         "b.jsonl:2": "not JSON",
         "b.jsonl:3": "not a JSON object",
         "c.tsv:2": "row with fewer columns than the header",
-        "d.csv": "table without a column of texts and one of labels",
+        "d.csv": "table without a text column and a label column",
     }
 
 
@@ -496,7 +496,7 @@ def test_texts_and_labels_side_by_side(tmp_path):
     assert texts(tmp_path) == [("a\tb", "pos", "train"), ("\u0085c", "neg", "train")]
 
 
-def test_texts_and_labels_of_different_length_say_so(tmp_path):
+def test_texts_and_labels_of_different_length_are_refused(tmp_path):
     put(tmp_path, files={"val_text.txt": "a\nb\n", "val_labels.txt": "1\n"})
     with pytest.raises(LooplineError, match=r"has 2 lines, val_labels\.txt has 1"):
         texts(tmp_path)
@@ -510,7 +510,7 @@ def test_lines_end_at_newlines_only(encoding):
 # Recognition
 
 
-def test_an_unknown_folder_is_told_what_was_seen_and_what_would_do(tmp_path):
+def test_an_unknown_folder_is_refused_with_files_seen_and_layouts_accepted(tmp_path):
     put(tmp_path, files={"a.docx": "", "b.docx": "", "notes/c.pdf": "", "d.csv": "title;stars\n"})
     with pytest.raises(LooplineError) as caught:
         recognise(tmp_path, "text")
@@ -521,7 +521,7 @@ def test_an_unknown_folder_is_told_what_was_seen_and_what_would_do(tmp_path):
     assert "COCO" not in message
 
 
-def test_a_folder_for_another_task_is_told_so(tmp_path):
+def test_a_folder_for_another_task_is_refused_with_that_task(tmp_path):
     put(tmp_path, files={"images/a.png": picture(), "labels/a.txt": HALF})
     with pytest.raises(LooplineError, match="looks like YOLO, which is for detection"):
         recognise(tmp_path, "classification")
@@ -537,13 +537,13 @@ def test_two_formats_at_once_are_refused(tmp_path):
 def test_an_empty_folder_and_a_missing_one(tmp_path, task):
     with pytest.raises(LooplineError, match="no files"):
         recognise(tmp_path, task)
-    with pytest.raises(LooplineError, match="is no folder"):
+    with pytest.raises(LooplineError, match="is not a folder"):
         recognise(tmp_path / "nowhere", task)
 
 
 @pytest.mark.parametrize("name", ["data.csv.gz", "photos.zip", "photos.tar"])
 @pytest.mark.parametrize("task", ["text", "detection"])
-def test_an_archive_is_to_be_unpacked(tmp_path, name, task):
+def test_an_archive_is_refused_with_advice_to_unpack_it(tmp_path, name, task):
     put(tmp_path, files={name: b"PK"})
     for dataset in (tmp_path, tmp_path / name):
         with pytest.raises(LooplineError, match=f"Archives are not read: unpack {name} and give the folder"):

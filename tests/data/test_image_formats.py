@@ -1,4 +1,4 @@
-"""Files as labelling tools, phones and other systems write them: nothing vanishes and nothing is guessed."""
+"""Files as labelling tools, phones and other systems write them: each is used or reported, and nothing is guessed."""
 
 import contextlib
 import io
@@ -44,7 +44,7 @@ def read(root, task="detection"):
 
 
 def boxes(root):
-    """{path: [(label, x1, y1, x2, y2)]} of the usable boxes of whole samples."""
+    """{path: [(label, x1, y1, x2, y2)]} of the usable boxes of usable samples."""
     return {
         path: [(b.label, b.x1, b.y1, b.x2, b.y2) for b in sample.boxes or () if not b.problem]
         for path, sample in read(root).items()
@@ -120,7 +120,7 @@ def test_names_that_begin_like_documents_are_data(tmp_path, start):
 
 @contextlib.contextmanager
 def ordinary_user():
-    """Take the superuser's right to read everything away. Python's own files may be closed too: import what is needed before."""
+    """Drop the superuser's right to read everything, even Python's own files: import all needed modules before."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -133,7 +133,7 @@ def ordinary_user():
 
 @pytest.fixture
 def closed():
-    """A folder that any user may read, but for what a test closes."""
+    """A folder that any user may read, except the parts that a test closes."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -148,8 +148,8 @@ def test_folders_and_files_that_cannot_be_opened_are_counted(closed):
     (closed / "a/1.png").chmod(0)
     (closed / "c").chmod(0)
     with ordinary_user():
-        found = problems(closed, "classification")
-    assert found == {"a/1.png": "file that cannot be opened", "c/": "folder that cannot be opened"}
+        reasons = problems(closed, "classification")
+    assert reasons == {"a/1.png": "file that cannot be opened", "c/": "folder that cannot be opened"}
 
 
 def test_annotations_that_cannot_be_opened_are_counted(closed):
@@ -170,11 +170,11 @@ def test_a_pipe_is_not_read(tmp_path):
     "folder", ["@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information", "__pycache__", "__MACOSX"]
 )
 @pytest.mark.parametrize("above", ["", "a/"])
-def test_folders_of_the_system_are_no_classes_and_hold_no_samples(tmp_path, folder, above):
+def test_system_folders_are_no_classes_and_hold_no_samples(tmp_path, folder, above):
     put(tmp_path, {"a/1.png": picture(), "b/1.png": picture(1), f"{above}{folder}/a/SYNO_THUMB.png": picture(2)})
     samples = read(tmp_path, "classification")
     assert [sample.label for sample in samples.values() if not sample.unused] == ["a", "b"]
-    assert problems(tmp_path, "classification") == {f"{above}{folder}/": "folder of the system"}
+    assert problems(tmp_path, "classification") == {f"{above}{folder}/": "system folder"}
 
 
 # Names of splits
@@ -279,7 +279,7 @@ def test_other_folders_beside_published_splits_change_nothing(tmp_path):
 
 
 def labels(files, head="image_id,dx", word=str):
-    """A table of labels as Kaggle has it: the label is another than the folder."""
+    """A table of labels as on Kaggle, whose labels differ from the folders."""
     return "\n".join([head, *(f"{word(file)},{'ab'[number // 2 % 2]}" for number, file in enumerate(files))])
 
 
@@ -408,7 +408,7 @@ def test_a_written_folder_name_is_read_back(tmp_path, label):
     assert {sample.label for sample in formats.read(tmp_path, "classification")} == {label, "other"}
 
 
-def test_percent_signs_that_nobody_wrote_stay(tmp_path):
+def test_percent_signs_in_other_folder_names_stay(tmp_path):
     names = {"5%Ba", "5%Ca", "50%20off", "100%", "a%2fb"}
     put(tmp_path, {f"{name}/{n}.png": picture(n) for n, name in enumerate(sorted(names))})
     assert {sample.label for sample in formats.read(tmp_path, "classification")} == names
@@ -428,7 +428,7 @@ def rectangle(name, **more):
 
 
 def annotated(name):
-    """The same picture called `name` in each format that finds files by name: one box, (1, 2) to (5, 6)."""
+    """The same image, called `name`, in each format that finds files by name, with one box (1, 2) to (5, 6)."""
     coco = {
         "images": [{"id": 1, "file_name": f"{name}.png", "width": 10, "height": 8}],
         "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 4, 4]}],
@@ -453,7 +453,8 @@ def test_names_are_compared_composed_in_every_format(tmp_path, form, of_file, of
     image = f"images/{of_file(COMPOSED)}.png"
     put(tmp_path, {image: picture()} | annotated(of_annotation(COMPOSED))[form])
     assert {
-        path: [(label, *map(round, corners)) for label, *corners in found] for path, found in boxes(tmp_path).items()
+        path: [(label, *map(round, corners)) for label, *corners in image_boxes]
+        for path, image_boxes in boxes(tmp_path).items()
     } == {image: [("cat", 1, 2, 5, 6)]}
 
 
@@ -461,7 +462,7 @@ SPLIT_FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def of_folders(form):
-    """Annotations that name no split of pictures in images/train, images/validation and images/test, and of one more there."""
+    """Annotations without splits for images in images/train, images/validation and images/test, and for one more there."""
     names = [f"images/{folder}/{folder}.png" for folder in SPLIT_FOLDERS]
     ids = list(enumerate(names))
     coco = {
@@ -501,7 +502,7 @@ def test_the_folders_of_images_are_their_splits_if_annotations_name_none(tmp_pat
     assert [path for path, sample in samples.items() if sample.problem] == [path for path in samples if "other" in path]
 
 
-def test_classes_that_look_the_same_are_one(tmp_path):
+def test_classes_that_look_the_same_become_one(tmp_path):
     put(tmp_path, {f"{name}/{n}.png": picture(n) for n, name in enumerate((COMPOSED, decomposed(COMPOSED), "other"))})
     cleaned = clean([("set", formats.read(tmp_path, "classification"))], task="classification", split=SPLIT)
     assert {sample.label for sample in cleaned.samples} == {COMPOSED, "other"}
@@ -560,7 +561,7 @@ POSE = "0 .5 .5 .4 .5 .4 .4 .6 .6 0 0"  # a box and three points
 def test_yolo_boxes_of_poses_are_read_with_kpt_shape(tmp_path):
     yolo(tmp_path, POSE, "0 .5 .5 .4 .5", "0 .1 .1 .2 .2 .3 .3 .4 .4", data_yaml="names: [a]\nkpt_shape: [3, 2]\n")
     assert boxes(tmp_path) == {"images/a.png": [("a", 3, 2, 7, 6), ("a", 3, 2, 7, 6)]}
-    assert box_problems(tmp_path) == [None, None, "broken line of labels"]
+    assert box_problems(tmp_path) == [None, None, "broken label line"]
 
 
 @pytest.mark.parametrize("line", [POSE, "0 .5 .5 .4 .5 .4 .4 2 .6 .6 1"])
@@ -577,7 +578,7 @@ def test_yolo_outlines_that_cannot_be_poses_are_read(tmp_path, lines):
     assert box_problems(tmp_path) == [None] * len(lines)
 
 
-def test_yolo_says_where_there_are_no_points(tmp_path):
+def test_yolo_kpt_shape_of_zeros_means_outlines(tmp_path):
     yolo(tmp_path, POSE, data_yaml="names: [a]\nkpt_shape: [0, 0]\n")
     assert boxes(tmp_path) == {"images/a.png": [("a", 0, 0, 6, pytest.approx(4.8))]}
 
@@ -590,14 +591,14 @@ def test_yolo_says_where_there_are_no_points(tmp_path):
         ("0 .5 .5 .2", "4 columns"),
         ("0.7 .5 .5 .2 .2", "whole number"),
         ("-1 .5 .5 .2 .2", "whole number"),
-        ("nan .5 .5 .2 .2", "not all words are numbers"),
-        ("cat .5 .5 .2 .2", "numbers"),
+        ("nan .5 .5 .2 .2", "not every column is a number"),
+        ("cat .5 .5 .2 .2", "not every column is a number"),
     ],
 )
 def test_yolo_lines_that_are_not_boxes_show_the_line_and_the_reason(tmp_path, line, reason):
     yolo(tmp_path, "0 .5 .5 .2 .2", line)
     broken = read(tmp_path)["images/a.png"].boxes[1]
-    assert broken.problem == "broken line of labels"
+    assert broken.problem == "broken label line"
     assert broken.detail.startswith(f"labels/a.txt:2: {line}: ")
     assert reason in broken.detail
 
@@ -609,10 +610,8 @@ TRIANGLE = "0 .1 .1 .5 .1 .5 .9"
 def test_yolo_lines_of_a_tracker_are_no_outlines(tmp_path):
     yolo(tmp_path, "0 .5 .5 .2 .2", *TRACKS)
     broken = read(tmp_path)["images/a.png"].boxes[1:]
-    assert {box.problem for box in broken} == {"broken line of labels"}
-    assert all(
-        "7 columns, a box has 5; a confidence and the number of a track belong to" in box.detail for box in broken
-    )
+    assert {box.problem for box in broken} == {"broken label line"}
+    assert all("7 columns, a box has 5; a confidence and a track number belong to" in box.detail for box in broken)
 
 
 def test_yolo_outlines_of_three_points_may_touch_the_edge(tmp_path):
@@ -622,7 +621,7 @@ def test_yolo_outlines_of_three_points_may_touch_the_edge(tmp_path):
 
 def test_yolo_outlines_that_leave_the_image_are_broken(tmp_path):
     yolo(tmp_path, "0 .1 .1 .5 .1 .5 1.005", "0 .1 .1 .5 .1 .5 1.9", "0 -.1 .1 .5 .1 .5 .9", TRIANGLE)
-    assert box_problems(tmp_path) == [None, *["coordinates that are no shares of the image"] * 2, None]
+    assert box_problems(tmp_path) == [None, *["coordinates that are not fractions of the image"] * 2, None]
 
 
 def test_yolo_lists_of_images_may_come_from_another_machine(tmp_path):
@@ -636,7 +635,7 @@ LINE = "0 .3 .5 .4 .5"
 def test_yolo_labels_in_another_case_are_those_of_the_image(tmp_path):
     put(tmp_path, {f"images/{name}.png": picture() for name in ("I3", "a", "A", "Ü")})
     put(tmp_path, {f"labels/{name}.txt": LINE for name in ("i3", "A", decomposed("ü"))})
-    assert {path: len(found) for path, found in boxes(tmp_path).items()} == {
+    assert {path: len(image_boxes) for path, image_boxes in boxes(tmp_path).items()} == {
         "images/A.png": 1,
         "images/I3.png": 1,
         "images/a.png": 0,
@@ -644,10 +643,10 @@ def test_yolo_labels_in_another_case_are_those_of_the_image(tmp_path):
     }
 
 
-def test_yolo_images_whose_labels_are_in_another_place_have_not_no_objects(tmp_path):
+def test_yolo_images_whose_labels_are_in_another_place_are_set_aside(tmp_path):
     put(tmp_path, {f"images/val/{name}.png": picture() for name in "abc"})
     put(tmp_path, {"labels/val/a.txt": LINE, "labels/validation/b.txt": LINE})
-    assert {path: len(found) for path, found in boxes(tmp_path).items()} == {
+    assert {path: len(image_boxes) for path, image_boxes in boxes(tmp_path).items()} == {
         "images/val/a.png": 1,
         "images/val/c.png": 0,
     }
@@ -710,7 +709,7 @@ def test_yolo_paths_of_another_machine_are_found_by_their_end(tmp_path, yaml, ab
 def test_yolo_paths_that_lead_nowhere_are_named(tmp_path):
     yolo(tmp_path, "0 .5 .5 .5 .5", data_yaml="names: [a]\ntrain: images\nval: ../valid/images\n")
     assert splits(tmp_path) == {"images/a.png": "train"}
-    assert problems(tmp_path) == {"data.yaml:val: ../valid/images": "split without a folder or a list of that name"}
+    assert problems(tmp_path) == {"data.yaml:val: ../valid/images": "split whose folder or list is missing"}
 
 
 @pytest.mark.parametrize(
@@ -739,7 +738,7 @@ def test_yolo_names_that_are_broken_are_refused_where_nothing_else_has_names(tmp
 )
 def test_yolo_numbers_that_are_not_finite_make_no_box(tmp_path, line):
     yolo(tmp_path, f"0 .5 .5 .5 .5\n{line}", data_yaml="names: [a]\nkpt_shape: [0, 0]\n")
-    assert box_problems(tmp_path) == [None, "broken line of labels"]
+    assert box_problems(tmp_path) == [None, "broken label line"]
 
 
 # COCO
@@ -767,7 +766,7 @@ def test_coco_annotations_that_are_malformed_are_counted(tmp_path, entry):
 @pytest.mark.parametrize("entry", [None, [], {"id": 2}, {"file_name": "a.png"}, {"id": [], "file_name": "a.png"}])
 def test_coco_images_that_are_malformed_are_counted(tmp_path, entry):
     coco(tmp_path, images=[{"id": 1, "file_name": "a.png"}, entry])
-    assert problems(tmp_path) == {"coco.json:images[1]": "image entry without id and file_name"}
+    assert problems(tmp_path) == {"coco.json:images[1]": "image entry without an id or file_name"}
 
 
 @pytest.mark.parametrize(
@@ -804,7 +803,7 @@ def test_coco_sizes_that_are_not_numbers_are_not_stated(tmp_path, width, size):
         {"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]},
     ],
 )
-def test_coco_that_cannot_be_read_at_all_is_one_message(tmp_path, changes):
+def test_coco_that_cannot_be_read_is_refused(tmp_path, changes):
     with pytest.raises(LooplineError, match=r"coco\.json"):
         boxes(coco(tmp_path, **changes))
 
@@ -816,7 +815,7 @@ def test_coco_ids_may_be_numbers_here_and_texts_there(tmp_path, image, annotatio
     assert problems(tmp_path) == {}
 
 
-def test_coco_ids_that_only_their_kind_tells_apart_are_not_mixed_up(tmp_path):
+def test_coco_ids_that_differ_only_in_type_are_kept_apart(tmp_path):
     images = [{"id": 8, "file_name": "a.png"}, {"id": "8", "file_name": "b.png"}, {"id": 9.0, "file_name": "c.png"}]
     coco(
         tmp_path,
@@ -856,7 +855,7 @@ def test_label_studio_json_min_is_named_in_any_encoding(tmp_path):
 
 def test_coco_images_with_one_id_do_not_share_boxes(tmp_path):
     put(coco(tmp_path, images=[{"id": 1, "file_name": name} for name in ("a.png", "b.png")]), {"b.png": picture(1)})
-    assert set(problems(tmp_path).values()) == {"image whose id another image has too", "image without annotation"}
+    assert set(problems(tmp_path).values()) == {"image whose id is not unique", "image without annotation"}
 
 
 @pytest.mark.parametrize("name", ["a.png", "valid/a.png"])
@@ -908,9 +907,9 @@ def test_voc_is_read_in_the_encoding_that_it_declares(tmp_path, encoding, word):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b'<?xml version="1.0" encoding="nope"?><a/>', "XML in the encoding nope, which is not read"),
-        (b'<?xml version="1.0" encoding="zlib"?><a/>', "XML in the encoding zlib, which is not read"),
-        (b'<?xml version="1.0" encoding="utf-8"?><a>\xff</a>', "XML that is not in its encoding, utf-8"),
+        (b'<?xml version="1.0" encoding="nope"?><a/>', "XML in the unsupported encoding nope"),
+        (b'<?xml version="1.0" encoding="zlib"?><a/>', "XML in the unsupported encoding zlib"),
+        (b'<?xml version="1.0" encoding="utf-8"?><a>\xff</a>', "XML that is not valid utf-8"),
         (b"<a>" * 9, "broken XML"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>".encode("utf-16"), "broken XML"),
         (b"", "broken XML"),
@@ -974,7 +973,7 @@ def test_voc_trainval_gives_way_to_train_and_val_whatever_its_folder_is_called(t
     }
 
 
-def test_voc_lists_may_name_the_image_and_what_they_name_in_vain_is_counted(tmp_path):
+def test_voc_lists_may_name_images_and_missing_ones_are_counted(tmp_path):
     voc(
         tmp_path,
         "a",
@@ -987,7 +986,7 @@ def test_voc_lists_may_name_the_image_and_what_they_name_in_vain_is_counted(tmp_
     samples = read(tmp_path)
     assert (samples["JPEGImages/cow.png"].split, samples["JPEGImages/a.png"].split) == ("test", "train")
     assert problems(tmp_path) == {
-        "ImageSets/Main/test.txt:2": "listed without an annotation",
+        "ImageSets/Main/test.txt:2": "listed image without an annotation",
         "JPEGImages/unannotated.png": "image without annotation",
     }
     assert samples["ImageSets/Main/test.txt:2"].split == "test"
@@ -1023,7 +1022,7 @@ def test_cvat_shapes_become_boxes(tmp_path, shape, corners):
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ('<box label="a" xtl="1" ytl="2" xbr="5" ybr="6" outside="1"/>', "shape outside of the picture"),
+        ('<box label="a" xtl="1" ytl="2" xbr="5" ybr="6" outside="1"/>', "shape outside the image"),
         ('<points label="a" points="1,2"/>', "shape that is not a box, a polygon, an ellipse or a mask"),
         ('<box label="a" xtl="x" ytl="2" xbr="5" ybr="6"/>', "annotation without a box"),
         ('<box label="a"/>', "annotation without a box"),
@@ -1039,7 +1038,7 @@ def test_cvat_reports_tracks_and_images_that_are_not_there(tmp_path):
     track = '<track id="3" label="cat"><box frame="0" xtl="1" ytl="1" xbr="2" ybr="2" outside="0"/></track>'
     put(cvat(tmp_path, '<box label="a"/>', more=f'{track}<image name="gone.png"/>'), {"other.png": picture()})
     assert problems(tmp_path) == {
-        "export/annotations.xml:track 3": "track of a video",
+        "export/annotations.xml:track 3": "video track",
         "export/annotations.xml:gone.png": "image file not found",
         "other.png": "image without annotation",
     }
@@ -1125,8 +1124,8 @@ def test_label_studio_reports_what_it_cannot_use(tmp_path):
         "b.png": "task without annotation",
         "c.png": "image without annotation",
         "project-1.json:tasks[2]": "image file not found",
-        "project-1.json:tasks[3]": "task that is not one of the JSON export",
-        "project-1.json:tasks[4]": "task that is not one of the JSON export",
+        "project-1.json:tasks[3]": "task that is not from a JSON export",
+        "project-1.json:tasks[4]": "task that is not from a JSON export",
         "project-1.json:tasks[5]": "task without one image",
         "project-1.json:tasks[6]": "regions drawn on images of several sizes",
     }
@@ -1155,7 +1154,11 @@ def test_label_studio_json_min_is_named(tmp_path, task):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (struct.pack(">HBB3I", 0, 8, 3, 1, 1, 1) + b"ab", struct.pack(">HBBI", 0, 8, 1, 1) + b"a", "goes on after"),
+        (
+            struct.pack(">HBB3I", 0, 8, 3, 1, 1, 1) + b"ab",
+            struct.pack(">HBBI", 0, 8, 1, 1) + b"a",
+            "holds more than its header states",
+        ),
         (struct.pack(">HBB3I", 0, 8, 3, 1, 2**31, 2**31), struct.pack(">HBBI", 0, 8, 1, 1) + b"a", "images of"),
         (struct.pack(">HBB3I", 0, 8, 3, 1, 1, 1) + b"a", struct.pack(">HBB2I", 0, 8, 2, 1, 1) + b"a", "not a pair"),
         (struct.pack(">HBB3I", 0, 8, 3, 1, 0, 1), struct.pack(">HBBI", 0, 8, 1, 1) + b"a", "images of"),

@@ -17,7 +17,7 @@ from loopline.errors import LooplineError
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository's root with a catalogue of an embedded set and one that a mirror has: two IDX images of two classes."""
+    """A repository with a catalogue of an embedded dataset and one in a mirror: two IDX images of two classes."""
     files = {
         "train-images-idx3-ubyte.gz": gzip.compress(struct.pack(">HBBIII", 0, 8, 3, 2, 8, 8) + bytes(128), mtime=0),
         "train-labels-idx1-ubyte.gz": gzip.compress(struct.pack(">HBBI", 0, 8, 1, 2) + bytes([1, 0]), mtime=0),
@@ -41,7 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def batch(folder: Path, *texts: str) -> None:
-    """A labelled text batch, as DVC would have put it there."""
+    """A labelled text batch as DVC leaves it."""
     folder.mkdir(parents=True)
     (folder / "texts.csv").write_text("text,label\n" + "".join(f"{text},a\n" for text in texts), encoding="utf-8")
     folder.with_name(folder.name + ".dvc").write_text("outs: []\n", encoding="utf-8")
@@ -52,12 +52,12 @@ def test_an_embedded_dataset_opens_by_its_name() -> None:
     assert (first.label, first.image) == ("ca", None)
 
 
-def test_a_folder_called_like_a_dataset_of_the_catalogue_is_said_and_can_be_had(home: Path) -> None:
+def test_a_folder_named_like_a_dataset_in_the_catalogue_is_noted_and_can_be_read(home: Path) -> None:
     assert sources.ambiguity("languages") is None
     batch(home / "languages", "hello", "good evening")
     note = sources.ambiguity("languages")
     assert note is not None
-    assert f"the folder {home / 'languages'} is not read" in note
+    assert f"the folder {home / 'languages'} is ignored" in note
     assert next(sources.open_dataset("languages", "text")).label == "ca"
     assert [sample.text for sample in sources.open_dataset("./languages", "text")] == ["hello", "good evening"]
     assert sources.ambiguity("./languages") is None
@@ -75,7 +75,7 @@ def test_a_folder_opens_by_its_path(home: Path) -> None:
 
 
 def test_a_dataset_for_another_task_is_refused_and_the_message_names_fitting_ones() -> None:
-    with pytest.raises(LooplineError, match=r"languages is a text dataset, .* classification: take one of clothes"):
+    with pytest.raises(LooplineError, match=r"languages is a text dataset, .* classification: use one of clothes"):
         sources.open_dataset("languages", "classification")
 
 
@@ -88,8 +88,8 @@ def test_batches_come_in_the_order_of_their_versions(home: Path) -> None:
     for number in (10, 2, 3):
         batch(home / f"data/batches/text/v{number}", f"text {number}")
     (home / "data/batches/text/.gitkeep").touch()
-    found = [(name, [sample.text for sample in samples]) for name, samples in sources.open_batches("text", "text")]
-    assert found == [("v2", ["text 2"]), ("v3", ["text 3"]), ("v10", ["text 10"])]
+    batches = [(name, [sample.text for sample in samples]) for name, samples in sources.open_batches("text", "text")]
+    assert batches == [("v2", ["text 2"]), ("v3", ["text 3"]), ("v10", ["text 10"])]
 
 
 def test_a_model_without_batches_has_none() -> None:
@@ -100,12 +100,12 @@ def test_a_batch_whose_files_are_not_here_says_how_to_get_them(home: Path) -> No
     batch(home / "data/batches/text/v2", "x")
     (home / "data/batches/text/v2/texts.csv").unlink()
     (home / "data/batches/text/v2").rmdir()
-    with pytest.raises(LooplineError, match=r"v2 is not here.*dvc checkout.*dvc pull"):
+    with pytest.raises(LooplineError, match=r"v2 is missing, only its .dvc file.*dvc checkout.*dvc pull"):
         sources.open_batches("text", "text")
 
 
 @pytest.mark.parametrize("name", ["v2", "my-batch"])
-def test_a_folder_that_no_version_has_is_never_taken_nor_passed_over(name: str, home: Path) -> None:
+def test_a_folder_outside_every_version_is_refused(name: str, home: Path) -> None:
     batch(home / "data/batches/text" / name, "x")
     (home / "data/batches/text" / f"{name}.dvc").unlink()
     with pytest.raises(LooplineError, match=rf"{name} is not part of this data version"):

@@ -73,16 +73,16 @@ DAMAGE = st.one_of(
 
 
 def damaged(data, damage):
-    for kind, place, what in damage:
+    for kind, place, argument in damage:
         at = place % (len(data) + 1)
         if kind == "put":
-            data = data[:at] + what + data[at:]
+            data = data[:at] + argument + data[at:]
         elif kind == "over":
-            data = data[:at] + what + data[at + len(what) :]
+            data = data[:at] + argument + data[at + len(argument) :]
         elif kind == "cut":
-            data = data[:at] + data[at + what :]
+            data = data[:at] + data[at + argument :]
         elif kind == "again":
-            data = data[:at] + data[at : at + what] + data[at:]
+            data = data[:at] + data[at : at + argument] + data[at:]
         else:
             data = data[:at]
     return data

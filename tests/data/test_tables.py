@@ -1,4 +1,4 @@
-"""Tables as people and tools write them: what ingest makes of them, and batch prediction of the same files."""
+"""Tables as people and tools write them, read by ingest and by batch prediction."""
 
 import csv
 import datetime
@@ -30,12 +30,12 @@ def write(path, content):
 
 
 def ingested(path):
-    """(text, label), or what is wrong with the row."""
+    """(text, label), or the problem of the row."""
     return [sample.problem or (sample.text, sample.label) for sample in formats.read(path, "text")]
 
 
 def predicted(path, column=None):
-    """The text, or what is wrong with the row."""
+    """The text, or the problem of the row."""
     return [item.error or item.content for item in tables.texts(str(path), column).items]
 
 
@@ -199,7 +199,7 @@ def test_an_empty_line_between_two_texts_of_a_single_column_is_a_row(tmp_path):
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
-def test_a_header_that_is_there_again_is_no_sample(tmp_path, mark, name):
+def test_a_repeated_header_is_no_sample(tmp_path, mark, name):
     table = "id,text,label\n1,a,x\n2,text,label\n" + mark + "id,text,label\n1,b,y\n"
     path = write(tmp_path / name, mark + table.replace(",", "\t" if name == "a.tsv" else ","))
     assert ingested(path) == [("a", "x"), ("text", "label"), "header again", ("b", "y")]
@@ -207,7 +207,7 @@ def test_a_header_that_is_there_again_is_no_sample(tmp_path, mark, name):
     assert predicted(write(tmp_path / "b.csv", "text\na\ntext\n")) == ["a", "text"]
 
 
-def test_the_column_of_texts_is_found_by_name_or_told(tmp_path):
+def test_the_text_column_is_found_by_name_or_reported_missing(tmp_path):
     path = write(tmp_path / "all.csv", "title;Text;name\na;b;c\n")
     assert predicted(path) == ["b"]
     assert predicted(path, "NAME") == ["c"]
@@ -229,7 +229,7 @@ def test_a_file_in_windows_1252_is_so_as_a_whole():
     assert encoding.decode(data) == "„Straße“\n„Gruß“\nSpaß“\n"
 
 
-def test_what_windows_1252_leaves_open_is_of_another_encoding(tmp_path):
+def test_bytes_undefined_in_windows_1252_mean_another_encoding(tmp_path):
     neither = "that is neither UTF-8 nor Windows-1252"
     data = b"text,label\na,x\n" + "ќ сказка,x\n".encode("cp1251") + "café – 5 €,y\n".encode("cp1252")
     path = write(tmp_path / "all.csv", data)
@@ -249,13 +249,13 @@ def test_lines_are_the_same_wherever_the_chunks_end(coding, ends, monkeypatch):
     assert [line.removesuffix("\r") for line in encoding.lines(io.BytesIO(data))] == texts
 
 
-def test_a_line_that_is_too_long_is_told_and_the_next_is_read(tmp_path, monkeypatch):
+def test_a_line_that_is_too_long_is_reported_and_the_next_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "MOST_LINE", 100_000)
     path = write(tmp_path / "all.csv", f"text,label\na,x\n{'b' * 200_000},x\nc,x\n")
     assert ingested(path) == [("a", "x"), "line of more than 64 MB", ("c", "x")]
 
 
-def test_what_utf_16_cannot_mean_is_set_aside(tmp_path):
+def test_invalid_utf_16_is_set_aside(tmp_path):
     table = "text,label\na,x\nb\ud800,x\nc,y\n".encode("utf-16", "surrogatepass")
     path = write(tmp_path / "all.csv", table[:-3])
     assert ingested(path) == [("a", "x"), "text with halves of characters", "label with halves of characters"]
@@ -344,7 +344,7 @@ def test_a_json_of_one_record_is_one_row(tmp_path):
         assert ingested(path) == predicted(path) == [f"text of type {'list' if text == [] else 'object'}"]
 
 
-def test_an_unknown_list_is_told_with_its_keys(tmp_path):
+def test_an_unknown_list_is_refused_with_its_keys(tmp_path):
     write(tmp_path / "a.json", json.dumps([{"title": "a", "stars": 1}]))
     write(tmp_path / "b.json", "[{")
     with pytest.raises(LooplineError) as caught:
@@ -361,7 +361,7 @@ def test_an_unknown_list_is_told_with_its_keys(tmp_path):
         (1.0, "1"), (0.5, "0.5"), (True, "true"), (None, None), ([[1]], "label of type list"), ("", ""),
     ],
 )  # fmt: skip
-def test_a_label_is_one_value_or_its_type_is_told(tmp_path, label, read):
+def test_a_label_is_one_value_or_its_type_is_reported(tmp_path, label, read):
     path = write(tmp_path / "a.jsonl", json.dumps({"text": "t", "label": label}))
     wrong = isinstance(read, str) and " " in read
     assert ingested(path) == [read if wrong else ("t", read)]
@@ -402,7 +402,7 @@ def test_lists_and_whole_numbers_in_a_csv_are_labels_as_in_json(tmp_path, label,
 
 
 @pytest.mark.parametrize("header", ["text,label,label", "Text,text,label", 'text,label," Label"'])
-def test_a_column_that_is_there_twice_is_refused(tmp_path, header):
+def test_a_duplicate_column_is_refused(tmp_path, header):
     table = f"{header}\na,x,y\nb,y,x\n"
     for path in (write(tmp_path / "a.csv", table), write(tmp_path / "a.tsv", table.replace(",", "\t"))):
         with pytest.raises(
@@ -415,10 +415,10 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path, header):
 # Columns of the tools
 
 
-def test_what_an_annotator_of_prodigy_rejected_is_no_label(tmp_path):
+def test_a_row_rejected_in_prodigy_is_set_aside(tmp_path):
     answers = ["accept", "reject", "ignore", None, "in forty-two words"]
     rows = [{"text": answer or "none", "label": "SPAM", "answer": answer} for answer in answers]
-    rejected = "answer that is not accept"
+    rejected = "answer other than accept"
     used = [("accept", "SPAM"), rejected, rejected, ("none", "SPAM"), (answers[4], "SPAM")]
     for name, columns in (("a.jsonl", {}), ("b.jsonl", {"split": "train"})):
         path = write(tmp_path / name, "\n".join(json.dumps(columns | row) for row in rows))
@@ -426,11 +426,11 @@ def test_what_an_annotator_of_prodigy_rejected_is_no_label(tmp_path):
         assert len(predicted(path)) == 5
 
 
-def test_an_unknown_name_of_a_split_is_shown_with_its_column(tmp_path):
+def test_an_unknown_split_name_is_shown_with_its_column(tmp_path):
     path = write(tmp_path / "a.csv", "text,label,Set\na,x,train\nb,x,A\n")
     assert [(s.split, s.problem, s.detail) for s in formats.read(path, "text")] == [
         ("train", None, ""),
-        (None, "unknown name of a split", "Set: 'A'"),
+        (None, "unknown split name", "Set: 'A'"),
     ]
 
 
@@ -452,7 +452,7 @@ def test_an_unknown_name_of_a_split_is_shown_with_its_column(tmp_path):
     ],
     ids=lambda value: str(getattr(value, "type", "")),
 )
-def test_types_of_labels_are_read_or_told(tmp_path, labels, read):
+def test_types_of_labels_are_read_or_reported(tmp_path, labels, read):
     path = parquet(tmp_path / "a.parquet", {"text": ["a", "b"], "label": labels})
     assert ingested(path) == ([read] * 2 if isinstance(read, str) else list(zip("ab", read, strict=True)))
 
@@ -468,7 +468,7 @@ def test_types_of_labels_are_read_or_told(tmp_path, labels, read):
     ],
     ids=lambda value: str(getattr(value, "type", "")),
 )
-def test_types_of_texts_are_read_or_told(tmp_path, texts, read):
+def test_types_of_texts_are_read_or_reported(tmp_path, texts, read):
     path = parquet(tmp_path / "a.parquet", {"text": texts, "label": ["x", "y"]})
     assert predicted(path) == read
     assert [row if isinstance(row, str) else row[0] for row in ingested(path)] == read
@@ -490,8 +490,8 @@ def test_class_numbers_have_names_and_minus_one_is_no_label(tmp_path, listed):
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path):
-    whole = parquet(tmp_path / "a.parquet", {"text": ["a"] * 9, "label": ["x"] * 9}).read_bytes()
-    path = write(tmp_path / "b.parquet", whole[:-20])
+    content = parquet(tmp_path / "a.parquet", {"text": ["a"] * 9, "label": ["x"] * 9}).read_bytes()
+    path = write(tmp_path / "b.parquet", content[:-20])
     for read in (ingested, predicted):
         with pytest.raises(LooplineError, match="is not a Parquet file"):
             read(path)
@@ -502,7 +502,7 @@ def test_a_damaged_parquet_file_is_refused(tmp_path):
 
 def test_lines_with_several_tabs_are_refused(tmp_path):
     path = write(tmp_path / "train.tsv", "gj04\t0\t*\tThe sentence.\nks08\t1\t\tAnother one.\n")
-    with pytest.raises(LooplineError, match="more than one tab: a first line must name the columns"):
+    with pytest.raises(LooplineError, match="more than one tab, so the first line must name the columns"):
         ingested(path)
 
 
@@ -571,7 +571,7 @@ def test_fasttext_names_its_splits(tmp_path, names):
 def test_suffixes_that_name_splits_are_no_classes(tmp_path):
     for name in ("reviews.train", "reviews.test"):
         write(tmp_path / name, "good film\nbad film\n")
-    with pytest.raises(LooplineError, match="in no format that is known for text"):
+    with pytest.raises(LooplineError, match="no known format for the task text"):
         ingested(tmp_path)
     for name in ("reviews.train", "reviews.test"):
         write(tmp_path / name, "good film\tpos\nbad film\tneg\n")
@@ -614,7 +614,7 @@ def test_a_single_file_is_a_dataset(tmp_path, name, content):
     ]  # fmt: skip
 
 
-def test_a_single_file_of_no_use_is_told(tmp_path):
+def test_a_single_file_in_no_known_format_is_refused(tmp_path):
     with pytest.raises(LooplineError, match=r"Seen: 1 \.pdf"):
         formats.read(write(tmp_path / "a.pdf", "x"), "text").__next__()
 
@@ -702,5 +702,5 @@ def test_json_of_empty_objects_is_counted_row_by_row(tmp_path, content):
     items = list(tables.texts(str(path)).items)
     assert len(items) == rows
     assert all(item.error for item in items)
-    with pytest.raises(LooplineError, match="in no format that is known for text"):
+    with pytest.raises(LooplineError, match="no known format for the task text"):
         list(formats.read(path, "text"))

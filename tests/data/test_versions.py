@@ -1,4 +1,4 @@
-"""Dataset versions in a real repository: git and DVC as programs, an S3 server, and every way to be refused."""
+"""Dataset versions in a real repository: git and DVC as programs, an S3 server, and every reason for a refusal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMAGES = random.Random(0)
 
 
 def images(folder: Path, **classes: int) -> Path:
-    """A folder of noise: class -> how many images."""
+    """A folder of noise: class -> number of images."""
     for name, count in classes.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
@@ -47,7 +47,7 @@ def numbered(start: int, stop: int, label: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository as a user has it after cloning and pointing two models at folders of their own."""
+    """A repository as a user has it after cloning and pointing two models at their own folders."""
     home = tmp_path_factory.mktemp("template")
     for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "data/catalog.yaml"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def home(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def state(home: Path) -> list[str]:
-    """All that a refused or failed `data add` must leave alone."""
+    """All that a refused or failed `data add` must not change."""
     files = [path for path in home.rglob("*") if path.is_file() and not path.is_relative_to(home / ".git")]
     kept = [path for path in files if path.relative_to(home).parts[0] not in (".loopline", "reports")]
     kept = [path for path in kept if not path.is_relative_to(home / ".dvc") or path.name in ("config", ".gitignore")]
@@ -89,7 +89,7 @@ def state(home: Path) -> list[str]:
 
 
 def ingested(model: str) -> tuple[int, dict[str, int]]:
-    """How many samples ingest finds now, and how many of each class."""
+    """The number of samples that ingest finds, in all and per class."""
     ingest.main(model)
     rows = manifest.table(Path("data") / model / "manifest.parquet", ["label"])["label"].to_pylist()
     shutil.rmtree(Path("data") / model)
@@ -104,12 +104,12 @@ def test_a_batch_with_a_new_class_becomes_a_version_and_the_old_one_comes_back(h
     assert ingested("classifier") == (60, {"circle": 30, "square": 30})
     commits = git("rev-list", "--count", "HEAD")
 
-    told = versions.add("classifier", incoming)
+    report = versions.add("classifier", incoming)
 
     assert sorted(path.name for path in Path("data/batches/classifier/v2").iterdir()) == ["circle", "square", "star"]
-    assert "classifier v2: 25 new samples, new classes star" in told
-    assert "1 x already in the dataset" in told
-    assert "star         0  +20     20" in told
+    assert "classifier v2: 25 new samples, new classes star" in report
+    assert "1 x already in the dataset" in report
+    assert "star         0  +20     20" in report
     assert Path("reports/classifier/classes-v2.png").read_bytes().startswith(b"\x89PNG")
     assert git("status", "--porcelain") == ""
     assert int(git("rev-list", "--count", "HEAD")) == int(commits) + 1
@@ -156,8 +156,8 @@ def test_a_failure_at_the_very_last_step_leaves_everything_as_it_was(home: Path,
     [
         ([], r"it holds no samples|known for text"),
         (numbered(100, 110, ""), r"10 of 10 samples would be set aside.*\n  10 x "),
-        (numbered(100, 110, "good") + numbered(200, 202, ""), r"2 of 12 samples would be set aside, at most 10%"),
-        (numbered(0, 20, "good"), r"has all its 20 samples already"),
+        (numbered(100, 110, "good") + numbered(200, 202, ""), r"2 of 12 samples would be set aside, but at most 10%"),
+        (numbered(0, 20, "good"), r"already has all its 20 samples"),
         (
             numbered(38, 42, "good"),
             r"2 of its samples are .* another label.*\n  texts.csv:\d+ is good, but bad as texts",
@@ -175,7 +175,7 @@ def test_a_bad_batch_is_refused_with_the_reason(
 
 
 def test_a_batch_for_another_task_is_refused(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(LooplineError, match="no format that is known for text"):
+    with pytest.raises(LooplineError, match="no known format for the task text"):
         versions.add("text", images(tmp_path / "incoming", circle=3, star=3))
 
 
@@ -188,9 +188,9 @@ def test_staged_changes_are_not_taken_along(home: Path, tmp_path: Path) -> None:
     assert state(home) == before
 
 
-def test_what_an_interrupted_run_left_is_named(home: Path, tmp_path: Path) -> None:
+def test_files_left_by_an_interrupted_run_are_named(home: Path, tmp_path: Path) -> None:
     texts(home / "data/batches/text/v2", numbered(100, 120, "good"))
-    with pytest.raises(LooplineError, match=r"data/batches/text has changes that no commit has \(.*v2/texts.csv"):
+    with pytest.raises(LooplineError, match=r"data/batches/text has uncommitted changes \(.*v2/texts.csv"):
         versions.add("text", texts(tmp_path / "incoming", numbered(100, 120, "good")))
 
 
@@ -220,7 +220,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        while True:  # as long as it runs: a busy machine may need minutes
+        while True:  # while the server runs: a busy machine may need minutes
             try:
                 urllib.request.urlopen(urllib.request.Request(f"{url}/teamdata", method="PUT"), timeout=60).close()
                 break
@@ -235,7 +235,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_batch_goes_to_its_own_s3_remote_and_comes_back(home: Path, tmp_path: Path, s3: str) -> None:
     incoming = texts(tmp_path / "incoming", numbered(100, 120, "good"))
-    with pytest.raises(LooplineError, match="DVC has no remote 'team', it has local"):
+    with pytest.raises(LooplineError, match="DVC has no remote 'team', only local"):
         versions.add("text", incoming, remote="team")
     with Path(".dvc/config").open("a") as config:
         config.write(f"['remote \"team\"']\n    url = s3://teamdata/text\n    endpointurl = {s3}\n")

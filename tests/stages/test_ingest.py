@@ -124,7 +124,7 @@ def test_what_cannot_be_trained_on_is_refused_with_its_reasons(project):
     with pytest.raises(LooplineError) as caught:
         ingest.main("classifier")
     message = str(caught.value)
-    assert "one class only: 2" in message
+    assert "only one class: 2" in message
     assert "60 x empty file, e.g. 10/0.png" in message
     assert not (project / "data/classifier").exists()
 
@@ -138,8 +138,8 @@ def test_boxes_that_cannot_be_used_are_explained(project):
         (project / "scenes" / f"{number}.txt").write_text("0 .5 .5 .2 .2 .93\n")
     with pytest.raises(LooplineError) as refusal:
         ingest.main("detector")
-    assert "20 x no usable box left, e.g. 0.png (broken line of labels)" in str(refusal.value)
-    assert "20 x box: broken line of labels, e.g. 0.png (0.txt:1: 0 .5 .5 .2 .2 .93: 6 columns" in str(refusal.value)
+    assert "20 x no usable box left, e.g. 0.png (broken label line)" in str(refusal.value)
+    assert "20 x box: broken label line, e.g. 0.png (0.txt:1: 0 .5 .5 .2 .2 .93: 6 columns" in str(refusal.value)
 
 
 def test_files_that_are_not_used_are_named(project):
@@ -188,5 +188,5 @@ def test_rows_of_one_group_stay_together_by_a_column_of_a_table(project, kind):
 
     params["models"]["text"]["split"]["group"] = {"column": "doctor"}
     (project / PARAMS).write_text(yaml.safe_dump(params))
-    with pytest.raises(LooplineError, match=r"split\.group finds a group for no sample"):
+    with pytest.raises(LooplineError, match=r"split\.group matches no sample"):
         ingest.main("text")

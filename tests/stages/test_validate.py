@@ -132,7 +132,7 @@ def test_near_copies_and_torn_groups_are_warnings_and_stop_nothing(capsys: pytes
     said = capsys.readouterr().out
     page = Path("reports/text/validation.html").read_text(encoding="utf-8")
     for warning in (
-        "1 of 1 held-out samples are near copies of training ones, as test test and train",
+        "1 of 1 held-out samples are near copies of training ones, such as test test and train",
         "2 groups are in",
     ):
         assert warning in said

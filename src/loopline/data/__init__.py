@@ -1,1 +1,1 @@
-"""Where samples come from: catalogue, downloads, formats, manifest, expectations."""
+"""Datasets: catalogue, downloads, formats, cleaning, manifest, expectations and versions."""

@@ -1,4 +1,4 @@
-"""Decide whether two annotations of one sample agree: annotators never draw the same box twice to the pixel."""
+"""Decide whether two annotations of one sample agree, since two annotators never draw a box alike to the pixel."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from loopline.data.manifest import Box
 from loopline.data.raw import RawBox
 
-OVERLAP = 0.5  # least intersection over union of two boxes of one object, as PASCAL VOC and COCO's AP50 have it
+OVERLAP = 0.5  # least intersection over union of two boxes of one object, as in PASCAL VOC and COCO's AP50
 
 
 def boxes_agree(first: Sequence[RawBox | Box], second: Sequence[RawBox | Box]) -> bool:
-    """Whether each box has its own partner of the same class that overlaps it by OVERLAP at least, and none is left."""
+    """Whether the boxes form pairs of the same class that overlap by at least OVERLAP, with no box left over."""
     if len(first) != len(second):
         return False
     pairs = sorted(

@@ -1,4 +1,4 @@
-"""The catalogue of known datasets: reads `data/catalog.yaml`, strictly, and the lists of files beside it.
+"""The catalogue of datasets: a strict reader of `data/catalog.yaml` and of the file lists beside it.
 
 `loopline data list` prints `listing()`.
 """
@@ -18,11 +18,11 @@ from loopline.errors import LooplineError
 from loopline.settings import Strict, read_yaml, repository
 
 CATALOG = Path("data/catalog.yaml")
-DATASETS = Path(".loopline/datasets")  # in the repository, where downloads are kept: <name>/<path>
+DATASETS = Path(".loopline/datasets")  # in the repository, for downloads: <name>/<path>
 
 
 class File(Strict):
-    """One file of a dataset: where it is kept, where it comes from, and the bytes it must have."""
+    """One file of a dataset: its local path, its origin, its size in bytes and its sha256."""
 
     path: str
     bytes: int = Field(ge=0)
@@ -39,7 +39,7 @@ class File(Strict):
 
 
 class FileList(Strict):
-    """A table of many files beside the catalogue: tab-separated, with the columns sha256, bytes and path."""
+    """A tab-separated table of many files beside the catalogue, with the columns sha256, bytes and path."""
 
     path: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -51,11 +51,11 @@ class Dataset(Strict):
     name: str
     description: str
     task: str
-    format: str  # "embedded", or as `formats` calls it
+    format: str  # "embedded", or the name of one of `formats`
     samples: int = Field(ge=1)
     licence: str
     citation: str
-    labels: dict[str, str] = Field(default={})  # class names, for what the files have in their place
+    labels: dict[str, str] = Field(default={})  # label in the files -> class name
     url: str | None = None
     files: tuple[File, ...] = ()
     file_list: FileList | None = None
@@ -63,23 +63,23 @@ class Dataset(Strict):
     @model_validator(mode="after")
     def _has_files(self) -> Dataset:
         if (self.format == "embedded") == bool(self.files):
-            raise ValueError("an embedded dataset has no files, any other has some")
+            raise ValueError("an embedded dataset must have no files, any other dataset needs some")
         return self
 
     @property
     def bytes(self) -> int:
-        """The size of all its files; 0 for an embedded one."""
+        """The size of all files in bytes, 0 for an embedded dataset."""
         return sum(file.bytes for file in self.files)
 
     def address(self, file: File) -> str | None:
-        """The URL of one of its files, or None where there is none."""
+        """The URL of one of the files, None if it has none."""
         if self.url is None or file.mirror_only:
             return None
         return self.url.replace("{from}", file.from_ or file.path)
 
 
 def load(path: Path = CATALOG) -> dict[str, Dataset]:
-    """Read the catalogue: name -> dataset. Raises LooplineError that names each wrong key."""
+    """Read the catalogue: name -> dataset. Raises LooplineError, which names each wrong key."""
     entries = read_yaml(path)
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise LooplineError(f"{path} must map names to datasets")
@@ -98,12 +98,14 @@ def load(path: Path = CATALOG) -> dict[str, Dataset]:
 def _listed(path: Path, expected: FileList) -> list[dict[str, str]]:
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != expected.sha256:
-        raise LooplineError(f"{path} is missing or was changed: the catalogue pins it by sha256. `git checkout {path}`")
+        raise LooplineError(
+            f"{path} is missing or changed, but the catalogue pins its sha256: run `git checkout {path}`"
+        )
     return list(csv.DictReader(content.decode().splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def find(name: str, catalog: dict[str, Dataset] | None = None) -> Dataset:
-    """The entry called `name`. Raises LooplineError with the nearest names if there is none."""
+    """The entry `name`. Raises LooplineError with the nearest names if there is none."""
     catalog = load() if catalog is None else catalog
     if name in catalog:
         return catalog[name]
@@ -118,28 +120,28 @@ def suggest(name: str, names: Iterable[str]) -> str:
 
 
 def mirror() -> Path | None:
-    """The folder that LOOPLINE_MIRROR names, laid out as `<dataset>/<path>`. Raises LooplineError if it is away."""
+    """The folder in LOOPLINE_MIRROR, laid out as `<dataset>/<path>`. Raises LooplineError if it does not exist."""
     value = os.environ.get("LOOPLINE_MIRROR")
     if not value:
         return None
     if not Path(value).is_dir():
-        raise LooplineError(f"LOOPLINE_MIRROR={value} is not a folder: set it to one, or unset it to download")
+        raise LooplineError(f"LOOPLINE_MIRROR={value} is not a folder: set it to a folder, or unset it to download")
     return Path(value)
 
 
 def whereabouts(dataset: Dataset, *, root: Path | None = None) -> str:
-    """Where the dataset is now, by the sizes of its files: embedded, downloaded, mirror, or what is missing."""
+    """The state of the dataset, judged by file sizes: embedded, downloaded, mirror, or how much is missing."""
     root = root or repository() / DATASETS
     if dataset.format == "embedded":
         return "embedded"
-    here = _missing(dataset, root / dataset.name)
-    if not here:
+    missing = _missing(dataset, root / dataset.name)
+    if not missing:
         return "downloaded"
     folder = mirror()
     if folder is not None and not _missing(dataset, folder / dataset.name):
         return "mirror"
-    if len(here) < len(dataset.files):
-        return f"{len(here)} of {len(dataset.files)} files missing"
+    if len(missing) < len(dataset.files):
+        return f"{len(missing)} of {len(dataset.files)} files missing"
     return "mirror only" if any(file.mirror_only for file in dataset.files) else "not downloaded"
 
 
@@ -151,7 +153,7 @@ def _missing(dataset: Dataset, folder: Path) -> list[File]:
 
 
 def listing(path: Path = CATALOG, *, root: Path | None = None) -> str:
-    """The catalogue as a table: name, task, samples, size, licence and where it is now."""
+    """The catalogue as a table: name, task, samples, size, licence and state."""
     header = ("NAME", "TASK", "SAMPLES", "SIZE", "LICENCE", "WHERE")
     rows = [header]
     for dataset in load(path).values():
@@ -160,6 +162,6 @@ def listing(path: Path = CATALOG, *, root: Path | None = None) -> str:
         where = whereabouts(dataset, root=root)
         rows.append((dataset.name, dataset.task, f"{dataset.samples:,}", size, licence, where))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = "<<>><<"  # numbers to the right
+    sides = "<<>><<"  # numbers are right-aligned
     line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
     return "\n".join(line.format(*row).rstrip() for row in rows)

@@ -1,8 +1,8 @@
-"""The pure half of ingest: raw samples in; clean ones with splits out, and a count and a reason for all that is set aside.
+"""The pure part of ingest: turn raw samples into clean samples with splits, and count what is set aside by reason.
 
-A sample is set aside if it cannot be read, is empty, has no label, or is a copy; if copies disagree on the label, all of
-them are. Boxes of copies agree if they overlap (agreement.py). A box is set aside if it has no area, lies outside of its
-image or is a copy; one that sticks out is clipped.
+A sample is set aside if it cannot be read, is empty, has no label, or is a copy. If copies disagree on the label, all of
+them are set aside; their boxes agree if they overlap (agreement.py). A box is set aside if it has no area, lies outside its
+image or is a copy; a box that sticks out is clipped.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from loopline.tasks.base import Task
 from loopline.tasks.image import UnreadableImage, decode
 
 EXAMPLES = 5
-MAX_CHARACTERS = 1_000_000  # of a text; more is a file that was taken for one
-ROUNDING = 0.5  # pixels by which a box may stick out before its clipping counts: shares of the image are rounded
-LEAST_SIDE = 0.001  # pixels; less may be nothing in the manifest's 32 bits
+MAX_CHARACTERS = 1_000_000  # of a text; more is probably a whole file
+ROUNDING = 0.5  # pixels by which a box may stick out uncounted, since fractions of an image are rounded
+LEAST_SIDE = 0.001  # pixels; less may be 0 in the manifest's 32-bit floats
 
 
 class SetAside(Exception):
-    """A sample is set aside: args are the reason, which is counted, and what is special to this one."""
+    """The sample is set aside. args: the reason, which is counted, and perhaps a detail of this sample."""
 
 
 @dataclass(frozen=True)
 class Aside:
-    """What was set aside: reason -> how many, and the first few paths."""
+    """What was set aside: the count and the first EXAMPLES paths of each reason."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, path: str, detail: str = "") -> None:
-        """Count one, and keep it as an example while there are few."""
+        """Count one, and keep its path while there are fewer than EXAMPLES."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES:
@@ -48,15 +48,15 @@ class Aside:
 
     @property
     def total(self) -> int:
-        """All that was set aside."""
+        """The number set aside for all reasons."""
         return sum(self.counts.values())
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """The samples that are left and the account: seen == len(samples) + aside.total.
+    """The clean samples and the counts: seen == len(samples) + aside.total.
 
-    Of boxes_seen, boxes_aside were set aside by themselves, the rest are in `samples` or went with a sample set aside.
+    boxes_seen counts boxes_aside (set aside alone), the boxes in `samples`, and those of samples set aside.
     boxes_clipped stuck out of their image. left_out: files that are not samples, which `seen` does not count.
     """
 
@@ -72,7 +72,7 @@ class Cleaned:
 
 @dataclass(frozen=True)
 class Grouped:
-    """How many groups there are, how many samples have none, and which groups published splits tear apart."""
+    """The number of groups, the number of samples without a group, and the groups that published splits divide."""
 
     groups: int
     without: int
@@ -81,21 +81,21 @@ class Grouped:
 
 @dataclass
 class _Copies:
-    """All copies of one content. published: the splits given to those in the first one's source."""
+    """All copies of one content. published: the published splits of the copies in the first copy's source."""
 
     first: Sample
     group: str | None
     published: set[str | None]
     paths: list[str] = field(default_factory=list)
-    others: list[Sample] = field(default_factory=list)  # the copies whose labels contradict the first one's
+    contradicting: list[Sample] = field(default_factory=list)  # copies with another label than the first
 
 
 def assign(key: str, published: str | None, of_source: Iterable[str], split: SplitSettings) -> str:
-    """The split of a sample. It depends on its content or group, the seed and its source alone: later samples never move it.
+    """The split of a sample. It depends only on its content or group, the seed and its source, so later samples never move it.
 
-    key: the content's id, or the group's name. The hash of "seed:key" is a number in [0, 1): the lowest `split.test` of
-    them are test, the highest `split.val` val. A published val or test is kept; of the rest, the hash takes those that the
-    source publishes none of (of_source).
+    key: the content's id, or the group's name. of_source: the splits that the source publishes. A published val or test is
+    kept. Otherwise the hash of "seed:key" is a number in [0, 1): below `split.test` is test, from 1 - `split.val` is val,
+    unless the source publishes that split; the rest is train.
     """
     if published in ("val", "test"):
         return published
@@ -106,10 +106,10 @@ def assign(key: str, published: str | None, of_source: Iterable[str], split: Spl
 
 
 def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: str, split: SplitSettings) -> Cleaned:
-    """Check each sample, drop copies, assign splits. Decodes one image at a time and keeps the encoded ones.
+    """Check each sample, drop copies, assign splits. Decodes one image at a time and keeps the encoded bytes.
 
-    sources: (name, samples) in the order they were added: the dataset, then its batches. A copy of what an earlier
-    source holds changes nothing; of copies in one source, test wins over val, val over train.
+    sources: (name, samples) in the order they were added: the dataset, then its batches. A copy of a sample in an earlier
+    source changes nothing; among copies in one source, test wins over val, and val over train.
     """
     boxes = _Boxes()
     aside, left_out = Aside(), Aside()
@@ -126,10 +126,10 @@ def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: str, spli
             boxes.seen += len(raw.boxes or ())
             try:
                 sample = _check(raw, source, kind, boxes)
-            except SetAside as verdict:
-                aside.add(verdict.args[0], raw.path, *verdict.args[1:])
+            except SetAside as problem:
+                aside.add(problem.args[0], raw.path, *problem.args[1:])
             else:
-                if raw.split:  # a competition publishes its test split without labels: then it is none
+                if raw.split:  # counted only for a usable sample: a competition's test split may have no labels
                     of_source.add(raw.split)
                 group = split.group.of(raw.path, raw.group) if split.group else None
                 _join(contents, sample, group, raw.split)
@@ -139,12 +139,12 @@ def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: str, spli
 
 
 def _join(contents: dict[str, _Copies], sample: Sample, group: str | None, published: str | None) -> None:
-    """Put the sample to its copies."""
+    """Add the sample to the copies of its content."""
     copies = contents.setdefault(sample.id, _Copies(sample, group, {published}))
     if sample.source == copies.first.source:
         copies.published.add(published)
     if not same_truth(sample, copies.first):
-        copies.others.append(sample)
+        copies.contradicting.append(sample)
     copies.paths.append(sample.path)
 
 
@@ -158,12 +158,12 @@ def same_truth(first: Sample, second: Sample) -> bool:
 def _settle(
     contents: dict[str, _Copies], published: dict[str, set[str]], split: SplitSettings, aside: Aside
 ) -> Iterator[Sample]:
-    """One sample of each content, with its split; none where its copies disagree on the label."""
-    sources: dict[str, str] = {}  # group -> the source that it came with: what a later one publishes does not move it
+    """Yield one sample of each content, with its split, unless its copies disagree on the label."""
+    sources: dict[str, str] = {}  # group -> its first source, so that a later source cannot move it
     for content in contents.values():
         first, *copies = content.paths
-        if content.others:
-            names = dict.fromkeys(sample.label or "" for sample in (content.first, *content.others))
+        if content.contradicting:
+            names = dict.fromkeys(sample.label or "" for sample in (content.first, *content.contradicting))
             labels = "boxes differ" if content.first.boxes is not None else f"labels {', '.join(names)}"
             for path in content.paths:
                 aside.add("copies with different labels", path, f"{labels}; first copy {first}")
@@ -173,7 +173,7 @@ def _settle(
         key, source = content.first.id, content.first.source
         if content.group is not None:
             key, source = f"group {content.group}", sources.setdefault(content.group, source)
-        splits = [assign(key, own, published[source], split) for own in content.published]
+        splits = [assign(key, name, published[source], split) for name in content.published]
         yield replace(content.first, split=max(splits, key=SPLITS.index))
 
 
@@ -183,11 +183,11 @@ def _grouped(kept: list[Sample], contents: dict[str, _Copies]) -> Grouped:
         if (group := contents[sample.id].group) is not None:
             splits.setdefault(group, set()).add(sample.split)
     without = sum(contents[sample.id].group is None for sample in kept)
-    return Grouped(len(splits), without, sorted(group for group, found in splits.items() if len(found) > 1))
+    return Grouped(len(splits), without, sorted(group for group, names in splits.items() if len(names) > 1))
 
 
 def _check(raw: RawSample, source: str, task: Task, boxes: _Boxes) -> Sample:
-    """A clean sample, its split still open. Raises SetAside."""
+    """The clean sample, with an empty split. Raises SetAside."""
     if raw.problem:
         raise SetAside(raw.problem, raw.detail)
     label, path = _name(raw.label or ""), _encodable(raw.path)
@@ -214,14 +214,14 @@ def _check(raw: RawSample, source: str, task: Task, boxes: _Boxes) -> Sample:
         raise SetAside("image without annotation")
     if raw.size not in (None, (width, height)):
         raise SetAside("boxes drawn for another size", f"for {raw.size}, the upright image has {(width, height)}")
-    found = boxes.clean(raw.boxes, width, height, path)
-    if raw.boxes and not found:
+    usable = boxes.clean(raw.boxes, width, height, path)
+    if raw.boxes and not usable:
         raise SetAside("no usable box left", boxes.last_reason)
-    return replace(image, boxes=found)
+    return replace(image, boxes=usable)
 
 
 def _encodable(name: str) -> str:
-    """The name with escapes such as `\\udce9` for what is no character: file names may hold any bytes, the manifest only UTF-8.
+    """The name with escapes such as `\\udce9` for invalid characters: file names hold any bytes, the manifest only UTF-8.
 
     Different names stay different.
     """
@@ -229,12 +229,12 @@ def _encodable(name: str) -> str:
 
 
 def _name(label: str) -> str:
-    """The class name as it is compared: composed characters, no white space around it."""
+    """The class name in composed characters (NFC), without surrounding white space."""
     return _encodable(nfc(label).strip())
 
 
 def _text(text: str) -> tuple[str, str]:
-    """The text without white space around it, and its sha256."""
+    """The text without surrounding white space, and its sha256. Raises SetAside."""
     text = text.strip()
     if not text:
         raise SetAside("empty text")
@@ -246,7 +246,7 @@ def _text(text: str) -> tuple[str, str]:
 
 
 def _size(image: bytes) -> tuple[int, int]:
-    """Width and height of the upright image."""
+    """Width and height of the upright image in pixels. Raises SetAside."""
     if not image:
         raise SetAside("empty file")
     if len(image) > MAX_BYTES:
@@ -260,7 +260,7 @@ def _size(image: bytes) -> tuple[int, int]:
 
 @dataclass
 class _Boxes:
-    """Cleans boxes and keeps their account."""
+    """Clean boxes and count them."""
 
     seen: int = 0
     clipped: int = 0
@@ -268,7 +268,7 @@ class _Boxes:
     last_reason: str = ""  # why the last box was set aside
 
     def clean(self, raw: Iterable[RawBox], width: int, height: int, path: str) -> tuple[Box, ...]:
-        """The usable boxes of an image, clipped to it."""
+        """The usable boxes of an image, clipped to the image."""
         kept: dict[Box, None] = {}
         for box in raw:
             corners = (box.x1, box.y1, box.x2, box.y2)
@@ -276,13 +276,13 @@ class _Boxes:
             clipped = Box(_name(box.label), float(x1), float(y1), float(x2), float(y2))
             reason = box.problem
             if reason is None and not all(map(math.isfinite, corners)):
-                reason = "box with corners that are no numbers"
+                reason = "box with a corner that is not a number"
             elif reason is None and not clipped.label:
                 reason = "box without a class"
             elif reason is None and min(box.x2 - box.x1, box.y2 - box.y1) < LEAST_SIDE:
                 reason = "box without area"
             elif reason is None and min(x2 - x1, y2 - y1) < LEAST_SIDE:
-                reason = "box outside of its image"
+                reason = "box outside its image"
             elif reason is None and clipped in kept:
                 reason = "copy of another box"
             if reason is not None:

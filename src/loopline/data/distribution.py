@@ -1,4 +1,4 @@
-"""How many samples (or boxes) each class has, before and after a batch: counted, as a table, as a picture."""
+"""The number of samples (or boxes) of each class before and after a batch, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from loopline.data.formats.common import natural
 from loopline.data.manifest import Sample
 from loopline.lib import files
 
-MOST = 60  # classes in the picture; the table has them all
+MOST = 60  # classes in the picture; the table shows all
 
 
 def count(samples: Iterable[Sample]) -> Counter[str]:
-    """Class -> samples, or boxes where the samples have boxes."""
+    """Class -> number of samples, or of boxes if the samples have boxes."""
     counts: Counter[str] = Counter()
     for sample in samples:
         labels = [sample.label or ""] if sample.boxes is None else [box.label for box in sample.boxes]
@@ -23,7 +23,7 @@ def count(samples: Iterable[Sample]) -> Counter[str]:
 
 
 def table(before: Counter[str], after: Counter[str]) -> str:
-    """One line a class, `2` before `10`: before, new, after, and the shares of before and after."""
+    """One line per class, `2` before `10`: counts before, new and after, and the shares before and after."""
     rows = [("CLASS", "BEFORE", "NEW", "AFTER", "SHARE BEFORE", "SHARE AFTER")]
     for label in sorted(after, key=natural):
         counts = (f"{before[label]:,}", f"{after[label] - before[label]:+,}", f"{after[label]:,}")
@@ -34,7 +34,7 @@ def table(before: Counter[str], after: Counter[str]) -> str:
 
 
 def draw(path: Path, before: Counter[str], after: Counter[str], *, title: str) -> None:
-    """A bar chart of what each class had and what it gains, as a PNG at `path`; the largest classes first. Atomic."""
+    """Write a bar chart of each class before and its gain, largest classes first, as a PNG at `path`. Atomic."""
     from matplotlib.figure import Figure
 
     labels = [label for label, _ in sorted(after.items(), key=lambda item: (-item[1], item[0]))][:MOST]

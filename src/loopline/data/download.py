@@ -1,6 +1,6 @@
-"""Fetches a dataset of the catalogue into `.loopline/datasets/<name>/`: the mirror first, then the network.
+"""Fetch a dataset in the catalogue into `.loopline/datasets/<name>/`, from the mirror if it has the files.
 
-`loopline data fetch NAME`; ingest calls it too. Every byte is verified, whatever it came from: see `transfer`.
+`loopline data fetch NAME` and ingest call it. Every file is verified, wherever it came from: see `transfer`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ WORKERS = 8
 
 
 def fetch(dataset: Dataset, *, root: Path | None = None, timeout: float = 30.0, backoff: float = 0.5) -> Path:
-    """Make sure that every file of the dataset is in `root/<name>`, and return that folder.
+    """Put every file of the dataset into `root/<name>` and return that folder.
 
-    root: by default `.loopline/datasets` of the repository, which its working copies share.
-    What is there with the right hash is left alone. Raises LooplineError if a file cannot be had or has another hash
-    than the catalogue's; what arrived until then stays, for the next try. timeout, backoff: see `transfer.TransferOptions`.
+    root: default `.loopline/datasets` of the repository, which its working copies share. timeout, backoff: see
+    `transfer.TransferOptions`. Files with the right hash are kept. Raises LooplineError if a file is unavailable or its
+    hash differs from the catalogue's; files and parts that arrived before stay for the next try.
     """
     folder = (root or repository() / DATASETS) / dataset.name
     with locks.held(folder / ".lock"):
@@ -41,35 +41,36 @@ def _fetch_all(dataset: Dataset, files: list[File], folder: Path, *, timeout: fl
     if homeless:
         raise LooplineError(
             f"{dataset.name}: no public address is known for {', '.join(homeless)}. Put the files into "
-            f"<folder>/{dataset.name}/ and set LOOPLINE_MIRROR=<folder>; data/catalog.yaml has their sha256"
+            f"<folder>/{dataset.name}/ and set LOOPLINE_MIRROR=<folder>; data/catalog.yaml lists their sha256"
         )
     total = sum(file.bytes for file in files)
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc=dataset.name, disable=None)  # a terminal has it, a log not
+    # disable=None shows the bar in a terminal and not in a log.
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc=dataset.name, disable=None)
     with bar, ThreadPoolExecutor(WORKERS) as pool:
-        line = TransferOptions(progress=bar.update, timeout=timeout, backoff=backoff)
-        futures = [pool.submit(_fetch_one, file, dataset, folder, source, line) for file in files]
+        options = TransferOptions(progress=bar.update, timeout=timeout, backoff=backoff)
+        futures = [pool.submit(_fetch_one, file, dataset, folder, source, options) for file in files]
         try:
             for future in as_completed(futures):
                 future.result()
-        except BaseException:  # Ctrl-C too: no thread goes on behind the user's back
-            line.stop.set()
+        except BaseException:  # Ctrl-C too: no thread may continue after it
+            options.stop.set()
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _fetch_one(file: File, dataset: Dataset, folder: Path, source: Path | None, line: TransferOptions) -> None:
+def _fetch_one(file: File, dataset: Dataset, folder: Path, source: Path | None, options: TransferOptions) -> None:
     target = folder / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
     copy = _copy_of(file, dataset, source)
     if copy is None:
-        download(dataset.address(file) or "", target, file, line)
+        download(dataset.address(file) or "", target, file, options)
         return
     shutil.copyfile(copy, partial_of(target))
-    line.progress(file.bytes)
+    options.progress(file.bytes)
     accept(partial_of(target), target, file, str(copy))
 
 
 def _copy_of(file: File, dataset: Dataset, source: Path | None) -> Path | None:
-    """The file in the mirror, if there is a mirror and it has the file."""
+    """The file in the mirror, None if there is no mirror or it lacks the file."""
     path = source / dataset.name / file.path if source else None
     return path if path and path.is_file() else None

@@ -1,7 +1,7 @@
-"""The gate before training: Great Expectations judges a manifest by `data.rules`, over the tables of `data.tables`.
+"""The gate before training: Great Expectations checks a manifest by `data.rules`, on the tables of `data.tables`.
 
-`check` reads `data/<model>/manifest.parquet` and what ingest counted, and returns a `Result`. It writes nothing but
-Great Expectations' own pages, where it is given a folder for them.
+`check` reads `data/<model>/manifest.parquet` and the counts of ingest, and returns a `Result`. It writes only Great
+Expectations' own pages, and only if it gets a folder for them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One rule and whether it holds: what was seen, some rows that break it, what to do about them."""
+    """One rule, whether it holds, the observed value, some rows that break it, and a remedy."""
 
     name: str
     sentence: str
@@ -43,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """All checks of one manifest. counts: class name -> split -> samples (for detection boxes)."""
+    """All checks of one manifest. counts: class name -> split -> samples (boxes for detection)."""
 
     task: str
     samples: int
@@ -57,11 +57,11 @@ class Result:
 
 
 def check(path: Path, ingest: Mapping[str, Any], settings: ModelSettings, *, docs: Path | None = None) -> Result:
-    """Check the manifest at `path` against `settings.expectations`; where its columns are wrong, nothing but them.
+    """Check the manifest at `path` against `settings.expectations`; if its columns are wrong, check only those.
 
-    ingest: `{"samples": kept, "set_aside": {reason: {"count": n, ...}}}` and, for detection, under `boxes` the same with
-    `kept`. docs: a folder that Great Expectations' pages replace. Raises LooplineError where the file is missing or not a
-    manifest.
+    ingest: `{"samples": kept, "set_aside": {reason: {"count": n, ...}}}` and, for detection, the same under `boxes` with
+    `kept`. docs: a folder whose content Great Expectations' pages replace, None for no pages. Raises LooplineError if the
+    file is missing or not a manifest.
     """
     manifests.table(path, columns=[])
     frames = {"columns": tables.columns(path, settings.task)}
@@ -75,8 +75,8 @@ def check(path: Path, ingest: Mapping[str, Any], settings: ModelSettings, *, doc
     return Result(task=settings.task, samples=len(frames.get("samples", ())), counts=counts, checks=checks)
 
 
-def _run(frames: Mapping[str, pd.DataFrame], demanded: list[Rule], docs: Path | None) -> tuple[Check, ...]:
-    """Let Great Expectations judge the tables that are there. The checks come in the order of the rules."""
+def _run(frames: Mapping[str, pd.DataFrame], demands: list[Rule], docs: Path | None) -> tuple[Check, ...]:
+    """Run the rules for the tables in `frames` through Great Expectations; the checks are in the order of the rules."""
     gx = _great_expectations()
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
@@ -91,50 +91,50 @@ def _run(frames: Mapping[str, pd.DataFrame], demanded: list[Rule], docs: Path | 
     checks: dict[str, Any] = {}
     for table, frame in frames.items():
         batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all")
-        expectations = [_expectation(rule) for rule in demanded if rule.table == table]
+        expectations = [_expectation(rule) for rule in demands if rule.table == table]
         suite = gx.ExpectationSuite(table, expectations=expectations)
         validation = gx.ValidationDefinition(name=table, data=batch, suite=context.suites.add(suite))
         validation = context.validation_definitions.add(validation)
         judged = validation.run(
             batch_parameters={"dataframe": frame}, result_format={"result_format": "SUMMARY", **shown}
         )
-        checks |= {one.expectation_config.meta["rule"]: one for one in judged.results}
+        checks |= {result.expectation_config.meta["rule"]: result for result in judged.results}
     if docs is not None:
         context.build_data_docs(site_names=["pages"])
-    return tuple(_check(rule, checks[rule.name], frames[rule.table]) for rule in demanded if rule.name in checks)
+    return tuple(_check(rule, checks[rule.name], frames[rule.table]) for rule in demands if rule.name in checks)
 
 
 def _expectation(rule: Rule) -> Any:
-    made = getattr(_great_expectations().expectations, f"Expect{rule.kind}")
-    return made(**rule.options, notes=rule.sentence, meta={"rule": rule.name})
+    expectation = getattr(_great_expectations().expectations, f"Expect{rule.kind}")
+    return expectation(**rule.options, notes=rule.sentence, meta={"rule": rule.name})
 
 
 def _check(rule: Rule, judged: Any, frame: pd.DataFrame) -> Check:
-    """Great Expectations' verdict in our words."""
-    found = judged.result
-    if "observed_value" in found:
-        observed = f"{found['observed_value']:,}"
-    elif "element_count" not in found:
+    """Great Expectations' result as a `Check`."""
+    result = judged.result
+    if "observed_value" in result:
+        observed = f"{result['observed_value']:,}"
+    elif "element_count" not in result:
         raise RuntimeError(f"Great Expectations could not check {rule.name!r}: {judged.exception_info}")
-    elif found["unexpected_count"]:
-        observed = f"{found['unexpected_count']:,} of {found['element_count']:,} break it"
+    elif result["unexpected_count"]:
+        observed = f"{result['unexpected_count']:,} of {result['element_count']:,} break it"
     elif rule.kind == BETWEEN and frame[rule.options["column"]].notna().any():
         values = frame[rule.options["column"]]
         observed = " to ".join(dict.fromkeys(_number(float(value)) for value in (values.min(), values.max())))
     else:
-        observed = f"all {found['element_count']:,}"
+        observed = f"all {result['element_count']:,}"
     return Check(
         name=rule.name,
         sentence=rule.sentence,
         passed=bool(judged.success),
         observed=observed,
-        examples=tuple(_example(index) for index in found.get("partial_unexpected_index_list") or ()),
+        examples=tuple(_example(index) for index in result.get("partial_unexpected_index_list") or ()),
         remedy=rule.remedy,
     )
 
 
 def _example(index: Mapping[str, Any]) -> str:
-    """A row that breaks an expectation, and what its columns hold."""
+    """A row that breaks an expectation, with the values of its columns."""
     cells = [f"{name.replace('_', ' ')} {_number(value)}" for name, value in index.items() if name != "row"]
     return f"{index['row']}: {', '.join(cells)}"
 
@@ -147,11 +147,11 @@ def _number(value: Any) -> str:
 
 @functools.cache
 def _great_expectations() -> Any:
-    """The library, without telemetry and chatter."""
+    """The library, without telemetry and log lines."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it imports sre_constants
-        # A third of the import's time would go into grammars of international addresses, which jsonschema does without.
+        # A third of the import time would go into grammars of international addresses, which jsonschema does not need.
         sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
         import great_expectations
 

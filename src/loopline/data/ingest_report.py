@@ -1,4 +1,4 @@
-"""What ingest reports of cleaned samples: counts for `ingest.json` and `classes.csv`, and what makes training impossible."""
+"""The report of ingest: counts for `ingest.json` and `classes.csv`, and reasons why training is impossible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def labels(samples: list[Sample]) -> tuple[str, ...]:
 
 
 def classes(samples: list[Sample]) -> dict[str, dict[str, int]]:
-    """Class -> split -> samples, for detection boxes."""
+    """Class -> split -> number of samples (boxes for detection)."""
     counts = {label: dict.fromkeys(SPLITS, 0) for label in labels(samples)}
     for sample in samples:
         for label in _labels(sample):
@@ -26,7 +26,7 @@ def classes(samples: list[Sample]) -> dict[str, dict[str, int]]:
 
 
 def summary(cleaned: Cleaned, task: Task) -> dict[str, Any]:
-    """The content of `ingest.json`. seen == samples + what is set aside; likewise for boxes.
+    """The content of `ingest.json`, where seen == samples + all that is set aside; the same holds for boxes.
 
     left_out: files that are not samples, by reason.
     """
@@ -63,29 +63,29 @@ def summary(cleaned: Cleaned, task: Task) -> dict[str, Any]:
 
 
 def obstacles(cleaned: Cleaned, task: Task) -> list[str]:
-    """Why nothing can be trained on these samples, in sentences; empty if something can."""
+    """The reasons why no model can be trained on these samples, in sentences; [] if there are none."""
     if not cleaned.samples:
         return ["No sample is left." if cleaned.seen else "There are no samples."]
     if cleaned.grouped and not cleaned.grouped.groups:
-        return [f"split.group finds a group for no sample, as {cleaned.samples[0].path}: correct its path or column."]
+        return [f"split.group matches no sample, such as {cleaned.samples[0].path}: correct its path or column."]
     counts = classes(cleaned.samples) if task.has_classes else {}
     present = {sample.split for sample in cleaned.samples}
-    found = [f"Split {split} is empty." for split in SPLITS if split not in present]
+    problems = [f"Split {split} is empty." for split in SPLITS if split not in present]
     if task.has_classes and len(counts) < 2 and task.truth == "label":
-        found.append(f"There is one class only: {', '.join(counts)}. A classifier needs two.")
+        problems.append(f"There is only one class: {', '.join(counts)}. A classifier needs two.")
     if not counts and task.truth == "boxes":
-        found.append("There is no box in any image.")
+        problems.append("There is no box in any image.")
     if "train" in present:
         missing = [label for label, count in counts.items() if count["train"] == 0]
-        found += [f"Class {label!r} has no training sample, only {_elsewhere(counts[label])}." for label in missing]
-    return found
+        problems += [f"Class {label!r} has no training sample, only {_elsewhere(counts[label])}." for label in missing]
+    return problems
 
 
 def reasons(cleaned: Cleaned) -> list[str]:
-    """What was set aside or left out: samples, boxes, files; a line a reason, most frequent first, with an example."""
+    """A line per reason for samples and boxes set aside and files left out, most frequent first, with an example."""
     return [
-        f"{count:,} x {thing}{reason}, e.g. {aside.examples[reason][0]}"
-        for thing, aside in (("", cleaned.aside), ("box: ", cleaned.boxes_aside), ("file left out: ", cleaned.left_out))
+        f"{count:,} x {kind}{reason}, e.g. {aside.examples[reason][0]}"
+        for kind, aside in (("", cleaned.aside), ("box: ", cleaned.boxes_aside), ("file left out: ", cleaned.left_out))
         for reason, count in _ordered(aside)
     ]
 

@@ -1,8 +1,8 @@
-"""The manifest, `data/<model>/manifest.parquet`: one row a sample, the only thing that data and training share.
+"""The manifest, `data/<model>/manifest.parquet`: one row per sample, the only interface between data and training.
 
-Columns: `id` (sha256 of the encoded image's bytes, or of the text), `source` (dataset or batch), `path` (where in the source it
-stood), `split`, `label` or `boxes` (label and x1, y1, x2, y2 in pixels of the upright image), whichever the task learns from,
-`text`, `image` (encoded bytes as they came), `width`, `height` (of the upright image), `bytes`.
+Columns: `id` (sha256 of the encoded image's bytes, or of the text), `source` (dataset or batch), `path` (place in the source),
+`split`, `label` or `boxes` (label and x1, y1, x2, y2 in pixels of the upright image) as the task needs, `text`, `image`
+(encoded bytes, unchanged), `width`, `height` (of the upright image), `bytes`.
 The schema's metadata holds the schema version, the task and the class names in index order.
 """
 
@@ -59,9 +59,9 @@ class Sample:
 class Split:
     """The samples of one split, in the manifest's order.
 
-    inputs: encoded images, or texts. targets: as the task's `targets` makes them: of classes int64 (n,) indices; of boxes one
-    float32 (m, 5) array an image, class index, x1, y1, x2, y2 in pixels of the upright image. sizes: int32 (n, 2) width,
-    height; zeros for text.
+    inputs: encoded images, or texts. targets: what the task's `targets` returns: int64 (n,) class indices, or for each image a
+    float32 (m, 5) array of class index, x1, y1, x2, y2 in pixels of the upright image. sizes: int32 (n, 2), width and height;
+    zeros for text.
     """
 
     ids: list[str]
@@ -72,7 +72,7 @@ class Split:
 
 
 def schema(task: str, labels: Iterable[str]) -> pa.Schema:
-    """The columns, their types and the metadata of a manifest of this task and these class names."""
+    """The columns, types and metadata of a manifest with this task and these class names."""
     import pyarrow as pa
 
     box = pa.struct([("label", pa.string()), *((side, pa.float32()) for side in ("x1", "y1", "x2", "y2"))])
@@ -84,7 +84,7 @@ def schema(task: str, labels: Iterable[str]) -> pa.Schema:
 
 
 def write(path: Path, samples: Iterable[Sample], *, task: str, labels: Iterable[str]) -> None:
-    """Write the samples, sorted by id so that the file does not depend on the order they came in. Atomic."""
+    """Write the samples atomically, sorted by id so that the file does not depend on their order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -102,28 +102,28 @@ def _row(sample: Sample) -> dict[str, Any]:
 
 
 def table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read the manifest's table. Raises LooplineError where it is missing or of another schema version."""
+    """Read the manifest's table. Raises LooplineError if it is missing or has another schema version."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        # Not read_table: a thread of pyarrow's scanner may outlive it and abort the process at its end.
+        # Not read_table: a thread of pyarrow's scanner may outlive it and abort the process at exit.
         with pq.ParquetFile(path) as file:
             loaded = file.read(columns, use_threads=False)
     except FileNotFoundError as error:
         raise LooplineError(f"{path} not found: run `dvc repro ingest`") from error
     except pa.ArrowInvalid as error:
         raise LooplineError(f"{path} is not a manifest: {error}") from error
-    found = _metadata(loaded.schema, path)["schema"]
-    if found != SCHEMA_VERSION:
-        raise LooplineError(f"{path} has schema {found}, this version reads {SCHEMA_VERSION}: run `dvc repro ingest`")
+    version = _metadata(loaded.schema, path)["schema"]
+    if version != SCHEMA_VERSION:
+        raise LooplineError(f"{path} has schema {version}, this version reads {SCHEMA_VERSION}: run `dvc repro ingest`")
     return loaded.select(columns) if columns else loaded
 
 
 def _metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
     raw = (schema.metadata or {}).get(b"loopline")
     if raw is None:
-        raise LooplineError(f"{path} is a Parquet file, but not a manifest of ours: run `dvc repro ingest`")
+        raise LooplineError(f"{path} is a Parquet file, but not a manifest: run `dvc repro ingest`")
     loaded: dict[str, Any] = json.loads(raw)
     return loaded
 

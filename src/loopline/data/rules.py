@@ -1,6 +1,6 @@
-"""What is demanded of a manifest: each rule is one expectation on one of the tables of `data.tables`, with its words.
+"""The rules for a manifest: each rule is one expectation on one of the tables of `data.tables`, with its wording.
 
-An empty cell passes every rule on values, so that `complete` and `corners` alone speak of empty cells.
+An empty cell passes every rule on values; only the rules `complete` and `corners` report empty cells.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AGAIN = "The file was changed or damaged after it was written: run `dvc repro -f
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """kind: a built-in expectation without its `Expect`, with its options. remedy: what to do where it fails."""
+    """kind: a built-in expectation without `Expect`, and its options. remedy: advice for the case that it fails."""
 
     table: str
     name: str
@@ -34,7 +34,7 @@ class Rule:
 
 
 def rules(settings: ModelSettings, labels: tuple[str, ...]) -> list[Rule]:
-    """The rules for a model's task and its `expectations`, in the order in which a reader wants them."""
+    """The rules for a model's task and its `expectations`, in the order in which to show them."""
     task = tasks.find(settings.task)
     return [
         *_always(settings, task),
@@ -52,7 +52,7 @@ def _always(settings: ModelSettings, task: Task) -> list[Rule]:
             table="columns",
             name="columns",
             sentence="The manifest has the columns and types of its schema and was made for this task.",
-            remedy="Run `dvc repro ingest`. If it is the task that differs, correct it in params.yaml.",
+            remedy="Run `dvc repro ingest`. If the task differs, correct it in params.yaml.",
             kind=EQUAL,
             options={"column_A": "found", "column_B": "wanted"},
         ),
@@ -83,7 +83,7 @@ def _always(settings: ModelSettings, task: Task) -> list[Rule]:
         Rule(
             table="samples",
             name="once",
-            sentence="No sample stands twice in one split.",
+            sentence="No sample occurs twice in one split.",
             remedy="Run `dvc repro -f ingest`, which keeps one copy.",
             kind="CompoundColumnsToBeUnique",
             options={"column_list": ["id", "split"]},
@@ -91,7 +91,7 @@ def _always(settings: ModelSettings, task: Task) -> list[Rule]:
         Rule(
             table="samples",
             name="leak",
-            sentence="No sample is in two splits: a model must not be tested on what it learned.",
+            sentence="No sample is in two splits: a model must not be tested on its training samples.",
             remedy="Run `dvc repro -f ingest`, which keeps one copy.",
             options={"column": "in_splits", "min_value": 1, "max_value": 1},
         ),
@@ -99,14 +99,14 @@ def _always(settings: ModelSettings, task: Task) -> list[Rule]:
             table="samples",
             name="split_names",
             sentence=f"Every sample is in one of the splits {', '.join(SPLITS)}.",
-            remedy="Rename the folders, or the cells, that name the splits.",
+            remedy="Rename the folders or table cells that name the splits.",
             kind=AMONG,
             options={"column": "split", "value_set": list(SPLITS)},
         ),
         Rule(
             table="splits",
             name="split_sizes",
-            sentence=f"Every split has a {'box' if task.truth == 'boxes' else 'sample'}.",
+            sentence=f"Every split has at least one {'box' if task.truth == 'boxes' else 'sample'}.",
             remedy="Raise the share of the empty split in params.yaml, or add data.",
             options={"column": "size", "min_value": 1},
         ),
@@ -115,34 +115,34 @@ def _always(settings: ModelSettings, task: Task) -> list[Rule]:
 
 def _classes(settings: ModelSettings, labels: tuple[str, ...], task: Task) -> list[Rule]:
     limits = settings.expectations
-    thing, things = ("box", "boxes") if task.truth == "boxes" else ("sample", "samples")
+    noun, nouns = ("box", "boxes") if task.truth == "boxes" else ("sample", "samples")
     return [
         Rule(
             table="boxes" if task.truth == "boxes" else "samples",
             name="known_classes",
-            sentence=f"Every {thing} has one of the {len(labels)} classes of the manifest's schema.",
-            remedy="Correct the label. If the class is new, run `dvc repro ingest`, which takes it in.",
+            sentence=f"Every {noun} has one of the {len(labels)} classes of the manifest's schema.",
+            remedy="Correct the label. If the class is new, run `dvc repro ingest`, which adds it.",
             kind=AMONG,
             options={"column": "label", "value_set": list(labels)},
         ),
         Rule(
             table="classes",
             name="used_classes",
-            sentence=f"Every class of the manifest's schema has a {thing}.",
-            remedy="Run `dvc repro ingest`, which drops a class that has none.",
+            sentence=f"Every class of the manifest's schema has at least one {noun}.",
+            remedy="Run `dvc repro ingest`, which drops unused classes.",
             options={"column": "all", "min_value": 1},
         ),
         Rule(
             table="classes",
             name="per_class",
-            sentence=f"Every class has at least {limits.min_per_class:,} {things} in training.",
+            sentence=f"Every class has at least {limits.min_per_class:,} {nouns} in training.",
             remedy="Add samples of the class, drop the class, or lower min_per_class.",
             options={"column": "train", "min_value": limits.min_per_class},
         ),
         Rule(
             table="classes",
             name="balance",
-            sentence=f"In training no class has more than {limits.max_imbalance:g} times the {things} of another.",
+            sentence=f"In training, no class has more than {limits.max_imbalance:g} times the {nouns} of another.",
             remedy="Add samples of the rare class, or raise max_imbalance.",
             options={"column": "imbalance", "max_value": limits.max_imbalance},
         ),
@@ -155,8 +155,8 @@ def _set_aside(settings: ModelSettings, task: Task) -> Rule:
     return Rule(
         table="ingest",
         name="set_aside",
-        sentence=f"Ingest set aside at most {most:.1%} of the {read} that it read (unreadable files …).",
-        remedy="Correct those files (see Set aside at ingest), or raise max_set_aside.",
+        sentence=f"Ingest set aside at most {most:.1%} of the {read} that it read, such as unreadable files.",
+        remedy="Correct the files under 'Set aside at ingest', or raise max_set_aside.",
         options={"column": "share", "max_value": most},
     )
 

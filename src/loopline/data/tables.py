@@ -1,6 +1,6 @@
-"""The small pandas tables that `data.expectations` checks, made from a manifest. Reads `data/<model>/manifest.parquet`.
+"""The pandas tables that `data.expectations` checks, derived from `data/<model>/manifest.parquet`.
 
-Each table has a column `row` that says in words which row it is; the other columns are what an expectation looks at.
+The column `row` of each table identifies the row in words; expectations check the other columns.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ SIDES = ("x1", "y1", "x2", "y2")
 
 
 def required(task: Task) -> tuple[str, ...]:
-    """The columns of the manifest that no sample may leave empty."""
+    """The columns of the manifest that every sample must fill."""
     return ("id", "source", "path", "split", task.truth, "bytes", *(IMAGE if task.content == "image" else ("text",)))
 
 
 def columns(path: Path, task: str) -> pd.DataFrame:
-    """One row a column of the manifest, and one for its task: the type that was found and the one that is wanted."""
+    """One row for each column of the manifest and one for its task: its actual type and the type in the schema."""
     import pandas as pd
     import pyarrow.parquet as pq
 
-    wanted = {field.name: str(field.type) for field in manifests.schema(task, ())} | {"(task)": task}
+    schema = {field.name: str(field.type) for field in manifests.schema(task, ())} | {"(task)": task}
     # Parquet calls a list's child "element", Arrow "item".
-    found = {field.name: str(field.type).replace("<element:", "<item:") for field in pq.read_schema(path)}
-    found["(task)"] = manifests.task(path)
-    names = list(wanted | found)
-    cells = {"found": [found.get(n, "absent") for n in names], "wanted": [wanted.get(n, "absent") for n in names]}
+    actual = {field.name: str(field.type).replace("<element:", "<item:") for field in pq.read_schema(path)}
+    actual["(task)"] = manifests.task(path)
+    names = list(schema | actual)
+    cells = {"found": [actual.get(n, "absent") for n in names], "wanted": [schema.get(n, "absent") for n in names]}
     return pd.DataFrame({"row": names, **cells})
 
 
 def derive(path: Path, task: Task, ingest: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """The tables `samples`, `classes`, `splits`, `ingest` and, where the truth is boxes, `boxes`; without classes no `classes`.
+    """The tables `samples`, `splits`, `ingest`, for a task with boxes `boxes`, and for a task with classes `classes`.
 
-    The manifest's columns must be right. ingest: see `expectations.check`.
+    The manifest's columns must match its schema. ingest: see `expectations.check`.
     """
     import pandas as pd
 
@@ -65,20 +65,20 @@ def derive(path: Path, task: Task, ingest: Mapping[str, Any]) -> dict[str, pd.Da
 
 
 def _ingest(ingest: Mapping[str, Any]) -> pd.DataFrame:
-    """One row for the samples, and one for the boxes where ingest counted them: the share that it set aside."""
+    """The share that ingest set aside: one row for the samples, and one for the boxes if ingest counted them."""
     import pandas as pd
 
     rows = []
     boxes = ingest.get("boxes")
-    for thing, kept, part in (("samples", ingest["samples"], ingest), ("boxes", boxes and boxes["kept"], boxes)):
+    for noun, kept, part in (("samples", ingest["samples"], ingest), ("boxes", boxes and boxes["kept"], boxes)):
         if part:
             aside = sum(reason["count"] for reason in part["set_aside"].values())
-            rows.append((f"{aside:,} of {aside + kept:,} {thing}", aside / max(1, aside + kept)))
+            rows.append((f"{aside:,} of {aside + kept:,} {noun}", aside / max(1, aside + kept)))
     return pd.DataFrame(rows, columns=["row", "share"])
 
 
 def _content(path: Path, column: str) -> list[str | None]:
-    """The sha256 of each image or text; the column is read in pieces, as the images may not fit into memory."""
+    """The sha256 of each image or text; the column is read in batches, since all images may not fit into memory."""
     import pyarrow.parquet as pq
 
     hashes: list[str | None] = []
@@ -90,10 +90,10 @@ def _content(path: Path, column: str) -> list[str | None]:
 
 
 def _samples(rows: pa.Table, content: list[str | None], task: Task) -> pd.DataFrame:
-    """One row a sample: id, split, label and
+    """One row for each sample: id, path, split, label and the columns below.
 
-    missing (names of empty cells, or None); content (sha256 of the image or text); in_splits (how many splits hold this
-    id); short_side and long_side in pixels; characters of the text, and ink: those without surrounding white space.
+    missing (names of empty cells, or None); content (sha256 of the image or text); in_splits (number of splits with this
+    id); short_side and long_side in pixels; characters of the text, and ink (those without surrounding white space).
     """
     import pandas as pd
 
@@ -115,16 +115,16 @@ def _samples(rows: pa.Table, content: list[str | None], task: Task) -> pd.DataFr
 
 
 def _names(empty: pd.DataFrame) -> list[str | None]:
-    """For each row the names of its true columns, None without one."""
+    """For each row the names of its true columns, None if it has none."""
     columns = list(empty.columns)
     return [" ".join(name for name, cell in zip(columns, row, strict=True) if cell) or None for row in empty.to_numpy()]
 
 
 def _boxes(rows: pa.Table, samples: pd.DataFrame) -> pd.DataFrame:
-    """One row a box: label, split and
+    """One row for each box: label, split and the columns below.
 
-    missing (names of corners or label that are empty or no number, or None), side (the shorter one, pixels),
-    overhang (pixels by which it leaves its image, 0 inside).
+    missing (names of empty corners or label, or None), side (the shorter side in pixels), overhang (pixels by which the box
+    sticks out of its image, 0 inside).
     """
     import pandas as pd
     import pyarrow.compute as pc
@@ -149,10 +149,10 @@ def _boxes(rows: pa.Table, samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _classes(labelled: pd.DataFrame, labels: tuple[str, ...]) -> pd.DataFrame:
-    """One row a class of the schema: `all` samples (or boxes) and by split, and
+    """One row for each class of the schema: its samples (or boxes) in `all` splits and in each split, and `imbalance`.
 
-    imbalance (training samples of the largest class / of this one). A class that occurs nowhere has no number in
-    `train`, and one that is not trained on has none in `imbalance`: each fault is told once.
+    imbalance: training samples of the largest class / those of this class. To report each fault once, `train` is empty
+    for a class without samples, and `imbalance` for a class without training samples.
     """
     import pandas as pd
 

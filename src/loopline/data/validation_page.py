@@ -1,4 +1,4 @@
-"""The readable page of a validation: one HTML file without scripts or outside assets, fit for a phone and the dark."""
+"""The validation report: one HTML file without scripts or external assets, for narrow and dark screens too."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from loopline.data.expectations import Result
 from loopline.data.manifest import SPLITS
 from loopline.lib import pages
 
-MAX_CLASSES = 50  # more bars than this and nobody reads them
+MAX_CLASSES = 50  # bars; more would be unreadable
 TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def html(name: str, result: Result, ingest: Mapping[str, Any], warnings: Iterable[str] = ()) -> str:
-    """The page for model `name`. ingest: `{"set_aside": {reason: {"count": n, "examples": [...]}}}`."""
-    things = tasks.find(result.task).truth if tasks.find(result.task).truth == "boxes" else "samples"
+    """The page for the model `name`. ingest: `{"set_aside": {reason: {"count": n, "examples": [...]}}}`."""
+    counted = tasks.find(result.task).truth if tasks.find(result.task).truth == "boxes" else "samples"
     figures = {"samples": result.samples, "classes": len(result.counts)}
     for split in SPLITS:
-        figures[f"{things} in {split}"] = sum(counts[split] for counts in result.counts.values())
+        figures[f"{counted} in {split}"] = sum(counts[split] for counts in result.counts.values())
     return pages.render(
         TEMPLATE,
         name=name,
@@ -29,7 +29,7 @@ def html(name: str, result: Result, ingest: Mapping[str, Any], warnings: Iterabl
         passed=[check for check in result.checks if check.passed],
         warnings=list(warnings),
         figures=figures,
-        things=things,
+        counted=counted,
         splits=SPLITS,
         bars=_bars(result.counts),
         smaller=len(result.counts) - MAX_CLASSES,
@@ -38,7 +38,7 @@ def html(name: str, result: Result, ingest: Mapping[str, Any], warnings: Iterabl
 
 
 def _bars(counts: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
-    """A stacked bar for each class, the largest first. Its parts are (split, start, width) in percent of the longest bar."""
+    """A stacked bar for each class, largest first. Its parts are (split, start, width) in percent of the longest bar."""
     bars = []
     rows = sorted(counts.items(), key=lambda row: -sum(row[1].values()))[:MAX_CLASSES]
     longest = max((sum(row.values()) for _, row in rows), default=1) or 1
@@ -54,14 +54,14 @@ def _bars(counts: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
 
 
 def _set_aside(ingest: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
-    """What ingest set aside, samples before boxes, and the files that it left out, the most frequent reason first."""
+    """(reason, examples, count) for samples and boxes set aside and files left out, most frequent reason first."""
     parts = (
         ("", ingest["set_aside"]),
         ("box: ", ingest.get("boxes", {}).get("set_aside", {})),
         ("file left out: ", ingest.get("left_out", {})),
     )
     return [
-        (f"{thing}{reason}", list(row.get("examples", ())), f"{row['count']:,}")
-        for thing, reasons in parts
+        (f"{kind}{reason}", list(row.get("examples", ())), f"{row['count']:,}")
+        for kind, reasons in parts
         for reason, row in sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0]))
     ]

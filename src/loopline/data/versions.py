@@ -1,8 +1,8 @@
-"""`loopline data add MODEL FOLDER`, or `make data-add`: a labelled batch becomes the model's next dataset version.
+"""`loopline data add MODEL FOLDER`, or `make data-add`: turn a labelled batch into the model's next dataset version.
 
-Reads the batch, the dataset and the batches before it. Writes `data/batches/<model>/vN/` (the files as they were given),
-its `.dvc` file, a commit with that alone, the tag `data/<model>/vN`, and the picture `reports/<model>/classes-vN.png`.
-`git checkout data/<model>/vN && dvc checkout` brings any version back.
+Reads the batch, the dataset and the earlier batches. Writes `data/batches/<model>/vN/` (the files unchanged), its `.dvc`
+file, a commit of only that, the tag `data/<model>/vN`, and the picture `reports/<model>/classes-vN.png`.
+`git checkout data/<model>/vN && dvc checkout` restores a version.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from loopline.lib import locks
 
 
 def add(model: str, folder: str | Path, *, remote: str | None = None) -> str:
-    """Validate the batch in `folder`, add it, and return what is to be told about it.
+    """Validate and add the batch in `folder`; return a report to print.
 
-    remote: the DVC remote that keeps this batch. Raises LooplineError, with nothing changed, if the batch is refused
-    (nothing usable, too much set aside, labels that contradict the dataset's, nothing new, a class that nothing could be
-    trained on) or if the repository is not ready for a commit.
+    remote: the DVC remote that stores this batch, None for the default remote. Raises LooplineError, with nothing changed, if
+    the batch is refused (nothing usable, too much set aside, labels that contradict the dataset, nothing new, a class without
+    a training sample) or if the repository is not ready for a commit.
     """
-    _, wanted = settings.model(model)
+    _, config = settings.model(model)
     source, home = Path(folder).expanduser(), sources.BATCHES / model
     if not source.is_dir():
-        raise LooplineError(f"{source} is not a folder: give the one that holds the labelled batch")
+        raise LooplineError(f"{source} is not a folder: give the folder of the labelled batch")
     if source.resolve().is_relative_to(home.resolve()):
-        raise LooplineError(f"{source} lies in {home}, where the batches that were added are: move it out first")
+        raise LooplineError(f"{source} is inside {home}, the folder of added batches: move it out first")
     with locks.held(repository.INCOMING / "lock"):
-        return _add(model, source, home, wanted, remote)
+        return _add(model, source, home, config, remote)
 
 
-def _add(model: str, source: Path, home: Path, wanted: settings.ModelSettings, remote: str | None) -> str:
+def _add(model: str, source: Path, home: Path, config: settings.ModelSettings, remote: str | None) -> str:
     repository.check_ready(home)
     if remote is not None:
         repository.check_remote(remote)
     tag = next_tag(model)
     version = tag.rpartition("/")[2]
 
-    column = wanted.split.column
-    batch = _clean([(version, formats.read(source, wanted.task, group=column))], wanted)
-    _refuse_bad(batch, source, wanted.expectations.max_set_aside)
-    dataset = sources.open_dataset(wanted.dataset, wanted.task, group=column)
-    there = _clean([("dataset", dataset), *sources.open_batches(model, wanted.task, group=column)], wanted)
-    fresh = _refuse_contradictions(batch.samples, there.samples, source)
+    column = config.split.column
+    batch = _clean([(version, formats.read(source, config.task, group=column))], config)
+    _refuse_bad(batch, source, config.expectations.max_set_aside)
+    dataset = sources.open_dataset(config.dataset, config.task, group=column)
+    stored = _clean([("dataset", dataset), *sources.open_batches(model, config.task, group=column)], config)
+    fresh = _refuse_contradictions(batch.samples, stored.samples, source)
 
-    if obstacles := ingest_report.obstacles(replace(there, samples=there.samples + fresh), tasks.find(wanted.task)):
+    if obstacles := ingest_report.obstacles(replace(stored, samples=stored.samples + fresh), tasks.find(config.task)):
         raise LooplineError(
-            f"{source} is refused, nothing could be trained with it:\n" + "\n".join(_indented(obstacles))
+            f"{source} is refused, because no model could be trained with it:\n" + "\n".join(_indented(obstacles))
         )
 
-    before = distribution.count(there.samples)
+    before = distribution.count(stored.samples)
     after = before + distribution.count(fresh)
     new_classes = sorted(set(after) - set(before))
     summary = f"{model} {version}: {len(fresh)} new samples"
@@ -80,21 +80,21 @@ def _add(model: str, source: Path, home: Path, wanted: settings.ModelSettings, r
 
 
 def next_tag(model: str) -> str:
-    """The tag of the version to come: one more than any that a tag or a batch has; the dataset alone is v1."""
+    """The tag of the next version: one above the highest of all tags and batches; the dataset alone is v1."""
     tags = repository.git("tag", "--list", f"data/{model}/v*").splitlines()
     numbers = [int(number) for tag in tags if (number := tag.rpartition("/v")[2]).isdecimal()]
     return f"data/{model}/v{max([1, *numbers, *sources.batch_numbers(sources.BATCHES / model)]) + 1}"
 
 
 def _base_tag(model: str) -> str | None:
-    """The tag v1, if it is still to be set: the commit before the first batch gets it."""
+    """The tag v1 for the commit before the first batch, None if it is already set."""
     tag = f"data/{model}/v1"
     first = not sources.batch_numbers(sources.BATCHES / model)
     return tag if first and not repository.git("tag", "--list", tag) else None
 
 
-def _clean(named: Iterable[tuple[str, Iterable[RawSample]]], wanted: settings.ModelSettings) -> Cleaned:
-    return clean(named, task=wanted.task, split=wanted.split)
+def _clean(named: Iterable[tuple[str, Iterable[RawSample]]], config: settings.ModelSettings) -> Cleaned:
+    return clean(named, task=config.task, split=config.split)
 
 
 def _refuse_bad(batch: Cleaned, source: Path, most: float) -> None:
@@ -103,25 +103,25 @@ def _refuse_bad(batch: Cleaned, source: Path, most: float) -> None:
         return
     why = "\n".join(_indented(ingest_report.reasons(batch) or ["it holds no samples"]))
     raise LooplineError(
-        f"{source} is refused: {left_out} of {batch.seen} samples would be set aside, at most {most:.0%} may "
+        f"{source} is refused: {left_out} of {batch.seen} samples would be set aside, but at most {most:.0%} may be "
         f"(max_set_aside in params.yaml).\n{why}\nCorrect the files and add the folder again."
     )
 
 
-def _refuse_contradictions(batch: list[Sample], there: list[Sample], source: Path) -> list[Sample]:
-    """The samples that are not there yet. Raises LooplineError if there are none, or if one is there with another label."""
-    known = {sample.id: sample for sample in there}
-    wrong = [sample for sample in batch if sample.id in known and not same_truth(sample, known[sample.id])]
+def _refuse_contradictions(batch: list[Sample], dataset: list[Sample], source: Path) -> list[Sample]:
+    """The samples that the dataset lacks. Raises LooplineError if it lacks none, or has one with another label."""
+    by_id = {sample.id: sample for sample in dataset}
+    wrong = [sample for sample in batch if sample.id in by_id and not same_truth(sample, by_id[sample.id])]
     if wrong:
-        lines = [f"{s.path} is {_truth(s)}, but {_truth(known[s.id])} as {known[s.id].path}" for s in wrong[:5]]
+        lines = [f"{s.path} is {_truth(s)}, but {_truth(by_id[s.id])} as {by_id[s.id].path}" for s in wrong[:5]]
         examples = "\n".join(_indented(lines))
         raise LooplineError(
-            f"{source} is refused: {len(wrong)} of its samples are in the dataset with another label, and ingest would "
+            f"{source} is refused: {len(wrong)} of its samples are in the dataset with another label, so ingest would "
             f"set both aside.\n{examples}\nCorrect the labels or take the samples out, then add the folder again."
         )
-    fresh = [sample for sample in batch if sample.id not in known]
+    fresh = [sample for sample in batch if sample.id not in by_id]
     if not fresh:
-        raise LooplineError(f"{source} is refused: the dataset has all its {len(batch)} samples already")
+        raise LooplineError(f"{source} is refused: the dataset already has all its {len(batch)} samples")
     return fresh
 
 

@@ -1,4 +1,4 @@
-"""Datasets that come with the dependencies, or are made from them: nothing to download.
+"""Datasets that ship with the dependencies or are generated from them, so that nothing is downloaded.
 
-Each module has `read()`, an iterator of `RawSample` in an order that never changes.
+Each module has `read()`, which yields `RawSample` objects in a fixed order.
 """

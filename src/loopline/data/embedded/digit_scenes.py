@@ -1,6 +1,6 @@
-"""`digit-scenes`: scikit-learn's handwritten digits placed in cluttered scenes of 128 x 128 pixels, with boxes. Made, not downloaded.
+"""`digit-scenes`: scikit-learn's handwritten digits in generated cluttered scenes of 128 x 128 pixels, with boxes.
 
-Writers' digits never cross splits: each split's scenes are drawn from its own share of the 1,797 digit images.
+No digit image is in two splits: each split's scenes use its own share of the 1,797 digit images.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from loopline.data.embedded.digits import load
 from loopline.data.raw import RawBox, RawSample
 
 SIDE = 128  # pixels
-SCENES = {"train": 700, "val": 200, "test": 200}  # the digit images are shared out in the same proportion
-DIGITS = (2, 6)  # in a scene, at least and at most
-HEIGHT = (24, 48)  # of a digit image, pixels
-MIN_CONTRAST = 80.0  # between a digit and what is under it, in grey levels
-GAP = 2  # pixels between two boxes at least
+SCENES = {"train": 700, "val": 200, "test": 200}  # the digit images are divided in the same proportion
+DIGITS = (2, 6)  # least and most digits in a scene
+HEIGHT = (24, 48)  # pixels of a digit image, upper end excluded
+MIN_CONTRAST = 80.0  # grey levels between a digit and the background under it
+GAP = 2  # least pixels between two boxes
 
 Colour = tuple[int, int, int]
 
 
 def read() -> Iterator[RawSample]:
-    """Every scene as a PNG with its boxes and its published split; always the same bytes with the same library versions."""
+    """Yield each scene as a PNG with its boxes and split; the bytes depend only on the library versions."""
     images, labels = load()
     shared = _share(labels, np.random.default_rng(0))
     for number, (split, count) in enumerate(SCENES.items()):
@@ -36,21 +36,21 @@ def read() -> Iterator[RawSample]:
         for index in range(count):
             scene, boxes = _scene(images.reshape(-1, 8, 8), labels, pool, generator)
             buffer = io.BytesIO()
-            # Noise does not compress, and a higher level takes thrice as long
+            # Noise does not compress, and a higher level takes three times as long.
             scene.save(buffer, "PNG", compress_level=1)
             yield RawSample(f"{split}/{index:04d}.png", buffer.getvalue(), None, None, tuple(boxes), split)
 
 
 def _share(labels: NDArray[np.int64], generator: np.random.Generator) -> dict[str, NDArray[np.int64]]:
-    """Indices of the digit images of each split, in equal shares of every class."""
+    """The indices of each split's digit images, with the same share of every class."""
     edges = np.cumsum(list(SCENES.values())) / sum(SCENES.values())
     parts: dict[str, list[NDArray[np.int64]]] = {split: [] for split in SCENES}
     for label in np.unique(labels):
-        mine = generator.permutation(np.flatnonzero(labels == label))
-        cuts = np.round(edges[:-1] * len(mine)).astype(int)
-        for split, part in zip(SCENES, np.split(mine, cuts), strict=True):
+        shuffled = generator.permutation(np.flatnonzero(labels == label))
+        cuts = np.round(edges[:-1] * len(shuffled)).astype(int)
+        for split, part in zip(SCENES, np.split(shuffled, cuts), strict=True):
             parts[split].append(part)
-    return {split: np.concatenate(found) for split, found in parts.items()}
+    return {split: np.concatenate(indices) for split, indices in parts.items()}
 
 
 def _scene(
@@ -72,7 +72,7 @@ def _scene(
 def _place(
     digit: NDArray[np.float64], label: str, taken: list[RawBox], canvas: NDArray[Any], generator: np.random.Generator
 ) -> RawBox | None:
-    """Draw the digit on the canvas at a random place; None, and nothing drawn, where another digit stands."""
+    """Draw the digit on the canvas at a random place and return its box; None, undrawn, if another digit is there."""
     height = int(generator.integers(*HEIGHT))
     width = max(8, round(height * generator.uniform(0.8, 1.1)))
     glyph = Image.fromarray((digit * (255 / 16)).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
@@ -98,7 +98,7 @@ def _touch(a: RawBox, b: RawBox) -> bool:
 
 
 def _contrasting(under: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
-    """A random colour whose brightness is far enough from what it is drawn on."""
+    """A random colour whose brightness differs enough from the background under it."""
     while True:
         colour = generator.uniform(0, 255, 3)
         if abs(colour.mean() - under.mean()) >= MIN_CONTRAST:
@@ -106,7 +106,7 @@ def _contrasting(under: NDArray[np.float64], generator: np.random.Generator) -> 
 
 
 def _background(generator: np.random.Generator) -> Image.Image:
-    """A colour gradient with shapes, lines and specks that are no digits."""
+    """A colour gradient with shapes, lines and specks as clutter."""
     corners = generator.uniform(20, 235, (2, 2, 3)).astype(np.uint8)
     scene = Image.fromarray(corners).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(scene)

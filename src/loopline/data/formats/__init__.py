@@ -1,4 +1,4 @@
-"""One reader per dataset format; `read` finds the right one for a folder."""
+"""One reader per dataset format; `read` picks the reader for a folder."""
 
 from loopline.data.formats.recognise import read
 

@@ -1,4 +1,4 @@
-"""COCO: a JSON with `images`, `annotations` and `categories`; boxes are [x, y, width, height] in pixels.
+"""COCO: a JSON file with `images`, `annotations` and `categories`; boxes are [x, y, width, height] in pixels.
 
 Format: https://cocodataset.org/#format-data
 """
@@ -28,20 +28,20 @@ from loopline.errors import LooplineError
 from loopline.tasks.labelstudio import number
 
 _KEYS = ("images", "annotations", "categories")
-# COCO's own release says the same again, without boxes of other classes, beside instances_val2017.json.
-_AGAIN = re.compile(r"(?:person_keypoints|stuff|panoptic)(?=[_.])")
+# COCO's own release has these beside instances_val2017.json; they repeat its images with fewer classes.
+_REPEATED = re.compile(r"(?:person_keypoints|stuff|panoptic)(?=[_.])")
 
 
 def _files(folder: Folder) -> list[str]:
-    """The JSON files that speak of boxes: the three keys can stand anywhere in them, so they are looked for as text."""
+    """The JSON files with the three keys, which may be anywhere in them, so they are searched as text."""
     names = [name for name in folder.suffixed({".json"}) if _has_keys(folder, name)]
-    again = {PurePosixPath(name).with_name(_AGAIN.sub("instances", PurePosixPath(name).name)) for name in names}
-    originals = again & {PurePosixPath(name) for name in names}
+    unprefixed = {PurePosixPath(name).with_name(_REPEATED.sub("instances", PurePosixPath(name).name)) for name in names}
+    originals = unprefixed & {PurePosixPath(name) for name in names}
     return [
         name
         for name in names
-        if not _AGAIN.match(PurePosixPath(name).name)
-        or PurePosixPath(name).with_name(_AGAIN.sub("instances", PurePosixPath(name).name)) not in originals
+        if not _REPEATED.match(PurePosixPath(name).name)
+        or PurePosixPath(name).with_name(_REPEATED.sub("instances", PurePosixPath(name).name)) not in originals
     ]
 
 
@@ -68,26 +68,26 @@ def _read_file(folder: Folder, file: str, finder: ImageFinder) -> Iterator[RawSa
         if isinstance(entry, dict) and _is_id(entry.get("id")) and isinstance(entry.get("file_name"), str):
             images.append(entry)
         else:
-            yield broken(f"{file}:images[{place}]", "image entry without id and file_name", split=split)
+            yield broken(f"{file}:images[{place}]", "image entry without an id or file_name", split=split)
     ids = Counter(image["id"] for image in images)
     boxes: dict[Any, list[RawBox]] = {image: [] for image in ids}
     texts = Counter(map(str, ids))
-    by_text = {str(image): image for image in ids if texts[str(image)] == 1}  # some tools write 8 here and "8" there
+    by_text = {str(image): image for image in ids if texts[str(image)] == 1}  # some tools write an id as 8 and as "8"
     for place, annotation in enumerate(content["annotations"]):
         where = f"{file}:annotations[{place}]"
         if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
             yield broken(where, "annotation without image_id", split=split)
             continue
         image_id = annotation["image_id"]
-        own = boxes.get(image_id if image_id in boxes else by_text.get(str(image_id)))
-        if own is None:
+        image_boxes = boxes.get(image_id if image_id in boxes else by_text.get(str(image_id)))
+        if image_boxes is None:
             yield broken(where, "annotation without an image", split=split)
         else:
-            own.append(_box(annotation, names, where))
+            image_boxes.append(_box(annotation, names, where))
     for image in images:
         name = image["file_name"]
         if ids[image["id"]] > 1:
-            yield broken(f"{file}:{name}", "image whose id another image has too", split=split)
+            yield broken(f"{file}:{name}", "image whose id is not unique", split=split)
         elif (path := finder.find(name, file, split=split)) is None:
             yield broken(f"{file}:{name}", finder.missing, split=split)
         else:
@@ -105,7 +105,7 @@ def _load(folder: Folder, file: str) -> dict[str, list[Any]]:
 
 
 def _categories(folder: Folder, file: str, entries: list[Any]) -> dict[Any, str]:
-    """Category id -> class name. Raises LooplineError for an entry without them, and where one id has two names."""
+    """Category id -> class name. Raises LooplineError for an entry without id or name, and for an id with two names."""
     names: dict[Any, str] = {}
     for place, entry in enumerate(entries):
         name = entry.get("name") if isinstance(entry, dict) else None
@@ -123,7 +123,7 @@ def _is_id(value: object) -> bool:
 
 
 def _size(image: dict[str, Any]) -> tuple[int, int] | None:
-    """(width, height) where the entry states both as numbers; some tools write 0 or text."""
+    """(width, height) if the entry states both as numbers, else None; some tools write 0 or text."""
     width, height = number(image.get("width")), number(image.get("height"))
     return (round(width), round(height)) if width and height else None
 

@@ -1,4 +1,4 @@
-"""Tables of texts: CSV, TSV, JSON Lines or Parquet with a column of texts, one of labels, and perhaps one of splits."""
+"""Tables of texts: CSV, TSV, JSON Lines or Parquet with a text column, a label column, and perhaps a split column."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NOT_ACCEPTED = ("reject", "ignore")  # in Prodigy's column `answer`
 
 
 def _roles(columns: Sequence[str], group: str | None = None) -> dict[str, str]:
-    """The columns that are read by what they mean: text, label, and split, answer and group where there are these."""
+    """Role -> column, for the roles text, label, and if present split, answer and group; {} without text and label."""
     if not (chosen := pick(columns)):
         return {}
-    found = dict(zip(("text", "label", "split"), chosen, strict=True))
-    found |= {"answer": match(columns, ["answer"]), "group": match(columns, [group]) if group else None}
-    return {role: column for role, column in found.items() if column is not None}
+    roles = dict(zip(("text", "label", "split"), chosen, strict=True))
+    roles |= {"answer": match(columns, ["answer"]), "group": match(columns, [group]) if group else None}
+    return {role: column for role, column in roles.items() if column is not None}
 
 
 def _choose(columns: Sequence[str], group: str | None = None) -> Sequence[str] | None:
@@ -38,7 +38,7 @@ def _columns(folder: Folder, name: str) -> list[str]:
 
 
 def describe(folder: Folder, name: str) -> str:
-    """The columns of a table, or why there are none, in a sentence."""
+    """The columns of a table, or why it cannot be read, as a sentence."""
     try:
         return f"Columns of {name}: {', '.join(_columns(folder, name)) or 'none'}"
     except LooplineError as error:
@@ -46,7 +46,7 @@ def describe(folder: Folder, name: str) -> str:
 
 
 def has_columns(folder: Folder, name: str) -> bool:
-    """Whether the file is a table with texts and labels."""
+    """Whether the file is a table with a text column and a label column."""
     try:
         return suffix(name) in reader.KINDS and pick(_columns(folder, name)) is not None
     except LooplineError:
@@ -58,7 +58,7 @@ def _read(folder: Folder) -> Iterator[RawSample]:
         if suffix(name) in reader.KINDS:
             yield from _read_table(folder, name)
         else:
-            yield broken(name, "file that is no table")
+            yield broken(name, "file that is not a table")
 
 
 def _read_table(folder: Folder, name: str) -> Iterator[RawSample]:
@@ -70,7 +70,7 @@ def _read_table(folder: Folder, name: str) -> Iterator[RawSample]:
     with file:
         table = reader.read(file, str(folder.root / name), name, partial(_choose, group=folder.group))
         if not table.chosen:
-            yield broken(name, "table without a column of texts and one of labels")
+            yield broken(name, "table without a text column and a label column")
             return
         roles = _roles(table.columns, folder.group)
         for row in table.rows:
@@ -82,16 +82,16 @@ def _sample(where: str, row: TableRow, published: str | None, roles: dict[str, s
         return broken(where, row.problem, split=published)
     values = dict(zip(roles, row.values, strict=True))
     try:
-        own = cell(values.get("split"), "split")
-        at = split_of_folder(own) if own else published
-        if own and at is None:
-            return replace(broken(where, "unknown name of a split"), detail=f"{roles['split'].strip()}: {own!r:.80}")
+        split_name = cell(values.get("split"), "split")
+        split = split_of_folder(split_name) if split_name else published
+        if split_name and split is None:
+            return replace(broken(where, "unknown split name"), detail=f"{roles['split'].strip()}: {split_name!r:.80}")
         if values.get("answer") in _NOT_ACCEPTED:
-            return broken(where, "answer that is not accept", split=at)
+            return broken(where, "answer other than accept", split=split)
         text, label, group = cell(values["text"]) or "", label_cell(values["label"]), cell(values.get("group"), "group")
     except Unreadable as error:
         return broken(where, str(error), split=published)
-    return RawSample(where, None, text, label, None, at, group=group)
+    return RawSample(where, None, text, label, None, split, group=group)
 
 
 TABLES = Format(

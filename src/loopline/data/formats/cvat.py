@@ -1,7 +1,7 @@
 """CVAT XML 1.1 for images: `<annotations>` with an `<image>` for each file, its shapes, and its tags.
 
-Format: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/. Boxes, polygons, ellipses and masks become the boxes
-around them. Tracks of videos are counted: they name frames, not files.
+Format: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/. Boxes, polygons, ellipses and masks are read as their
+bounding boxes. Video tracks are set aside, because they refer to frames instead of files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _files(folder: Folder) -> list[str]:
 
 
 def _holds(folder: Folder, tags: tuple[str, ...]) -> bool:
-    """Whether one of the files has one of these elements."""
+    """Whether one of the XML files has one of these elements."""
     element = re.compile(f"<(?:{'|'.join(tags)})[\\s/>]")
     return any(element.search(text((folder.root / name).read_bytes())) for name in _files(folder))
 
@@ -51,7 +51,7 @@ def _read(folder: Folder, *, tags: bool) -> Iterator[RawSample]:
             continue
         for track in root.iter("track"):
             where = f"{file}:track {track.get('id', '?')}"
-            yield replace(broken(where, "track of a video"), detail="export the task as CVAT for images")
+            yield replace(broken(where, "video track"), detail="export the task as CVAT for images")
         for place, image in enumerate(root.iter("image")):
             yield _sample(folder, file, place, image, finder, tags=tags)
     yield from finder.unused()
@@ -92,7 +92,7 @@ def _box(shape: ElementTree.Element, where: str) -> RawBox:
     label = shape.get("label") or ""
     detail = f"{where}: {shape.tag} {label}"
     if shape.get("outside") == "1":
-        return RawBox(label, 0, 0, 0, 0, problem="shape outside of the picture", detail=detail)
+        return RawBox(label, 0, 0, 0, 0, problem="shape outside the image", detail=detail)
     if shape.tag in ("polyline", "points", "cuboid", "skeleton"):
         return RawBox(
             label, 0, 0, 0, 0, problem="shape that is not a box, a polygon, an ellipse or a mask", detail=detail
@@ -104,7 +104,7 @@ def _box(shape: ElementTree.Element, where: str) -> RawBox:
 
 
 def _corners(shape: ElementTree.Element) -> Corners:
-    """The box around a shape. Raises KeyError or ValueError where its numbers are not there."""
+    """The bounding box of a shape. Raises KeyError or ValueError if its numbers are missing or invalid."""
 
     def value(name: str) -> float:
         return float(shape.attrib[name])
@@ -127,7 +127,7 @@ def _corners(shape: ElementTree.Element) -> Corners:
     x1, y1, x2, y2 = (value(name) for name in ("xtl", "ytl", "xbr", "ybr"))
     if not angle:
         return x1, y1, x2, y2
-    x, y, half, rise = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2  # CVAT turns around the middle
+    x, y, half, rise = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2  # CVAT rotates around the centre
     across, down = half * cos + rise * sin, half * sin + rise * cos
     return x - across, y - down, x + across, y + down
 

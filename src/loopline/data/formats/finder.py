@@ -1,4 +1,4 @@
-"""Find the image that an annotation names: its path may be of another machine, its letters of another system."""
+"""Find the image that an annotation names, even by a path of another machine or in another Unicode form."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from loopline.data.formats.common import IMAGES, Folder, broken, nfc, split_of_p
 from loopline.data.raw import RawSample
 
 NOT_FOUND = "image file not found"
-AMBIGUOUS = "several images of that name"
-_MASKS = re.compile(r"(?:.*/)?Segmentation(?:Class|Object)[^/]*/", re.IGNORECASE)  # of VOC: named like its photographs
+AMBIGUOUS = "several images with that name"
+_MASKS = re.compile(
+    r"(?:.*/)?Segmentation(?:Class|Object)[^/]*/", re.IGNORECASE
+)  # VOC's masks have the names of its photographs
 
 
 class ImageFinder:
-    """The images of a folder by name. Names are compared after NFC, then in any case; `missing` says why none was found."""
+    """Looks up the images of a folder by name, in any case and Unicode form. `missing`: why the last lookup failed."""
 
     def __init__(self, folder: Folder) -> None:
         self.images = tuple(image for image in folder.suffixed(IMAGES) if not _MASKS.match(image))
@@ -26,18 +28,18 @@ class ImageFinder:
             self._by_stem.setdefault(_folded(PurePosixPath(image).stem), []).append(image)
 
     def find(self, name: str, near: str, *, split: str | None = None, any_suffix: bool = False) -> str | None:
-        """The path of the image, which now counts as used; None where there is none, or where several are as likely.
+        """The path of the image, which then counts as used; None if there is none, or if several are equally likely.
 
-        The longest common end of the paths decides, then the nearest folder to the file `near`, then the split. An image in
-        the folder of another split than the name's, or else the file's, is another image of the same name.
+        The longest common end of the paths decides, then the folder nearest to the annotation file `near`, then the split.
+        An image in a folder of another split than that of `name` (or else of `near`) is a different image of the same name.
         any_suffix: whether a.png may be the image that the annotation calls a.jpg.
         """
         named = PurePosixPath(name.replace("\\", "/"))
         candidates = self._by_stem.get(_folded(named.stem), []) if named.name else []
         if not any_suffix:
             candidates = [path for path in candidates if PurePosixPath(path).suffix.lower() == named.suffix.lower()]
-        if own := split_of_parts(named.as_posix()) or split_of_parts(near):
-            candidates = [path for path in candidates if split_of_parts(path) in (None, own)]
+        if expected := split_of_parts(named.as_posix()) or split_of_parts(near):
+            candidates = [path for path in candidates if split_of_parts(path) in (None, expected)]
         candidates = _longest_end(candidates, named, any_suffix=any_suffix)
         if len(candidates) > 1:
             candidates = _nearest(candidates, near)
@@ -50,7 +52,7 @@ class ImageFinder:
         return candidates[0]
 
     def unused(self) -> Iterator[RawSample]:
-        """What stands in for the images that no annotation named."""
+        """Broken samples for the images that no annotation named."""
         unnamed = (image for image in self.images if image not in self.used)
         return (broken(image, "image without annotation", split=split_of_parts(image)) for image in unnamed)
 
@@ -60,7 +62,7 @@ def _folded(name: str) -> str:
 
 
 def _longest_end(candidates: list[str], named: PurePosixPath, *, any_suffix: bool) -> list[str]:
-    """The candidates that share most of the end of the path, letter by letter rather than in another case or form."""
+    """The candidates that share the longest end of the path; among equals, those that share it letter by letter."""
 
     def parts(path: PurePosixPath) -> tuple[str, ...]:
         return (path.with_suffix("") if any_suffix else path).parts
@@ -80,7 +82,7 @@ def _longest_end(candidates: list[str], named: PurePosixPath, *, any_suffix: boo
 
 
 def _run(flags: Iterable[bool]) -> int:
-    """How many of the first flags are set."""
+    """The number of leading flags that are set."""
     count = 0
     for flag in flags:
         if not flag:
@@ -90,7 +92,7 @@ def _run(flags: Iterable[bool]) -> int:
 
 
 def _nearest(candidates: list[str], near: str) -> list[str]:
-    """Those in the folder of the annotation or, failing that, in the smallest folder that holds both."""
+    """The candidates in the annotation's folder or, if there are none, in the smallest folder that holds both."""
     for parent in PurePosixPath(near).parents:
         if inside := [path for path in candidates if parent in PurePosixPath(path).parents]:
             direct = [path for path in inside if PurePosixPath(path).parent == parent]

@@ -1,6 +1,6 @@
-"""A folder per class: `cat/1.jpg`, `dog/2.jpg`, or one text a file, `pos/1.txt`; perhaps with train/val/test above.
+"""A folder per class: `cat/1.jpg`, `dog/2.jpg`, or one text per file, `pos/1.txt`; perhaps with train/val/test above.
 
-A name that a folder cannot have is written as in addresses, by `loopline label batch`: `T-shirt%2Ftop` is `T-shirt/top`.
+`loopline label batch` percent-encodes characters that a folder's name cannot have: `T-shirt%2Ftop` is `T-shirt/top`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 
 TEXTS = frozenset({".txt"})
-# A class may come as files that are not read. Files of any other kind beside the classes are no samples.
+# A class may consist of files of these unsupported kinds. Files of any other kind are not samples.
 _UNREAD = {
     IMAGES: {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".tga", ".dng", ".cr2", ".nef", ".dcm", ".pdf"},
     TEXTS: {".text", ".html", ".htm", ".md", ".rtf", ".doc", ".docx", ".odt", ".pdf", ".eml"},
 }
 _UNLABELLED = re.compile(rf"(unsup(ervised)?|un[ _-]?labell?ed)([ _-]?({PLAIN}))?", re.IGNORECASE)
-# Folders are parts of the data if one has such a word, and all that their names differ in says nothing.
+# Folders are parts of the data, not classes, if one name has such a word and all words that differ mean nothing.
 _PARTS = (
     "images?|imgs?|parts?|folder|dir|files?|data|dataset|fold|batch|chunk|shard|masks?|thumbs?|thumbnails?|previews?"
 )
@@ -49,45 +49,45 @@ def _paths(folder: Folder, suffixes: frozenset[str]) -> list[tuple[str, ...]]:
 
 
 def _published(folder: Folder, suffixes: frozenset[str]) -> bool:
-    """Whether the upper folders are splits: each is named like one, and one of them has folders inside."""
+    """Whether the upper folders are splits: each is named like a split, and at least one holds folders."""
     paths = [path for path in _paths(folder, suffixes) if len(path) > 1]
     return all(split_of_folder(path[0]) for path in paths) and any(len(path) > 2 for path in paths)
 
 
 def _classes(folder: Folder, suffixes: frozenset[str]) -> Counter[str]:
-    """Folder of a class -> its files."""
+    """Folder of a class -> number of its files."""
     depth = 2 if _published(folder, suffixes) else 1
     return Counter(path[depth - 1] for path in _paths(folder, suffixes) if len(path) > depth)
 
 
 def _direct(folder: Folder, suffixes: frozenset[str]) -> set[str]:
-    """The folders of classes that hold files themselves, not in deeper folders alone."""
+    """The class folders that hold files directly, not only in deeper folders."""
     depth = 2 if _published(folder, suffixes) else 1
     return {path[depth - 1] for path in _paths(folder, suffixes) if len(path) == depth + 1}
 
 
 def _no_classes(folder: Folder, suffixes: frozenset[str]) -> str:
-    """What is wrong where the names of the folders are those of splits or of parts of the data, not of classes; else ""."""
+    """What is wrong if the folders are named like splits or parts of the data instead of classes; else ""."""
     return _splits_as_classes(folder, suffixes) or _parts_as_classes(folder, suffixes)
 
 
 def _parts_as_classes(folder: Folder, suffixes: frozenset[str]) -> str:
-    """What is wrong where the names of the folders say nothing of classes: part_1, part_2; images, masks; else ""."""
+    """What is wrong if the folders' names mean no classes, such as part_1, part_2 or images, masks; else ""."""
     classes = sorted(_classes(folder, suffixes))
-    found = [set(words(name)) for name in classes]
-    every = set[str]().union(*found)
-    differing = {word for word in every if not all(word in names for names in found)}
+    word_sets = [set(words(name)) for name in classes]
+    every = set[str]().union(*word_sets)
+    differing = {word for word in every if not all(word in names for names in word_sets)}
     silent = all(map(_SAYS_NOTHING.fullmatch, differing)) and any(re.fullmatch(_PARTS, word) for word in every)
     if len(classes) < 2 or not silent:
         return ""
     return (
-        f"The names of the folders say nothing of classes: {', '.join(classes):.200}. Put a folder for each class in their place, "
+        f"The folders are not named after classes: {', '.join(classes):.200}. Replace them with a folder for each class, "
         "as in cat/1.jpg; a table of labels is not read with images."
     )
 
 
 def _splits_as_classes(folder: Folder, suffixes: frozenset[str]) -> str:
-    """What is wrong where names of splits would become classes, or would be passed over inside of classes; else ""."""
+    """What is wrong if names of splits would become classes, or would be ignored inside classes; else ""."""
     classes = _classes(folder, suffixes)
     splits = {name: split for name in classes if (split := split_of_folder(name))}
     odd = any(name.lower() not in _PLAIN_SPLITS for name in splits)  # train_images, not train
@@ -106,7 +106,7 @@ def _splits_as_classes(folder: Folder, suffixes: frozenset[str]) -> str:
     if len(of_splits) > 1 or (inner and inner.keys() == classes.keys() and len(classes) > 1):
         listed = ", ".join(f"{name}/{{{','.join(sorted(names))}}}" for name, names in sorted(inner.items()))
         return (
-            f"There are folders of splits inside of {listed}. If these are data sets side by side, give one of them; if "
+            f"There are split folders inside {listed}. If these are datasets side by side, give one of them; if "
             "they are classes, put the splits above them, as in train/cat/1.jpg."
         )
     return ""
@@ -135,21 +135,21 @@ def _read(folder: Folder, suffixes: frozenset[str]) -> Iterator[RawSample]:
             else:
                 yield file_sample(folder, name, text=text, label=_label(parts[depth - 1]), split=split)
         elif suffix(name) in suffixes:
-            yield broken(name, "not inside a class's folder", split=split)
+            yield broken(name, "not inside a class folder", split=split)
 
 
 def _refuse_table_of_labels(folder: Folder, classes: dict[tuple[str, ...], str]) -> None:
-    """Raise LooplineError where a table labels most of the files, and not as their folders do."""
+    """Raise LooplineError if a table labels half of the files or more, and otherwise than their folders do."""
     if table := table_of_labels(folder, classes):
         raise LooplineError(
-            f"{folder.root / table} names the files in the folders, and no column of it says the same as the folders. "
-            "Put a folder for each class, as in cat/1.jpg; a table of labels is not read with images. If the folders are the "
-            "classes, move the table away."
+            f"{folder.root / table} names the files in the folders, and none of its columns agrees with the folders. "
+            "Make a folder for each class, as in cat/1.jpg; a table of labels is not read with images. If the folders "
+            "are the classes, move the table elsewhere."
         )
 
 
 def _label(folder: str) -> str | None:
-    """The class of a folder's name, None for `unsup` and the like; what `loopline label batch` wrote as in addresses is undone."""
+    """The class that a folder's name stands for, None for `unsup` and the like; undoes `written`."""
     if _UNLABELLED.fullmatch(folder):
         return None
     label = re.sub("|".join(_ESCAPES), lambda escape: _ESCAPES[escape[0]], folder)
@@ -157,7 +157,7 @@ def _label(folder: str) -> str | None:
 
 
 def written(label: str) -> str:
-    """The name of a class's folder, with `/`, `%` and a dot at the start as in addresses."""
+    """The folder name for a class, with `/`, `%` and a leading dot percent-encoded."""
     name = label.replace("%", "%25").replace("/", "%2F")
     return name.replace(".", "%2E", 1) if name.startswith(".") else name
 
@@ -175,7 +175,7 @@ TEXT_FOLDERS = Format(
     name="a folder of texts per class",
     content="text",
     truth="label",
-    layout="a folder per class, one text a file: pos/1.txt, neg/2.txt; optionally train/, val/, test/ above",
+    layout="a folder per class, one text per file: pos/1.txt, neg/2.txt; optionally train/, val/, test/ above",
     detect=partial(_detect, suffixes=TEXTS, at_least=2),
     read=partial(_read, suffixes=TEXTS),
     advise=partial(_no_classes, suffixes=TEXTS),

@@ -25,18 +25,18 @@ from loopline.tasks.image import MAX_PIXELS
 
 _IMAGES = re.compile(r"images([-.])idx[34](?=[-.]ubyte)", re.IGNORECASE)
 _UINT8 = 8  # IDX's type code
-_AT_ONCE = 2**20  # bytes of pixels
-_DAMAGE = (OSError, EOFError, zlib.error)  # what a truncated or changed gzip file raises
+_AT_ONCE = 2**20  # bytes of pixels read at a time
+_DAMAGE = (OSError, EOFError, zlib.error)  # raised for a truncated or changed gzip file
 
 
 def _pairs(folder: Folder) -> dict[str, tuple[str, str]]:
-    """Name without .gz -> files of images and labels. A file that is there twice, gzipped and not, counts once."""
-    there = {name.removesuffix(".gz"): name for name in reversed(folder.files)}
+    """Name without .gz -> files of images and labels. A file that exists both gzipped and unpacked counts once."""
+    files = {name.removesuffix(".gz"): name for name in reversed(folder.files)}
     pairs = {}
-    for stem, name in sorted(there.items()):
+    for stem, name in sorted(files.items()):
         labels = _IMAGES.sub(r"labels\1idx1", stem)
-        if labels != stem and labels in there:
-            pairs[stem] = (name, there[labels])
+        if labels != stem and labels in files:
+            pairs[stem] = (name, files[labels])
     return pairs
 
 
@@ -50,7 +50,7 @@ def _read(folder: Folder) -> Iterator[RawSample]:
                 raise LooplineError(f"{folder.root / images} has shape {shape}, {labels} has {of_labels}: not a pair")
             size = math.prod(shape[1:])
             if not 0 < size <= MAX_PIXELS:
-                raise LooplineError(f"{folder.root / images} has images of {size:,} bytes: not 1 to {MAX_PIXELS:,}")
+                raise LooplineError(f"{folder.root / images} has images of {size:,} bytes, not 1 to {MAX_PIXELS:,}")
             numbers, rows = count(), max(1, _AT_ONCE // size)
             for start in range(0, shape[0], rows):
                 many = min(rows, shape[0] - start)
@@ -71,7 +71,7 @@ def _open(folder: Folder, name: str) -> IO[bytes]:
 
 
 def _shape(file: IO[bytes], name: str) -> tuple[int, ...]:
-    """The shape that the header states; leaves the file at its first value. Raises LooplineError."""
+    """Read the header and return the shape it states. Raises LooplineError if it is not an IDX header of bytes."""
     try:
         zero, kind, dimensions = struct.unpack(">HBB", file.read(4))
         shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
@@ -92,7 +92,7 @@ def _bytes(file: IO[bytes], shape: tuple[int, ...], name: str) -> np.ndarray[tup
 
 def _end(file: IO[bytes], name: str) -> None:
     if _take(file, 1, name):
-        raise LooplineError(f"{name} goes on after the samples that its header states: copy or download it again")
+        raise LooplineError(f"{name} holds more than its header states: copy or download it again")
 
 
 def _take(file: IO[bytes], size: int, name: str) -> bytes:
@@ -106,7 +106,7 @@ def _name(mark: int, names: dict[int, str], file: str) -> str:
     if not names:
         return str(mark)
     if mark >= len(names):
-        raise LooplineError(f"{file} has class {mark}, but only {len(names)} classes are named in classes.txt")
+        raise LooplineError(f"{file} has class {mark}, but classes.txt names only {len(names)} classes")
     return names[mark]
 
 

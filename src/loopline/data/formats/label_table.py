@@ -1,4 +1,4 @@
-"""Tell whether a table beside folders of files labels the files, so that the folders are no classes."""
+"""Decide whether a table labels the files in the folders beside it, so that the folders are not the classes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from loopline.tables.columns import normal
 
 Path = tuple[str, ...]
 _TABLES = {".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet"}
-_ROWS, _COLUMNS = 100_000, 20  # of a table that are looked at: some have a column for each pixel
+_ROWS, _COLUMNS = 100_000, 20  # read of a table; some tables have a column for each pixel
 _OF_FILES = re.compile("id$|image|img|file|path|name|photo|picture|frame", re.IGNORECASE)
 
 
 def table_of_labels(folder: Folder, classes: Mapping[Path, str]) -> str:
-    """The first table that labels files otherwise than their folders do, where such tables name half of the files; else "".
+    """The first table that labels files otherwise than their folders do, if such tables name half of the files; else "".
 
-    classes: file -> its folder.
+    classes: file -> its class folder.
     """
     tables = folder.suffixed(_TABLES)
     files = _by_ends(classes) if tables else {}
@@ -31,55 +31,55 @@ def table_of_labels(folder: Folder, classes: Mapping[Path, str]) -> str:
 
 
 def _by_ends(classes: Mapping[Path, str]) -> dict[str, Path | None]:
-    """Each end of a file's path, with and without its suffix -> the file; None where several files have it."""
+    """Each end of a file's path, with and without suffix -> the file, None if several files share the end."""
     ends: dict[str, Path | None] = {}
     for path in classes:
-        whole = nfc("/".join(path))
-        for name in (whole, whole.rpartition(".")[0]):
+        full = nfc("/".join(path))
+        for name in (full, full.rpartition(".")[0]):
             for end in _ends(name):
                 ends[end] = None if end in ends else path
     return ends
 
 
 def _ends(path: str) -> Iterator[str]:
-    """The path, and what is left of it without its first folder, its first two, ..."""
+    """Yield the path, then the path without its first folder, without its first two, and so on."""
     while path:
         yield path
         path = path.partition("/")[2]
 
 
 def _labelled(folder: Folder, table: str, files: Mapping[str, Path | None], classes: Mapping[Path, str]) -> set[Path]:
-    """The files that a table names; none where one of its columns says the same as their folders."""
+    """The files that a table names; none if one of its columns agrees with their folders."""
     try:
         with (folder.root / table).open("rb") as file:
-            found = reader.read(file, table, table, _columns)
-            rows = [list(map(str, row.values)) for row in itertools.islice(found.rows, _ROWS) if not row.problem]
+            content = reader.read(file, table, table, _columns)
+            rows = [list(map(str, row.values)) for row in itertools.islice(content.rows, _ROWS) if not row.problem]
     except (LooplineError, OSError):
         return set()
     named: dict[int, Path] = {}  # row -> the file that it names
-    at = -1
-    for place, column in enumerate(found.chosen or ()):
-        here = {number: path for number, row in enumerate(rows) if (path := _file(row[place], files))}
-        # Steps of a training and numbers of classes are no files, though files may be called so.
-        numbers = all(rows[number][place].isdecimal() for number in here)
-        if len(here) > len(named) and (not numbers or _OF_FILES.search(column)):
-            named, at = here, place
-    for place in range(len(found.chosen or ())):
+    file_column = -1
+    for place, column in enumerate(content.chosen or ()):
+        matches = {number: path for number, row in enumerate(rows) if (path := _file(row[place], files))}
+        # Training steps and class numbers do not name files, even if files have such names.
+        numbers = all(rows[number][place].isdecimal() for number in matches)
+        if len(matches) > len(named) and (not numbers or _OF_FILES.search(column)):
+            named, file_column = matches, place
+    for place in range(len(content.chosen or ())):
         pairs = {(classes[path], rows[number][place].strip()) for number, path in named.items()}
-        if place != at and _are_one_to_one(pairs):
+        if place != file_column and _are_one_to_one(pairs):
             return set()
     return set(named.values())
 
 
 def _columns(names: Sequence[str]) -> list[str] | None:
-    """The first columns that share their name with no other, if there are several."""
+    """The first _COLUMNS columns with a unique name, None if there is only one."""
     counts = Counter(map(normal, names))
-    own = [name for name in names if counts[normal(name)] == 1]
-    return own[:_COLUMNS] if len(own) > 1 else None
+    unique = [name for name in names if counts[normal(name)] == 1]
+    return unique[:_COLUMNS] if len(unique) > 1 else None
 
 
 def _file(cell: str, files: Mapping[str, Path | None]) -> Path | None:
-    """The file that a cell names by the end of its path."""
+    """The file that a cell names by the end of its path, or None."""
     return next((path for end in _ends(nfc(cell.strip()).replace("\\", "/")) if (path := files.get(end))), None)
 
 

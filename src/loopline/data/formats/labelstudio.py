@@ -1,7 +1,7 @@
 """Label Studio's JSON export: boxes and polygons for detection, choices for images and texts.
 
-Formats: see loopline.tasks.labelstudio. The file names the images by addresses: `/data/upload/1/0f3a9c1b-cat.jpg`,
-`/data/local-files/?d=photos/cat.jpg`, `s3://bucket/cat.jpg`; they are found in the folder by the end of the path.
+Formats: see loopline.tasks.labelstudio. The file refers to images by addresses: `/data/upload/1/0f3a9c1b-cat.jpg`,
+`/data/local-files/?d=photos/cat.jpg`, `s3://bucket/cat.jpg`. The end of the path identifies the image in the folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from loopline.tasks import labelstudio
 from loopline.tasks.base import Content, TruthColumn
 from loopline.tasks.labelstudio import UnusableResult
 
-_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio writes it before the names of uploaded files
+_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio puts it before the names of uploaded files
 Label = str | tuple[RawBox, ...] | None
 
 
@@ -50,18 +50,18 @@ def _files(folder: Folder) -> list[str]:
 
 
 def _minimal(folder: Folder) -> str:
-    """What to do where a file is Label Studio's other export; "" where none is."""
+    """Advice if a file is Label Studio's JSON-MIN export; else ""."""
     for name in folder.suffixed({".json"}):
         if '"annotation_id"' in json_text(folder.start(name)) and name not in _files(folder):
-            return f"{name} looks like Label Studio's JSON-MIN, which leaves out what is needed: export as JSON."
+            return f"{name} looks like Label Studio's JSON-MIN, which lacks needed fields: export as JSON."
     return ""
 
 
 def _detect(folder: Folder, content: Content, truth: TruthColumn) -> bool:
-    wanted = '"x"' if truth == "boxes" else '"choices"'
+    key = '"x"' if truth == "boxes" else '"choices"'
     images = bool(folder.suffixed(IMAGES))
     return images == (content == "image") and any(
-        wanted in json_text((folder.root / name).read_bytes()) for name in _files(folder)
+        key in json_text((folder.root / name).read_bytes()) for name in _files(folder)
     )
 
 
@@ -70,7 +70,7 @@ def _read(folder: Folder, content: Content, truth: TruthColumn) -> Iterator[RawS
     for file in _files(folder):
         tasks = load_json(folder, file)
         if not isinstance(tasks, list):
-            raise LooplineError(f"{folder.root / file} is not Label Studio's JSON export: it is not a list of tasks")
+            raise LooplineError(f"{folder.root / file} is not Label Studio's JSON export, which is a list of tasks")
         split = split_of_file(file)
         for place, entry in enumerate(tasks):
             where = f"{file}:tasks[{place}]"
@@ -78,7 +78,7 @@ def _read(folder: Folder, content: Content, truth: TruthColumn) -> Iterator[RawS
                 annotations = labelstudio.submitted(entry)
                 yield _sample(folder, finder, content, truth, entry["data"], annotations, where, split)
             except UnusableResult as error:
-                reason = error.args[0] if len(error.args) > 1 else "task that is not one of the JSON export"
+                reason = error.args[0] if len(error.args) > 1 else "task that is not from a JSON export"
                 yield replace(broken(where, reason, split=split), detail=str(error.args[-1]))
     if content == "image":
         yield from finder.unused()
@@ -94,15 +94,15 @@ def _sample(
     where: str,
     split: str | None,
 ) -> RawSample:
-    """One task. Raises UnusableResult with the reason and what is special to the task."""
+    """The sample for one task. Raises UnusableResult with the reason and a detail of the task."""
     if content == "text":
-        text = _the_one(data, lambda value: value is None or isinstance(value, str), "text")
+        text = _only_value(data, lambda value: value is None or isinstance(value, str), "text")
         if not annotations:
             return broken(where, "task without annotation", split=split)
         label = _agreed([_choice(results) for results in annotations])
         return RawSample(where, None, text, label if isinstance(label, str) else None, None, split)
     path = _image(
-        _the_one(data, lambda value: isinstance(value, str) and bool(_names(value)), "image"), where, finder, split
+        _only_value(data, lambda value: isinstance(value, str) and bool(_names(value)), "image"), where, finder, split
     )
     split = split or split_of_parts(path)
     if not annotations:
@@ -120,8 +120,8 @@ def _sample(
     return sample if sample.problem else replace(sample, size=next(iter(sizes), None))
 
 
-def _the_one(data: dict[str, Any], fits: Callable[[object], bool], name: str) -> str:
-    """The value of `data` that is the sample: the one under its usual name, even if it is empty, else the only one that fits."""
+def _only_value(data: dict[str, Any], fits: Callable[[object], bool], name: str) -> str:
+    """The value of `data` that holds the sample: the value under `name`, even an empty one, else the only value that fits."""
     values = [data[name]] if name in data else list(data.values())
     fitting = [value for value in values if fits(value)]
     if len(fitting) == 1 and isinstance(fitting[0], str):
@@ -130,7 +130,7 @@ def _the_one(data: dict[str, Any], fits: Callable[[object], bool], name: str) ->
 
 
 def _names(address: str) -> list[str]:
-    """The names that an image's address may stand for, the most literal first; [] where it does not name an image."""
+    """The file names that an image's address may stand for, most literal first; [] if it names no image."""
     parts = urlsplit(address) if "://" in address or address.startswith("/data/") else None
     path = next(iter(parse_qs(parts.query).get("d", [])), parts.path) if parts else address
     names = dict.fromkeys([path, unquote(path)])
@@ -167,7 +167,7 @@ def _boxes(results: list[labelstudio.Result], where: str) -> tuple[RawBox, ...]:
 
 
 def _agreed(labels: list[Label]) -> Label:
-    """The first annotator's label. Raises UnusableResult where another one contradicts it."""
+    """The first annotator's label. Raises UnusableResult if another annotator contradicts it."""
     first, *others = labels
     for other in others:
         if isinstance(first, tuple) and isinstance(other, tuple):

@@ -1,4 +1,4 @@
-"""Layouts of one text a line: a file per class, text and label with a tab between, fastText, two files side by side."""
+"""Layouts with one text per line: a file per class, text and label separated by a tab, fastText, two parallel files."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ _NO_CLASS = IMAGES | {
 }
 _SPLIT_SUFFIXES = frozenset(f".{word}" for words in SPLITS.values() for word in words)
 _TABBED = frozenset({".txt", ".tsv", ".tab"}) | _SPLIT_SUFFIXES
-_FIRST = 5  # lines that tell the layout
+_FIRST = 5  # lines by which the layout is recognised
 _SAMPLE = 1000  # lines that decide which column holds the labels
-_MANY = 20  # lines among which a class of one sample, the first, is less likely than a header
+_MANY = 20  # lines from which a label that occurs only in the first line is taken for a header
 _LABEL = re.compile(r"(?<!\S)__label__(\S*)\s*")
 
 
 def _lines(folder: Folder, name: str) -> Iterator[str]:
-    """The lines of a file, "" for one that is too long to be a text. Raises LooplineError where it cannot be read."""
+    """Yield the lines of a file, "" for a line too long to be a text. Raises LooplineError if the file cannot be read."""
     folder.opened.add(name)
     try:
         with (folder.root / name).open("rb") as file:
@@ -73,7 +73,7 @@ def _lines(folder: Folder, name: str) -> Iterator[str]:
 
 
 def _first(folder: Folder, name: str) -> list[str]:
-    """The first lines that are not empty; none where the file cannot be read."""
+    """The first lines that are not empty; [] if the file cannot be read."""
     try:
         return list(itertools.islice(filter(None, _lines(folder, name)), _FIRST))
     except LooplineError:
@@ -85,20 +85,20 @@ def _most(part: list[str], first: list[str]) -> bool:
 
 
 def _split(name: str) -> str | None:
-    """The split that a file's suffix names (`reviews.valid`), or its name, or its folders."""
+    """The split in a file's suffix (`reviews.valid`), else in its name, else in its folders."""
     return split_of_folder(suffix(name)[1:]) or split_of_file(name)
 
 
 def _left_out(folder: Folder, names: list[str], problem: str) -> Iterator[RawSample]:
-    """What stands for the files that the reader cannot use."""
+    """Broken samples for the files that are not in `names`."""
     used = set(names)
     return (broken(name, problem) for name in folder.files if name not in used)
 
 
 def _class_files(folder: Folder) -> list[str]:
-    """Files that share their name and differ in a suffix that is no known kind of file: reviews.pos, reviews.neg.
+    """Files that share their name and differ in the suffix, which is no known file type: reviews.pos, reviews.neg.
 
-    A suffix that names a split is no class.
+    A suffix that names a split is not a class.
     """
     groups: dict[str, list[str]] = {}
     for name in folder.files:
@@ -113,11 +113,11 @@ def _read_class_files(folder: Folder) -> Iterator[RawSample]:
         label, split = PurePosixPath(name).suffix[1:], split_of_file(name)
         for number, line in enumerate(_lines(folder, name), 1):
             yield RawSample(f"{name}:{number}", None, line, label, None, split)
-    yield from _left_out(folder, names, "file that is none of a class")
+    yield from _left_out(folder, names, "file that belongs to no class")
 
 
 def _tabbed(folder: Folder) -> list[str]:
-    """Files of whose first lines most have a tab, and the first of which names no known columns."""
+    """Files in which most of the first lines have a tab and the first line names no known columns."""
     if _pairs(folder):
         return []
     names = []
@@ -153,20 +153,20 @@ def _read_tabbed(folder: Folder) -> Iterator[RawSample]:
 
 
 def _label_first(folder: Folder, name: str) -> bool:
-    """Whether the labels stand before the texts: there are fewer different words there than after the tab.
+    """Whether the labels come before the texts: then fewer distinct values are before the tab than after it.
 
-    Raises LooplineError where the lines have several tabs, or a header whose names are not known.
+    Raises LooplineError if the lines have several tabs, or a header with unknown names.
     """
     first = _first(folder, name)
     if all(line.count("\t") > 1 for line in first):
         raise _no_columns(
-            folder, name, first[0], "The lines have more than one tab: a first line must name the columns."
+            folder, name, first[0], "The lines have more than one tab, so the first line must name the columns."
         )
     pairs = [line.split("\t") for line in itertools.islice(_lines(folder, name), _SAMPLE) if line.count("\t") == 1]
     before, after = Counter(pair[0] for pair in pairs), Counter(pair[1] for pair in pairs)
     label_first = len(before) < len(after)
     if _is_header(first[0].split("\t"), before if label_first else after):
-        why = "The first line looks like names of columns: call them text and label, or remove the line."
+        why = "The first line looks like column names: call the columns text and label, or remove the line."
         raise _no_columns(folder, name, first[0], why)
     return label_first
 
@@ -174,23 +174,24 @@ def _label_first(folder: Folder, name: str) -> bool:
 def _no_columns(folder: Folder, name: str, line: str, why: str) -> LooplineError:
     cells = [cell.strip() for cell in line.split("\t")]
     kinds = (("texts", columns.TEXT), ("labels", columns.LABEL))
-    lacking = " and ".join(f"no column of {what}" for what, names in kinds if columns.match(cells, names) is None)
+    lacking = " and ".join(f"no column of {kind}" for kind, names in kinds if columns.match(cells, names) is None)
     return LooplineError(
         f"{folder.root / name}: {lacking}: {', '.join(cells):.200}\n{why} See docs/bring-your-own-data.md."
     )
 
 
 def _is_header(cells: list[str], labels: Counter[str]) -> bool:
-    """Whether the first line names columns: its label occurs nowhere else, and it is a known name of a column, or the only
-    label that is no number, or the only one of many lines that occurs once.
+    """Whether the first line names columns. Its label must occur only there, and one of these must hold:
+
+    a cell is a known column name, only its label is not a number, or only its label of many lines occurs once.
     """
-    own = [cell for cell in cells if labels[cell] == 1]
-    others = [label for label in labels if label not in own]
-    if not own or len(others) < 2:
+    unique = [cell for cell in cells if labels[cell] == 1]
+    others = [label for label in labels if label not in unique]
+    if not unique or len(others) < 2:
         return False
-    known = any(columns.match([cell], columns.TEXT + columns.LABEL) for cell in cells)
-    numbers = all(map(_is_number, others)) and not any(map(_is_number, own))
-    return known or numbers or (labels.total() >= _MANY and all(labels[label] > 1 for label in others))
+    has_column_name = any(columns.match([cell], columns.TEXT + columns.LABEL) for cell in cells)
+    numbers = all(map(_is_number, others)) and not any(map(_is_number, unique))
+    return has_column_name or numbers or (labels.total() >= _MANY and all(labels[label] > 1 for label in others))
 
 
 def _is_number(label: str) -> bool:
@@ -202,7 +203,7 @@ def _are_fasttext(first: list[str]) -> bool:
 
 
 def _fasttext(folder: Folder) -> list[str]:
-    """Files of whose first lines most have a word that begins with `__label__`."""
+    """Files in which most of the first lines have a word that begins with `__label__`."""
     names = (name for name in folder.files if suffix(name) not in _NO_CLASS or suffix(name) in _TABBED)
     return [name for name in names if _are_fasttext(_first(folder, name))]
 
@@ -221,17 +222,17 @@ def _read_fasttext(folder: Folder) -> Iterator[RawSample]:
 
 
 def _pairs(folder: Folder) -> list[tuple[str, str]]:
-    """Files of texts and of labels: val_text.txt, val_labels.txt."""
-    there = set(folder.files)
-    found = []
+    """Pairs of a file of texts and its file of labels: val_text.txt, val_labels.txt."""
+    files = set(folder.files)
+    pairs = []
     for name in folder.suffixed({".txt"}):
         stem = name[: -len(".txt")]
         for labels in ("labels", "label"):
             other = f"{stem.removesuffix('text').removesuffix('texts')}{labels}.txt"
-            if stem.endswith(("text", "texts")) and other in there:
-                found.append((name, other))
+            if stem.endswith(("text", "texts")) and other in files:
+                pairs.append((name, other))
                 break
-    return found
+    return pairs
 
 
 def _read_pairs(folder: Folder) -> Iterator[RawSample]:
@@ -246,14 +247,14 @@ def _read_pairs(folder: Folder) -> Iterator[RawSample]:
             if text is None or mark is None:
                 counts = [sum(1 for _ in _lines(folder, name)) for name in (texts, labels)]
                 raise LooplineError(
-                    f"{folder.root / texts} has {counts[0]} lines, {labels} has {counts[1]}: each text needs its label"
+                    f"{folder.root / texts} has {counts[0]} lines, {labels} has {counts[1]}: each text needs one label"
                 )
             where, label = f"{texts}:{number}", mark.strip()
             if names and label and label not in names:
                 yield broken(where, "class number without a name", split=split)
             else:
                 yield RawSample(where, None, text, names.get(label, label), None, split)
-    yield from _left_out(folder, used, "file that is none of a pair of texts and labels")
+    yield from _left_out(folder, used, "file that is not part of a pair of texts and labels")
 
 
 def _mapping(folder: Folder, name: str) -> dict[str, str]:
@@ -275,7 +276,7 @@ CLASS_FILES = Format(
     name="a file of lines per class",
     content="text",
     truth="label",
-    layout="a file per class, one text a line, named by its suffix: reviews.pos, reviews.neg",
+    layout="a file per class, one text per line, the class as its suffix: reviews.pos, reviews.neg",
     detect=lambda folder: bool(_class_files(folder)),
     read=_read_class_files,
 )

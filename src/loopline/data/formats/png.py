@@ -1,6 +1,7 @@
-"""Pixels to PNG, the same bytes everywhere: ids are hashes of them, and compressors differ between versions of zlib.
+"""Encode pixels as PNG with the same bytes on every machine, since sample ids are hashes of these bytes.
 
-So nothing is compressed: stored blocks (RFC 1951, section 3.2.4) in a zlib stream (RFC 1950). The manifest compresses.
+Versions of zlib compress differently, so the pixels are stored uncompressed: stored blocks (RFC 1951, section 3.2.4) in a
+zlib stream (RFC 1950). The manifest compresses them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPE = {1: 0, 3: 2}  # channels -> grey, RGB
-_BLOCK = 65535  # bytes of a stored block at most
+_BLOCK = 65535  # most bytes in a stored block
 
 
 def encode(pixels: NDArray[np.uint8]) -> bytes:

@@ -1,7 +1,7 @@
-"""Pascal VOC: an XML an image with `object/name` and `object/bndbox`; published splits in lists in ImageSets/Main.
+"""Pascal VOC: one XML file per image with `object/name` and `object/bndbox`; lists in ImageSets/Main publish splits.
 
-Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/index.html. Corners are taken as edges as they stand, as
-today's labelling tools write them, whole or with decimals. VOC's own count pixels from 1: a pixel off at most.
+Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/index.html. Corners, whole or decimal, are read as edges, as
+today's labelling tools write them. VOC's own annotations count pixels from 1, so they are off by a pixel at most.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def _detect(folder: Folder) -> bool:
 
 
 def _published(folder: Folder, stems: set[str]) -> dict[tuple[str, str], tuple[str, str]]:
-    """(folder that holds ImageSets, image's name without suffix) -> split and line. train and val go before trainval.
+    """(folder that holds ImageSets, image's name without suffix) -> split and line. train and val override trainval.
 
-    stems: of the annotations and images that there are.
+    stems: the names, without suffix, of all annotations and images.
     """
     lists = [
-        (found[2].lower() == "trainval", list(SPLITS).index(split), split, found[1] or "", found[0])
-        for found in filter(None, map(_LIST.fullmatch, folder.files))
-        if (split := split_of_folder(found[2]))
+        (match[2].lower() == "trainval", list(SPLITS).index(split), split, match[1] or "", match[0])
+        for match in filter(None, map(_LIST.fullmatch, folder.files))
+        if (split := split_of_folder(match[2]))
     ]
     published: dict[tuple[str, str], tuple[str, str]] = {}
     for _, _, split, base, name in sorted(lists):
         for number, line in enumerate(lines(folder.read(name)), 1):
-            # A name may hold spaces; numbers may stand behind it.
+            # A name may hold spaces, and numbers may follow it.
             entries = [_stem(entry) for entry in (line.strip().strip('"'), *line.split()[:1]) if entry]
             if entries:
                 entry = next((entry for entry in entries if entry in stems), entries[-1])
@@ -60,7 +60,7 @@ def _published(folder: Folder, stems: set[str]) -> dict[tuple[str, str], tuple[s
 
 
 def _stem(entry: str) -> str:
-    """The name without folders, and without the suffix of an image or annotation: a dot may be part of a name."""
+    """The name without folders and without an image or XML suffix; any other dot belongs to the name."""
     path = PurePosixPath(entry.replace("\\", "/"))
     return nfc(path.stem if path.suffix.lower() in IMAGES | {".xml"} else path.name)
 
@@ -97,7 +97,7 @@ def _read(folder: Folder) -> Iterator[RawSample]:
         yield file_sample(folder, image, boxes=boxes, split=split, size=_size(root))
     for (_, stem), (split, where) in published.items():
         if stem not in stems:
-            yield replace(broken(where, "listed without an annotation", split=split), detail=stem)
+            yield replace(broken(where, "listed image without an annotation", split=split), detail=stem)
     yield from finder.unused()
 
 
@@ -109,7 +109,7 @@ def _parse(folder: Folder, file: str) -> ElementTree.Element:
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """(width, height) where the annotation states both; some tools write 0."""
+    """(width, height) if the annotation states both, else None; some tools write 0."""
     try:
         size = (int(root.findtext("size/width") or 0), int(root.findtext("size/height") or 0))
     except ValueError:

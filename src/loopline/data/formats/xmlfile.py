@@ -1,4 +1,4 @@
-"""Parse XML of labelling tools in any encoding that it declares, without document types or entities."""
+"""Parse XML of labelling tools in any declared encoding, without document types or entities."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr":
 
 
 class UnusableXml(ValueError):
-    """The XML cannot be used: args are the reason, which is counted, and perhaps what is special to this file."""
+    """The XML cannot be used. args: the reason, which is counted, and perhaps a detail of this file."""
 
 
 def parse(data: bytes) -> ElementTree.Element:
     """Return the root element. Raises UnusableXml."""
     content = _decode(data)
     if "<!DOCTYPE" in content or "<!ENTITY" in content:
-        raise UnusableXml("broken XML", "a document type is not read")
+        raise UnusableXml("broken XML", "document types are not supported")
     try:
-        # The parser would refuse encodings of several bytes a character, so it gets UTF-8 whatever is declared.
+        # The parser refuses encodings with several bytes per character, so it always gets UTF-8.
         return ElementTree.fromstring(content.encode(), parser=ElementTree.XMLParser(encoding="utf-8"))  # noqa: S314 - no DTD
     except (ElementTree.ParseError, ValueError, RecursionError) as error:
         raise UnusableXml("broken XML", str(error)) from error
 
 
 def root_tag(data: bytes) -> str | None:
-    """Return the name of the root element from the first bytes of a file; None where there is none."""
+    """Return the name of the root element from the first bytes of a file, None if there is none."""
     name = re.match(r"(?:\s|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>)*<([\w:.-]+)", text(data), re.DOTALL)
     return name[1] if name else None
 
 
 def text(data: bytes) -> str:
-    """Return the text of a file or of its first bytes, whose last character may be cut; "" where its encoding is not read."""
+    """Return the text of a file or of its first bytes, which may end within a character; "" for an unsupported encoding."""
     try:
         return _decode(data, errors="replace")
     except UnusableXml:
@@ -50,9 +50,9 @@ def _decode(data: bytes, errors: str = "strict") -> str:
     try:
         codec = codecs.lookup(encoding).name
         if codec.startswith(("utf-16", "utf-32")) and data[:2] not in BOMS:
-            codec = "utf-8"  # a declaration that can be read byte by byte is wrong: .NET writes such files
+            codec = "utf-8"  # the declaration was readable byte by byte, so it is wrong: .NET writes such files
         return data.decode(_WIDER.get(codec, codec), errors)
     except LookupError as error:
-        raise UnusableXml(f"XML in the encoding {encoding}, which is not read") from error
+        raise UnusableXml(f"XML in the unsupported encoding {encoding}") from error
     except ValueError as error:
-        raise UnusableXml(f"XML that is not in its encoding, {encoding.removesuffix('-sig')}") from error
+        raise UnusableXml(f"XML that is not valid {encoding.removesuffix('-sig')}") from error

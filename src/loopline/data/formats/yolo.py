@@ -1,8 +1,8 @@
-"""YOLO: a .txt a image with `class x y width height` a line, in shares of the upright image; names in data.yaml.
+"""YOLO: a .txt file per image with lines `class x y width height` in fractions of the upright image; names in data.yaml.
 
-The labels stand in a folder `labels` in place of `images`, or beside the images. A line with more numbers is an outline
-(class x y x y ...) and becomes the box around it. Points of poses follow the box where data.yaml has `kpt_shape`.
-An image without a label file, in a folder and a split with label files, has no object, as is the custom.
+The labels are in a folder `labels` parallel to `images`, or beside the images. A line with more numbers is an outline
+(class x y x y ...) and is read as its bounding box. Pose points follow the box if data.yaml has `kpt_shape`. By convention,
+an image without a label file has no objects, if its folder and its split have label files.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from loopline.data.formats.yolo_settings import YoloSettings, read_settings
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 
-_CHECKED = 50  # label files that are looked at to recognise the format: the first may be empty
+_CHECKED = 50  # label files read to recognise the format, since the first may be empty
 
 
 def _labels_of(image: str) -> tuple[str, str]:
-    """Where the labels of an image may stand: under `labels` instead of the innermost `images`, or beside it."""
+    """The paths, without suffix, of an image's possible label files: in `labels` for the innermost `images`, or beside it."""
     beside = PurePosixPath(image).with_suffix("").as_posix()
     parts = beside.split("/")
     for place in reversed(range(len(parts) - 1)):
@@ -44,12 +44,12 @@ def _labels_of(image: str) -> tuple[str, str]:
 
 
 def _folded(stem: str) -> str:
-    """The path with the folder `labels` in lower case, in NFC."""
+    """The path in NFC, with the folder `labels` in lower case."""
     return nfc("/".join("labels" if part.lower() == "labels" else part for part in stem.split("/")))
 
 
 def _label_files(folder: Folder) -> dict[str, list[str]]:
-    """The .txt files by their path without suffix, folded; those that hold names of classes are left out."""
+    """The .txt files by folded path without suffix, except lists of class names."""
     files: dict[str, list[str]] = {}
     for name in folder.suffixed({".txt"}):
         if not _names_classes(folder, name):
@@ -66,9 +66,9 @@ def _first_lines(folder: Folder, name: str) -> list[str]:
 
 
 def _pairs(folder: Folder) -> dict[str, str | None]:
-    """Image -> its label file, or None. Of two names that differ in form alone (NFC, NFD) the same form is taken.
+    """Image -> its label file, or None. Of label files that differ only in Unicode form, the image's own form wins.
 
-    A label file whose name differs in case is taken where no other image has it.
+    A label file whose name differs in case is used if no other image has it.
     """
     files = _label_files(folder)
     pairs: dict[str, str | None] = {}
@@ -91,7 +91,7 @@ def _stem(path: str) -> str:
 
 
 def _unlabelled(pairs: dict[str, str | None], splits: dict[str, str | None], orphans: list[str]) -> dict[str, str]:
-    """Image without a label file -> why it cannot be taken for one without objects."""
+    """Image without a label file -> why it does not count as an image without objects."""
     labelled = [image for image, labels in pairs.items() if labels]
     folders, of_labels = {PurePosixPath(image).parent for image in labelled}, {splits[image] for image in labelled}
     lost = {nfc(_stem(name)).casefold() for name in orphans}
@@ -138,7 +138,7 @@ def _read(folder: Folder) -> Iterator[RawSample]:
 
 def _labelled(sample: RawSample, folder: Folder, labels: str, settings: YoloSettings, columns: Columns) -> RawSample:
     """The sample with the boxes of its label file."""
-    # A broken image has no size: cleaning sets it aside with its boxes.
+    # Cleaning sets a broken image aside with its boxes, so any size will do.
     width, height = upright_size(sample.image or b"") or (1, 1)
     try:
         text = lines(folder.read(labels))

@@ -1,4 +1,4 @@
-"""Parse the lines of YOLO's label files. The number of columns tells boxes, outlines and poses apart."""
+"""Parse the lines of YOLO's label files. The number of columns distinguishes boxes, outlines and poses."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from loopline.errors import LooplineError
 
 BOX = 5  # columns of a box: class x y width height
 _OUTLINE = 7  # columns of the smallest outline: a class and three points
-_FAR = 2.0  # shares of the image; what lies farther out is in pixels
-_SLACK = (
-    0.01  # shares of the image by which a point may lie outside of its box (of a pose) or of the image (of an outline)
-)
+_FAR = 2.0  # fractions of the image; larger coordinates must be pixels
+# Fractions of the image by which a pose point may lie outside its box, and an outline point outside the image.
+_SLACK = 0.01
 
 
 def is_labels(text: list[str]) -> bool:
-    """Whether the first line that is not empty is one of YOLO's: at least five numbers."""
+    """Whether the first line that is not empty is a YOLO label: at least five numbers."""
     words = next((line.split() for line in text if line.strip()), [])
     values = _numbers(words)
     return values is not None and len(values) >= BOX
@@ -26,30 +25,30 @@ def is_labels(text: list[str]) -> bool:
 
 @dataclass
 class Columns:
-    """What the lines of a data set hold beside boxes: points of poses (`kpt_shape`: points, values a point), or outlines.
+    """What the lines of a dataset hold besides boxes: pose points, or outlines.
 
-    points: None where data.yaml does not say; (0, 0) where it says that there are none.
+    points: `kpt_shape` (points, values per point); None if data.yaml does not state it, (0, 0) if it states that there are none.
     """
 
     points: tuple[int, int] | None
     counts: set[int] = field(default_factory=set)
     outlines: int = 0  # lines that can only be outlines
-    triangles: bool = False  # a line of 7 columns ends in another number than a whole one, which may be that of a track
-    tracks: bool = False  # a line of 7 columns ends in a whole number
+    triangles: bool = False  # whether a line of 7 columns ends in no whole number, so in no track number
+    tracks: bool = False  # whether a line of 7 columns ends in a whole number
     example: str = ""
 
     @property
     def of_pose(self) -> int | None:
-        """The columns of a line with points."""
+        """The number of columns of a line with pose points, None if there are none."""
         return BOX + self.points[0] * self.points[1] if self.points and self.points[0] else None
 
     @property
     def of_track(self) -> int | None:
-        """The columns of a box with a confidence and the number of a track: an outline of three points has as many."""
+        """The number of columns of a box with confidence and track number, None if such lines are outlines of three points."""
         return _OUTLINE if self.tracks and not self.triangles else None
 
     def look_at(self, folder: Folder, name: str) -> None:
-        """Take the lines of one label file into account."""
+        """Record the kinds of lines in one label file."""
         if self.points is not None:
             return
         try:
@@ -68,17 +67,17 @@ class Columns:
                 self.example = self.example or f"{name}:{number}"
 
     def check(self, folder: Folder) -> None:
-        """Raise LooplineError where all longer lines could be poses as well as outlines."""
+        """Raise LooplineError if all longer lines could be either poses or outlines."""
         if len(self.counts) == 1 and not self.outlines:
             raise LooplineError(
-                f"{folder.root / self.example}: all longer lines have {self.counts.pop()} columns, which could be a box "
-                "with points of a pose, or an outline. Write kpt_shape into data.yaml: [number of points, 2 or 3], or "
-                "[0, 0] where they are outlines."
+                f"{folder.root / self.example}: all longer lines have {self.counts.pop()} columns, which may be a box "
+                "with pose points, or an outline. Write kpt_shape into data.yaml: [number of points, 2 or 3] for poses, "
+                "[0, 0] for outlines."
             )
 
 
 def _could_be_pose(values: list[float]) -> bool:
-    """Whether the numbers after the class read as a box in the image with points inside of it, or at (0, 0)."""
+    """Whether the numbers after the class can be a box in the image with points inside it, or at (0, 0)."""
     x, y, across, down = values[:4]
     if not (0 < across <= 1 and 0 < down <= 1):
         return False
@@ -99,12 +98,12 @@ def _could_be_pose(values: list[float]) -> bool:
 
 
 def parse(line: str, where: str, size: tuple[int, int], names: dict[int, str], columns: Columns) -> RawBox:
-    """The box of one line. where: the line's place, for the account. size: width and height of the image in pixels."""
+    """The box of one line. where: the line's place, for the report. size: width and height of the image in pixels."""
     words = line.split()
     shown = f"{where}: {line.strip():.80}"
     values = _numbers(words)
     if values is None or not all(map(math.isfinite, values)):
-        return _broken(shown, "not all words are numbers")
+        return _broken(shown, "not every column is a number")
     index = int(values[0])
     if index != values[0] or index < 0:
         return _broken(shown, "the class is not a whole number")
@@ -121,7 +120,7 @@ def parse(line: str, where: str, size: tuple[int, int], names: dict[int, str], c
     if names and index not in names:
         problem = "class number without a name"
     elif any(not low <= value <= high for value in corners):
-        problem = "coordinates that are no shares of the image"
+        problem = "coordinates that are not fractions of the image"
     width, height = size
     x1, y1, x2, y2 = corners
     label, detail = names.get(index, str(index)), shown if problem else ""
@@ -129,7 +128,7 @@ def parse(line: str, where: str, size: tuple[int, int], names: dict[int, str], c
 
 
 def _broken(shown: str, why: str) -> RawBox:
-    return RawBox("", 0, 0, 0, 0, problem="broken line of labels", detail=f"{shown}: {why}")
+    return RawBox("", 0, 0, 0, 0, problem="broken label line", detail=f"{shown}: {why}")
 
 
 def _count_problem(count: int, columns: Columns) -> str:
@@ -138,7 +137,7 @@ def _count_problem(count: int, columns: Columns) -> str:
     if columns.of_pose:
         return f"{count} columns, a box has {BOX}, a pose of this kpt_shape {columns.of_pose}"
     if count == columns.of_track:
-        return f"{count} columns, a box has {BOX}; a confidence and the number of a track belong to a prediction"
+        return f"{count} columns, a box has {BOX}; a confidence and a track number belong to a prediction"
     if count == BOX + 1:
         return f"{count} columns, a box has {BOX}; a confidence belongs to a prediction, not to a label"
     return f"{count} columns, a box has {BOX}, an outline an odd number, and a pose needs kpt_shape in data.yaml"

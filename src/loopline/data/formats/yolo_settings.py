@@ -1,4 +1,4 @@
-"""Read what YOLO's data.yaml, Darknet's obj.data and classes.txt say: names of classes, published splits, points of poses."""
+"""Read YOLO's data.yaml, Darknet's obj.data and classes.txt: class names, published splits, pose points."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ from loopline.data.formats.finder import ImageFinder
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 
-_SPEAKS_OF_DATA = re.compile(rb"""(?:^|[{,])\s*["']?(?:names|kpt_shape)["']?\s*:""", re.MULTILINE)
+_DESCRIBES_DATA = re.compile(rb"""(?:^|[{,])\s*["']?(?:names|kpt_shape)["']?\s*:""", re.MULTILINE)
 
 
 @dataclass
 class YoloSettings:
-    """names: class number -> name, {} where there are none. points: kpt_shape, None where it is not given.
+    """names: class number -> name, {} if there are none. points: kpt_shape, None if it is not stated.
 
-    entries: the split, the folder or the list of images that is meant (None where there is none of that name), and where
-    it stands.
+    entries: a split, its folder or list of images (None if missing), and the place of the entry in its file.
     """
 
     names: dict[int, str] = field(default_factory=dict)
@@ -42,15 +41,15 @@ class YoloSettings:
     entries: list[tuple[str, str | None, str]] = field(default_factory=list)
 
     def splits(self, folder: Folder, finder: ImageFinder) -> tuple[dict[str, str], list[RawSample]]:
-        """Image -> split, and what leads to no image.
+        """Image -> split, and broken samples for entries that lead to no image.
 
-        What two splits claim counts as unpublished: small sets are often given as both.
+        An image in two splits counts as unpublished: small datasets are often listed as both.
         """
         claims: dict[str, set[str]] = {}
         lost: dict[str, RawSample] = {}
         for split, target, where in self.entries:
             if target is None:
-                lost[where] = replace(broken(where, "split without a folder or a list of that name"), unused=True)
+                lost[where] = replace(broken(where, "split whose folder or list is missing"), unused=True)
                 continue
             for image, line in _listed(folder, target, finder):
                 if image is None:
@@ -61,9 +60,9 @@ class YoloSettings:
 
 
 def read_settings(folder: Folder, files_of_names: Iterable[str]) -> YoloSettings:
-    """Read every YAML with `names`, every obj.data, lists of images called like splits, and the files of names.
+    """Read every YAML with `names`, every obj.data, image lists named like splits, and the files of class names.
 
-    Raises LooplineError where two of them contradict, or where a YAML is broken and nothing else has names.
+    Raises LooplineError if two files contradict each other, or if a YAML is broken and no other file has names.
     """
     settings, names, listed = YoloSettings(), NumberedNames(), list(files_of_names)
     doubts = _read_yamls(folder, settings, names)
@@ -86,7 +85,7 @@ def read_settings(folder: Folder, files_of_names: Iterable[str]) -> YoloSettings
 
 
 def _read_yamls(folder: Folder, settings: YoloSettings, names: NumberedNames) -> list[LooplineError]:
-    """Read every YAML with `names` or `kpt_shape`; what is wrong with the others, which may be another program's."""
+    """Read every YAML with `names` or `kpt_shape`; return the errors of the others, which may be another program's."""
     doubts = []
     for file in folder.suffixed({".yaml", ".yml"}):
         try:
@@ -101,14 +100,14 @@ def _read_yamls(folder: Folder, settings: YoloSettings, names: NumberedNames) ->
         names.add(named, folder.root / file)
         points = _points(folder, file, content)
         if points is not None and settings.points not in (None, points):
-            raise LooplineError(f"{folder.root / file} has another kpt_shape than a YAML before it")
+            raise LooplineError(f"{folder.root / file} has another kpt_shape than an earlier YAML")
         settings.points = points if points is not None else settings.points
         settings.entries += _entries(folder, file, content)
     return doubts
 
 
 def _lists(folder: Folder) -> Iterator[tuple[str, str, str]]:
-    """The lists of images that nothing names but their own name: train.txt, valid.txt."""
+    """Yield the entries for image lists that only their file name marks: train.txt, valid.txt."""
     for file in folder.suffixed({".txt"}):
         split = split_of_file(PurePosixPath(file).name)
         if split and suffix(next(iter(lines(folder.start(file))), "").strip()) in IMAGES:
@@ -116,20 +115,20 @@ def _lists(folder: Folder) -> Iterator[tuple[str, str, str]]:
 
 
 def _load(folder: Folder, file: str) -> dict[str, Any]:
-    """The YAML's content with every value as text, so that a class may be called `no`; {} where it speaks of no data."""
+    """The YAML's content with every value as text, so that a class may be called `no`; {} if it describes no dataset."""
     text = folder.start(file, limit=2**20) or folder.read(file)
     try:
-        # The base loader makes text, lists and mappings of text alone.
+        # The base loader returns only text, lists and mappings of text.
         content = yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if _SPEAKS_OF_DATA.search(text):
+        if _DESCRIBES_DATA.search(text):
             raise LooplineError(f"{folder.root / file} is not valid YAML: {error}") from error
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _entries(folder: Folder, file: str, content: dict[str, Any]) -> Iterator[tuple[str, str | None, str]]:
-    """The entries of `YoloSettings` that a file's content gives."""
+    """Yield the `entries` of `YoloSettings` in a file's content."""
     base = str(content.get("path") or "")
     for split, word in ((split, word) for split, words in SPLITS.items() for word in words):
         listed = content.get(word) or []
@@ -150,7 +149,7 @@ def _names(folder: Folder, file: str, names: Any) -> dict[int, str]:
 
 
 def _points(folder: Folder, file: str, content: dict[str, Any]) -> tuple[int, int] | None:
-    """kpt_shape: the number of points, and 2 or 3 values a point; (0, 0) for none."""
+    """kpt_shape: the number of points, and 2 or 3 values per point; (0, 0) for no points, None if it is not stated."""
     if "kpt_shape" not in content:
         return None
     try:
@@ -163,24 +162,24 @@ def _points(folder: Folder, file: str, content: dict[str, Any]) -> tuple[int, in
 
 
 def _target(folder: Folder, entry: str, base: str, file: str) -> str | None:
-    """The file or folder of the data set that a path in `file` means: exporters write paths of their own machine.
+    """The file or folder of the dataset that a path in `file` means, None if there is none.
 
-    So ever shorter ends of it are looked for, as long as these name the split that the whole path names.
+    Exporters write paths of their own machine, so ever shorter ends are tried while they name the same split as the full path.
     """
-    there = {nfc(name): name for name in folder.files}
-    there |= {above.as_posix(): above.as_posix() for name in there for above in PurePosixPath(name).parents}
+    places = {nfc(name): name for name in folder.files}
+    places |= {above.as_posix(): above.as_posix() for name in places for above in PurePosixPath(name).parents}
     path = entry.replace("\\", "/").removeprefix(base.replace("\\", "/").rstrip("/"))
     parts = [part for part in nfc(path).split("/") if part not in ("", ".", "..")]
     for start in range(len(parts)):
         end = "/".join(parts[start:])
         for place in ((PurePosixPath(nfc(file)).parent / end).as_posix(), end):
-            if place in there and split_of_file(end) == split_of_file("/".join(parts)):
-                return there[place]
+            if place in places and split_of_file(end) == split_of_file("/".join(parts)):
+                return places[place]
     return None
 
 
 def _listed(folder: Folder, target: str, finder: ImageFinder) -> Iterator[tuple[str | None, str]]:
-    """The images of a folder, or those that a file lists by their paths, perhaps of another machine; and where it says so."""
+    """Yield the images of a folder or of a list of paths (None if not found), each with the place that names it."""
     if target not in folder.files:
         yield from ((name, name) for name in folder.files if nfc(name).startswith(target + "/"))
         return
