@@ -61,7 +61,7 @@ class VerbParser(argparse.ArgumentParser):
         return super().format_help()
 
 
-def _add(group: argparse._ActionsContainer, declared: Field[Any], hint: Any, option: options.Option) -> None:
+def _add(group: argparse._ActionsContainer, declared: Field[Any], hint: Any, option: options.CommandOption) -> None:
     place = _place(declared)
     flag = "--" + place.replace("_", "-")
     if hint is bool:

@@ -10,7 +10,7 @@ KEY = "option"  # of a field's metadata
 
 
 @dataclass(frozen=True)
-class Option:
+class CommandOption:
     """What the command line says of a field. name: of the option without dashes; empty: the field's."""
 
     text: str
@@ -23,4 +23,4 @@ def option(
     default: Any, text: str, *, name: str = "", metavar: str | None = None, choices: Sequence[Any] | None = None
 ) -> Any:
     """Return a field with this default that is an option too; its type is the field's annotation."""
-    return field(default=default, metadata={KEY: Option(text, name, metavar, choices)})
+    return field(default=default, metadata={KEY: CommandOption(text, name, metavar, choices)})
