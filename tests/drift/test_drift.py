@@ -139,7 +139,7 @@ def test_too_few_samples_give_no_verdict(drift):
     assert np.isnan(statistic.shift(np.zeros(5), np.ones(5)))
 
 
-def test_the_same_shift_says_more_with_more_samples(drift):
+def test_the_same_shift_scores_higher_with_more_samples(drift):
     """If the threshold ignored n, the scores would be equal."""
     signal = drift.signals["brightness"]
     few = np.round(100 * np.array(signal.counts) / sum(signal.counts))
@@ -147,7 +147,7 @@ def test_the_same_shift_says_more_with_more_samples(drift):
     assert statistic.score(few * 20, signal, drift) > 1.5 * statistic.score(few, signal, drift)
 
 
-def test_a_shift_is_seen_and_the_mover_says_where_from_and_where_to(drift):
+def test_a_shift_is_detected_and_the_mover_gives_both_means(drift):
     signals, _ = population(500, 3, brightness=1.0)
     first = statistic.movers(counted(signals, drift), drift)[0]
     assert first.signal in ("brightness", "contrast")
@@ -182,7 +182,7 @@ def test_false_alarms_come_as_often_as_promised():
     assert 0.03 < alarms / streams < 0.19  # 0.1 is promised, 0.085 is the aim, plus or minus three standard errors
 
 
-def test_without_redrawing_the_reference_there_would_be_too_many(monkeypatch):
+def test_without_redrawing_the_reference_there_would_be_too_many_alarms(monkeypatch):
     """Takes the reference for the truth, so its error counts as drift, the more so the larger the window."""
     monkeypatch.setattr(
         thresholds,
@@ -250,7 +250,7 @@ def test_on_the_reference_the_estimates_equal_the_quality(drift):
         assert harm.estimate(counts, weights) == pytest.approx(drift.quality.value, abs=0.01)
 
 
-def test_less_sure_is_less_right(drift):
+def test_lower_confidence_lowers_the_estimated_quality(drift):
     signals, quality = population(3000, 4, sure=-0.25)
     for weights in drift.quality.weights.values():
         estimate = harm.estimate(counted(signals, drift)["top_probability"], weights)

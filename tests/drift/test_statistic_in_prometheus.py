@@ -84,7 +84,7 @@ def seen(server, number, version="v1"):
     prometheus.eventually(lambda: server.query(least) and scores(server, version))
 
 
-def test_both_say_the_same_of_a_window_over_three_replicas_one_of_which_restarts(watched, reference):
+def test_rules_and_numpy_agree_on_a_window_over_three_replicas_one_of_which_restarts(watched, reference):
     replicas = [Replica(reference) for _ in range(3)]
     server = watched(*replicas)
     signals, _ = test_drift.population(900, 11, brightness=0.3)
@@ -164,7 +164,7 @@ def test_too_few_samples_give_their_number_and_no_score(watched, reference):
     assert server.query("loopline:drift_samples")[0][1] < reference.least
 
 
-def test_a_signal_that_is_no_number_for_every_request_is_an_alarm(watched, reference):
+def test_a_signal_that_is_nan_for_every_request_is_an_alarm(watched, reference):
     replica = Replica(reference)
     server = watched(replica)
     signals = test_drift.population(600, 1)[0]
