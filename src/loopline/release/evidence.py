@@ -86,14 +86,14 @@ def _masks(test: Split, inputs: Arrays, champion: Bundle | None) -> dict[str, ND
         for third, mask in slices.thirds(values).items()
     }
     if champion is not None and test.labels:
-        known = np.array([label in champion.manifest.spec.labels for label in test.labels])
+        is_known = np.array([label in champion.manifest.spec.labels for label in test.labels])
         mask = np.array(
             [
-                known[np.reshape(target, (-1, 5))[:, 0].astype(int) if np.ndim(target) else target].all()
+                is_known[np.reshape(target, (-1, 5))[:, 0].astype(int) if np.ndim(target) else target].all()
                 for target in test.targets
             ]
         )
-        if mask.any() and not known.all():
+        if mask.any() and not is_known.all():
             masks["labels the champion knows"] = mask
     return masks
 
