@@ -1,4 +1,4 @@
-"""Tiny real parts: ONNX models that tell bright images from dark ones by a threshold, a manifest, settings."""
+"""Small real parts: ONNX models that separate bright images from dark ones by a threshold, a manifest, settings."""
 
 import io
 from pathlib import Path
@@ -20,19 +20,19 @@ ROOT = Path(__file__).parents[2]
 
 
 def params(**changes):
-    """params.yaml of the tests with one model, whose floor is low; `changes` are of that model."""
+    """params.yaml of the tests with one model, which has a low floor. changes: settings of that model."""
     content = yaml.safe_load((ROOT / "tests/params.yaml").read_text(encoding="utf-8"))
     model = content["models"]["classifier"] | {
         "evaluate": {"floors": {"accuracy": 0.6}, "must_beat_simple": True, "resamples": 200}
     }
-    # Such short runs are not worth timing
+    # Such short runs cannot be timed reliably.
     promotion = content["promotion"] | {"min_gain": 0.0, "max_latency_ratio": 20}
     return yaml.safe_dump({"seed": 0, "models": {"classifier": model | changes}, "promotion": promotion})
 
 
 def onnx_model(path, threshold, *, labels=2, padding=0):
-    """`image` uint8 (n, 8, 8, 1) -> `probabilities`: bright above the threshold (0..255), else dark."""
-    # Each logit is brightness * slope + offset: rising for bright, falling for dark, far below both for the rest.
+    """Write a model from `image`, uint8 (n, 8, 8, 1), to `probabilities`: bright above the threshold (0 to 255), else dark."""
+    # Each logit is brightness * slope + offset: it rises for bright, falls for dark, and is far lower for other labels.
     slope = np.array([[1.0, -1.0, *[0.0] * (labels - 2)]], np.float32) / 8
     offset = np.array([-threshold, threshold, *[-1e4] * (labels - 2)], np.float32) / 8
     constants = [
@@ -64,7 +64,7 @@ def onnx_model(path, threshold, *, labels=2, padding=0):
 
 
 def described(*, name="classifier", labels=LABELS, data="a" * 64, parameters="b" * 64, code="c" * 64):
-    """A `bundle.json` for the models above."""
+    """The content of `bundle.json` for these models."""
     return bundle.Manifest(
         name=name,
         spec=ModelSpec(task="classification", labels=labels, image=ImageInput(height=8, width=8, channels=1)),
@@ -80,7 +80,7 @@ def described(*, name="classifier", labels=LABELS, data="a" * 64, parameters="b"
 
 
 def reference(spec):
-    """The content of a `drift.json`: brightness evenly from 0 to 255, as are the classes, and all answers sure. An alarm at 4 sd."""
+    """The content of a `drift.json`: uniform brightness from 0 to 255, equal classes, full confidence, an alarm at 4 sd."""
     sure = tasks.find(spec.task).confidence
     edges = {
         "brightness": (0.0, 64.0, 128.0, 192.0, 256.0),
@@ -112,7 +112,7 @@ def png(value):
 
 
 def write_manifest(path, *, labels=LABELS, labelled=lambda value: "bright" if value > 127 else "dark", split="test"):
-    """One sample for each brightness from 0 to 255."""
+    """Write a manifest with one sample for each brightness from 0 to 255."""
     samples = [
         manifest.Sample(
             id=f"{v:064x}", source="s", path=f"{v}.png", split=split, label=labelled(v), image=png(v), width=8, height=8

@@ -1,4 +1,4 @@
-"""Bundles of tiny models, and a project with an MLflow store of its own."""
+"""Bundles of small models, and a project with its own MLflow store."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from loopline.release import bundle
 
 @pytest.fixture
 def make(tmp_path):
-    """make("good", 130) -> a bundle whose model takes 130 for the middle between dark and bright. The truth: 127.5."""
+    """make("good", 130) -> a bundle whose model has its threshold at 130; the true threshold is 127.5."""
 
     def build(folder, threshold, *, labels=brightness.LABELS, padding=0, **options):
         parts = tmp_path / "parts"
@@ -35,7 +35,7 @@ def make(tmp_path):
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
-    """MLflow's tables, made once: that takes seconds."""
+    """An MLflow database with empty tables, created once because that takes seconds."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -45,7 +45,7 @@ def empty_store(tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, empty_store):
-    """A repository of its own: params.yaml, a manifest, an MLflow store of its own, an empty decision log."""
+    """A project folder with params.yaml, a manifest, its own MLflow store and an empty decision log."""
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

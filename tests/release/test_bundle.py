@@ -1,4 +1,4 @@
-"""The bundle: whole or not there, the same bytes for the same content, nothing but what its sums say."""
+"""The bundle: complete or absent, the same bytes for the same content, and only the files in its sums."""
 
 import json
 import shutil
@@ -15,12 +15,12 @@ from loopline.release.bundle import BundleError
 from loopline.tasks.spec import ModelSpec, TextInput
 
 
-def test_what_was_written_is_read(make):
-    made = make("bundle", 130)
-    found = bundle.read(made.folder)
-    assert found == made
-    assert found.manifest == brightness.described()
-    assert drift.read(found.folder / "drift.json").samples == 200
+def test_a_written_bundle_is_read_back(make):
+    written = make("bundle", 130)
+    opened = bundle.read(written.folder)
+    assert opened == written
+    assert opened.manifest == brightness.described()
+    assert drift.read(opened.folder / "drift.json").samples == 200
 
 
 def test_the_same_content_gives_the_same_bytes_and_version(make):
@@ -63,7 +63,7 @@ def test_a_file_without_a_sum_is_named(make):
         bundle.verify(folder)
 
 
-def test_a_required_file_cannot_be_struck_from_the_sums(make):
+def test_a_required_file_cannot_be_removed_from_the_sums(make):
     folder = make("bundle", 130).folder
     (folder / "drift.json").unlink()
     sums = folder / "SHA256SUMS"
@@ -91,12 +91,12 @@ def test_a_link_is_refused(make, tmp_path):
         bundle.verify(folder)
 
 
-def test_a_folder_without_sums_is_no_bundle(tmp_path):
+def test_a_folder_without_sums_is_not_a_bundle(tmp_path):
     with pytest.raises(BundleError, match="is not a bundle"):
         bundle.read(tmp_path)
 
 
-def test_a_killed_run_leaves_the_old_bundle_and_does_not_hinder_the_next(make, monkeypatch, tmp_path):
+def test_a_killed_run_leaves_the_old_bundle_and_does_not_block_the_next_run(make, monkeypatch, tmp_path):
     old = make("bundle", 130)
 
     def killed(*_):
@@ -108,34 +108,38 @@ def test_a_killed_run_leaves_the_old_bundle_and_does_not_hinder_the_next(make, m
             make("bundle", 131)
     assert bundle.read(old.folder) == old
 
-    (tmp_path / "bundle.partial").mkdir()  # what SIGKILL would leave: nothing tidied up
+    (tmp_path / "bundle.partial").mkdir()  # as SIGKILL leaves it
     (tmp_path / "bundle.partial" / "half.onnx").write_bytes(b"half")
     assert make("bundle", 131).version == bundle.verify(tmp_path / "bundle") != old.version
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "parts"]
 
 
 def test_a_missing_part_is_named_and_nothing_is_left(make, tmp_path):
-    made = make("bundle", 130)
+    complete = make("bundle", 130)
     with pytest.raises(BundleError, match=r"nowhere\.onnx not found"):
         bundle.write(
             tmp_path / "other",
-            made.manifest,
+            complete.manifest,
             model=tmp_path / "nowhere.onnx",
-            drift=made.folder / "drift.json",
+            drift=complete.folder / "drift.json",
             card="# c\n",
         )
     assert not list(tmp_path.glob("other*"))
 
 
 def test_a_text_bundle_needs_its_tokenizer(make, tmp_path):
-    made = make("bundle", 130)
-    fields = vars(made.manifest) | {"spec": ModelSpec(task="text", labels=("a", "b"), text=TextInput(max_tokens=8))}
-    options = {"model": made.model, "drift": made.folder / "drift.json", "card": "# t\n"}
+    image_bundle = make("bundle", 130)
+    fields = vars(image_bundle.manifest) | {
+        "spec": ModelSpec(task="text", labels=("a", "b"), text=TextInput(max_tokens=8))
+    }
+    options = {"model": image_bundle.model, "drift": image_bundle.folder / "drift.json", "card": "# t\n"}
     with pytest.raises(BundleError, match=r"tokenizer\.json is missing"):
         bundle.write(tmp_path / "text", bundle.Manifest(**fields), **options)
     (tmp_path / "tokenizer.json").write_text("{}")
-    found = bundle.write(tmp_path / "text", bundle.Manifest(**fields), **options, tokenizer=tmp_path / "tokenizer.json")
-    assert (found.folder / "tokenizer.json").read_text() == "{}"
+    written = bundle.write(
+        tmp_path / "text", bundle.Manifest(**fields), **options, tokenizer=tmp_path / "tokenizer.json"
+    )
+    assert (written.folder / "tokenizer.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The decision log: append-only, readable after any crash, and it knows who was champion when."""
+"""The decision log: append-only, readable after any crash, with the champion of any time."""
 
 import json
 import multiprocessing
@@ -47,16 +47,15 @@ def test_a_missing_log_has_no_decisions():
     assert decisions.read() == decisions.DecisionLog((), ())
 
 
-def test_a_line_cut_short_is_reported_and_the_next_one_stands_alone(log):
+def test_a_truncated_line_is_reported_and_the_next_line_is_readable(log):
     first, _ = promote("one"), promote("two")
-    whole = log.read_bytes()
-    log.write_bytes(whole[:-20])
+    log.write_bytes(log.read_bytes()[:-20])
     assert decisions.read() == decisions.DecisionLog((first,), (2,))
     third = promote("three")
     assert decisions.read() == decisions.DecisionLog((first, third), (2,))
 
 
-def test_a_line_that_lacks_only_its_end_is_not_lost(log):
+def test_a_line_that_lacks_only_its_line_break_is_not_lost(log):
     first = promote("one")
     log.write_bytes(log.read_bytes().rstrip(b"\n"))
     second = promote("two")
@@ -82,16 +81,16 @@ def test_writers_do_not_mix_their_lines(log):
         worker.start()
     for worker in workers:
         worker.join()
-    found = decisions.read()
-    assert (len(found.records), found.damaged) == (100, ())
+    written = decisions.read()
+    assert (len(written.records), written.damaged) == (100, ())
     lines = [json.loads(line)["time"] for line in log.read_text().splitlines()]
     assert lines == sorted(lines)
 
 
-def test_who_was_champion_then():
+def test_the_log_gives_the_champion_of_a_time():
     records = [record("promote", "a"), record("refuse", "a", minute=5), record("promote", "b", minute=10)]
     at = [decisions.champions(records, at=datetime(2026, 11, 21, 14, minute, tzinfo=UTC)) for minute in (0, 9, 10)]
-    assert [found["m"].champion for found in at] == ["a", "a", "b"]
+    assert [champions["m"].champion for champions in at] == ["a", "a", "b"]
     assert at[1]["m"].action == "promote"  # the decision that made it champion, not the latest one
     assert decisions.champions(records, at=datetime(2026, 11, 21, 13, 59, tzinfo=UTC)) == {}
 
@@ -112,13 +111,13 @@ def test_who_was_champion_then():
         ([("promote", "a"), ("promote", "b"), ("promote", "b")], "a"),
     ],
 )
-def test_the_champion_to_go_back_to(story, expected):
+def test_the_previous_champion_skips_versions_that_were_rolled_back(story, expected):
     records = [record(action, champion, minute=minute) for minute, (action, champion) in enumerate(story)]
     assert decisions.previous(records, "m") == expected
 
 
 @given(st.lists(st.datetimes(min_value=datetime(1000, 1, 1), timezones=st.just(UTC)), min_size=2))
-def test_stamps_sort_as_times_do(moments):
+def test_stamps_sort_in_the_order_of_their_times(moments):
     assert [decisions.stamp(m) for m in sorted(moments)] == sorted(map(decisions.stamp, moments))
 
 

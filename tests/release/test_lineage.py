@@ -1,4 +1,4 @@
-"""The chain of identity over real parts: a server, MLflow's registry, git and DVC; each link broken on purpose."""
+"""The chain of lineage with real parts: a server, MLflow's registry, git and DVC; each link is broken on purpose."""
 
 import json
 import os
@@ -26,7 +26,7 @@ stages:
   ingest: {foreach: [classifier], do: {cmd: "true", outs: ["data/${item}/manifest.parquet"]}}
   package: {foreach: [classifier], do: {cmd: "true", outs: ["models/${item}/bundle"]}}
 """
-REST = ["revision", "dvc.lock", "parameters", "code", "data"]  # what nothing is known of without the registry's word
+REST = ["revision", "dvc.lock", "parameters", "code", "data"]  # links that cannot be checked without the registry
 
 
 def run(*words):
@@ -36,7 +36,7 @@ def run(*words):
 
 
 def commit(*paths):
-    """What DVC's stages made goes into dvc.lock, and all into a commit; returns its revision."""
+    """Put the outputs of DVC's stages into dvc.lock and all files into a commit; return its revision."""
     run(sys.executable, "-m", "dvc", "commit", "--force", "--quiet")
     return commit_without_dvc()
 
@@ -59,7 +59,7 @@ def commit_without_dvc():
 
 
 def write_bundle(folder, threshold, parts, **lineage):
-    """A bundle of the classifier of brightness, made from this."""
+    """Write a bundle of the classifier of brightness with this lineage."""
     described = brightness.described(**lineage)
     (parts / "drift.json").write_text(json.dumps(brightness.reference(described.spec)))
     model = brightness.onnx_model(parts / "model.onnx", threshold)
@@ -68,7 +68,7 @@ def write_bundle(folder, threshold, parts, **lineage):
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory, request):
-    """A project whose bundle is made, committed, registered and served; and another bundle, served too, that nobody knows."""
+    """A project whose bundle is committed, registered and served, and a second served bundle that is not registered."""
     from mlflow import MlflowClient
 
     root, parts = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("parts")
@@ -90,13 +90,13 @@ def released(tmp_path_factory, request):
         parameters, code = _made_from("classifier", root)
         lineage = {"data": bundle._sha256(path), "parameters": parameters, "code": code}
         Path("models/classifier").mkdir(parents=True)
-        made = write_bundle(Path("models/classifier/bundle"), 130, parts, **lineage)
+        own = write_bundle(Path("models/classifier/bundle"), 130, parts, **lineage)
         revision = commit()
-        registry.register(made.folder)
+        registry.register(own.folder)
         other = write_bundle(parts / "other", 140, parts)
-        servers = [Process(folder, "--port", 0) for folder in (made.folder, other.folder)]
+        servers = [Process(folder, "--port", 0) for folder in (own.folder, other.folder)]
         yield SimpleNamespace(
-            root=root, url=servers[0].url, other=servers[1].url, version=made.version, revision=revision
+            root=root, url=servers[0].url, other=servers[1].url, version=own.version, revision=revision
         )
     for server in servers:
         assert server.stop() == 0
@@ -104,7 +104,7 @@ def released(tmp_path_factory, request):
 
 @pytest.fixture
 def project(released, tmp_path, monkeypatch):
-    """A copy of the project to break; its server is that of the whole one."""
+    """A copy of the project for a test to break; its server still serves the original."""
     root = shutil.copytree(released.root, tmp_path / "project", symlinks=True)
     monkeypatch.chdir(root)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
@@ -140,7 +140,7 @@ def test_a_whole_chain_leads_from_the_server_to_the_data(released, project):
     assert identity.models(question(released)) == ["classifier"]
 
 
-def test_a_server_of_a_bundle_that_nobody_knows_is_found_out(released, project):
+def test_a_server_of_an_unregistered_bundle_breaks_the_chain(released, project):
     links = walk(released, url=released.other)
     assert links["bundle"].state == "unchecked"
     assert "is not in the registry" in links["registry"].said
@@ -159,11 +159,11 @@ def test_a_server_that_does_not_answer_is_an_error(released, project):
 @pytest.mark.parametrize(
     "body", [b"{}", b"[]", b"nonsense", b'{"parameters": {"bundle": "1"}}', b'{"parameters": {"bundle": null}}']
 )
-def test_what_is_no_server_of_ours_is_said_and_not_a_traceback(released, project, body):
+def test_a_server_of_something_else_is_reported_without_a_traceback(released, project, body):
     server = answering.Server(lambda *_: (200, body))
     try:
         assert states(walk(released, url=server.url), "broken") == ["server"]
-        with pytest.raises(LooplineError, match=r"is no server of models|serves no model"):
+        with pytest.raises(LooplineError, match=r"is not a server of models|serves no model"):
             identity.models(question(released, url=server.url))
     finally:
         server.close()
@@ -182,14 +182,14 @@ def test_metrics_of_another_bundle_break_the_chain(released, project):
     assert states(links, "broken") == ["metrics"]
 
 
-def test_metrics_that_a_gateway_keeps_to_itself_are_not_checked(released, project):
+def test_metrics_that_a_gateway_does_not_pass_on_are_not_checked(released, project):
     links = walk(released, metrics=f"{released.url}/nothing")
     assert states(links, "unchecked") == ["metrics"]
     assert not identity.stands([*links.values()])
     assert identity.stands([*links.values()], allow_missing=["metrics"])
 
 
-def test_a_server_whose_files_changed_is_found_out(released, project):
+def test_a_server_whose_files_changed_breaks_the_chain(released, project):
     card = released.root / "models/classifier/bundle/MODEL_CARD.md"
     stat = card.stat()
     os.utime(card, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
@@ -209,11 +209,11 @@ def test_a_changed_file_of_the_bundle_breaks_the_chain(released, project):
 def test_a_folder_of_another_bundle_breaks_the_chain(released, project, tmp_path):
     other = write_bundle(tmp_path / "other", 150, tmp_path)
     links = walk(released, bundle=other.folder)
-    assert f"is bundle {other.version:.12}, served is {released.version:.12}" in links["bundle"].said
+    assert f"is bundle {other.version:.12}, but {released.version:.12} is served" in links["bundle"].said
     assert states(links, "broken") == ["bundle"]
 
 
-def test_without_the_bundles_folder_the_registrys_copy_leads_on(released, project):
+def test_without_the_bundles_folder_the_registrys_copy_is_used(released, project):
     shutil.rmtree(project / "models")
     links = walk(released)
     assert states(links, "unchecked") == ["bundle"]
@@ -227,7 +227,7 @@ def test_a_registry_without_the_bundle_breaks_the_chain(released, project):
     assert states(links, "unchecked") == REST
 
 
-def test_a_registry_that_is_not_here_counts_as_a_failure_unless_it_may_be_missing(released, project, monkeypatch):
+def test_a_missing_registry_fails_unless_it_may_be_missing(released, project, monkeypatch):
     (project / "mlflow.db").unlink()
     links = walk(released)
     assert not (project / "mlflow.db").exists()
@@ -239,7 +239,7 @@ def test_a_registry_that_is_not_here_counts_as_a_failure_unless_it_may_be_missin
 
 
 @pytest.mark.parametrize("kind", ["data", "parameters", "code"])
-def test_a_tag_that_is_not_the_bundles_breaks_the_chain(released, project, kind):
+def test_a_tag_that_differs_from_the_bundle_breaks_the_chain(released, project, kind):
     retag(released, **{f"{kind}_sha256": "0" * 64})
     assert f"the tag {kind}_sha256" in walk(released)["registry"].said
 
@@ -251,16 +251,14 @@ def test_a_run_of_another_bundle_breaks_the_chain(released, project):
 
 
 @pytest.mark.parametrize("revision", ["none", "{}-dirty", "main; rm", "0" * 40])
-def test_a_revision_that_no_commit_of_this_repository_holds_breaks_the_chain(released, project, revision):
+def test_a_revision_that_is_not_a_commit_of_this_repository_breaks_the_chain(released, project, revision):
     retag(released, git_revision=revision.format(released.revision))
     links = walk(released)
     assert states(links, "broken") == ["revision"]
     assert states(links, "unchecked") == REST[1:]
 
 
-def test_a_bundle_that_was_committed_after_it_was_registered_gets_its_revision_when_it_is_registered_again(
-    released, project
-):
+def test_registering_again_after_the_commit_adds_the_revision(released, project):
     retag(released, git_revision=f"{released.revision}-dirty")
     registry.register(project / "models/classifier/bundle")
     assert walk(released)["revision"].state == "whole"
@@ -294,7 +292,7 @@ def test_other_code_breaks_the_chain(released, project):
     assert states(walk(released), "broken") == ["code"]
 
 
-def test_code_that_no_model_depends_on_leaves_it_whole(released, project):
+def test_code_that_no_model_depends_on_leaves_the_chain_whole(released, project):
     with (project / "src/loopline/server/run.py").open("a") as file:
         file.write("# changed\n")
     retag(released, git_revision=commit())
@@ -311,7 +309,7 @@ def test_other_data_breaks_the_chain(released, project):
     assert "bundle.json says" in links["data"].said
 
 
-def test_data_of_an_earlier_version_comes_from_dvcs_cache_and_is_not_checked_without_it(released, project):
+def test_earlier_data_comes_from_dvcs_cache_and_is_not_checked_without_it(released, project):
     path = project / "data/classifier/manifest.parquet"
     brightness.write_manifest(path, split="train")
     assert walk(released)["data"].state == "whole"
@@ -319,12 +317,12 @@ def test_data_of_an_earlier_version_comes_from_dvcs_cache_and_is_not_checked_wit
     assert states(walk(released), "unchecked") == ["data"]
 
 
-def test_the_verb_prints_the_links_and_fails_on_a_broken_one(released, project, capsys):
+def test_whoami_prints_the_links_and_fails_on_a_broken_one(released, project, capsys):
     assert main(["whoami", released.url]) == 0
     out = capsys.readouterr().out
     assert out.startswith("classifier:\n  ✓ server ")
     assert out.count("✓") == 9
     assert main(["whoami", released.url, "--model", "classifier", "--json", "--metrics", released.other]) == 1
-    said = json.loads(capsys.readouterr().out)
-    assert said["whole"] is False
-    assert {row["name"]: row["state"] for row in said["links"]}["metrics"] == "broken"
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["whole"] is False
+    assert {row["name"]: row["state"] for row in printed["links"]}["metrics"] == "broken"

@@ -1,4 +1,4 @@
-"""Stores that cannot be used: each is one message with what to do, or the spool where the server may come back by itself."""
+"""Stores that cannot be used: each gives one message with advice, or the spool if the server may come back by itself."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from loopline.cli import main
 from loopline.release import bundle, mlflow_store, tracking
 
 LOGIN_PAGE = "<html><body>" + "Please sign in. " * 500 + "</body></html>"
-# What a server answers, a part of the message, and whether it may pass by itself.
+# Case -> the answer of a server, a part of the message, and whether the failure may pass by itself.
 ANSWERS = {
     "401 of MLflow": ((401, "You are not authenticated.", "text/plain"), "MLFLOW_TRACKING_USERNAME", False),
     "401 of a gateway": ((401, '{"detail": "Unauthorized"}'), "MLFLOW_TRACKING_PASSWORD", False),
     "403": ((403, '{"error_code": "PERMISSION_DENIED", "message": "no"}'), "this user may not use it", False),
     "403 of MLflow's host check": (
         (403, "Invalid Host header - possible DNS rebinding attack detected", "text/plain; charset=utf-8"),
-        "possible DNS rebinding attack detected): its own option lets this host in: `mlflow server --allowed-hosts HOST`",
+        "possible DNS rebinding attack detected): start the server with `mlflow server --allowed-hosts HOST`",
         False,
     ),
     "403 in many words": ((403, "Blocked by rule 7.\n" * 99, "text/plain"), "(Blocked by rule 7. Blocked", False),
@@ -42,7 +42,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory):
-    """MLflow's tables, made once: that takes seconds."""
+    """An MLflow database with empty tables, created once because that takes seconds."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     mlflow_store.client(f"sqlite:///{path}")
     return path
@@ -52,7 +52,7 @@ def empty_store(tmp_path_factory):
 def folder(tmp_path, monkeypatch, empty_store):
     """A project with an empty store, an empty spool, and a bundle."""
     monkeypatch.chdir(tmp_path)
-    # In full: MLflow keeps one engine a process for each address, wherever the process stands.
+    # An absolute path, because MLflow keeps one engine for each address, whatever the working directory.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
@@ -88,7 +88,7 @@ def spooled():
 
 
 def refused():
-    """The message of a training that does not begin."""
+    """Return the message of a training that does not begin."""
     with pytest.raises(mlflow_store.StoreError) as caught:
         begin()
     assert not caught.value.away
@@ -96,7 +96,7 @@ def refused():
 
 
 def verbs(capfd):
-    """What every verb that needs the registry says on standard error; none may end well or with a traceback."""
+    """Yield the message of every verb that needs the registry; each must fail, and without a traceback."""
     for words in (["register", "classifier"], ["promote", "classifier"], ["promote", "--dry-run", "classifier"]):
         capfd.readouterr()
         assert main(["release", *words]) == 1
@@ -104,7 +104,7 @@ def verbs(capfd):
 
 
 def error_line(capfd):
-    """The one message on standard error; a line before it may say what the verb is about to do."""
+    """Return the only message on standard error; one line before it may report what the verb is about to do."""
     *before, message = capfd.readouterr().err.splitlines()
     assert message.startswith("loopline: "), message
     assert len(before) <= 1, before
@@ -112,7 +112,7 @@ def error_line(capfd):
 
 
 @pytest.mark.parametrize("case", ANSWERS)
-def test_a_server_that_answers_oddly_is_one_message_or_the_spool(folder, monkeypatch, capfd, case):
+def test_an_unusable_answer_of_a_server_gives_one_message_or_the_spool(folder, monkeypatch, capfd, case):
     answer, part, away = ANSWERS[case]
     with odd_servers.answering(*answer) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -122,22 +122,22 @@ def test_a_server_that_answers_oddly_is_one_message_or_the_spool(folder, monkeyp
             run.finish("w" * 64)
             message = capfd.readouterr().err
             assert "loopline track sync" in message
-            [kept] = spooled()
-            assert kept.data.metrics["val_loss"] == 0.5
+            [spooled_run] = spooled()
+            assert spooled_run.data.metrics["val_loss"] == 0.5
         else:
             message = refused()
             assert spooled() == []
         assert part in message
         assert len(message) < 600
-        for said in verbs(capfd):
-            assert part in said
+        for line in verbs(capfd):
+            assert part in line
     assert "Traceback" not in message
 
 
 @pytest.mark.parametrize(
     ("scheme", "reason"), [("refused", "Connection refused"), ("name", "not known"), ("silence", "timed out")]
 )
-def test_a_server_that_cannot_be_reached_is_the_spool_for_a_training_and_a_message_for_the_registry(
+def test_an_unreachable_server_gives_a_training_the_spool_and_the_registry_a_message(
     folder, monkeypatch, capfd, scheme, reason
 ):
     with odd_servers.silent() as silence:
@@ -154,8 +154,8 @@ def test_a_server_that_cannot_be_reached_is_the_spool_for_a_training_and_a_messa
         assert reason in message
         assert message.count("\n") == 1
         assert len(spooled()) == 1
-        for said in verbs(capfd):
-            assert reason in said
+        for line in verbs(capfd):
+            assert reason in line
 
 
 def test_no_server_is_waited_for_longer_than_a_minute():
@@ -163,18 +163,18 @@ def test_no_server_is_waited_for_longer_than_a_minute():
         int(mlflow_store.ENVIRONMENT[f"MLFLOW_HTTP_REQUEST_{name}"])
         for name in ("TIMEOUT", "MAX_RETRIES", "BACKOFF_FACTOR")
     )
-    pauses = sum(factor * 2**number + 1 for number in range(retries))  # one second of jitter
+    pauses = sum(factor * 2**number + 1 for number in range(retries))  # with one second of jitter
     assert seconds * (1 + retries) + pauses < 60
     assert mlflow_store.ENVIRONMENT["MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER"] == "false"
 
 
-def test_a_certificate_that_nobody_signed_is_a_message(folder, monkeypatch, capfd):
+def test_a_self_signed_certificate_gives_a_message(folder, monkeypatch, capfd):
     certificate = odd_servers.self_signed(folder / "server.pem")
     with odd_servers.answering(200, "{}", certificate=certificate) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in refused()
-        for said in verbs(capfd):
-            assert "certificate verify failed" in said
+        for line in verbs(capfd):
+            assert "certificate verify failed" in line
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("127.0.0.1", "localhost"))
         monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
         assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in refused()  # signed for another name
@@ -187,11 +187,11 @@ def test_a_certificate_that_nobody_signed_is_a_message(folder, monkeypatch, capf
 
 
 @pytest.mark.parametrize("uri", ["file:./mlruns", "./mlruns", "mlruns", "file:///tmp/mlruns"])
-def test_a_folder_of_runs_is_a_message_that_names_sqlite(folder, monkeypatch, capfd, uri):
+def test_a_folder_of_runs_gives_a_message_that_names_sqlite(folder, monkeypatch, capfd, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert "MLFLOW_TRACKING_URI=sqlite:///mlflow.db" in refused()
-    for said in verbs(capfd):
-        assert "sqlite:///mlflow.db" in said
+    for line in verbs(capfd):
+        assert "sqlite:///mlflow.db" in line
 
 
 NO_ADDRESSES = ["http://h:notaport", "http://127.0.0.1:99999", "http://127.0.0.1:0", "http://", "http://my host:5000"]
@@ -200,22 +200,22 @@ NO_ADDRESSES += ["127.0.0.1:5000", "localhost:5000", "databricks", '"http://127.
 
 
 @pytest.mark.parametrize("uri", NO_ADDRESSES)
-def test_an_address_that_no_server_can_have_is_a_message_that_shows_one(folder, monkeypatch, uri):
-    """Not the spool: what waits there would never be sent."""
+def test_an_impossible_address_gives_a_message_with_a_possible_one(folder, monkeypatch, uri):
+    """The spool is not used, because its runs would never be sent."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     message = refused()
     assert "MLFLOW_TRACKING_URI=http://127.0.0.1:5000" in message
-    assert not {"'ge'", "heim"} & set(re.findall(r"[\w']+", message)), "a password is in no message"
+    assert not {"'ge'", "heim"} & set(re.findall(r"[\w']+", message)), "no message may hold a password"
     assert spooled() == []
 
 
-def test_the_white_space_around_an_address_is_none_of_it(folder, monkeypatch):
+def test_white_space_around_an_address_is_ignored(folder, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f" sqlite:///{folder}/mlflow.db\n")
     assert mlflow_store.client().tracking_uri == f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.mark.parametrize("broken", ["folder", "database"])
-def test_a_spool_that_fails_as_well_is_a_message_before_the_training(folder, monkeypatch, capfd, broken):
+def test_a_spool_that_fails_as_well_gives_a_message_before_the_training(folder, monkeypatch, capfd, broken):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{odd_servers.free_port()}")
     if broken == "folder":
         shutil.rmtree(".loopline")
@@ -237,7 +237,7 @@ def test_a_spool_that_fails_as_well_is_a_message_before_the_training(folder, mon
         ("gopher://127.0.0.1", "gopher"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_a_message(folder, monkeypatch, capfd, uri, part):
+def test_an_unusable_database_gives_a_message(folder, monkeypatch, capfd, uri, part):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert part in refused()
     capfd.readouterr()
@@ -245,7 +245,7 @@ def test_a_database_that_cannot_be_used_is_a_message(folder, monkeypatch, capfd,
     assert part in error_line(capfd)
 
 
-def test_an_older_database_is_a_message_with_the_command_that_mends_it(folder, monkeypatch, capfd, empty_store):
+def test_an_older_database_gives_a_message_with_the_command_that_mends_it(folder, monkeypatch, capfd, empty_store):
     shutil.copyfile(empty_store, folder / "old.db")
     with sqlite3.connect(folder / "old.db") as database:
         database.execute("update alembic_version set version_num = '451aebb31d03'")  # MLflow 1.0's
@@ -257,13 +257,13 @@ def test_an_older_database_is_a_message_with_the_command_that_mends_it(folder, m
         assert f"`mlflow db upgrade {uri}`" in message
 
 
-def test_a_deleted_experiment_is_a_message_with_the_command_that_mends_it(folder, capfd):
+def test_a_deleted_experiment_gives_a_message_with_the_command_that_mends_it(folder, capfd):
     begin().finish("w" * 64)
     store = mlflow_store.client()
     store.delete_experiment(mlflow_store.experiment(store, "classifier"))
     message = refused()
-    for said in [message, next(verbs(capfd))]:
-        assert "mlflow experiments restore --experiment-id 1" in said
+    for line in [message, next(verbs(capfd))]:
+        assert "mlflow experiments restore --experiment-id 1" in line
     with pytest.raises(mlflow_store.StoreError, match="experiments restore"):
         package("w" * 64)
     shell(message)
@@ -290,6 +290,6 @@ def package(weights):
     )
 
 
-def test_a_password_is_in_no_message(folder, monkeypatch):
+def test_no_message_holds_a_password(folder, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:geheim@127.0.0.1:1/mlflow")
     assert "geheim" not in refused()

@@ -1,4 +1,4 @@
-"""The package stage: from what the stages before left to a bundle and its evidence in MLflow."""
+"""The package stage: from the outputs of the earlier stages to a bundle and its evidence in MLflow."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ INTERVAL = {"value": 0.98, "low": 0.96, "high": 1.0}
 
 @pytest.fixture
 def stages(project, monkeypatch):
-    """What the stages before leave; with no code, so that an edit during the tests changes nothing."""
+    """The outputs of the earlier stages. No code is hashed, so that an edit during the tests changes nothing."""
     monkeypatch.setattr(package, "CODE", ())
     models = project / "models" / "classifier"
     for folder in ("train", "export", "quantize", "calibrate", "pictures"):
@@ -38,33 +38,33 @@ def stages(project, monkeypatch):
     return models
 
 
-def test_the_bundle_holds_what_a_server_needs_and_its_evidence_is_in_mlflow(stages):
+def test_the_bundle_holds_the_files_of_a_server_and_mlflow_holds_its_evidence(stages):
     package.main("classifier")
-    found = bundle.read(stages / "bundle")
-    assert found.manifest.spec == brightness.described().spec
-    assert found.manifest.inputs == brightness.described().inputs
-    assert found.manifest.outputs == brightness.described().outputs
-    assert found.manifest.quantization == "int8"
-    assert found.manifest.metrics["metrics"] == {"accuracy": INTERVAL}
-    card = (found.folder / "MODEL_CARD.md").read_text()
+    opened = bundle.read(stages / "bundle")
+    assert opened.manifest.spec == brightness.described().spec
+    assert opened.manifest.inputs == brightness.described().inputs
+    assert opened.manifest.outputs == brightness.described().outputs
+    assert opened.manifest.quantization == "int8"
+    assert opened.manifest.metrics["metrics"] == {"accuracy": INTERVAL}
+    card = (opened.folder / "MODEL_CARD.md").read_text()
     assert "handwritten digits of scikit-learn" in card
     assert "| a duplicate | 2 |" in card
     assert "(pictures/confusion.png)" in card
 
-    run = mlflow_store.find(mlflow_store.client(), "classifier", tag="bundle_sha256", value=found.version)
+    run = mlflow_store.find(mlflow_store.client(), "classifier", tag="bundle_sha256", value=opened.version)
     assert run.data.metrics["test.accuracy"] == 0.98
-    assert registry.register(found.folder).alias == "challenger"
+    assert registry.register(opened.folder).alias == "challenger"
     assert mlflow_store.client().get_model_version("classifier", "1").run_id == run.info.run_id
 
 
-def test_packing_twice_gives_the_same_bytes(stages):
+def test_packaging_twice_gives_the_same_bytes(stages):
     package.main("classifier")
     first = {path: path.read_bytes() for path in (stages / "bundle").rglob("*") if path.is_file()}
     package.main("classifier")
     assert first == {path: path.read_bytes() for path in (stages / "bundle").rglob("*") if path.is_file()}
 
 
-def test_no_time_no_run_and_no_absolute_path_is_in_the_bundle(stages, project):
+def test_the_bundle_holds_no_run_id_and_no_absolute_path(stages, project):
     package.main("classifier")
     run = mlflow_store.client().search_runs([mlflow_store.client().get_experiment_by_name("classifier").experiment_id])[
         0
@@ -101,17 +101,17 @@ def test_the_code_hash_follows_names_and_content(tmp_path):
 
 def test_the_code_of_every_room_that_makes_a_model_counts():
     rooms = Path(loopline.__file__).parent
-    whole = package.code_hash(rooms, package.CODE)
+    complete = package.code_hash(rooms, package.CODE)
     for room in package.CODE:
-        assert package.code_hash(rooms, [r for r in package.CODE if r != room]) != whole
+        assert package.code_hash(rooms, [other for other in package.CODE if other != room]) != complete
 
 
-def test_only_the_last_part_of_a_folders_path_is_told(stages, project):
+def test_only_the_last_part_of_a_data_folders_path_is_published(stages, project):
     (project / "params.yaml").write_text(brightness.params(dataset="/home/ada/secret/cats"))
     package.main("classifier")
     for path in (stages / "bundle").rglob("*"):
         assert path.is_dir() or b"/home/ada" not in path.read_bytes()
-    assert "Learned from **cats**" in (stages / "bundle" / "MODEL_CARD.md").read_text()
+    assert "Trained on **cats**" in (stages / "bundle" / "MODEL_CARD.md").read_text()
 
 
 def test_a_missing_stage_is_named(stages):

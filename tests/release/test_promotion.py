@@ -1,4 +1,4 @@
-"""Promotion is decided on intervals: a gain must be more than luck, and no slice may pay for it."""
+"""Promotion is decided on intervals: a gain must be more than chance, and no slice may lose for it."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ POLICY = PromotionPolicy(
 
 
 def model(wrong, *, parts=None, **fields):
-    """A model that errs on the samples with these numbers."""
+    """The evidence of a model that is wrong on the samples with these numbers."""
     hit = np.ones(N)
     hit[list(wrong)] = 0
 
@@ -41,7 +41,7 @@ def model(wrong, *, parts=None, **fields):
     )
 
 
-def test_the_first_model_needs_the_floors_only():
+def test_the_first_model_must_only_hold_the_floors():
     assert decide(model(range(100)), None, POLICY).promote
     decision = decide(model(range(600)), None, POLICY)
     assert not decision.promote
@@ -49,11 +49,11 @@ def test_the_first_model_needs_the_floors_only():
 
 
 def test_a_floor_is_held_by_the_lower_bound_not_by_the_figure_itself():
-    decision = decide(model(range(495)), None, POLICY)  # .505, but it could be .475
+    decision = decide(model(range(495)), None, POLICY)  # 0.505, but it may be as low as 0.475
     assert not decision.promote
 
 
-def test_a_floor_on_what_is_not_measured_is_not_held():
+def test_a_floor_on_an_unmeasured_metric_is_not_held():
     decision = decide(model([]), None, replace(POLICY, floors={"acuracy": 0.5}))
     assert decision.reasons == ("a floor is set for 'acuracy', which is not measured: there are accuracy",)
 
@@ -84,7 +84,7 @@ def test_a_slice_may_not_pay_for_the_whole():
     assert decision.reasons[0].startswith("dark loses: accuracy -0.4000")
 
 
-def test_a_slice_that_lost_by_chance_is_no_reason():
+def test_a_slice_that_lost_by_chance_refuses_nothing():
     parts = {"dark": range(990, 1000)}
     decision = decide(model([990], parts=parts), model(range(200), parts=parts), POLICY)  # one of ten
     assert decision.promote
@@ -114,7 +114,7 @@ def test_every_label_of_the_champion_must_be_known():
     assert decide(model([], labels=("c", "b", "a")), model(range(100)), POLICY).promote
 
 
-def test_two_test_sets_cannot_be_compared():
+def test_results_on_two_test_sets_cannot_be_compared():
     assert not decide(model([], test_set="other"), model(range(100)), POLICY).promote
 
 
@@ -136,7 +136,7 @@ def test_a_metric_that_cannot_be_computed_is_refused():
     assert decision.figures["gain"] == {"value": None, "low": None, "high": None, "dropped": 200}
 
 
-# After an alert: on what is asked now
+# After an alert: on the present traffic
 
 
 OLD = 900  # samples of the old part; the last 100 came with the newest labelled batch
@@ -147,18 +147,20 @@ def now(*, share=1.0, new=range(OLD, N)):
 
 
 def errors(old, new):
-    """The numbers of the samples that a model errs on, so many of each part, the first ones."""
+    """The numbers of the samples that a model is wrong on: the first `old` and `new` ones of each part."""
     return [*range(old), *range(OLD, OLD + new)]
 
 
-def after_an_alert(ours, theirs, policy=POLICY, **present):
-    return decide(model(errors(*ours)), model(errors(*theirs)), policy, now(**present))
+def after_an_alert(challenger, champion, policy=POLICY, **present):
+    return decide(model(errors(*challenger)), model(errors(*champion)), policy, now(**present))
 
 
-def test_a_gain_on_what_is_asked_now_is_enough_where_the_old_part_holds():
-    ours, theirs = (109, 26), (100, 38)  # one point of the old part for twelve of the new one
-    assert not decide(model(errors(*ours)), model(errors(*theirs)), POLICY).promote, "on all samples it is no gain"
-    decision = after_an_alert(ours, theirs)
+def test_a_gain_on_the_present_traffic_is_enough_if_the_old_part_holds():
+    challenger, champion = (109, 26), (100, 38)  # loses one point on the old part and gains twelve on the new one
+    assert not decide(model(errors(*challenger)), model(errors(*champion)), POLICY).promote, (
+        "there is no gain on all samples"
+    )
+    decision = after_an_alert(challenger, champion)
     assert decision.promote
     assert decision.reasons[0].startswith("new part, 100% of the latest 1,000 requests: accuracy +0.1200 [+0.0")
     assert decision.reasons[1].startswith("old part, 0% of the latest 1,000 requests: accuracy -0.0100 [-0.0")
@@ -173,7 +175,7 @@ def test_a_loss_on_the_old_part_is_refused_whatever_the_new_part_gains():
 
 
 def test_a_loss_on_the_old_part_that_may_be_too_large_is_refused():
-    decision = after_an_alert((125, 0), (100, 60))  # .028 lost, but it could be .04
+    decision = after_an_alert((125, 0), (100, 60))  # loses 0.028, but it may be 0.04
     assert [reason for reason in decision.reasons if "may lose more" in reason]
 
 
@@ -209,16 +211,16 @@ def test_too_few_new_test_samples_are_refused_with_the_number_that_is_needed():
 
 def test_a_floor_binds_where_the_champion_holds_it_in_the_present_traffic():
     policy = replace(POLICY, floors={"accuracy": 0.75})
-    ours, theirs = (100, 26), (100, 38)
-    lifted = after_an_alert(ours, theirs, policy)  # now .74 against .62, and it was .89
+    challenger, champion = (100, 26), (100, 38)
+    lifted = after_an_alert(challenger, champion, policy)  # 0.74 against 0.62 at present, and 0.89 before
     assert lifted.promote
     assert "the champion does not hold the floor either: accuracy 0.6200 may be as low as" in lifted.reasons[0]
     held = after_an_alert((200, 41), (100, 60), policy, share=0.1)
     assert [reason for reason in held.reasons if reason.startswith("accuracy 0.7590 may be as low as")]
-    assert after_an_alert(ours, theirs, policy, share=0.1).promote
+    assert after_an_alert(challenger, champion, policy, share=0.1).promote
 
 
-def test_the_weights_of_the_parts_are_those_of_the_traffic_and_are_said_either_way():
+def test_the_parts_are_weighted_by_the_traffic_and_every_decision_states_the_weights():
     for share in (0.0, 0.25, 1.0):
         decision = after_an_alert((90, 20), (90, 60), share=share)
         assert decision.figures["gain"]["value"] == round(0.4 * share, 4)
@@ -228,16 +230,16 @@ def test_the_weights_of_the_parts_are_those_of_the_traffic_and_are_said_either_w
     assert [reason for reason in refused.reasons if reason.startswith("old part, 75% of the latest 1,000 requests")]
 
 
-def test_without_an_alert_it_is_judged_as_before():
-    ours, theirs = model(errors(50, 10)), model(errors(100, 0))
-    assert decide(ours, theirs, POLICY) == decide(ours, theirs, POLICY, None)
-    assert "present" not in decide(ours, theirs, POLICY).figures
+def test_without_an_alert_all_samples_count_alike():
+    challenger, champion = model(errors(50, 10)), model(errors(100, 0))
+    assert decide(challenger, champion, POLICY) == decide(challenger, champion, POLICY, None)
+    assert "present" not in decide(challenger, champion, POLICY).figures
 
 
 def test_an_alert_waives_neither_labels_nor_slices_nor_budgets():
     champion = model(errors(100, 60), parts={"dark": range(100)})
-    ours = model(errors(0, 0), labels=("a",), bytes=200)
-    reasons = " ".join(decide(ours, champion, POLICY, now()).reasons)
+    challenger = model(errors(0, 0), labels=("a",), bytes=200)
+    reasons = " ".join(decide(challenger, champion, POLICY, now()).reasons)
     assert "the champion knows labels that the challenger does not: b" in reasons
     assert "dark was not measured for the challenger" in reasons
     assert "2.00 times the champion's size" in reasons

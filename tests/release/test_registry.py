@@ -1,4 +1,4 @@
-"""Releases against a real MLflow store: champion, challenger, refusal, rollback."""
+"""Releases with a real MLflow store: champion, challenger, refusal, rollback."""
 
 import os
 import shutil
@@ -25,8 +25,8 @@ def champion():
 
 
 def aliases():
-    found = mlflow_store.client().get_registered_model("classifier").aliases
-    return {alias: str(number) for alias, number in found.items()}
+    numbers = mlflow_store.client().get_registered_model("classifier").aliases
+    return {alias: str(number) for alias, number in numbers.items()}
 
 
 def release(bundle):
@@ -37,8 +37,13 @@ def release(bundle):
 
 def test_registering_makes_a_challenger_with_its_lineage_in_tags(project, make):
     good = make("good", 130)
-    found = registry.register(good.folder)
-    assert (found.name, found.version, found.number, found.alias) == ("classifier", good.version, "1", "challenger")
+    registered = registry.register(good.folder)
+    assert (registered.name, registered.version, registered.number, registered.alias) == (
+        "classifier",
+        good.version,
+        "1",
+        "challenger",
+    )
     version = mlflow_store.client().get_model_version_by_alias("classifier", "challenger")
     assert version.tags["bundle_sha256"] == good.version
     assert version.tags["data_sha256"] == "a" * 64
@@ -120,7 +125,7 @@ def test_a_challenger_tampered_with_in_the_store_is_refused(project, make):
     release(good)
     registry.register(make("new", 130).folder)
     [stored] = (project / "mlruns").rglob(f"released/{registry.decisions.read().records[0].bundle}")
-    [tampered] = [p for p in (project / "mlruns").rglob("released/*") if p != stored]
+    [tampered] = [path for path in (project / "mlruns").rglob("released/*") if path != stored]
     (tampered / "model.onnx").write_bytes(b"other")
     decision = registry.promote("classifier")
     assert not decision.promote
@@ -137,10 +142,10 @@ def test_a_bundle_swapped_for_another_whole_one_is_refused(project, make):
             path.write_bytes((other.folder / path.relative_to(stored)).read_bytes())
     decision = registry.promote("classifier")
     assert not decision.promote
-    assert "registered was" in decision.reasons[0]
+    assert "in place of" in decision.reasons[0]
 
 
-def test_rollback_puts_the_champion_before_back_and_only_once(project, make):
+def test_rollback_restores_the_previous_champion_and_only_once(project, make):
     old, new = make("old", 160), make("new", 130)
     release(old)
     release(new)
@@ -164,14 +169,14 @@ def test_what_was_rolled_back_is_not_promoted_again_by_itself(project, make):
     assert champion() == new.version
 
 
-def test_history_says_who_was_champion_then(project, make):
+def test_history_gives_the_champion_of_a_time(project, make):
     old, new = make("old", 160), make("new", 130)
     release(old)
     release(new)
     registry.rollback("classifier")
     first, second, third = (record.time for record in decisions.read().records)
-    then = [registry.history(["classifier"], decisions.moment(time)).records for time in (first, second, third)]
-    assert [records[0].champion for records in then] == [old.version, new.version, old.version]
+    answers = [registry.history(["classifier"], decisions.moment(time)).records for time in (first, second, third)]
+    assert [records[0].champion for records in answers] == [old.version, new.version, old.version]
     assert registry.history(["classifier"], decisions.moment("2020-01-01")).records == ()
     assert len(registry.history(["classifier"]).records) == 3
     assert registry.history(["text"]).records == ()
@@ -201,7 +206,7 @@ def test_a_bigger_challenger_is_refused_however_good_it_is(project, make):
     assert "times the champion's size" in decision.reasons[0]
 
 
-def test_the_champion_stays_and_the_log_says_so_if_the_registry_fails(project, make, monkeypatch):
+def test_the_champion_stays_and_the_log_records_it_if_the_registry_fails(project, make, monkeypatch):
     good = make("good", 130)
     registry.register(good.folder)
     from mlflow import MlflowClient
@@ -216,7 +221,7 @@ def test_the_champion_stays_and_the_log_says_so_if_the_registry_fails(project, m
     assert decisions.champions(decisions.read().records) == {}
 
 
-def test_without_a_challenger_promote_says_what_to_do(project):
+def test_without_a_challenger_promote_names_the_next_step(project):
     with pytest.raises(LooplineError, match="loopline release register"):
         registry.promote("classifier")
 
@@ -226,7 +231,7 @@ def test_an_unknown_model_is_named(project):
         registry.promote("nobody")
 
 
-def test_the_champion_follows_what_a_rollout_promoted_without_another_line_in_the_log(project, make):
+def test_the_alias_follows_a_rollout_without_another_line_in_the_log(project, make):
     first, second = make("first", 100), make("second", 127.5)
     registry.register(first.folder)
     registry.follow("classifier", first.version, first.folder)
@@ -241,22 +246,22 @@ def test_the_champion_follows_what_a_rollout_promoted_without_another_line_in_th
     with pytest.raises(LooplineError, match="holds bundle"):
         registry.follow("classifier", first.version, second.folder)
     third = make("third", 50)
-    registry.follow("classifier", third.version, third.folder)  # nobody registered it
+    registry.follow("classifier", third.version, third.folder)  # it was not registered before
     assert aliases() == {"champion": "3"}
 
 
-def test_a_dry_run_says_what_would_be_decided_and_changes_nothing(project, make):
+def test_a_dry_run_reports_the_decision_and_changes_nothing(project, make):
     release(make("old", 160))
     for threshold, wins in ((250, False), (130, True)):
         registry.register(make(f"challenger-{threshold}", threshold).folder)
         before, log = aliases(), decisions.path().read_bytes()
-        said = registry.promote("classifier", dry_run=True)
+        decision = registry.promote("classifier", dry_run=True)
         assert (aliases(), decisions.path().read_bytes()) == (before, log)
-        assert said.promote is wins
+        assert decision.promote is wins
         assert registry.promote("classifier").promote is wins
 
 
-def test_what_is_being_done_is_said_beside_the_result(project, make, monkeypatch, capsys):
+def test_progress_goes_to_standard_error_and_the_result_to_standard_output(project, make, monkeypatch, capsys):
     (project / "models/classifier").mkdir(parents=True)
     shutil.copytree(make("good", 130).folder, project / "models/classifier/bundle")
     for verb, doing, result in (
@@ -264,10 +269,10 @@ def test_what_is_being_done_is_said_beside_the_result(project, make, monkeypatch
         ("promote", "weighs them", "promoted"),
     ):
         assert cli.main(["release", verb, "classifier"]) == 0
-        said = capsys.readouterr()
-        assert doing in said.err
-        assert result in said.out
-        assert doing not in said.out
+        printed = capsys.readouterr()
+        assert doing in printed.err
+        assert result in printed.out
+        assert doing not in printed.out
 
 
 def challenge(project, *words):

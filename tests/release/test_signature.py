@@ -1,4 +1,4 @@
-"""Signatures as the package model-signing makes and reads them, against what a server makes of them."""
+"""Signatures by the package model-signing, and their verification by a server."""
 
 import base64
 import json
@@ -18,12 +18,12 @@ PEM, SPKI = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublic
 
 
 def keys(folder, kind=None, password=None):
-    """The files of a new private key and of its public one."""
-    made = kind or ec.generate_private_key(ec.SECP256R1())
+    """Write a private key, by default a new one, and its public key; return the files."""
+    key = kind or ec.generate_private_key(ec.SECP256R1())
     locked = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     private, public = folder / "key.pem", folder / "key.pub"
-    private.write_bytes(made.private_bytes(PEM, serialization.PrivateFormat.PKCS8, locked))
-    public.write_bytes(made.public_key().public_bytes(PEM, SPKI))
+    private.write_bytes(key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, locked))
+    public.write_bytes(key.public_key().public_bytes(PEM, SPKI))
     return private, public
 
 
@@ -37,7 +37,7 @@ def signed(make, tmp_path):
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256R1, ec.SECP384R1, ec.SECP521R1])
-def test_what_model_signing_signs_is_verified_and_the_bundle_stays_the_same(make, tmp_path, curve):
+def test_a_signature_by_model_signing_is_verified_and_the_bundle_stays_the_same(make, tmp_path, curve):
     private, public = keys(tmp_path, ec.generate_private_key(curve()))
     good = make("good", 130)
     assert signature.sign(good.folder, private) == tmp_path / "good.sig"
@@ -65,7 +65,7 @@ def test_an_unsigned_bundle_is_refused(make, tmp_path):
         signature.verify(make("good", 130), public)
 
 
-def test_another_ones_signature_is_refused(signed, tmp_path):
+def test_a_signature_with_another_key_is_refused(signed, tmp_path):
     (tmp_path / "other").mkdir()
     _, other = keys(tmp_path / "other")
     with pytest.raises(SignatureError, match="was not made with the key of"):
@@ -75,7 +75,7 @@ def test_another_ones_signature_is_refused(signed, tmp_path):
 def test_the_signature_of_another_bundle_is_refused(signed, make):
     other = make("other", 140)
     shutil.copy(signature.beside(signed[0].folder), signature.beside(other.folder))
-    with pytest.raises(SignatureError, match=f"is of bundle {signed[0].version:.12}, this is {other.version:.12}"):
+    with pytest.raises(SignatureError, match=f"is of bundle {signed[0].version:.12}, but this is {other.version:.12}"):
         signature.verify(other, signed[1])
 
 
@@ -85,12 +85,12 @@ def test_a_changed_bundle_whose_sums_were_made_anew_is_refused(signed):
     before = bundle._sha256(card)
     card.write_text("better than ever")
     sums.write_text(sums.read_text().replace(before, bundle._sha256(card)))
-    with pytest.raises(SignatureError, match="sign it anew, or it was changed"):
+    with pytest.raises(SignatureError, match="check who changed it, or sign it again"):
         signature.verify(bundle.read(good.folder), public)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             lambda envelope: envelope | {"payload": base64.b64encode(b'{"predicate": {}}').decode()},
@@ -103,11 +103,11 @@ def test_a_changed_bundle_whose_sums_were_made_anew_is_refused(signed):
         (lambda _: None, "is not a signature"),
     ],
 )
-def test_a_changed_signature_is_refused(signed, change, said):
+def test_a_changed_signature_is_refused(signed, change, message):
     path = signature.beside(signed[0].folder)
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"dsseEnvelope": change(content["dsseEnvelope"])}))
-    with pytest.raises(SignatureError, match=said):
+    with pytest.raises(SignatureError, match=message):
         signature.verify(*signed)
 
 
@@ -115,7 +115,7 @@ def test_a_changed_signature_is_refused(signed, change, said):
     "statement",
     [[], {}, {"predicateType": "x", "predicate": {"serialization": {"method": "files"}, "resources": []}}],
 )
-def test_what_signs_something_else_with_the_same_key_is_refused(signed, tmp_path, statement):
+def test_a_signature_of_something_else_with_the_same_key_is_refused(signed, tmp_path, statement):
     from cryptography.hazmat.primitives import hashes
 
     payload = json.dumps(statement).encode()
@@ -133,11 +133,11 @@ def test_what_signs_something_else_with_the_same_key_is_refused(signed, tmp_path
 
 
 @pytest.mark.parametrize("key", ["missing", "text", "private", "rsa", "secp256k1"])
-def test_a_key_of_no_use_is_refused(signed, tmp_path, key):
+def test_an_unusable_key_is_refused(signed, tmp_path, key):
     folder = tmp_path / "other"
     folder.mkdir()
-    others = {"rsa": rsa.generate_private_key(65537, 2048), "secp256k1": ec.generate_private_key(ec.SECP256K1())}
-    private, public = keys(folder, others.get(key))
+    odd_keys = {"rsa": rsa.generate_private_key(65537, 2048), "secp256k1": ec.generate_private_key(ec.SECP256K1())}
+    private, public = keys(folder, odd_keys.get(key))
     path = {"missing": folder / "none", "text": folder / "text", "private": private}.get(key, public)
     (folder / "text").write_text("key")
     with pytest.raises(SignatureError, match="private key" if key == "private" else "is not a public key|is a key on"):
@@ -152,12 +152,12 @@ def test_a_damaged_bundle_is_not_signed(make, tmp_path):
         signature.sign(good.folder, private)
 
 
-def test_the_signature_goes_with_the_bundle_where_a_rollout_keeps_it(signed, tmp_path):
+def test_a_rollout_copies_the_signature_with_the_bundle(signed, tmp_path):
     _, kept = members.keep(signed[0].folder, tmp_path / "store")
     signature.verify(kept, signed[1])
 
 
-def test_a_bundle_that_is_signed_after_it_was_kept_is_kept_with_its_signature(make, tmp_path):
+def test_a_rollout_adds_a_later_signature_to_its_copy(make, tmp_path):
     private, public = keys(tmp_path)
     good = make("good", 130)
     members.keep(good.folder, tmp_path / "store")

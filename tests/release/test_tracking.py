@@ -1,4 +1,4 @@
-"""Tracking against real MLflow servers: there, away, ended or silent in the middle of a training, and back again."""
+"""Tracking with real MLflow servers that answer, are away, end or fall silent during a training, and come back."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from loopline.release import mlflow_store, spool, tracking
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # In full: MLflow keeps one engine a process for each address, wherever the process stands.
+    # An absolute path, because MLflow keeps one engine for each address, whatever the working directory.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return tmp_path
@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def bundle(folder):
-    """A folder with a tiny ONNX model in it."""
+    """A folder with a small ONNX model."""
     node = helper.make_node("Cast", ["image"], ["probabilities"], to=TensorProto.FLOAT)
     graph = helper.make_graph(
         [node],
@@ -43,7 +43,7 @@ def bundle(folder):
 
 
 def train(between=lambda: None, weights="w" * 64):
-    """Two epochs, with something happening between them."""
+    """Track a training of two epochs and call `between` between them."""
     run = tracking.Training("classifier", parameters={"train": {"epochs": 2}}, dataset="digits", data_sha256="d" * 64)
     run.log(1, {"val_loss": 0.5})
     between()
@@ -96,7 +96,7 @@ def test_a_restored_training_gets_a_run_of_its_own(folder, bundle):
 
 @contextmanager
 def server(folder, port):
-    """A real MLflow server on that port; its runs stay in the folder."""
+    """Run a real MLflow server on that port with its runs in `folder`; yield a function that sends it a signal."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
     command += ["--artifacts-destination", str(folder / "served")]
@@ -120,24 +120,24 @@ def runs(store):
     return store.search_runs([mlflow_store.experiment(store, "classifier")])
 
 
-def test_a_lost_server_costs_nothing_and_gets_the_run_later(folder, bundle, monkeypatch, capfd):
+def test_a_lost_server_loses_no_data_and_gets_the_run_later(folder, bundle, monkeypatch, capfd):
     port = odd_servers.free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     train()
     package(bundle)
     assert "Connection refused" in capfd.readouterr().err
-    with pytest.raises(LooplineError, match=r"Connection refused.*stays in \.loopline/spool"):
+    with pytest.raises(LooplineError, match=r"Connection refused.*stay in \.loopline/spool"):
         spool.sync()
-    kept = mlflow_store.SPOOL / "artifacts"
-    assert list(kept.rglob("*.*")), [str(p) for p in mlflow_store.SPOOL.rglob("*")]
+    artifacts = mlflow_store.SPOOL / "artifacts"
+    assert list(artifacts.rglob("*.*")), [str(path) for path in mlflow_store.SPOOL.rglob("*")]
     with server(folder, port):
         assert spool.sync() == ["classifier: sent run classifier-digits"]
-        assert not list(kept.rglob("*.*")), "what was sent takes room twice"
+        assert not list(artifacts.rglob("*.*")), "files that were sent must leave the spool"
         assert_complete(mlflow_store.client())
         assert spool.sync() == []
 
 
-def test_a_server_killed_in_the_middle_gets_the_rest_of_the_same_run_from_package(folder, bundle, monkeypatch, capfd):
+def test_a_server_killed_during_a_training_gets_the_rest_of_the_run_from_package(folder, bundle, monkeypatch, capfd):
     port = odd_servers.free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     with server(folder, port) as kill:
@@ -154,7 +154,7 @@ def test_a_server_killed_in_the_middle_gets_the_rest_of_the_same_run_from_packag
         assert spool.sync() == []
 
 
-def test_a_server_that_falls_silent_in_the_middle_ends_no_training_and_no_package(folder, bundle, monkeypatch, capfd):
+def test_a_server_that_falls_silent_ends_neither_training_nor_package(folder, bundle, monkeypatch, capfd):
     port = odd_servers.free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     with server(folder, port) as kill:
@@ -175,7 +175,7 @@ def test_a_server_that_falls_silent_in_the_middle_ends_no_training_and_no_packag
         assert len(runs(store)) == 1
 
 
-def test_a_run_that_somebody_deletes_in_the_middle_is_kept_and_sent_as_a_new_one(folder, bundle, capfd):
+def test_a_run_that_is_deleted_during_the_training_is_kept_and_sent_as_a_new_run(folder, bundle, capfd):
     def delete():
         store = mlflow_store.client()
         store.delete_run(runs(store)[0].info.run_id)
@@ -186,7 +186,7 @@ def test_a_run_that_somebody_deletes_in_the_middle_is_kept_and_sent_as_a_new_one
     assert_complete(mlflow_store.client())
 
 
-def test_a_training_that_still_runs_is_not_sent(folder, bundle, monkeypatch):
+def test_the_run_of_a_training_that_still_runs_is_not_sent(folder, bundle, monkeypatch):
     with odd_servers.answering(503) as uri, monkeypatch.context() as away:
         away.setenv("MLFLOW_TRACKING_URI", uri)
         run = tracking.Training("classifier", parameters={}, dataset="digits", data_sha256="d" * 64)
@@ -196,7 +196,7 @@ def test_a_training_that_still_runs_is_not_sent(folder, bundle, monkeypatch):
     assert spool.sync() == ["classifier: sent run classifier-digits"]
 
 
-def test_a_training_goes_on_even_where_nothing_can_be_kept(folder, monkeypatch, capfd):
+def test_a_training_goes_on_even_if_no_record_can_be_kept(folder, monkeypatch, capfd):
     def lose_everything():
         store = mlflow_store.client()
         store.delete_run(runs(store)[0].info.run_id)

@@ -1,1 +1,1 @@
-"""What is drift, and does it hurt? Numpy only: the calibration stage, the server and the reports share it."""
+"""Detect drift and estimate its harm. Numpy only, because the calibration stage, the server and the reports share it."""

@@ -1,4 +1,4 @@
-"""`golden.json`: a few samples with the answers that the released model gave them. A live server must still give the same."""
+"""`golden.json`: a few samples with the answers of the released model. A live server must still give the same answers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """An encoded image or a text, and its answer as the route for people gives it."""
+    """An encoded image or a text, and its answer by `/predict/<model>`."""
 
     given: bytes | str
     answer: Any
 
 
 def to_dict(samples: Sequence[GoldenSample]) -> dict[str, Any]:
-    """The content of the file."""
+    """Return the content of `golden.json`."""
     rows = [
         ({"text": s.given} if isinstance(s.given, str) else {"image": base64.b64encode(s.given).decode("ascii")})
         | {"answer": _rounded(s.answer)}
@@ -35,7 +35,7 @@ def to_dict(samples: Sequence[GoldenSample]) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[GoldenSample]:
-    """Read a bundle's `golden.json`. Raises LooplineError."""
+    """Read a bundle's `golden.json`. Raises LooplineError on an unreadable file and on another schema."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA_VERSION:
@@ -57,7 +57,7 @@ def _rounded(value: Any) -> Any:
 
 
 def distance(a: Any, b: Any) -> float:
-    """The largest difference between two answers' numbers, relative where they are over 1; infinite where anything else differs."""
+    """Return the largest difference of two answers' numbers, relative for numbers over 1; infinity if anything else differs."""
     if isinstance(a, dict) and isinstance(b, dict):
         return max((distance(a[key], b[key]) for key in a), default=0.0) if a.keys() == b.keys() else inf
     if isinstance(a, list) and isinstance(b, list):

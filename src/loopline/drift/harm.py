@@ -1,13 +1,13 @@
-"""Does a difference hurt? The model's quality estimated without labels, and bounded with them.
+"""Estimate the harm of drift: the model's quality without labels, and its bounds with labels.
 
-Without labels each sample counts with the quality that samples as sure as it had on the reference. Two ways: *confidence*, the mean
-of the calibrated confidence, and *atc*, the share of samples surer than a threshold that on the reference is passed by as many
-as are right (Garg et al., Leveraging unlabeled data to predict out-of-distribution performance, ICLR 2022). Both are
-sums over the bins that drift is counted in, so a recording rule has them too.
+Without labels, the quality of each sample is estimated from samples of the same confidence in the reference. There are two
+estimates: *confidence* is the mean of the calibrated confidence; *atc* is the share of samples above a threshold, chosen so that on
+the reference this share equals the accuracy (Garg et al., Leveraging unlabeled data to predict out-of-distribution performance,
+ICLR 2022). Both are sums over the bins in which drift is counted, so the recording rules compute them too.
 
-A model that is sure and wrong fools both. But at least as many answers are wrong as the predicted classes' shares are off the true
-ones'. Where they moved, and something else moved further, no new mix of the same classes explains it: then the true shares are
-thought to be as before, and the *classes*' shift is loss.
+A model that is wrong with high confidence defeats both. But the share of wrong answers is at least the distance between the shares
+of the predicted and the true classes. If the predicted classes moved and another signal moved further, a new mix of the same
+classes does not explain it. The true shares are then assumed unchanged, and the shift of the predicted *classes* counts as loss.
 """
 
 from __future__ import annotations
@@ -24,63 +24,64 @@ from loopline.drift.reference import Edges, Reference, bin_of, rounded
 from loopline.drift.statistic import WindowCounts
 from loopline.tasks.signals import CLASS
 
-# Edges of confidence beside those of equal mass: drift goes where the reference has few samples
+# Extra edges for the confidence, because drift moves it to where the reference has few samples and so few edges.
 GRID = np.linspace(0.05, 0.95, 19)
-SURE = 0.75  # score of the predicted classes from which their shift counts
-DOUBT = 0.5  # standard errors of a quality that must be lost beyond `max_loss`: few samples say little
-PRIOR = 10.0  # rows' weight of what the confidence itself says, in a bin
-MIXTURE = 50.0  # labels for which the confidence sequence is tightest
+SURE = 0.75  # drift score of the predicted classes above which their shift counts as loss
+DOUBT = 0.5  # standard errors of the quality, added to `max_loss`, because an estimate from few samples is uncertain
+PRIOR = 10.0  # weight of the prior in a bin, in rows
+MIXTURE = 50.0  # number of labels at which the confidence sequence is tightest
 
 
 def confidence_edges(edges: Edges, threshold: float) -> Edges:
-    """The edges of a confidence's bins: of equal mass, a grid over all of it, and the threshold of `atc`."""
+    """Return the edges of the bins of the confidence: `edges` of equal mass, those of `GRID`, and the threshold of `atc`."""
     return rounded(np.concatenate([edges, GRID, [threshold]]))
 
 
 def atc_threshold(confidence: NDArray[np.float64], quality: NDArray[np.float64]) -> float:
-    """The confidence that a share of the samples as large as the mean quality has, or more. NaN counts as the least."""
+    """Return the threshold that a share of the samples equal to the mean quality reaches. NaN counts as the lowest confidence."""
     ordered = np.sort(np.nan_to_num(confidence, nan=-inf))
     place = round((1 - float(quality.mean())) * len(ordered))
-    found = float(ordered[min(place, len(ordered) - 1)])
-    return found if np.isfinite(found) else 0.0
+    threshold = float(ordered[min(place, len(ordered) - 1)])
+    return threshold if np.isfinite(threshold) else 0.0
 
 
 def weights(
     confidence: NDArray[np.float64], quality: NDArray[np.float64], edges: Edges, threshold: float
 ) -> dict[str, tuple[float, ...]]:
-    """For each way to estimate, the quality of a sample in each bin, the last for NaN.
+    """Return for each estimate the quality of a sample in each bin. The last bin is for NaN.
 
-    confidence and quality: of the reference's rows (n,), both 0 to 1. A bin's rows are mixed with what a straight line through all
-    rows says of its confidence: few or no rows may be in it.
+    confidence and quality: those of the reference's rows, (n,), both from 0 to 1. The mean quality of a bin is mixed with a prior,
+    because the bin may have few rows or none. The prior is a straight line through the quality of all rows over confidence.
     """
-    known = np.isfinite(confidence)
-    spread = float(confidence[known].var()) if known.any() else 0.0
-    slope = float(np.cov(confidence[known], quality[known], bias=True)[0, 1]) / spread if spread else 0.0
-    # Where nearly all are right a line through them says nothing of low confidence: there the confidence speaks for itself.
+    finite = np.isfinite(confidence)
+    spread = float(confidence[finite].var()) if finite.any() else 0.0
+    slope = float(np.cov(confidence[finite], quality[finite], bias=True)[0, 1]) / spread if spread else 0.0
+    # If nearly all rows are right, the line is unreliable at low confidence, so the confidence itself is the prior.
     line = (
         np.poly1d([1.0, 0.0])
         if not 0.5 <= slope <= 2
-        else np.poly1d([slope, quality[known].mean() - slope * confidence[known].mean()])
+        else np.poly1d([slope, quality[finite].mean() - slope * confidence[finite].mean()])
     )
     ends = np.concatenate([[0.0], edges, [1.0]])
     middles = np.clip((ends[:-1] + ends[1:]) / 2, 0, 1)
     prior = np.append(np.clip(line(middles), 0, 1), 0.0)
     bins = bin_of(confidence, edges)
-    rows, total = (np.bincount(bins, of, minlength=len(prior)) for of in (np.ones(len(bins)), quality))
+    rows, total = (np.bincount(bins, values, minlength=len(prior)) for values in (np.ones(len(bins)), quality))
     mixed = (total + PRIOR * prior) / (rows + PRIOR)
     sure = np.append((ends[:-1] >= threshold).astype(float), 0.0)
     return {"confidence": tuple(float(f"{x:.4g}") for x in mixed), "atc": tuple(map(float, sure))}
 
 
 def estimate(counts: NDArray[Any], weight: tuple[float, ...]) -> float:
-    """The window's quality. NaN for an empty one."""
+    """Return the estimated quality of a window; NaN if it is empty."""
     total = counts.sum()
     return float(counts @ np.array(weight) / total) if total else float("nan")
 
 
 @dataclass(frozen=True)
 class Harm:
-    """What a window is thought to cost. estimates: way -> quality. classes: loss by the predicted classes. limit: more is harm."""
+    """The estimated harm of a window. estimates: name -> quality. classes: loss by the predicted classes. limit: the largest loss
+    that is no harm."""
 
     estimates: dict[str, float]
     classes: float
@@ -89,17 +90,17 @@ class Harm:
 
     @property
     def way(self) -> str:
-        """What the loss was taken from, in words."""
+        """The estimate that gave the loss, in words."""
         return "the shift of predicted classes" if 0 < self.classes == self.loss else "the mean of confidence and atc"
 
     @property
     def harmful(self) -> bool:
-        """Is it?"""
+        """Whether the loss is over its limit."""
         return self.loss > self.limit
 
 
 def judge(counts: WindowCounts, reference: Reference) -> Harm | None:
-    """The window's harm; None where the signal of confidence has no verdict."""
+    """Return the harm of a window; None if the signal of confidence has too few samples for a verdict."""
     quality, rows = reference.quality, counts.get(reference.quality.signal)
     if rows is None or rows.sum() < reference.least:
         return None
@@ -119,10 +120,10 @@ def judge(counts: WindowCounts, reference: Reference) -> Harm | None:
 
 
 def confidence_sequence(right: float, n: float, alpha: float = 0.05) -> tuple[float, float]:
-    """Bounds on the accuracy that hold at all times at once, with probability 1 - alpha: look as often as you like.
+    """Return bounds on the accuracy. They hold at all times at once with probability 1 - alpha, however often they are read.
 
-    right of n labelled answers were right. The normal mixture for sums bounded by 1/2 around their mean (Howard et al.,
-    Time-uniform, nonparametric, nonasymptotic confidence sequences, Annals of Statistics 2021, equation 14).
+    right: number of right answers among the n labelled ones. Formula: the normal mixture for sums bounded by 1/2 around their mean
+    (Howard et al., Time-uniform, nonparametric, nonasymptotic confidence sequences, Annals of Statistics 2021, equation 14).
     """
     if n <= 0:
         return 0.0, 1.0
@@ -132,11 +133,11 @@ def confidence_sequence(right: float, n: float, alpha: float = 0.05) -> tuple[fl
 
 
 def label_shift(confusion: NDArray[np.float64], predicted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The classes' shares in a window, if nothing but they changed: (classes,), by black-box shift estimation.
+    """Estimate the shares of the classes in a window, (classes,), on the assumption that nothing else changed.
 
     confusion: (classes, classes) counts of (predicted, true) on the reference. predicted: counts of the window's predictions.
-    Lipton et al., Detecting and correcting for label shift with black box predictors, ICML 2018; solved by least squares, then
-    no share is left under 0.
+    Black-box shift estimation (Lipton et al., Detecting and correcting for label shift with black box predictors, ICML 2018) by
+    least squares; negative shares are set to 0.
     """
     joint = confusion / confusion.sum()
     window = predicted / predicted.sum()

@@ -1,6 +1,6 @@
-"""`drift.json`: what a model's signals look like without drift, and when a difference counts. Numpy only: a server reads it.
+"""`drift.json`: the distribution of a model's signals without drift, and the threshold of alarms. Numpy only, for servers read it.
 
-A signal's values are counted in bins: under the least edge, between edges, from the last edge on, and one for what is no number.
+The values of a signal are counted in bins: below the first edge, between edges, from the last edge on, and NaN.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Counts = NDArray[np.int64]
 
 
 def quantile_edges(values: NDArray[np.float64], bins: int) -> Edges:
-    """Edges of `bins` bins of equal mass, from the least value to the largest, fewer where values repeat. NaN is left out.
+    """Return the edges of `bins` bins of equal mass from the smallest value to the largest; fewer if values repeat. NaN is ignored.
 
     A constant gets two edges, so that it has a bin of its own.
     """
@@ -34,28 +34,28 @@ def quantile_edges(values: NDArray[np.float64], bins: int) -> Edges:
 
 
 def class_edges(classes: int) -> Edges:
-    """Edges between the numbers of classes: a bin each."""
+    """Return edges that give each class number a bin of its own."""
     return np.arange(1, classes, dtype=np.float64) - 0.5
 
 
 def rounded(edges: Edges) -> Edges:
-    """Six digits, so that the file does not hold the last bits of a sum."""
+    """Round edges to six digits, so that the file does not hold the last bits of a sum; return them sorted, without repeats."""
     return np.unique([float(f"{edge:.6g}") for edge in edges])
 
 
 def bin_of(values: NDArray[np.float64], edges: Edges) -> NDArray[np.int64]:
-    """Each value's bin: int64 (n,), from 0 to len(edges) + 1, the last for NaN."""
+    """Return the bin of each value: int64 (n,), from 0 to len(edges) + 1. The last bin is for NaN."""
     return np.where(np.isnan(values), len(edges) + 1, np.searchsorted(edges, values, side="right")).astype(np.int64)
 
 
 def bin_counts(values: NDArray[np.float64], edges: Edges) -> Counts:
-    """How many values fall in each bin: int64 (len(edges) + 2,)."""
+    """Count the values in each bin: int64 (len(edges) + 2,)."""
     return np.bincount(bin_of(values, edges), minlength=len(edges) + 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """One signal's reference. mean and sd: of its evidence without drift, see `statistic`."""
+    """The reference of one signal. mean and sd: those of its evidence without drift, see `statistic`."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -64,28 +64,28 @@ class Signal:
 
     @property
     def bins(self) -> tuple[str, ...]:
-        """Names of the bins, as metrics and pictures have them; they sort in their order."""
+        """The names of the bins in metrics and pictures. They sort in the order of the bins."""
         return (*(f"{number:02}" for number in range(len(self.counts) - 1)), "nan")
 
     @property
     def noise(self) -> float:
-        """The mean shift without drift, for each sqrt(1/n + 1/samples): of each bin the mean distance of two shares."""
+        """The mean shift without drift divided by sqrt(1/n + 1/samples): half the sum of the bins' mean distances of two shares."""
         p = np.array(self.counts) / sum(self.counts)
         return float(np.sqrt(2 / np.pi * p * (1 - p)).sum() / 2)
 
     @property
     def middles(self) -> tuple[float, ...]:
-        """A value for each bin but the last: its middle; of the two open ones their edge."""
+        """The middle of each bin except that for NaN; for the two open bins their edge."""
         ends = (self.edges[0], *self.edges, self.edges[-1])
         return tuple((low + high) / 2 for low, high in pairwise(ends))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What is known of the model's quality without drift.
+    """The quality of the model without drift.
 
-    metric: its name. value: on the reference. max_loss: more is harm. signal: the one that tells how sure the model is. weights:
-    for each way to estimate, the quality of a sample in each of that signal's bins.
+    metric: name of the quality. value: quality on the reference. max_loss: a larger loss is harm. signal: name of the signal of
+    confidence. weights: name of an estimate -> quality of a sample in each bin of that signal.
     """
 
     metric: str
@@ -97,7 +97,7 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceLabels:
-    """The confusion on the reference, rows of (predicted, true) counts, for black-box shift estimation; empty for a detector."""
+    """The confusion on the reference for black-box shift estimation: counts by predicted, then true class; empty for a detector."""
 
     names: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...] = ()
@@ -105,10 +105,10 @@ class ReferenceLabels:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """All of `drift.json`.
+    """The content of `drift.json`.
 
-    samples: rows of the reference. least: no verdict under so many. threshold: three factors, see `statistic.threshold`. promise:
-    what the threshold was made for.
+    samples: rows of the reference. least: samples that a verdict needs. threshold: three factors, see `statistic.threshold`.
+    promise: rate of false alarms and other parameters for which the threshold was calibrated.
     """
 
     samples: int
@@ -120,19 +120,19 @@ class Reference:
     labels: ReferenceLabels
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the content of the file in plain JSON types."""
         return {"schema": SCHEMA_VERSION} | asdict(self)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Reference:
-        """The reverse of `to_dict`. Raises LooplineError on another schema and on what does not fit."""
+        """Reverse `to_dict`. Raises LooplineError on another schema and on content that does not fit."""
         content = {key: _tuples(value) if key == "threshold" else value for key, value in content.items()}
         if (schema := content.pop("schema", None)) != SCHEMA_VERSION:
             raise LooplineError(f"drift.json has schema {schema}, this version reads {SCHEMA_VERSION}")
         try:
             signals = {name: _signal(name, row) for name, row in content["signals"].items()}
             quality = Quality(**_tuples(content["quality"]))
-            found = cls(
+            reference = cls(
                 **content
                 | {"signals": signals, "quality": quality, "labels": ReferenceLabels(**_tuples(content["labels"]))}
             )
@@ -140,8 +140,10 @@ class Reference:
         except (KeyError, TypeError, AttributeError) as error:
             raise LooplineError(f"drift.json is not what this version reads: {error!r}") from error
         if any(len(weights) != bins for weights in quality.weights.values()):
-            raise LooplineError(f"drift.json: {quality.signal} has {bins} bins, its quality another number")
-        return found
+            raise LooplineError(
+                f"drift.json: {quality.signal} has {bins} bins, but its quality has weights for another number"
+            )
+        return reference
 
 
 def _signal(name: str, row: dict[str, Any]) -> Signal:
@@ -158,7 +160,7 @@ def _tuples(value: Any) -> Any:
 
 
 def read(path: Path) -> Reference:
-    """Read a bundle's `drift.json`. Raises LooplineError."""
+    """Read a bundle's `drift.json`. Raises LooplineError if it cannot be read or does not fit."""
     try:
         return Reference.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

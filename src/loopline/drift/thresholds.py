@@ -1,13 +1,13 @@
-"""When is a difference an alarm? Thresholds from windows without drift, drawn from all held-out rows.
+"""Calibrate the thresholds of alarms by simulation: windows without drift are drawn from all held-out rows.
 
-Rows are drawn whole, so signals that move together are not punished as a correction for independent tests would. In each simulated
-stream the reference is drawn anew too: a small one is itself off the truth, and that counts. Windows overlap as they do when rules
-are evaluated thirty times a window. The threshold is for the largest score of all signals over the whole stream.
+Each draw takes a row with all its signals, so correlated signals do not raise the threshold as a correction for independent tests
+would. Each simulated stream also draws a new reference, because a small reference deviates from the truth itself. Windows overlap
+as they do when the rules are evaluated thirty times a window. The threshold is for the largest score of all signals in a stream.
 
-Traffic reaches bins that no row of the reference is in. A signal with few values, such as the share of digits in texts that
-hardly have any, has such a bin at its end in every third reference, and there a handful of samples is much evidence. So what is
-simulated holds more than the reference: the rows that made the bins too, whose largest values lie in the last bin, and for each
-end of each signal one row beyond it.
+Traffic reaches bins in which the reference has no row. A signal with few values, such as the share of digits in texts with hardly
+any digits, has such a bin at its end in every third reference, and a handful of samples there is strong evidence. The simulation
+therefore draws from more rows than the reference has: also from the rows that defined the bins, whose largest values lie in the
+last bin, and from one extra row beyond each end of each signal.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 
 from loopline.drift.statistic import evidence, threshold_terms
 
-EVALUATIONS = 30  # a window
+EVALUATIONS = 30  # of the rules in one window
 SIZES = (50, 100, 200, 500, 1000, 2000)
-PAIRS = 400  # windows for a signal's mean and deviation
-PAIR_SIZE = 200
-AIM = 0.85  # of the promised rate: a threshold found by simulation is itself uncertain
-# Mean and deviation of a signal that hardly varies in the reference: as of two bins, for it may vary a little
+PAIRS = 400  # windows that give the mean and the deviation of a signal's evidence
+PAIR_SIZE = 200  # samples in each of them
+AIM = 0.85  # share of the promised rate to aim at, because a simulated threshold is itself uncertain
+# The least mean and deviation, those of two bins: a signal that is constant in the reference may vary a little in traffic.
 LEAST = (0.8, 0.3)
 
 
 @dataclass(frozen=True)
 class Null:
-    """What is to be expected without drift: see `reference.Reference`. quantiles: window size -> threshold, as simulated."""
+    """The simulated figures without drift, see `reference.Reference`. quantiles: window size -> threshold before the fit."""
 
     mean: dict[str, float]
     sd: dict[str, float]
@@ -50,10 +50,11 @@ def calibrate(
     seed: int,
     sizes: tuple[int, ...] = SIZES,
 ) -> Null:
-    """Simulate without drift.
+    """Simulate streams without drift and fit the thresholds to them.
 
-    bins: each signal's bin of every held-out row. widths: each signal's number of bins. samples: rows of the reference. rate: of
-    streams that may raise an alarm. windows: length of a stream. streams: how many are simulated for each size of window.
+    bins: for each signal, the bin of every held-out row. widths: for each signal, its number of bins. samples: rows of the
+    reference. rate: share of streams that may raise an alarm. windows: windows in a stream. streams: streams to simulate for each
+    window size. sizes: window sizes in samples.
     """
     rng = np.random.default_rng(seed)
     signals = _with_rows_beyond_the_ends([_Signal(bins[name], widths[name]) for name in bins], rng)
@@ -75,18 +76,18 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Signal:
-    """bins: of each row, int64 (rows,). width: number of bins."""
+    """bins: bin of each row, int64 (rows,). width: number of bins."""
 
     bins: NDArray[np.int64]
     width: int
 
     def counts(self, rows: NDArray[np.int64], groups: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-        """Count the rows by bin and group: (bins, groups). One signal's table fits into a processor's cache; all signals' do not."""
+        """Count the rows by bin and group: (bins, groups). One signal at a time, because its table fits into a processor's cache."""
         return np.bincount(self.bins[rows] * number + groups, minlength=self.width * number).reshape(self.width, number)
 
 
 def _with_rows_beyond_the_ends(signals: list[_Signal], rng: np.random.Generator) -> list[_Signal]:
-    """Add a row for the first bin and for the last one before NaN's of each signal: any row, moved to that bin."""
+    """Add two rows for each signal, one in its first bin and one in its last before NaN's: random rows, moved to these bins."""
     beyond = rng.integers(len(signals[0].bins), size=2 * len(signals))
     extended = []
     for number, signal in enumerate(signals):
@@ -99,19 +100,19 @@ def _with_rows_beyond_the_ends(signals: list[_Signal], rng: np.random.Generator)
 def _draw(
     signals: list[_Signal], sets: int, size: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw rows with repetition for `sets` sets of `size`. Return the numbers of the rows and of their sets: (sets x size,) each."""
+    """Draw `sets` sets of `size` rows with repetition. Return the numbers of the rows and of their sets: (sets x size,) each."""
     return rng.integers(len(signals[0].bins), size=sets * size), np.repeat(np.arange(sets), size)
 
 
 def _draw_references(
     signals: list[_Signal], sets: int, samples: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """As `_draw`: each window or stream has another reference, since any could as well have been drawn."""
+    """Draw as `_draw` does: a new reference for each window or stream, because the real one is a random draw as well."""
     return _draw(signals, sets, samples, rng)
 
 
 def _pairs(signals: list[_Signal], samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """The evidence of `PAIRS` windows, each beside a reference of its own: (signals, pairs)."""
+    """Return the evidence of `PAIRS` windows, each compared with a reference of its own: (signals, pairs)."""
     windows = _draw(signals, PAIRS, PAIR_SIZE, rng)
     references = _draw_references(signals, PAIRS, samples, rng)
     return np.stack([evidence(s.counts(*windows, PAIRS), s.counts(*references, PAIRS)) for s in signals])
@@ -120,14 +121,14 @@ def _pairs(signals: list[_Signal], samples: int, rng: np.random.Generator) -> ND
 def _stream(
     signals: list[_Signal], size: int, windows: int, samples: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """The largest evidence of each signal in a stream of `windows` windows, looked at `EVALUATIONS` times a window: (signals,)."""
+    """Return the largest evidence of each signal in a stream that is evaluated `EVALUATIONS` times a window: (signals,)."""
     steps, total = windows * EVALUATIONS, windows * size
     rows, _ = _draw(signals, 1, total, rng)
     step = np.arange(total) * steps // total
-    before = _draw_references(signals, 1, samples, rng)
+    reference = _draw_references(signals, 1, samples, rng)
     largest = []
     for signal in signals:
         until = np.cumsum(signal.counts(rows, 1 + step, 1 + steps).astype(np.float64), axis=1)
         sliding = until[:, EVALUATIONS:] - until[:, :-EVALUATIONS]
-        largest.append(evidence(sliding, signal.counts(*before, 1)).max())
+        largest.append(evidence(sliding, signal.counts(*reference, 1)).max())
     return np.array(largest)

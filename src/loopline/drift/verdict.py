@@ -1,4 +1,4 @@
-"""The verdict on a window's counts: drift or none, what it costs, and whether a new mix of the same classes explains it."""
+"""The verdict on a window's counts: is there drift, how much harm does it do, and does a new mix of the same classes explain it?"""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from loopline.tasks.signals import CLASS
 
 @dataclass(frozen=True)
 class Mix:
-    """The classes' shares, in three ways: on the reference, as predicted in the window, and as estimated if only they changed.
+    """The shares of the classes.
 
-    further: signals that moved more than any new mix of the same classes could move them. loss: estimated, beyond what the new mix
-    costs by itself.
+    before: on the reference. predicted: of the predictions in the window. estimated: of the true classes in the window if nothing
+    else changed. further: signals that moved more than a new mix of the same classes can move them. loss: estimated loss of quality
+    that exceeds the loss by the new mix alone.
     """
 
     before: tuple[float, ...]
@@ -30,9 +31,9 @@ class Mix:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is to be said of a window.
+    """The verdict on a window.
 
-    n: samples of the signal that has most. silent: signals without a verdict -> their samples.
+    n: samples of the signal that has most. silent: signal without a verdict -> number of its samples.
     """
 
     n: float
@@ -43,34 +44,37 @@ class Finding:
 
     @property
     def drifted(self) -> bool:
-        """Is it an alarm?"""
+        """Whether the largest score is an alarm."""
         return bool(self.movers) and self.movers[0].score > 1
 
     @property
     def harmful(self) -> bool:
-        """Is the estimated loss over its limit?"""
+        """Whether the estimated loss is over its limit."""
         return self.harm is not None and self.harm.harmful
 
 
 def judge(counts: WindowCounts, reference: Reference) -> Finding:
-    """The verdict on the counts of a window."""
-    found = statistic.movers(counts, reference)
+    """Return the verdict on the counts of a window."""
+    movers = statistic.movers(counts, reference)
     sums = {name: float(counts[name].sum()) if name in counts else 0.0 for name in reference.signals}
     silent = {name: n for name, n in sums.items() if n < reference.least}
-    cost = harm.judge(counts, reference) if found else None
+    cost = harm.judge(counts, reference) if movers else None
     return Finding(
         n=max(sums.values()),
-        movers=found,
+        movers=movers,
         silent=silent,
         harm=cost,
-        mix=_mix(counts, found, cost.loss if cost else None, reference),
+        mix=_mix(counts, movers, cost.loss if cost else None, reference),
     )
 
 
-def _mix(counts: WindowCounts, found: list[Mover], loss: float | None, reference: Reference) -> Mix | None:
-    """Where the predicted classes moved. Of label shift a signal's distribution is a mixture of the same parts as before, so
-    it moves no further than the classes' shares do; and each class is as often right as it was."""
-    moved = any(mover.signal == CLASS and mover.score > 1 for mover in found)
+def _mix(counts: WindowCounts, movers: list[Mover], loss: float | None, reference: Reference) -> Mix | None:
+    """Return the mix if the predicted classes moved, else None.
+
+    Under label shift each signal is a mixture of the same parts as before. It therefore moves no further than the shares of the
+    classes, and the recall of each class stays the same.
+    """
+    moved = any(mover.signal == CLASS and mover.score > 1 for mover in movers)
     if not moved or not reference.labels.confusion or not counts[CLASS][:-1].sum():
         return None
     confusion, predicted = np.array(reference.labels.confusion, float), counts[CLASS][:-1]
@@ -81,7 +85,7 @@ def _mix(counts: WindowCounts, found: list[Mover], loss: float | None, reference
         signal = reference.signals[mover.signal]
         return signal.noise * sqrt(1 / mover.n + 1 / sum(signal.counts))
 
-    others = [mover for mover in found if mover.signal != CLASS and mover.score > 1]
+    others = [mover for mover in movers if mover.signal != CLASS and mover.score > 1]
     recall = np.diag(confusion) / np.maximum(confusion.sum(0), 1)
     return Mix(
         before=tuple(before),
@@ -93,7 +97,7 @@ def _mix(counts: WindowCounts, found: list[Mover], loss: float | None, reference
 
 
 def sentence(finding: Finding, reference: Reference) -> str:
-    """The verdict with its numbers."""
+    """Return the verdict with its numbers in one sentence."""
     if not finding.movers:
         return f"No verdict: {finding.n:.0f} samples in the window, {reference.least} are needed."
     first, quality, promise, cost = finding.movers[0], reference.quality, reference.promise, finding.harm
@@ -103,20 +107,20 @@ def sentence(finding: Finding, reference: Reference) -> str:
     estimated = ""
     if cost:
         level = f"{quality.value - cost.loss:.3f} by {cost.way}"
-        estimated = f"; {quality.metric} is estimated at {level}, on the reference it was {quality.value:.3f}"
+        estimated = f"; {quality.metric} is estimated at {level}, compared with {quality.value:.3f} on the reference"
     return (
-        f"{head}: the score is {first.score:.2f}, an alarm is over 1, from {finding.n:.0f} samples{estimated}; without drift, "
+        f"{head}: the score is {first.score:.2f} from {finding.n:.0f} samples (an alarm is over 1){estimated}; without drift, "
         f"{100 * promise['false_alarms']:g} % of streams of {promise['windows']:g} windows would raise an alarm."
     )
 
 
 def change(points: float) -> str:
-    """A change of quality, a share, in points: `loses 4.5 points`."""
+    """Return a change of quality, given as a share, in percentage points: `loses 4.5 points`."""
     return f"{'gains' if points > 0 else 'loses'} {100 * abs(points):.1f} points"
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    """A mean for people; a dash for none."""
+    """Format a mean for people, with a dash for None."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"

@@ -1,1 +1,1 @@
-"""Bundle, model card, registry, promotion on evidence."""
+"""Bundles, model cards, the model registry, tracking, and promotion on evidence."""

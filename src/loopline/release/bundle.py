@@ -1,12 +1,12 @@
-"""The bundle, `models/<name>/bundle/`: everything a server needs and nothing else. Numpy and the standard library only.
+"""The bundle, `models/<name>/bundle/`: the files that a server needs and no others. Imports numpy and the standard library only.
 
     model.onnx      the graph that serves              bundle.json    see `Manifest`
     drift.json      reference bins and thresholds      MODEL_CARD.md  with its `pictures/`
     tokenizer.json  for text                           golden.json    samples with their answers, for the sentinel
-    SHA256SUMS      of every other file, as `sha256sum -c` reads it
+    SHA256SUMS      sums of all other files in the format of `sha256sum -c`
 
-A bundle's version is the hash of its content. It holds no time, run id, git revision, timing or absolute path: two
-clean runs give the same bytes. ONNX and JSON only.
+A bundle's version is the hash of its content. A bundle holds no time, run id, git revision, timing or absolute path, so two
+clean runs give the same bytes. Models are ONNX and data is JSON, so loading a bundle runs no code.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ SUMS = "SHA256SUMS"
 REQUIRED = ("model.onnx", "bundle.json", "drift.json", "MODEL_CARD.md")
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
-_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)*", re.ASCII)  # no '..', no leading '/', no '\', nothing hidden
+_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)*", re.ASCII)  # no '..', no leading '/', no '\', no hidden files
 
 
 class BundleError(LooplineError):
-    """A bundle is incomplete, changed, or of another schema; says which file."""
+    """A bundle is incomplete, changed, or of another schema. The message names the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """An input or output of the graph in the terms of the Open Inference Protocol v2; -1 is a free dimension."""
+    """An input or output of the graph in terms of the Open Inference Protocol v2; a dimension of -1 is free."""
 
     name: str
     datatype: Datatype
@@ -46,7 +46,7 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """Where the model came from: sha256 of the manifest, of the settings and of the code that made it."""
+    """The origin of the model: the sha256 of the manifest, of the settings and of the code that made it."""
 
     data: str
     parameters: str
@@ -55,10 +55,10 @@ class Lineage:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What `bundle.json` says.
+    """The content of `bundle.json`.
 
-    spec: task, labels, preprocessing, post-processing thresholds and temperature. quantization: what `model.onnx` is.
-    metrics: `headline` (a metric's name), `n` (test samples), `metrics` (name -> value and 95 % interval: low, high).
+    spec: task, labels, preprocessing, post-processing thresholds and temperature. quantization: number format of `model.onnx`.
+    metrics: `headline` (name of a metric), `n` (test samples), `metrics` (name -> value and 95 % interval: low, high).
     """
 
     name: str
@@ -70,7 +70,7 @@ class Manifest:
     lineage: Lineage
 
     def to_json(self) -> str:
-        """The text of `bundle.json`; the same for the same content."""
+        """Return the text of `bundle.json`, the same bytes for the same content."""
         content = {"schema": SCHEMA_VERSION} | {f.name: getattr(self, f.name) for f in fields(self)}
         content |= {"spec": self.spec.to_dict(), "lineage": asdict(self.lineage)}
         content |= {side: [asdict(tensor) for tensor in getattr(self, side)] for side in ("inputs", "outputs")}
@@ -78,7 +78,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """The reverse of `to_json`. Raises BundleError on another schema, on a missing and on an unknown field."""
+        """Reverse `to_json`. Raises BundleError on another schema, a missing field or an unknown field."""
         try:
             content: dict[str, Any] = json.loads(text)
             schema = content.pop("schema")
@@ -98,7 +98,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose sums were right when it was read."""
+    """A bundle on disk whose files matched their sums when it was read."""
 
     folder: Path
     version: str
@@ -106,7 +106,7 @@ class Bundle:
 
     @property
     def model(self) -> Path:
-        """The ONNX file."""
+        """The path of the ONNX file."""
         return self.folder / "model.onnx"
 
 
@@ -121,12 +121,12 @@ def write(
     pictures: Sequence[Path] = (),
     tokenizer: Path | None = None,
 ) -> Bundle:
-    """Put a bundle together at `folder`, in place of an older one: whole or not at all.
+    """Write a bundle to `folder` and replace an older one, either completely or not at all.
 
-    It is made beside `folder` and renamed. Raises BundleError where a part is missing or a text model has no tokenizer.
+    It is written beside `folder` and then renamed. Raises BundleError if a part is missing or a text model has no tokenizer.
     """
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     parts = {"model.onnx": model, "drift.json": drift} | {f"pictures/{path.name}": path for path in pictures}
     parts |= {f"{name}.json": path for name, path in (("golden", golden), ("tokenizer", tokenizer)) if path is not None}
     try:
@@ -147,7 +147,7 @@ def write(
 
 
 def _replace(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`. A rename never replaces a folder that holds files, so the old one steps aside first."""
+    """Rename `new` to `folder`. A rename cannot replace a folder that holds files, so the old folder is renamed first."""
     old = folder.with_name(folder.name + ".old.partial")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -157,22 +157,22 @@ def _replace(new: Path, folder: Path) -> None:
 
 
 def read(folder: Path) -> Bundle:
-    """Verify the bundle at `folder`, then read it. Raises BundleError."""
-    found = verify(folder)
+    """Verify and read the bundle at `folder`. Raises BundleError that names the wrong file."""
+    verified = verify(folder)
     manifest = Manifest.from_json((folder / "bundle.json").read_text(encoding="utf-8"))
     if manifest.spec.text and not (folder / "tokenizer.json").exists():
-        raise BundleError(f"{folder}: tokenizer.json is missing, a text model cannot do without")
-    return Bundle(folder, found, manifest)
+        raise BundleError(f"{folder}: tokenizer.json is missing, which a text model needs")
+    return Bundle(folder, verified, manifest)
 
 
 def verify(folder: Path) -> str:
-    """Check every file against SHA256SUMS; returns the version. Raises BundleError naming the file that is wrong."""
+    """Check every file against SHA256SUMS and return the version. Raises BundleError that names the wrong file."""
     sums = _sums(folder)
-    there = set(_names(folder)) - {SUMS}
+    names = set(_names(folder)) - {SUMS}
     for name in [*REQUIRED, *sums]:
-        if name not in there:
+        if name not in names:
             raise BundleError(f"{folder}: {name} is missing")
-    for name in sorted(there):
+    for name in sorted(names):
         if name not in sums:
             raise BundleError(f"{folder}: {name} is not listed in {SUMS}")
         if _sha256(folder / name) != sums[name]:
@@ -181,7 +181,7 @@ def verify(folder: Path) -> str:
 
 
 def version(folder: Path) -> str:
-    """The bundle's version: sha256 over the sorted lines of SHA256SUMS. Whether they are right, `verify` says."""
+    """Return the bundle's version: the sha256 of the sorted lines of SHA256SUMS. Only `verify` checks these lines."""
     lines = sorted(f"{digest}  {name}\n" for name, digest in _sums(folder).items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -203,15 +203,15 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _names(folder: Path) -> list[str]:
-    """Every file under `folder`, sorted, as a path with '/'. Raises BundleError on a link: it could lead elsewhere."""
-    found = []
+    """Return the sorted paths, with '/', of all files under `folder`. Raises BundleError on a link, which could lead elsewhere."""
+    names = []
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise BundleError(f"{folder}: {name} is a link or a device; a bundle holds plain files")
         if path.is_file():
-            found.append(name)
-    return sorted(found)
+            names.append(name)
+    return sorted(names)
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The model card, as Markdown: a pure function from evidence. Every sentence on what the model cannot do comes from a figure.
+"""The model card in Markdown, a pure function of the evidence. Its statements on limits are derived from measured figures.
 
 After Mitchell et al., Model Cards for Model Reporting (FAT* 2019).
 """
@@ -13,16 +13,16 @@ from loopline.release import markdown
 from loopline.release.bundle import Manifest
 from loopline.tasks import find
 
-MOST_CLASSES = 40  # rows of the table; the weakest come first where there are more
-MOST_NAMED = 5  # in a sentence
-WIDE = 0.2  # an interval this wide says little
+MOST_CLASSES = 40  # rows in the table of classes; of more classes it shows the weakest
+MOST_NAMED = 5  # names in a sentence
+WIDE = 0.2  # width over which an interval counts as imprecise
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """Where the samples came from: the dataset, then labelled batches.
+    """The origin of the samples: the dataset, then labelled batches.
 
-    counts: source -> split -> samples. set_aside: reason -> samples that were left out.
+    counts: source -> split -> number of samples. set_aside: reason -> number of samples that were left out.
     """
 
     name: str
@@ -40,18 +40,18 @@ def card(
     verdict: Mapping[str, Any],
     pictures: Sequence[str],
 ) -> str:
-    """The text of MODEL_CARD.md.
+    """Return the text of MODEL_CARD.md.
 
-    report: the evaluation's `report.json`. verdict: the quantization's `verdict.json`. pictures: files in `pictures/`.
+    report: the evaluation's `report.json`. verdict: the quantization's `verdict.json`. pictures: names of files in `pictures/`.
     """
     sections = {
         "Intended use": _use(manifest),
         "Training data": _data(source),
-        "How good it is": _metrics(report),
+        "Quality": _metrics(report),
         "Classes": _classes(report),
         "Slices": _slices(report),
         "Limits": _limits(manifest, report),
-        "Numbers and size": _quantization(verdict),
+        "Number format and size": _quantization(verdict),
         "Interface": _interface(manifest),
         "Pictures": [f"![{markdown.title(name)}](pictures/{name})" for name in pictures],
         "Lineage": _lineage(manifest),
@@ -66,8 +66,8 @@ def _summary(manifest: Manifest, source: DataSource, report: Mapping[str, Any]) 
     figure = markdown.figure(report["metrics"][headline])
     size = f"{report['model_bytes'] / 1e6:.2f} MB"
     return (
-        f"Learned from **{source.name}**. {markdown.word(headline)} **{figure}** on {report['n']:,} test samples. "
-        f"Serves as {manifest.quantization.upper()} ONNX, {size}."
+        f"Trained on **{source.name}**. {markdown.word(headline)} **{figure}** on {report['n']:,} test samples. "
+        f"Served as {manifest.quantization.upper()} ONNX, {size}."
     )
 
 
@@ -75,17 +75,17 @@ def _use(manifest: Manifest) -> list[str]:
     labels = manifest.spec.labels
     use = find(manifest.spec.task).use.format(k=len(labels))
     shape = manifest.spec.image
-    given = (
-        f"Inputs are scaled to {shape.width} x {shape.height} pixels, {'colour' if shape.channels == 3 else 'grey'}."
+    inputs = (
+        f"Images are scaled to {shape.width} x {shape.height} pixels in {'colour' if shape.channels == 3 else 'greyscale'}."
         if shape
-        else f"It reads the first {manifest.spec.text.max_tokens} tokens of a text."
+        else f"The model reads the first {manifest.spec.text.max_tokens} tokens of each text."
         if manifest.spec.text
         else ""
     )
     return [
-        f"{use} {given}",
+        f"{use} {inputs}",
         *([f"Classes: {markdown.some(labels, MOST_CLASSES)}."] if labels else []),
-        "Meant for inputs like those it was trained on. Not meant for decisions about people without a person who checks them.",
+        "Use the model on inputs like its training data. Do not use it for decisions about people unless a person checks them.",
     ]
 
 
@@ -97,7 +97,7 @@ def _data(source: DataSource) -> list[str]:
     if source.licence:
         blocks.append(f"Licence: {source.licence}")
     else:
-        blocks.append("Licence: not recorded. The data is a folder of the user's own.")
+        blocks.append("Licence: not recorded, because the data is a folder of the user.")
     if source.citation:
         blocks.append(f"Citation: {source.citation}")
     left_out = {reason: n for reason, n in source.set_aside.items() if n}
@@ -113,19 +113,19 @@ def _metrics(report: Mapping[str, Any]) -> list[str]:
         for name, value in report["metrics"].items()
     ]
     blocks = [
-        f"On the {report['n']:,} samples of the test split, which no training and no tuning saw. "
-        "In brackets: 95 % bootstrap intervals.",
+        f"Measured on the {report['n']:,} samples of the test split, which neither training nor tuning used. "
+        "The brackets hold 95 % bootstrap intervals.",
         markdown.table(["metric", "value", "meaning"], rows),
     ]
     if baselines := report.get("baselines"):
         headline = report["headline"]
         compared = [["this model", markdown.figure(report["metrics"][headline])]]
         compared.append([baselines["simple"]["name"], f"{baselines['simple']['value']:.4f}"])
-        compared.append(["always the commonest answer", f"{baselines['majority']:.4f}"])
+        compared.append(["always the most common answer", f"{baselines['majority']:.4f}"])
         blocks.append(markdown.table([f"{markdown.code(headline)} of", "value"], compared))
         if gain := baselines.get("gain_over_simple"):
             proof = (
-                "" if (gain["low"] or 0) > 0 else " That is no proof of a gain: the interval reaches to zero or below."
+                "" if (gain["low"] or 0) > 0 else " This does not prove a gain, because the interval is not above zero."
             )
             blocks.append(
                 f"Gain over the simple model, on the same samples: {markdown.figure(gain, signed=True)}.{proof}"
@@ -134,15 +134,15 @@ def _metrics(report: Mapping[str, Any]) -> list[str]:
 
 
 def _classes(report: Mapping[str, Any]) -> list[str]:
-    found = report.get("per_class") or {}
-    if not found:
+    classes = report.get("per_class") or {}
+    if not classes:
         return []
-    names = list(next(iter(found.values())))
-    ranked = list(found.items())
+    names = list(next(iter(classes.values())))
+    ranked = list(classes.items())
     note = []
     if len(ranked) > MOST_CLASSES:
         ranked = sorted(ranked, key=lambda item: _low(item[1]))[:MOST_CLASSES]
-        note = [f"The {MOST_CLASSES} weakest of {len(found)}."]
+        note = [f"The {MOST_CLASSES} weakest of {len(classes)} classes."]
     return [
         *note,
         markdown.table(
@@ -162,45 +162,45 @@ def _slices(report: Mapping[str, Any]) -> list[str]:
 
 
 def _limits(manifest: Manifest, report: Mapping[str, Any]) -> list[str]:
-    """Sentences from figures: what is clearly weaker than the whole, what too few samples say, how far to trust a score."""
+    """Return sentences on weak slices and classes, on those with too few samples, and on the error of the confidence."""
     headline = report["headline"]
-    whole = report["metrics"][headline]["value"]
+    overall = report["metrics"][headline]["value"]
     lines = []
     slices = {
         _third(trait, third): figures
         for trait, thirds in (report.get("slices") or {}).items()
         for third, figures in thirds.items()
     }
-    if weak := _weaker(slices, whole):
-        lines.append(f"Clearly weaker than on the whole ({headline} {whole:.3f}): {weak}.")
+    if weak := _weaker(slices, overall):
+        lines.append(f"{markdown.word(headline)} is clearly lower than on all samples ({overall:.3f}) for {weak}.")
     elif any(not markdown.missing(figures["value"]) for figures in slices.values()):
-        lines.append("No slice is clearly weaker than the whole.")
+        lines.append("No slice is clearly weaker than all samples together.")
     if small := [f"{name} ({figures['n']})" for name, figures in slices.items() if markdown.missing(figures["value"])]:
-        lines.append(f"Too few test samples to judge: {', '.join(small)}.")
+        lines.append(f"Slices with too few test samples to judge: {', '.join(small)}.")
     classes = {label: next(iter(row.values())) for label, row in (report.get("per_class") or {}).items()}
     if classes:
         metric = next(iter(next(iter(report["per_class"].values()))))
-        below = [(label, row) for label, row in classes.items() if markdown.value(row) < whole]
+        below = [(label, row) for label, row in classes.items() if markdown.value(row) < overall]
         worst = sorted(below, key=lambda item: markdown.value(item[1]))[:MOST_NAMED]
         if worst:
             named = ", ".join(f"{markdown.plain(label)} ({markdown.short(row)})" for label, row in worst)
             lines.append(f"Weakest classes by {metric}: {named}.")
         wide = [label for label, figure in classes.items() if not markdown.width(figure) <= WIDE]
         if wide:
-            lines.append(f"Too few test samples for a sharp figure: {markdown.some(wide, MOST_NAMED)}.")
+            lines.append(f"Classes with too few test samples for a precise figure: {markdown.some(wide, MOST_NAMED)}.")
     error = report.get("calibration_error")
     if error is not None:
-        lines.append(f"The confidence that it states is off by {100 * error:.1f} points in the mean.")
+        lines.append(f"The stated confidence is off by {100 * error:.1f} percentage points on average.")
     lines.append(find(manifest.spec.task).limit)
-    lines.append("On inputs unlike the test split these figures say nothing: `drift.json` is there to notice that.")
+    lines.append("These figures do not hold for inputs unlike the test split, which servers detect with `drift.json`.")
     return ["\n".join(f"- {line}" for line in lines)]
 
 
-def _weaker(figures: Mapping[str, Mapping[str, Any]], whole: float) -> str:
-    """Those whose whole interval lies below the figure of all samples, the worst first."""
-    found = [(name, row) for name, row in figures.items() if row.get("high") is not None and row["high"] < whole]
+def _weaker(figures: Mapping[str, Mapping[str, Any]], overall: float) -> str:
+    """Name the slices whose interval lies entirely below the figure of all samples, the weakest first."""
+    weak = [(name, row) for name, row in figures.items() if row.get("high") is not None and row["high"] < overall]
     return ", ".join(
-        f"{name} ({markdown.short(row)})" for name, row in sorted(found, key=lambda item: item[1]["value"])[:MOST_NAMED]
+        f"{name} ({markdown.short(row)})" for name, row in sorted(weak, key=lambda item: item[1]["value"])[:MOST_NAMED]
     )
 
 
@@ -212,7 +212,7 @@ def _quantization(verdict: Mapping[str, Any]) -> list[str]:
         rows = [[kind.upper(), f"{size / 1e6:.2f} MB"] for kind, size in sizes.items()]
         blocks.append(markdown.table(["graph", "size"], rows))
     if features := verdict.get("cpu_features"):
-        blocks.append(f"Judged on a processor with {', '.join(features)}.")
+        blocks.append(f"The number format was chosen on a processor with {', '.join(features)}.")
     return blocks
 
 
@@ -223,7 +223,7 @@ def _interface(manifest: Manifest) -> list[str]:
             side,
             markdown.code(tensor.name),
             tensor.datatype,
-            " x ".join("n" if d == -1 else str(d) for d in tensor.shape),
+            " x ".join("n" if size == -1 else str(size) for size in tensor.shape),
         ]
         for side, tensors in sides
         for tensor in tensors
@@ -234,10 +234,10 @@ def _interface(manifest: Manifest) -> list[str]:
 def _lineage(manifest: Manifest) -> list[str]:
     rows = [
         ["data", f"`{manifest.lineage.data}`", "the manifest"],
-        ["parameters", f"`{manifest.lineage.parameters}`", "the model's part of params.yaml, and the seed"],
-        ["code", f"`{manifest.lineage.code}`", "data, tasks, training and stages"],
+        ["parameters", f"`{manifest.lineage.parameters}`", "the model's part of params.yaml and the seed"],
+        ["code", f"`{manifest.lineage.code}`", "the code of all stages"],
     ]
-    check = "`sha256sum -c SHA256SUMS` checks this bundle; its version is the hash of those lines, sorted."
+    check = "`sha256sum -c SHA256SUMS` checks this bundle. Its version is the sha256 of the sorted lines of that file."
     return [markdown.table(["what", "sha256", "of"], rows), check]
 
 

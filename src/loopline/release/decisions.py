@@ -1,7 +1,7 @@
-"""The decision log, `decisions/log.jsonl`: append-only, one JSON line a decision, with its reasons and its evidence.
+"""The decision log, `decisions/log.jsonl`: append-only, with one JSON line for each decision, its reasons and its evidence.
 
-"What was champion at 14:05?" is a question to this file alone. It is small and belongs in git; `LOOPLINE_DECISIONS`
-names another file.
+This file alone answers which version was champion at 14:05. It is small and belongs in git. `LOOPLINE_DECISIONS` names another
+file.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ DEFAULT = Path("decisions/log.jsonl")
 class DecisionRecord:
     """One decision.
 
-    action: `promote`, `refuse`, `rollback`, or `fail` where the registry could not be changed; of a retraining also `accept`, before
-    its rollout begins; of a rollout also `shadow` and `canary`, for what passed them. bundle: the version that
-    it is about. champion: the version that is champion from now on, or None. evidence: hashes and figures it rests on.
+    action: `promote`, `refuse`, `rollback`, or `fail` if the registry could not be changed. A retraining adds `accept` before its
+    rollout begins; a rollout adds `shadow` and `canary` when the challenger has passed them. bundle: version that the decision is
+    about. champion: version that is champion from now on, or None. evidence: hashes and figures behind the decision.
     time: UTC, ISO 8601 with microseconds, ending in Z.
     """
 
@@ -42,7 +42,7 @@ class DecisionRecord:
     actor: str
 
     def __str__(self) -> str:
-        """As `loopline release history` prints it."""
+        """Return the text that `loopline release history` prints."""
         champion = f"{self.champion:.12}" if self.champion else "none"
         head = f"{self.time[:19]}Z {self.model}: {self.action} {self.bundle:.12} by {self.actor}, champion {champion}"
         return "\n  ".join([head, *self.reasons])
@@ -50,38 +50,38 @@ class DecisionRecord:
 
 @dataclass(frozen=True)
 class DecisionLog:
-    """What the file says. damaged: the numbers of the lines that a killed writer or an editor left unreadable."""
+    """The content of the log. damaged: numbers of the lines that cannot be read, e.g. because a writer was killed."""
 
     records: tuple[DecisionRecord, ...]
     damaged: tuple[int, ...]
 
 
 def path() -> Path:
-    """Where the log is."""
+    """Return the path of the log."""
     return Path(os.environ.get("LOOPLINE_DECISIONS") or DEFAULT)
 
 
 def actor() -> str:
-    """Who decides: `LOOPLINE_ACTOR`, the CI's user, or the one who is logged in."""
-    named = os.environ.get("LOOPLINE_ACTOR") or os.environ.get("GITHUB_ACTOR")
+    """Return who decides: `LOOPLINE_ACTOR`, the user of the CI, or the user who is logged in."""
+    name = os.environ.get("LOOPLINE_ACTOR") or os.environ.get("GITHUB_ACTOR")
     try:
-        return named or getpass.getuser()
+        return name or getpass.getuser()
     except (KeyError, OSError):  # a container's user often has no name
         return f"uid {os.getuid()}"
 
 
 def stamp(moment: datetime) -> str:
-    """As the log writes times: UTC, microseconds, Z. Two stamps compare as their moments do."""
+    """Format a time as in the log: UTC, microseconds, Z. Stamps sort in the order of their times."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def moment(text: str) -> datetime:
-    """A time as a person writes it: ISO 8601; without a zone it is local time. Raises LooplineError."""
+    """Parse a time in ISO 8601, local if it has no zone. Raises LooplineError if it is none."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError as error:
         raise LooplineError(
-            f"{text!r} is not a time: write 2026-11-21T14:05, with +01:00 or Z if it is not local"
+            f"{text!r} is not a time: write it like 2026-11-21T14:05, with +01:00 or Z if it is not local"
         ) from error
 
 
@@ -95,7 +95,7 @@ def append(
     evidence: dict[str, Any] | None = None,
     to: Path | None = None,
 ) -> DecisionRecord:
-    """Write one decision, and return only when it is on the disk. Writers wait for each other."""
+    """Append a decision to the log and return it when it is on the disk. Writers wait for each other."""
     to = to or path()
     to.parent.mkdir(parents=True, exist_ok=True)
     with to.open("a+b") as file:
@@ -118,7 +118,7 @@ def append(
 
 
 def _end_of_last_line(file: Any) -> bytes:
-    """What a writer that was killed in mid-line left out: a line's end, so that the next line stands alone."""
+    """Return the line break that the file lacks if its last writer was killed in mid-line; empty if the file is complete."""
     if file.seek(0, os.SEEK_END) == 0:
         return b""
     file.seek(-1, os.SEEK_END)
@@ -126,7 +126,7 @@ def _end_of_last_line(file: Any) -> bytes:
 
 
 def read(source: Path | None = None) -> DecisionLog:
-    """Every decision in order of time; a missing file has none. A line that is no record is damaged, not fatal.
+    """Return all decisions in the order of time, none if the file is missing. An unreadable line is reported as damaged.
 
     Raises LooplineError on a line of another schema.
     """
@@ -149,33 +149,33 @@ def read(source: Path | None = None) -> DecisionLog:
 
 
 def champions(records: Iterable[DecisionRecord], *, at: datetime | None = None) -> dict[str, DecisionRecord]:
-    """For each model that had a champion then (default: now), the decision that made it so."""
-    found: dict[str, DecisionRecord] = {}
+    """Return for each model that had a champion at that time (default: now) the decision that made it champion."""
+    champion_of: dict[str, DecisionRecord] = {}
     for record in records:
         if at is not None and record.time > stamp(at):
             continue
         if record.champion is None:
-            found.pop(record.model, None)
-        elif record.model not in found or found[record.model].champion != record.champion:
-            found[record.model] = record
-    return found
+            champion_of.pop(record.model, None)
+        elif record.model not in champion_of or champion_of[record.model].champion != record.champion:
+            champion_of[record.model] = record
+    return champion_of
 
 
 def previous(records: Iterable[DecisionRecord], model: str) -> str | None:
-    """The champion to go back to: the one before the present one. What was rolled back is not gone back to."""
-    pile: list[str] = []
+    """Return the champion before the present one, to roll back to. Versions that were rolled back themselves are skipped."""
+    history: list[str] = []
     for record in records:
         if record.model != model:
             continue
         if record.action in ("rollback", "fail"):
-            while pile and pile[-1] != record.champion:
-                pile.pop()
-        elif record.champion is not None and pile[-1:] != [record.champion]:
-            pile.append(record.champion)
-    return pile[-2] if len(pile) > 1 else None
+            while history and history[-1] != record.champion:
+                history.pop()
+        elif record.champion is not None and history[-1:] != [record.champion]:
+            history.append(record.champion)
+    return history[-2] if len(history) > 1 else None
 
 
 def withdrawn(records: Iterable[DecisionRecord], model: str, bundle: str) -> str | None:
-    """When and why this bundle was last rolled back; None if it never was."""
-    found = [r for r in records if (r.model, r.action, r.evidence.get("withdrawn")) == (model, "rollback", bundle)]
-    return f"{found[-1].time[:19]}Z, {'; '.join(found[-1].reasons)}" if found else None
+    """Return when and why this bundle was last rolled back; None if it never was."""
+    rollbacks = [r for r in records if (r.model, r.action, r.evidence.get("withdrawn")) == (model, "rollback", bundle)]
+    return f"{rollbacks[-1].time[:19]}Z, {'; '.join(rollbacks[-1].reasons)}" if rollbacks else None

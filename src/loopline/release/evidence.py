@@ -1,4 +1,4 @@
-"""Run bundles over the test split of `data/<model>/manifest.parquet` and gather what promotion decides on."""
+"""Run bundles on the test split of `data/<model>/manifest.parquet` and gather the evidence for promotion."""
 
 from __future__ import annotations
 
@@ -25,51 +25,51 @@ from loopline.tasks.spec import ModelSpec
 def gather(
     challenger: Bundle, champion: Bundle | None, path: Path
 ) -> tuple[PromotionEvidence, PromotionEvidence | None]:
-    """What both do on the test split of the manifest at `path`; each through its own preprocessing, timed side by side.
+    """Measure both bundles on the test split of the manifest at `path`, with their own preprocessing and timed side by side.
 
-    Raises LooplineError where the test split is empty, or made for another task than a bundle.
+    Raises LooplineError if the test split is empty or the manifest is for another task than a bundle.
     """
     test = manifest.load_split(path, "test")
-    made_for = manifest.task(path)
+    task = manifest.task(path)
     bundles = [bundle for bundle in (challenger, champion) if bundle is not None]
     for bundle in bundles:
-        if bundle.manifest.spec.task != made_for:
+        if bundle.manifest.spec.task != task:
             raise LooplineError(
-                f"{path} is for {made_for}, but bundle {bundle.version:.12} is for {bundle.manifest.spec.task}"
+                f"{path} is for {task}, but bundle {bundle.version:.12} is for {bundle.manifest.spec.task}"
             )
     if not test.ids:
-        raise LooplineError(f"{path} has no test sample: nothing can be decided on it")
+        raise LooplineError(f"{path} has no test sample to decide on: add samples and run `dvc repro ingest`")
     inputs = [_inputs(bundle, test) for bundle in bundles]
-    one = [{name: value[:1] for name, value in given.items()} for given in inputs]
-    seconds = sessions.side_by_side(bundles[0].model, bundles[-1].model, one[0], one[-1])
+    single = [{name: value[:1] for name, value in arrays.items()} for arrays in inputs]
+    seconds = sessions.side_by_side(bundles[0].model, bundles[-1].model, single[0], single[-1])
     masks = _masks(test, inputs[0], champion)
-    found = [
-        _evidence(bundle, test, given, masks, spent)
-        for bundle, given, spent in zip(bundles, inputs, (seconds["a"], seconds["b"]), strict=False)
+    measured = [
+        _evidence(bundle, test, arrays, masks, duration)
+        for bundle, arrays, duration in zip(bundles, inputs, (seconds["a"], seconds["b"]), strict=False)
     ]
-    return found[0], found[1] if champion is not None else None
+    return measured[0], measured[1] if champion is not None else None
 
 
 def test_set_hash(test: Split) -> str:
-    """Two models can be compared where this is the same: sha256 over the samples' ids, labels and boxes."""
+    """Return the sha256 of the samples' ids, labels and boxes. Models can be compared only if it is the same for both."""
     digest = hashlib.sha256("\n".join([*test.labels, "", *test.ids]).encode())
     for target in test.targets:
         digest.update(np.ascontiguousarray(target).tobytes())
     return digest.hexdigest()
 
 
-def align(outputs: Arrays, labels: tuple[str, ...], wanted: tuple[str, ...]) -> Arrays:
-    """A model's outputs as if its labels were `wanted`, which holds all of them; others it never says."""
-    if labels == wanted:
+def align(outputs: Arrays, labels: tuple[str, ...], target: tuple[str, ...]) -> Arrays:
+    """Return a model's outputs in the label order of `target`, which has all of `labels`. Other labels get probability 0."""
+    if labels == target:
         return outputs
-    place = np.array([wanted.index(label) for label in labels], np.int64)
-    found = dict(outputs)
+    place = np.array([target.index(label) for label in labels], np.int64)
+    aligned = dict(outputs)
     if "probabilities" in outputs:
-        found["probabilities"] = np.zeros((len(outputs["probabilities"]), len(wanted)), np.float32)
-        found["probabilities"][:, place] = outputs["probabilities"]
+        aligned["probabilities"] = np.zeros((len(outputs["probabilities"]), len(target)), np.float32)
+        aligned["probabilities"][:, place] = outputs["probabilities"]
     if "classes" in outputs:
-        found["classes"] = place[outputs["classes"]]
-    return found
+        aligned["classes"] = place[outputs["classes"]]
+    return aligned
 
 
 def _inputs(bundle: Bundle, test: Split) -> Arrays:
@@ -79,23 +79,23 @@ def _inputs(bundle: Bundle, test: Split) -> Arrays:
 
 
 def _masks(test: Split, inputs: Arrays, champion: Bundle | None) -> dict[str, NDArray[np.bool_]]:
-    """The slices by name. If there are labels that the champion does not know, one holds the samples without them."""
-    found = {
+    """Return the slices by name. If the champion lacks some labels, one slice holds the samples without these labels."""
+    masks = {
         f"{trait} {third}": mask
         for trait, values in slices.traits(inputs, test.inputs, test.sizes).items()
         for third, mask in slices.thirds(values).items()
     }
     if champion is not None and test.labels:
-        known = np.array([label in champion.manifest.spec.labels for label in test.labels])
+        is_known = np.array([label in champion.manifest.spec.labels for label in test.labels])
         mask = np.array(
             [
-                known[np.reshape(target, (-1, 5))[:, 0].astype(int) if np.ndim(target) else target].all()
+                is_known[np.reshape(target, (-1, 5))[:, 0].astype(int) if np.ndim(target) else target].all()
                 for target in test.targets
             ]
         )
-        if mask.any() and not known.all():
-            found["labels the champion knows"] = mask
-    return found
+        if mask.any() and not is_known.all():
+            masks["labels the champion knows"] = mask
+    return masks
 
 
 def _evidence(

@@ -1,4 +1,4 @@
-"""Words, figures and tables of the model card in Markdown."""
+"""Names, figures and tables of the model card in Markdown."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ METRICS = {
     "log_loss": "mean of -log(probability of the truth); lower is better",
     "calibration_error": "mean gap between confidence and accuracy; lower is better",
     "map50": "average precision at 50 % overlap, mean over classes",
-    "map50_95": "the same, mean over 50 to 95 % overlap",
+    "map50_95": "average precision, mean over classes and over overlaps from 50 to 95 %",
     "precision": "share of the boxes above the score threshold that are right",
-    "recall": "share of the objects that those boxes find",
+    "recall": "share of the objects that boxes above the score threshold find",
 }
 THIRDS = {
     "brightness": {
@@ -27,14 +27,14 @@ THIRDS = {
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A table; columns of figures stand to the right."""
+    """Return a table. Columns of figures are aligned to the right."""
     right = [all(row[i][:1].isdigit() or row[i][:1] in "+-–" for row in rows) for i in range(len(header))]
     rule = ["---:" if number else "---" for number in right]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
 def figure(row: Mapping[str, Any], *, signed: bool = False) -> str:
-    """`0.9917 [0.9806, 0.9972]`; a figure that could not be measured is a dash."""
+    """Return a figure with its interval, `0.9917 [0.9806, 0.9972]`; a dash if it could not be measured."""
     if missing(row.get("value")):
         return "–"
     form = "+.4f" if signed else ".4f"
@@ -44,48 +44,48 @@ def figure(row: Mapping[str, Any], *, signed: bool = False) -> str:
 
 
 def missing(value: Any) -> bool:
-    """Whether a figure could not be measured."""
+    """Return whether a figure could not be measured."""
     return value is None
 
 
 def short(row: Mapping[str, Any]) -> str:
-    """A figure for a sentence, without its interval."""
+    """Return a figure without its interval, for a sentence."""
     return "not measured" if missing(row.get("value")) else f"{row['value']:.3f}"
 
 
 def value(row: Mapping[str, Any]) -> float:
-    """What to sort by: what could not be measured comes last."""
+    """Return the value to sort by; figures that could not be measured come last."""
     return 2.0 if missing(row.get("value")) else float(row["value"])
 
 
 def width(row: Mapping[str, Any]) -> float:
-    """Of the interval; endless where there is none."""
+    """Return the width of the interval; infinity if there is none."""
     return float("inf") if missing(row.get("low")) or missing(row.get("high")) else float(row["high"] - row["low"])
 
 
 def some(names: Sequence[str], most: int) -> str:
-    """The first names, and how many more there are."""
+    """Return the first `most` names and the number of the others."""
     rest = len(names) - most
     return ", ".join(plain(name) for name in names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def plain(text: str) -> str:
-    """A label of the user's as plain text in Markdown, in one line."""
+    """Return a user's label as plain text in Markdown on one line."""
     for sign in "\\`*_|[]<>#":
         text = text.replace(sign, "\\" + sign)
     return " ".join(text.split())
 
 
 def code(name: str) -> str:
-    """As code."""
+    """Return the name as code."""
     return f"`{name}`"
 
 
 def title(name: str) -> str:
-    """A file's name as words."""
+    """Return the name of a file as words, without its ending."""
     return name.rsplit(".", 1)[0].replace("_", " ").replace("-", " ")
 
 
 def word(metric: str) -> str:
-    """A metric's name at the start of a sentence."""
+    """Return the name of a metric for the start of a sentence."""
     return {"map50": "mAP50"}.get(metric, metric.replace("_", " ").capitalize())

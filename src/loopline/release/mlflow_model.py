@@ -1,4 +1,4 @@
-"""The ONNX model as MLflow knows it: with a signature read off its graph, an input example and pinned requirements."""
+"""The ONNX model in MLflow: its signature from the graph, an input example and pinned requirements."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _tensor(value: Any) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
     import onnx
 
     kind = value.type.tensor_type
-    shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
+    shape = tuple(axis.dim_value if axis.HasField("dim_value") else -1 for axis in kind.shape.dim)
     return value.name, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape
 
 
 def signature(model: onnx.ModelProto) -> ModelSignature:
-    """Names, types and shapes of the graph's inputs and outputs; -1 where a dimension is free."""
+    """Return names, types and shapes of the graph's inputs and outputs; a dimension of -1 is free."""
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
@@ -34,7 +34,7 @@ def signature(model: onnx.ModelProto) -> ModelSignature:
 
 
 def example(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    """A smallest valid input: zeros, one sample, two tokens."""
+    """Return the smallest valid input: zeros, one sample, two tokens."""
 
     def smallest(shape: tuple[int, ...]) -> list[int]:
         return [1 if axis == 0 else 2 if size == -1 else size for axis, size in enumerate(shape)]
@@ -43,7 +43,7 @@ def example(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 
 
 def log_onnx_model(run_id: str, bundle: Path) -> str:
-    """Log `bundle/model.onnx` as the model `model` of a run in MLflow's current store; returns the store's id of it."""
+    """Log `bundle/model.onnx` as `model` in a run of MLflow's current store; return the id of the logged model."""
     import mlflow
     import onnx
 

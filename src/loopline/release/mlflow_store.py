@@ -1,8 +1,8 @@
-"""The MLflow store that the user wants, whether it can be used, and one sentence on why not.
+"""The configured MLflow store, a check that it can be used, and one sentence on the reason if it cannot.
 
-SQLite in `mlflow.db` by default, a server where `MLFLOW_TRACKING_URI` says so. A store that is *away* (refused, no answer, 5xx) may
-come back by itself, so a training uses the spool in the meantime. Everything else (a login, a deleted experiment, a database of
-another version) is for the user to mend, and is an error before the training starts.
+The default is SQLite in `mlflow.db`; `MLFLOW_TRACKING_URI` names another store. A store that is *away* (connection refused, no
+answer, 5xx) may come back by itself, so a training uses the spool in the meantime. The user must mend any other failure (a login,
+a deleted experiment, a database of another version), so it is an error before the training starts.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 SPOOL = Path(".loopline/spool")
 LATER = f"the run is kept in {SPOOL}; send it later with `loopline track sync`"
 PROBE = "/api/2.0/mlflow/experiments/search"
-LONGEST_REASON = 300  # characters of what a server or a library says
+LONGEST_REASON = 300  # characters of a message by a server or a library
 LONGEST_BODY = 200  # characters of a server's plain text
-DATABASE_TRIES = 3  # MLflow's own ten take 100 seconds
-# MLflow's defaults wait up to 2 minutes for an answer, eight times, and as long as a server's Retry-After says.
+DATABASE_TRIES = 3  # MLflow's default of ten takes 100 seconds
+# By default MLflow waits up to 2 minutes for an answer, tries eight times, and obeys a server's Retry-After however long.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# Their warnings, and the tracebacks that MLflow logs of a database's errors, would stand beside our one message.
+# Hides their warnings, and the tracebacks that MLflow logs of database errors, so that the user sees our one message.
 LOGGERS = {
     "mlflow": logging.WARNING,
     "alembic": logging.WARNING,
@@ -48,22 +48,22 @@ LOGGERS = {
     "mlflow.store.db.utils": logging.CRITICAL,
 }
 LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-DENIED = "this user may not use it: MLFLOW_TRACKING_USERNAME names the user, the server's administrator gives the right"
-NOT_MLFLOW = "this is not MLflow's answer: check the address in MLFLOW_TRACKING_URI, and a proxy between here and there"
-ADDRESS = f"set MLFLOW_TRACKING_URI=http://127.0.0.1:5000 for a server, or MLFLOW_TRACKING_URI={DEFAULT_URI} for a file of SQLite"
-TLS = "MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the server's certificate authority"
+DENIED = "this user may not use it: set MLFLOW_TRACKING_USERNAME, or ask the server's administrator for the right"
+NOT_MLFLOW = "this is not MLflow's answer: check the address in MLFLOW_TRACKING_URI, and any proxy on the way to it"
+ADDRESS = f"set MLFLOW_TRACKING_URI=http://127.0.0.1:5000 for a server, or MLFLOW_TRACKING_URI={DEFAULT_URI} for a SQLite file"
+TLS = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of the server's certificate authority"
 ADVICE_BY_CODE = {
     "UNAUTHENTICATED": LOGIN,
     "CUSTOMER_UNAUTHORIZED": LOGIN,
     "PERMISSION_DENIED": DENIED,
     "ENDPOINT_NOT_FOUND": NOT_MLFLOW,
 }
-ADVICE_BY_STATUS = {401: LOGIN, 403: DENIED, 407: "the proxy wants a login: HTTPS_PROXY=http://user:password@host:port"}
-# What MLflow says in words alone, and what to do.
+ADVICE_BY_STATUS = {401: LOGIN, 403: DENIED, 407: "log in to the proxy: set HTTPS_PROXY=http://user:password@host:port"}
+# Advice for errors that MLflow reports only in words.
 ADVICE_BY_TEXT = {
-    "WRONG_VERSION_NUMBER": "no TLS is spoken there: the address begins with http://, not https://",
+    "WRONG_VERSION_NUMBER": "that server does not use TLS: write an address that begins with http://, not https://",
     "SSLError": TLS,
-    "Invalid Host header": "its own option lets this host in: `mlflow server --allowed-hosts HOST`",
+    "Invalid Host header": "start the server with `mlflow server --allowed-hosts HOST`",
     "Invalid url": ADDRESS,
     "Failed to parse": ADDRESS,
     "not in a valid JSON format": NOT_MLFLOW,
@@ -75,12 +75,12 @@ ADVICE_BY_TEXT = {
     "file is not a database": "name another file in MLFLOW_TRACKING_URI",
     "No module named": "install the database's driver, or use sqlite:///mlflow.db",
 }
-# MLflow's codes for what may pass by itself.
+# MLflow's codes for failures that may pass by themselves.
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
 
 
 class StoreError(LooplineError):
-    """A store that cannot be used. away: it may come back by itself."""
+    """A store that cannot be used. away: whether it may come back by itself."""
 
     def __init__(self, message: str, *, away: bool = False) -> None:
         super().__init__(message)
@@ -88,14 +88,14 @@ class StoreError(LooplineError):
 
 
 def configured_uri() -> str:
-    """The store that the user wants: `MLFLOW_TRACKING_URI`, or the local SQLite file."""
+    """Return the address of the configured store: `MLFLOW_TRACKING_URI`, or the local SQLite file."""
     return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or DEFAULT_URI
 
 
 def client(uri: str | None = None) -> MlflowClient:
-    """A client of a store that answers, the configured one by default; MLflow's current store from now on.
+    """Return a client of a store that answers, by default the configured one, and make it MLflow's current store.
 
-    Raises StoreError within a minute where it cannot be used.
+    Raises StoreError within a minute if the store cannot be used.
     """
     uri = uri or configured_uri()
     if problem := _problem(uri):
@@ -105,7 +105,7 @@ def client(uri: str | None = None) -> MlflowClient:
     import mlflow
     from mlflow.store.db import utils
 
-    for name, level in LOGGERS.items():  # after the import, which sets its own
+    for name, level in LOGGERS.items():  # after the import, which sets levels too
         logging.getLogger(name).setLevel(level)
     utils.MAX_RETRY_COUNT = DATABASE_TRIES
     try:
@@ -122,27 +122,27 @@ def client(uri: str | None = None) -> MlflowClient:
 
 
 def _problem(uri: str) -> str | None:
-    """What is wrong with an address that no store can have: such a store is not away, for it never comes back."""
+    """Return what is wrong with an address that no store can have, else None. Such a store is not away: it never comes back."""
     try:
         parts = urlsplit(uri)
         server = parts.scheme in ("http", "https")
         wrong = server and (not parts.hostname or parts.port == 0 or any(character.isspace() for character in uri))
-    except ValueError:  # a port that is no number, a bracket that is not closed; its message may hold half a password
+    except ValueError:  # e.g. a port that is not a number; the error's own message may hold a part of the password
         wrong = True
     if wrong:
-        return "no server has such an address"
+        return "no server can have this address"
     if parts.scheme in ("", "file") or "://" not in uri:
-        return "not an address. MLflow no longer keeps runs in folders, `mlflow migrate-filestore` takes old ones over"
+        return "not an address. MLflow no longer keeps runs in folders; `mlflow migrate-filestore` converts old ones"
     return None
 
 
 def _probe(uri: str) -> None:
-    """Ask a server as MLflow's own client does (login, proxy, certificates), but look at the status, which it does not tell."""
+    """Send a request as MLflow's own client does (login, proxy, certificates) to check the status, which that client hides."""
     from mlflow.utils import credentials, rest_utils
 
-    login: Any = credentials.get_default_host_creds  # neither has types
-    ask: Any = rest_utils.http_request
-    answer = ask(login(uri), PROBE, "POST", json={"max_results": 1}, raise_on_status=False)
+    login: Any = credentials.get_default_host_creds  # neither function has types
+    request: Any = rest_utils.http_request
+    answer = request(login(uri), PROBE, "POST", json={"max_results": 1}, raise_on_status=False)
     reason = f"tracking server {shown(uri)} answers {answer.status_code} {answer.reason}"
     if answer.status_code in (408, 429) or answer.status_code >= 500:
         raise StoreError(reason, away=True)
@@ -161,15 +161,15 @@ def _probe(uri: str) -> None:
 
 
 def explain(error: Exception, uri: str) -> StoreError:
-    """One sentence on why the store at `uri` could not do what was asked, and what to do."""
+    """Return an error that says in one sentence why the store at `uri` failed and what to do."""
     if isinstance(error, StoreError):
         return error
     text = " ".join(str(getattr(error, "message", "") or error or type(error).__name__).split())
     cause = " ".join(_cause(error).split())
-    told = cause or text
-    told = told if len(told) <= LONGEST_REASON else told[:LONGEST_REASON] + "..."
+    message = cause or text
+    message = message if len(message) <= LONGEST_REASON else message[:LONGEST_REASON] + "..."
     code, is_server = getattr(error, "error_code", None), uri.startswith(("http://", "https://"))
-    reason = f"tracking {'server' if is_server else 'store'} {shown(uri)}: {told.rstrip('.')}"
+    reason = f"tracking {'server' if is_server else 'store'} {shown(uri)}: {message.rstrip('.')}"
     advice = _advice(f"{text} {cause}") or ADVICE_BY_CODE.get(str(code))
     if advice:
         return StoreError(f"{reason}. To mend it: {advice.format(uri=shown(uri))}")
@@ -181,7 +181,7 @@ def _advice(text: str) -> str | None:
 
 
 def _cause(error: BaseException) -> str:
-    """What the system or a driver said first; empty where the error did not begin there."""
+    """Return the message of the first error if it came from the system or a driver; else an empty text."""
     import sqlite3
 
     from urllib3.exceptions import HTTPError
@@ -192,16 +192,16 @@ def _cause(error: BaseException) -> str:
 
 
 def shown(uri: str) -> str:
-    """The address without the password in it."""
-    return re.sub(r"(://[^/@:]*:).*@", r"\1***@", uri)  # not urlsplit: the address may be none
+    """Return the address without its password."""
+    return re.sub(r"(://[^/@:]*:).*@", r"\1***@", uri)  # no urlsplit, because the address may be invalid
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What MLflow's client raises where a store, its database, its server or its files fail."""
+    """Return the exceptions of MLflow's client if a store, its database, its server or its files fail."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    kinds: list[type[Exception]] = [MlflowException, SQLAlchemyError, OSError]  # requests' errors are of the last kind
+    kinds: list[type[Exception]] = [MlflowException, SQLAlchemyError, OSError]  # the library requests raises OSErrors
     with contextlib.suppress(ImportError):  # files in S3
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -210,9 +210,9 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def on_the_store(action: Callable[[MlflowClient], None]) -> MlflowClient:
-    """Carry out `action` on the configured store, or anew on the spool where the store is away; returns the store that took it.
+    """Run `action` on the configured store, or again on the spool if the store is away; return the store that was used.
 
-    Raises StoreError where the user has to mend something.
+    Raises StoreError if the user must mend something.
     """
     try:
         store = client()
@@ -226,8 +226,8 @@ def on_the_store(action: Callable[[MlflowClient], None]) -> MlflowClient:
         reason = str(error)
     else:
         return store
-    unusable: tuple[type[Exception], ...] = (StoreError, *failures())  # no disk, for instance
-    try:  # not in the handler above: the server's failure would count as the cause of the spool's
+    unusable: tuple[type[Exception], ...] = (StoreError, *failures())  # e.g. a full disk
+    try:  # outside the handler, or the server's failure would become the cause of the spool's
         store = open_spool()
         action(store)
     except unusable as error:
@@ -237,27 +237,27 @@ def on_the_store(action: Callable[[MlflowClient], None]) -> MlflowClient:
 
 
 def spool_uri() -> str:
-    """The address of the spool's database."""
+    """Return the address of the spool's database."""
     return f"sqlite:///{SPOOL.resolve()}/mlflow.db"
 
 
 def open_spool() -> MlflowClient:
-    """The local store of what could not be sent."""
+    """Open the local store of runs that could not be sent; return its client."""
     SPOOL.mkdir(parents=True, exist_ok=True)
     return client(spool_uri())
 
 
 def is_spool(store: MlflowClient) -> bool:
-    """Whether this is the local store of what could not be sent."""
+    """Return whether this is the local store of runs that could not be sent."""
     return str(store.tracking_uri) == spool_uri()
 
 
 def experiment(store: MlflowClient, name: str) -> str:
-    """The id of experiment `name`; made where it is missing. Raises StoreError where somebody has deleted it."""
+    """Return the id of experiment `name`, created if it is missing. Raises StoreError if it was deleted."""
     stored = store.get_experiment_by_name(name)
     if stored is None:
         location = (SPOOL / "artifacts").resolve().as_uri() if is_spool(store) else None
-        # Without this tag the page opens on language models' traces.
+        # Without this tag MLflow's page opens on traces of language models.
         tags: dict[str, Any] = {"mlflow.experimentKind": "custom_model_development"}
         return str(store.create_experiment(name, artifact_location=location, tags=tags))
     if stored.lifecycle_stage != "active":
@@ -271,7 +271,7 @@ def experiment(store: MlflowClient, name: str) -> str:
 
 
 def find(store: MlflowClient, name: str, *, tag: str, value: str) -> Run | None:
-    """The latest run of experiment `name` with that tag."""
+    """Return the latest run of experiment `name` with this tag; None if there is none."""
     stored = store.get_experiment_by_name(name)
     if stored is None:
         return None
@@ -280,7 +280,7 @@ def find(store: MlflowClient, name: str, *, tag: str, value: str) -> Run | None:
 
 
 def _use(uri: str) -> None:
-    """Make `uri` MLflow's current store. It would leave its mark in the environment, where the user's own choice must stay."""
+    """Make `uri` MLflow's current store. MLflow writes it to the environment, so the user's own setting is put back."""
     import mlflow
 
     chosen = os.environ.get("MLFLOW_TRACKING_URI")

@@ -1,11 +1,11 @@
-"""May the challenger replace the champion? A pure function from what both did on one test set to a reasoned decision.
+"""Decide whether the challenger may replace the champion: a pure function of the evidence on one test set, with reasons.
 
-Nothing is decided on a point estimate: a gain counts by the lower bound of its 95 % paired bootstrap interval, a floor
-by the lower bound of the challenger's own, and a slice is lost where the whole interval of its change lies below zero.
+No decision rests on a point estimate. A gain is judged by the lower bound of its 95 % paired bootstrap interval, a floor by the
+lower bound of the challenger's metric, and a slice counts as lost if the interval of its change lies entirely below zero.
 
-A challenger that follows an alert is judged on what is asked now. Its gain must be proven on the newest labelled batch, the
-lower bound of its change on all older samples must not be under -max_slice_loss, and a floor binds where the champion holds it
-too. Floors are measured on both parts, weighed as they are in the traffic.
+A challenger that follows an alert is judged on the present traffic. Its gain must be proven on the newest labelled batch, the
+lower bound of its change on all older samples must not be under -max_slice_loss, and a floor binds only if the champion holds it
+too. Floors are measured on both parts, weighted by their shares of the traffic.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from loopline.tasks import bootstrap
 from loopline.tasks.bootstrap import Interval, Scorer
 from loopline.tasks.slices import restrict
 
-PART_RESAMPLES = 200  # enough for a slice's interval, and there are many slices
-LEAST_NEW = 30  # test samples of the newest batch: an interval of fewer says little
+PART_RESAMPLES = 200  # enough for the interval of a slice; more would be slow, because there are many slices
+LEAST_NEW = 30  # test samples of the newest batch, because an interval from fewer is too wide
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionEvidence:
-    """What one model did on the test set.
+    """The evidence of one model on the test set.
 
-    version: of its bundle. test_set: hash of the samples and their labels. n: how many. labels: what it can answer.
-    scorer: its metrics. parts: slices and classes by name, each a scorer and the metric that counts there. small: those of too few
-    samples to judge, with their number.
-    bytes: of the ONNX file. seconds: median of one answer, timed side by side with the other model.
+    version: version of its bundle. test_set: hash of the samples and their labels. n: number of samples. labels: labels that the
+    model knows. scorer: function that computes its metrics. parts: name of a slice or class -> scorer and the metric that counts
+    there. small: slice or class with too few samples to judge -> their number. bytes: size of the ONNX file. seconds: median time
+    of one answer, measured side by side with the other model.
     """
 
     version: str
@@ -49,10 +49,11 @@ class PromotionEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Present:
-    """What is asked now.
+    """The present traffic.
 
-    new: bool (n,), the test samples of the newest labelled batch. batch: samples of that batch in all splits. share: of the latest
-    requests, the part that came since the batch's first sample was served, 0 to 1. requests: how many requests tell it.
+    new: bool (n,), true for the test samples of the newest labelled batch. batch: number of samples of that batch in all splits.
+    share: share of the latest requests that came after the batch's first sample was served, 0 to 1. requests: how many latest
+    requests were counted.
     """
 
     new: NDArray[np.bool_]
@@ -62,17 +63,17 @@ class Present:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """Of each test sample, so that each part weighs what it does in the traffic; a part without samples weighs nothing."""
+        """The weights of the test samples, (n,), that give each part its share of the traffic; an empty part gets none."""
         parts = ((self.new, self.share), (~self.new, 1 - self.share))
         return np.asarray(sum(mask * share / max(mask.sum(), 1) for mask, share in parts), np.float64) * len(self.new)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionPolicy:
-    """What a challenger must show. See `promotion` and `evaluate` in params.yaml; docs/gates.md explains.
+    """The demands on a challenger. See `promotion` and `evaluate` in params.yaml; docs/gates.md explains them.
 
-    metric: the headline. floors: metric -> least value. min_gain: the least lower bound of challenger minus champion.
-    max_slice_loss: what a slice may lose. The ratios are challenger / champion.
+    metric: the headline. floors: metric -> least value. min_gain: least lower bound of challenger minus champion.
+    max_slice_loss: largest loss that a slice may have. The ratios are challenger / champion.
     """
 
     metric: str
@@ -87,14 +88,14 @@ class PromotionPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionDecision:
-    """Yes or no, why, and the figures behind it (plain JSON types)."""
+    """The decision, its reasons, and the figures behind it in plain JSON types."""
 
     promote: bool
     reasons: tuple[str, ...]
     figures: dict[str, Any]
 
     def __str__(self) -> str:
-        """As `loopline release promote` prints it."""
+        """Return the text that `loopline release promote` prints."""
         return "\n  ".join(["promoted" if self.promote else "refused", *self.reasons])
 
 
@@ -104,9 +105,9 @@ def decide(
     policy: PromotionPolicy,
     present: Present | None = None,
 ) -> PromotionDecision:
-    """Compare the two. Without a champion the challenger needs to hold the floors only.
+    """Decide on the promotion. If there is no champion, the challenger must only hold the floors.
 
-    present: what is asked now, where the challenger follows an alert.
+    present: the present traffic, if the challenger follows an alert.
     """
     if champion is None:
         broken, figures = _floors(challenger, policy)
@@ -122,7 +123,7 @@ def decide(
     figures["too_small_to_judge"] = dict(challenger.small)
     spent, figures["budgets"] = _budgets(challenger, champion, policy)
     decision = _decision(objections + lost + spent, context, figures)
-    if present and objections:  # the weights are part of the decision, whatever it is
+    if present and objections:  # a refusal states the shares of the traffic as well
         return replace(decision, reasons=(*decision.reasons, *context))
     return decision
 
@@ -131,11 +132,11 @@ def _decision(objections: list[str], praise: list[str], figures: dict[str, Any])
     return PromotionDecision(promote=not objections, reasons=tuple(objections or praise), figures=figures)
 
 
-Judged = tuple[list[str], list[str], dict[str, Any]]  # objections, what is said beside them, figures
+Judged = tuple[list[str], list[str], dict[str, Any]]  # objections, other statements, figures
 
 
 def _whole(challenger: PromotionEvidence, champion: PromotionEvidence, policy: PromotionPolicy) -> Judged:
-    """The floors, and a gain on all test samples alike."""
+    """Judge the floors, and the gain with all test samples weighted alike."""
     broken, figures = _floors(challenger, policy)
     objections = list(broken.values())
     gain = _gain(challenger.scorer, champion.scorer, challenger.n, policy)
@@ -151,16 +152,16 @@ def _whole(challenger: PromotionEvidence, champion: PromotionEvidence, policy: P
 def _now(
     challenger: PromotionEvidence, champion: PromotionEvidence, policy: PromotionPolicy, present: Present
 ) -> Judged:
-    """A gain on the new part, no loss on the old one, and the floors that the champion holds in the present traffic."""
+    """Judge the gain on the new part, the loss on the old one, and the floors that the champion holds in the present traffic."""
     count = int(present.new.sum())
-    ours, theirs = (replace(model, scorer=restrict(model.scorer, present.weights)) for model in (challenger, champion))
-    failed, figures = _floors(theirs, policy)
+    weighted = [replace(model, scorer=restrict(model.scorer, present.weights)) for model in (challenger, champion)]
+    failed, figures = _floors(weighted[1], policy)
     waived = {metric for metric in policy.floors if metric in figures["metrics"] and failed.get(metric)}
     held = replace(policy, floors={metric: floor for metric, floor in policy.floors.items() if metric not in waived})
-    broken, figures = _floors(ours, held)
+    broken, figures = _floors(weighted[0], held)
     objections = list(broken.values())
     context = [f"the champion does not hold the floor either: {failed[metric]}" for metric in sorted(waived)]
-    figures["gain"] = _plain(_gain(ours.scorer, theirs.scorer, ours.n, policy))
+    figures["gain"] = _plain(_gain(weighted[0].scorer, weighted[1].scorer, challenger.n, policy))
     figures["present"] = {"requests": present.requests, "new": {"share": round(present.share, 4), "n": count}}
     figures["present"]["old"] = {"share": round(1 - present.share, 4), "n": len(present.new) - count}
     for name, mask in (("new", present.new), ("old", ~present.new)):
@@ -189,7 +190,7 @@ def _now(
 
 
 def _unproven(gain: Interval, n: int, policy: PromotionPolicy) -> list[str]:
-    """What is wrong with the gain on the n samples of the new part. Here no change at all is no proof either."""
+    """Return why the gain on the n samples of the new part is not proven; empty if it is. A gain of exactly 0 is not proven."""
     if gain.low > 0 and gain.low >= policy.min_gain:
         return []
     reason = (
@@ -202,18 +203,18 @@ def _unproven(gain: Interval, n: int, policy: PromotionPolicy) -> list[str]:
     return [reason]
 
 
-def _gain(ours: Scorer, theirs: Scorer, n: int, policy: PromotionPolicy) -> Interval:
-    return bootstrap.paired(ours, theirs, n, metric=policy.metric, resamples=policy.resamples, seed=policy.seed)
+def _gain(challenger: Scorer, champion: Scorer, n: int, policy: PromotionPolicy) -> Interval:
+    return bootstrap.paired(challenger, champion, n, metric=policy.metric, resamples=policy.resamples, seed=policy.seed)
 
 
 def _floors(model: PromotionEvidence, policy: PromotionPolicy) -> tuple[dict[str, str], dict[str, Any]]:
-    """Metric -> why its floor is not held, and all figures. A metric that is not measured holds no floor."""
+    """Return metric -> why its floor is not held, and all figures. A metric that is not measured does not hold its floor."""
     measured = bootstrap.intervals(model.scorer, model.n, resamples=policy.resamples, seed=policy.seed)
     objections = {}
     for metric, floor in policy.floors.items():
         if metric not in measured:
-            there = ", ".join(measured)
-            objections[metric] = f"a floor is set for {metric!r}, which is not measured: there are {there}"
+            names = ", ".join(measured)
+            objections[metric] = f"a floor is set for {metric!r}, which is not measured: there are {names}"
         elif not measured[metric].low >= floor:
             value, low = measured[metric].value, measured[metric].low
             objections[metric] = f"{metric} {value:.4f} may be as low as {low:.4f}, the floor is {floor}"
@@ -223,7 +224,7 @@ def _floors(model: PromotionEvidence, policy: PromotionPolicy) -> tuple[dict[str
 def _parts(
     challenger: PromotionEvidence, champion: PromotionEvidence, policy: PromotionPolicy
 ) -> tuple[list[str], dict[str, Any]]:
-    """No slice and no class may lose more than it is allowed to, where the loss is more than chance."""
+    """Return the slices and classes that lose more than is allowed and more than by chance, and the figures of all."""
     objections, figures = [], {}
     for name, (scorer, metric) in champion.parts.items():
         if name in challenger.small:
@@ -231,8 +232,8 @@ def _parts(
         if name not in challenger.parts:
             objections.append(f"{name} was not measured for the challenger")
             continue
-        ours, resamples = challenger.parts[name][0], min(policy.resamples, PART_RESAMPLES)
-        change = bootstrap.paired(ours, scorer, challenger.n, metric=metric, resamples=resamples, seed=policy.seed)
+        new, resamples = challenger.parts[name][0], min(policy.resamples, PART_RESAMPLES)
+        change = bootstrap.paired(new, scorer, challenger.n, metric=metric, resamples=resamples, seed=policy.seed)
         figures[name] = {"metric": metric, **_plain(change)}
         if change.value < -policy.max_slice_loss and not change.high >= 0:
             objections.append(f"{name} loses: {metric} {_text(change)}, {policy.max_slice_loss} is allowed")

@@ -1,8 +1,8 @@
 """Releases in MLflow's model registry: `loopline release register | promote | rollback | history`.
 
-A registered version is one bundle: its run holds the whole of it under `released/<bundle version>`, its signature beside it where
-it was signed; its model is the ONNX file with its signature of types. The aliases `challenger` and `champion` say which is which:
-`models:/<name>@champion`.
+A registered version is one bundle. Its run holds the complete bundle under `released/<bundle version>`, with the cryptographic
+signature beside it if there is one. Its model is the ONNX file with MLflow's signature of types. The aliases `challenger` and
+`champion` point to versions: `models:/<name>@champion`.
 Reads `models/<name>/bundle/` and `data/<name>/manifest.parquet`; writes the registry and the decision log.
 """
 
@@ -33,7 +33,7 @@ HASH = "bundle_sha256"
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """A bundle in the registry: model name, bundle version, the registry's number, the alias that it has."""
+    """A bundle in the registry: name of the model, version of the bundle, number in the registry, alias."""
 
     name: str
     version: str
@@ -41,42 +41,42 @@ class Registered:
     alias: str
 
     def __str__(self) -> str:
-        """As `loopline release register` prints it."""
+        """Return the text that `loopline release register` prints."""
         return f"{self.name}: bundle {self.version:.12} is version {self.number}, {self.alias}"
 
 
 def register(folder: Path) -> Registered:
-    """Put the bundle at `folder` into the registry as the challenger; once, however often it is called.
+    """Put the bundle at `folder` into the registry as the challenger. Repeated calls register it once.
 
-    A bundle that is champion already stays what it is. Raises BundleError on a damaged bundle.
+    A bundle that is already champion stays champion. Raises BundleError on a damaged bundle.
     """
     from loopline.release import tracking
 
-    found = bundle.read(folder)
-    name = found.manifest.name
+    opened = bundle.read(folder)
+    name = opened.manifest.name
     with _registry() as store:
-        version = _version(store, name, found.version) or _create(store, found)
+        version = _version(store, name, opened.version) or _create(store, opened)
         if not _committed(version.tags["git_revision"]) and _committed(now := tracking.revision()):
-            store.set_model_version_tag(name, version.version, "git_revision", now)  # its files are in a commit since
-        with tempfile.TemporaryDirectory() as aside:  # it may be signed by now, or anew
-            signature.carry(folder, Path(aside) / found.version)
-            store.log_artifacts(str(version.run_id), aside, "released")
+            store.set_model_version_tag(name, version.version, "git_revision", now)  # committed after registration
+        with tempfile.TemporaryDirectory() as scratch:  # the bundle may have been signed since, or signed again
+            signature.carry(folder, Path(scratch) / opened.version)
+            store.log_artifacts(str(version.run_id), scratch, "released")
         champion = _aliased(store, name, CHAMPION)
         is_champion = champion is not None and champion.version == version.version
         if not is_champion:
             store.set_registered_model_alias(name, CHALLENGER, version.version)
     alias = CHAMPION if is_champion else CHALLENGER
-    return Registered(name=name, version=found.version, number=str(version.version), alias=alias)
+    return Registered(name=name, version=opened.version, number=str(version.version), alias=alias)
 
 
 def promote(
     name: str, *, again: bool = False, dry_run: bool = False, journal: Path | None = None
 ) -> promotion.PromotionDecision:
-    """Make the challenger of `name` champion if the evidence on the test split says so; a line in the log either way.
+    """Make the challenger of `name` champion if the evidence on the test split supports it; log the decision either way.
 
-    journal: of a challenger that follows an alert, which is judged on what is asked now. dry_run: decide, and change nothing.
-    A challenger whose bundle was tampered with is refused, and one that was rolled back too, but for `again`. Raises
-    LooplineError where there is no challenger, or where the champion cannot be fetched to compare with.
+    again: accept a challenger that was rolled back before, which is otherwise refused. dry_run: decide, but change and log nothing.
+    journal: journal by which a challenger that follows an alert is judged on the present traffic. A damaged bundle is refused.
+    Raises LooplineError if there is no challenger, or if the champion cannot be fetched for the comparison.
     """
     everything, model = settings.model(name)
     with _registry() as store:
@@ -88,58 +88,58 @@ def _promote(
 ) -> promotion.PromotionDecision:
     challenger, champion = _aliased(store, name, CHALLENGER), _aliased(store, name, CHAMPION)
     if challenger is None:
-        raise LooplineError(f"{name} has no challenger: put one forward with `loopline release register {name}`")
-    held = champion.tags[HASH] if champion else None
+        raise LooplineError(f"{name} has no challenger: register one with `loopline release register {name}`")
+    old = champion.tags[HASH] if champion else None
     with tempfile.TemporaryDirectory() as folder:
-        theirs = _fetch(store, champion, Path(folder) / CHAMPION) if champion else None
-        proof: dict[str, Any] = {"champion": held}
+        champion_bundle = _fetch(store, champion, Path(folder) / CHAMPION) if champion else None
+        proof: dict[str, Any] = {"champion": old}
         try:
-            ours = _fetch(store, challenger, Path(folder) / CHALLENGER)
+            challenger_bundle = _fetch(store, challenger, Path(folder) / CHALLENGER)
         except BundleError as error:
             decision = promotion.PromotionDecision(
                 promote=False, reasons=(f"the bundle is damaged: {error}",), figures={}
             )
         else:
             path = Path("data") / name / "manifest.parquet"
-            a, b = evidence.gather(ours, theirs, path)
-            now = current.gather(name, path, journal) if journal and theirs else None
-            decision = promotion.decide(a, b, demands, now)
-            proof |= {"test_set": a.test_set, "samples": a.n, **_sealed(decision.figures)}
+            measured, baseline = evidence.gather(challenger_bundle, champion_bundle, path)
+            present = current.gather(name, path, journal) if journal and champion_bundle else None
+            decision = promotion.decide(measured, baseline, demands, present)
+            proof |= {"test_set": measured.test_set, "samples": measured.n, **_sealed(decision.figures)}
     version = challenger.tags[HASH]
     if not again and (withdrawn := decisions.withdrawn(decisions.read().records, name, version)):
         decision = replace(decision, promote=False, reasons=(f"it was rolled back before: {withdrawn}",))
     if dry_run:
         return decision
     if not decision.promote:
-        decisions.append(name, "refuse", bundle=version, champion=held, reasons=decision.reasons, evidence=proof)
+        decisions.append(name, "refuse", bundle=version, champion=old, reasons=decision.reasons, evidence=proof)
         return decision
-    _make_champion(store, challenger, "promote", held=held, reasons=decision.reasons, proof=proof)
+    _make_champion(store, challenger, "promote", old=old, reasons=decision.reasons, proof=proof)
     store.delete_registered_model_alias(name, CHALLENGER)
     return decision
 
 
 def rollback(name: str, reason: str = "asked for") -> decisions.DecisionRecord:
-    """Put back the champion before the present one, as the log tells; its bundle is fetched and verified first.
+    """Make the previous champion in the log champion again, after its bundle was fetched and verified.
 
-    Raises LooplineError where there is none to go back to, or its bundle is gone or damaged.
+    Raises LooplineError if there is no previous champion, or if its bundle is missing or damaged.
     """
     log = decisions.read()
     target = decisions.previous(log.records, name)
     with _registry() as store, tempfile.TemporaryDirectory() as folder:
         champion = _aliased(store, name, CHAMPION)
         if champion is None or target is None:
-            raise LooplineError(f"{name} has no earlier champion to go back to, says {decisions.path()}")
+            raise LooplineError(f"{name} has no earlier champion in {decisions.path()} to roll back to")
         version = _version(store, name, target)
         if version is None:
             raise LooplineError(f"{name}: the earlier champion, bundle {target:.12}, is not in this registry")
         _fetch(store, version, Path(folder) / "bundle")
-        held = champion.tags[HASH]
-        return _make_champion(store, version, "rollback", held=held, reasons=(reason,), proof={"withdrawn": held})
+        old = champion.tags[HASH]
+        return _make_champion(store, version, "rollback", old=old, reasons=(reason,), proof={"withdrawn": old})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """What the registry holds of a bundle: its number, tags and run, and the files, verified."""
+    """A bundle in the registry: its number and tags, its run and that run's tags, and its verified files."""
 
     number: str
     tags: dict[str, str]
@@ -153,36 +153,36 @@ class Away(LooplineError):
 
 
 def fetch(name: str, version: str, into: Path) -> Stored:
-    """The bundle `version` as it was registered, its files put into the folder `into`.
+    """Fetch the registered bundle `version` into the folder `into` and return it.
 
-    Raises Away where there is no registry to ask, LooplineError where it does not have the bundle, or has another under its hash.
+    Raises Away if there is no registry that answers; LooplineError if it lacks the bundle or holds another one under this hash.
     """
     with _registry(create=False) as store:
-        found = _version(store, name, version)
-        if found is None:
+        stored = _version(store, name, version)
+        if stored is None:
             raise LooplineError(
-                f"{name}: bundle {version:.12} is not in the registry: `loopline release register {name}`"
+                f"{name}: bundle {version:.12} is not in the registry: run `loopline release register {name}`"
             )
-        run = store.get_run(str(found.run_id))
+        run = store.get_run(str(stored.run_id))
         return Stored(
-            number=str(found.version),
-            tags=dict(found.tags),
-            run=str(found.run_id),
+            number=str(stored.version),
+            tags=dict(stored.tags),
+            run=str(stored.run_id),
             run_tags=dict(run.data.tags),
-            bundle=_fetch(store, found, into),
+            bundle=_fetch(store, stored, into),
         )
 
 
 def follow(name: str, version: str, folder: Path) -> None:
-    """Let the alias `champion` follow what serves: a rollout has promoted this version, or put it back, and its line is in the log.
+    """Move the alias `champion` to the version that a rollout has promoted or restored; the rollout has logged its decision.
 
-    folder: its bundle, registered if it was not. Raises LooplineError where the registry refuses.
+    folder: bundle of this version, which is registered if necessary. Raises LooplineError if the registry refuses.
     """
-    found = bundle.read(folder)
-    if found.version != version:
-        raise LooplineError(f"{folder} holds bundle {found.version:.12}, not {version:.12}")
+    opened = bundle.read(folder)
+    if opened.version != version:
+        raise LooplineError(f"{folder} holds bundle {opened.version:.12}, not {version:.12}")
     with _registry() as store:
-        registered = _version(store, name, version) or _create(store, found)
+        registered = _version(store, name, version) or _create(store, opened)
         store.set_registered_model_alias(name, CHAMPION, registered.version)
         challenger = _aliased(store, name, CHALLENGER)
         if challenger is not None and challenger.version == registered.version:
@@ -190,14 +190,14 @@ def follow(name: str, version: str, folder: Path) -> None:
 
 
 def history(names: Sequence[str] = (), at: datetime | None = None) -> decisions.DecisionLog:
-    """Every decision on these models (none named: on all); with `at`, only those that made the champions of that moment."""
+    """Return all decisions on these models, or on all if none is named. at: only those that made the champions of that time."""
     log = decisions.read()
     records = log.records if at is None else tuple(decisions.champions(log.records, at=at).values())
     return decisions.DecisionLog(tuple(record for record in records if not names or record.model in names), log.damaged)
 
 
 def policy(everything: settings.Settings, model: settings.ModelSettings) -> promotion.PromotionPolicy:
-    """What params.yaml demands of a challenger of this model."""
+    """Return the demands of params.yaml on a challenger of this model."""
     task = tasks.find(model.task)
     return promotion.PromotionPolicy(
         metric=task.headline,
@@ -210,17 +210,17 @@ def policy(everything: settings.Settings, model: settings.ModelSettings) -> prom
 
 @contextmanager
 def _registry(*, create: bool = True) -> Iterator[MlflowClient]:
-    """The configured registry; what it refuses is said without a traceback. create: its SQLite file, where there is none."""
+    """Yield a client of the configured registry; its errors become LooplineErrors. create: create a missing SQLite file."""
     from loopline.release import mlflow_store
 
     uri = mlflow_store.configured_uri()
     file = uri.removeprefix("sqlite:///")
     if file != uri and not create and not Path(file).exists():
-        raise Away(f"there is no {file} here: MLFLOW_TRACKING_URI says where the registry is")
+        raise Away(f"there is no {file} here: set MLFLOW_TRACKING_URI to the address of the registry")
     try:
         store = mlflow_store.client()
     except mlflow_store.StoreError as error:
-        raise Away(f"the model registry cannot be asked: {error}") from error
+        raise Away(f"the model registry cannot be reached: {error}") from error
     try:
         yield store
     except mlflow_store.failures() as error:
@@ -233,9 +233,9 @@ def _sealed(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_champion(
-    store: MlflowClient, version: ModelVersion, action: str, *, held: str | None, reasons: Any, proof: dict[str, Any]
+    store: MlflowClient, version: ModelVersion, action: str, *, old: str | None, reasons: Any, proof: dict[str, Any]
 ) -> decisions.DecisionRecord:
-    """First the log, then the alias: a kill in between leaves a decision that the next call can carry out."""
+    """Write the log first and then move the alias, so that after a kill in between the next call can carry out the decision."""
     from loopline.release import mlflow_store
 
     new = version.tags[HASH]
@@ -244,34 +244,34 @@ def _make_champion(
         store.set_registered_model_alias(version.name, CHAMPION, version.version)
     except Exception as error:
         why = f"the registry could not be changed: {mlflow_store.explain(error, mlflow_store.configured_uri())}"
-        decisions.append(version.name, "fail", bundle=new, champion=held, reasons=[why])
-        raise LooplineError(f"{version.name}: {why}; the champion is still {held or 'none'}") from error
+        decisions.append(version.name, "fail", bundle=new, champion=old, reasons=[why])
+        raise LooplineError(f"{version.name}: {why}; the champion is still {old or 'none'}") from error
     return record
 
 
-def _create(store: MlflowClient, found: Bundle) -> ModelVersion:
-    """Log the bundle and its ONNX model to the training's run, or to a new one, and make a version of the registry."""
+def _create(store: MlflowClient, opened: Bundle) -> ModelVersion:
+    """Log the bundle and its ONNX model to the training's run, or to a new one, and create a version in the registry."""
     from mlflow.exceptions import MlflowException
 
     from loopline.release import mlflow_store, tracking
     from loopline.release.mlflow_model import log_onnx_model
 
-    name, lineage = found.manifest.name, found.manifest.lineage
+    name, lineage = opened.manifest.name, opened.manifest.lineage
     experiment_id = mlflow_store.experiment(store, name)
-    run = mlflow_store.find(store, name, tag=HASH, value=found.version)
-    if run is None:  # the bundle came from elsewhere, a DVC remote for instance
-        run = store.create_run(experiment_id, run_name=f"{name}-released", tags={"model": name, HASH: found.version})
+    run = mlflow_store.find(store, name, tag=HASH, value=opened.version)
+    if run is None:  # the bundle came from elsewhere, e.g. a DVC remote
+        run = store.create_run(experiment_id, run_name=f"{name}-released", tags={"model": name, HASH: opened.version})
     run_id = run.info.run_id
-    model_id = log_onnx_model(run_id, found.folder)
-    store.log_artifacts(run_id, str(found.folder), _artifact(found.version))
+    model_id = log_onnx_model(run_id, opened.folder)
+    store.log_artifacts(run_id, str(opened.folder), _artifact(opened.version))
     try:
         store.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {HASH: found.version, "data_sha256": lineage.data, "code_sha256": lineage.code}
+    tags = {HASH: opened.version, "data_sha256": lineage.data, "code_sha256": lineage.code}
     tags |= {"parameters_sha256": lineage.parameters, "git_revision": tracking.revision()}
-    tags |= {"quantization": found.manifest.quantization}
+    tags |= {"quantization": opened.manifest.quantization}
     return store.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id)
 
 
@@ -284,8 +284,8 @@ def _artifact(version: str) -> str:
 
 
 def _version(store: MlflowClient, name: str, version: str) -> ModelVersion | None:
-    found = store.search_model_versions(f"name = '{name}' and tags.{HASH} = '{version}'")
-    return found[0] if found else None
+    versions = store.search_model_versions(f"name = '{name}' and tags.{HASH} = '{version}'")
+    return versions[0] if versions else None
 
 
 def _aliased(store: MlflowClient, name: str, alias: str) -> ModelVersion | None:
@@ -300,22 +300,22 @@ def _aliased(store: MlflowClient, name: str, alias: str) -> ModelVersion | None:
 
 
 def _fetch(store: MlflowClient, version: ModelVersion, into: Path) -> Bundle:
-    """The bundle of a registered version, verified against itself and against the hash that it was registered with."""
+    """Fetch and return the bundle of a registered version, after checking its sums and the hash that it was registered with."""
     from loopline.release import mlflow_store
 
     into.mkdir(parents=True)
-    wanted = version.tags[HASH]
+    expected = version.tags[HASH]
     try:
-        folder = Path(store.download_artifacts(str(version.run_id), _artifact(wanted), str(into)))
-        signed = f"{_artifact(wanted)}.sig"
-        if any(one.path == signed for one in store.list_artifacts(str(version.run_id), "released")):
+        folder = Path(store.download_artifacts(str(version.run_id), _artifact(expected), str(into)))
+        signed = f"{_artifact(expected)}.sig"
+        if any(item.path == signed for item in store.list_artifacts(str(version.run_id), "released")):
             store.download_artifacts(str(version.run_id), signed, str(into))
     except mlflow_store.failures() as error:
         why = mlflow_store.explain(error, mlflow_store.configured_uri())
         raise LooplineError(
-            f"{version.name}: bundle {wanted:.12} cannot be fetched from the registry: {why}"
+            f"{version.name}: bundle {expected:.12} cannot be fetched from the registry: {why}"
         ) from error
-    found = bundle.read(folder)
-    if (found.version, found.manifest.name) != (wanted, version.name):
-        raise BundleError(f"{version.name}: the registry holds bundle {found.version:.12}, registered was {wanted:.12}")
-    return found
+    opened = bundle.read(folder)
+    if (opened.version, opened.manifest.name) != (expected, version.name):
+        raise BundleError(f"{version.name}: the registry holds bundle {opened.version:.12} in place of {expected:.12}")
+    return opened

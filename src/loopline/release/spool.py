@@ -1,7 +1,7 @@
-"""Runs that could not be sent to the tracking server: kept in `.loopline/spool`, sent when it is back.
+"""Runs that could not be sent to the tracking server: they wait in `.loopline/spool` until the server is back.
 
-A run that a server had begun is continued there, not doubled: its id on the server stands in a tag. So sending is idempotent, and
-what was cut short goes on at the next call.
+A run that began on a server is continued there and not duplicated, because a tag holds its id on the server. Sending is therefore
+idempotent, and an interrupted call can be repeated.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 CONTINUES = "loopline.continues"  # tag: the run's id on the server
 PROCESS = "loopline.process"  # tag: the id of the process that trains
-MOST_PARAMS, MOST_POINTS = 100, 1000  # a server takes no more in one request
+MOST_PARAMS, MOST_POINTS = 100, 1000  # limits of a server for one request
 
 
 def tags(*, continues: str) -> dict[str, str]:
-    """The tags of a run of this process in the spool. continues: its id on the server; empty where it has none."""
+    """Return the tags of a run of this process in the spool. continues: id of the run on the server; empty if it has none."""
     return {PROCESS: str(os.getpid())} | ({CONTINUES: continues} if continues else {})
 
 
 def sync() -> list[str]:
-    """Send every run of the spool to the configured server; returns one line a run. The spool keeps what could not be sent."""
+    """Send every run of the spool to the configured server; return one line for each run. Runs that fail stay in the spool."""
     if not (mlflow_store.SPOOL / "mlflow.db").exists():
         return []
     try:
@@ -44,12 +44,12 @@ def sync() -> list[str]:
 
 def _waiting(error: LooplineError) -> LooplineError:
     return LooplineError(
-        f"{error}. What was not sent stays in {mlflow_store.SPOOL}: `loopline track sync` once it is mended"
+        f"{error}. Runs that were not sent stay in {mlflow_store.SPOOL}: run `loopline track sync` when this is mended"
     )
 
 
 def send(target: MlflowClient) -> list[str]:
-    """Send every run of the spool to `target`, but for trainings that are still running; returns one line a run."""
+    """Send every run of the spool to `target`, except for trainings that still run; return one line for each run."""
     from mlflow import MlflowClient
 
     if not (mlflow_store.SPOOL / "mlflow.db").exists():
@@ -67,7 +67,7 @@ def send(target: MlflowClient) -> list[str]:
 
 
 def _forget_files(run: Run) -> None:
-    """MLflow keeps the files of a deleted run and of its models."""
+    """Delete the files of a run and of its models, which MLflow keeps when the run is deleted."""
     models = [f"models/{output.model_id}" for output in run.outputs.model_outputs] if run.outputs else []
     for name in (run.info.run_id, *models):
         shutil.rmtree(mlflow_store.SPOOL / "artifacts" / name, ignore_errors=True)
@@ -80,46 +80,46 @@ def _runs(process: str) -> bool:
 
 
 def _counterpart(source: MlflowClient, target: MlflowClient, run: Run, name: str) -> str:
-    """The id of the run on the server that `run` belongs to: the one it continues, that of its weights, or a new one."""
+    """Return the id of the server's run that `run` belongs to: the one that it continues, that of its weights, or a new one."""
     from mlflow.exceptions import MlflowException
 
     experiment = mlflow_store.experiment(target, name)
-    if begun := run.data.tags.get(CONTINUES):
+    if continued := run.data.tags.get(CONTINUES):
         try:
-            if target.get_run(begun).info.lifecycle_stage == "active":
-                return begun
+            if target.get_run(continued).info.lifecycle_stage == "active":
+                return continued
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
     weights = run.data.tags.get("weights_sha256")
-    if weights and not run.data.params:  # what `package` alone has made
+    if weights and not run.data.params:  # a run that only `package` wrote
         trained = mlflow_store.find(target, name, tag="weights_sha256", value=weights)
         if trained is not None:
             return str(trained.info.run_id)
-    made = target.create_run(experiment, start_time=run.info.start_time, run_name=run.info.run_name).info.run_id
-    source.set_tag(run.info.run_id, CONTINUES, made)
-    return str(made)
+    created = target.create_run(experiment, start_time=run.info.start_time, run_name=run.info.run_name).info.run_id
+    source.set_tag(run.info.run_id, CONTINUES, created)
+    return str(created)
 
 
 def _copy(source: MlflowClient, target: MlflowClient, run: Run, name: str) -> None:
     """Send one run with its parameters, curves, tags, inputs and files."""
     from mlflow.entities import Param, RunTag
 
-    own = run.info.run_id
+    run_id = run.info.run_id
     copy = _counterpart(source, target, run, name)
-    kept = {key: value for key, value in run.data.tags.items() if not key.startswith(("mlflow.", "loopline."))}
-    target.log_batch(copy, tags=[RunTag(key, value) for key, value in kept.items()])
+    tags = {key: value for key, value in run.data.tags.items() if not key.startswith(("mlflow.", "loopline."))}
+    target.log_batch(copy, tags=[RunTag(key, value) for key, value in tags.items()])
     params = [Param(key, value) for key, value in run.data.params.items()]
     for start in range(0, len(params), MOST_PARAMS):
         target.log_batch(copy, params=params[start : start + MOST_PARAMS])
     for metric in run.data.metrics:
-        history = source.get_metric_history(own, metric)
+        history = source.get_metric_history(run_id, metric)
         for start in range(0, len(history), MOST_POINTS):
             target.log_batch(copy, metrics=history[start : start + MOST_POINTS])
     target.log_inputs(copy, run.inputs.dataset_inputs if run.inputs else None)
     with tempfile.TemporaryDirectory() as folder:
-        for item in source.list_artifacts(own):
-            path = Path(source.download_artifacts(own, item.path, folder))
+        for item in source.list_artifacts(run_id):
+            path = Path(source.download_artifacts(run_id, item.path, folder))
             if path.is_dir():
                 target.log_artifacts(copy, str(path), item.path)
             else:

@@ -1,7 +1,7 @@
-"""MLflow: a run a training, found again by the hash of its weights, so that no run id stands in any output.
+"""Tracking in MLflow: one run for each training, identified by the hash of its weights, so that no output holds a run id.
 
-A lost server never costs a training: where it is away at the start, or stops answering in the middle, the run goes on in a local
-store under `.loopline/spool`. `package` sends what waits there once the server is back, and so does `loopline track sync`.
+A lost server never ends a training: if the server is away at the start or stops answering later, the run goes on in a local store
+under `.loopline/spool`. When the server is back, `package` or `loopline track sync` sends the runs that wait there.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-SYSTEM_SECONDS = 5  # between two points of the machine's curves
+SYSTEM_SECONDS = 5  # between two points of the curves of system metrics
 
 
 def revision() -> str:
-    """The git revision, with `-dirty` where tracked files differ from it; `none` outside git."""
+    """Return the git revision, with `-dirty` if tracked files differ from it; `none` outside git."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -44,17 +44,17 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 class Training:
-    """The run of one training: opened before the first epoch, closed with the hash of the weights that came out.
+    """The run of one training, opened before the first epoch and closed with the hash of the trained weights.
 
-    Raises StoreError while it is opened, where the user has to mend something; never afterwards.
+    Opening it raises StoreError if the user must mend something. It raises nothing afterwards.
     """
 
     def __init__(self, name: str, *, parameters: dict[str, Any], dataset: str, data_sha256: str) -> None:
-        """Start a run in experiment `name` with its parameters, its data set as an input and a word on the machine."""
+        """Start a run in experiment `name` with its parameters, its data set as an input and tags on the machine."""
         self._name, self._dataset, self._data_sha256 = name, dataset, data_sha256
         self._parameters = dict(_flat(parameters))
         self._tags = {"model": name, "data_sha256": data_sha256, "git_revision": revision(), **_machine()}
-        self._curves: list[Metric] = []  # to be sent again, should another store take over
+        self._curves: list[Metric] = []  # sent again if the spool takes over
         self._lock = threading.Lock()
         self.id = ""
         self._store: MlflowClient | None = mlflow_store.on_the_store(self._open)
@@ -74,7 +74,7 @@ class Training:
         store.log_inputs(self.id, [DatasetInput(source, [InputTag("mlflow.data.context", "training")])])
 
     def log(self, epoch: int, metrics: dict[str, float]) -> None:
-        """One point of every curve."""
+        """Add one point to each curve."""
         self._curves += (points := _points(metrics, epoch))
         self._send(lambda store, run_id: store.log_batch(run_id, metrics=points))
 
@@ -83,7 +83,7 @@ class Training:
         self._send(lambda store, run_id: store.log_batch(run_id, metrics=points))
 
     def finish(self, weights_sha256: str) -> None:
-        """Close the run under the hash of its weights."""
+        """Close the run and tag it with the hash of its weights."""
         self._system.finish()
         self._send(lambda store, run_id: store.set_tag(run_id, "weights_sha256", weights_sha256))
         self._send(lambda store, run_id: store.set_terminated(run_id))
@@ -94,24 +94,24 @@ class Training:
         self._send(lambda store, run_id: store.set_terminated(run_id, "FAILED"))
 
     def _send(self, action: Callable[[MlflowClient, str], object]) -> None:
-        """Carry out `action` on the run; where the store fails, on its continuation in the spool, which all later ones use."""
+        """Run `action` on the run. If the store fails, continue the run in the spool, now and from then on."""
         with self._lock:
             if self._store is None:
                 return
             try:
                 action(self._store, self.id)
-            except Exception as error:  # whatever it is, the training goes on
+            except Exception as error:  # the training goes on after any error
                 reason = mlflow_store.explain(error, self._store.tracking_uri)
             else:
                 return
-            try:  # not in the handler above: the server's failure would count as the cause of the spool's
+            try:  # outside the handler, or the server's failure would become the cause of the spool's
                 if mlflow_store.is_spool(self._store):
                     raise reason
                 self._store = mlflow_store.open_spool()
                 self._open(self._store)
                 action(self._store, self.id)
                 _say(f"{reason}. The training goes on, {mlflow_store.LATER}")
-            except Exception as failure:  # no disk, for instance
+            except Exception as failure:  # e.g. a full disk
                 self._store = None
                 _say(f"{reason}. The training goes on without a record: {mlflow_store.SPOOL} fails too ({failure})")
 
@@ -128,7 +128,7 @@ def _points(metrics: dict[str, float], step: int) -> list[Metric]:
 
 
 def _system_metrics(run_id: str, log: Callable[[dict[str, float], int], None]) -> Any:
-    """MLflow's monitor of the machine, whose points go the way of all others instead of a client of its own."""
+    """Return MLflow's monitor of the machine, changed to send its points through `log` and not through a client of its own."""
     from mlflow.system_metrics import system_metrics_monitor
 
     base: Any = system_metrics_monitor.SystemMetricsMonitor  # MLflow has no types here
@@ -171,8 +171,8 @@ def package(
 ) -> None:
     """Add the evidence to the training's run: test metrics, plots, reports, the bundle and the ONNX model with its signature.
 
-    A training that was pulled from a DVC cache has no run here: one is made for it. Runs that wait in the spool are sent first.
-    Raises StoreError where the user has to mend something.
+    A training that was pulled from a DVC cache has no run here, so one is created. Runs that wait in the spool are sent first.
+    Raises StoreError if the user must mend something.
     """
     from loopline.release.mlflow_model import log_onnx_model
 
@@ -186,8 +186,8 @@ def package(
             tags = {"model": name, "weights_sha256": weights_sha256}
             run = store.create_run(experiment, run_name=f"{name}-restored", tags=tags)
         run_id = run.info.run_id
-        known = {f"test.{key}": value for key, value in metrics.items() if not math.isnan(value)}
-        store.log_batch(run_id, metrics=_points(known, 0))
+        test_metrics = {f"test.{key}": value for key, value in metrics.items() if not math.isnan(value)}
+        store.log_batch(run_id, metrics=_points(test_metrics, 0))
         for picture in pictures:
             store.log_artifact(run_id, str(picture), "plots")
         for report in reports:
