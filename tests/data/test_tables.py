@@ -1,4 +1,4 @@
-"""Tables as people and tools write them: what ingest makes of them, and batch prediction of the same files."""
+"""Tables as people and tools write them, read by ingest and by batch prediction."""
 
 import csv
 import datetime
@@ -30,12 +30,12 @@ def write(path, content):
 
 
 def ingested(path):
-    """(text, label), or what is wrong with the row."""
+    """(text, label) of each row, or its problem."""
     return [sample.problem or (sample.text, sample.label) for sample in formats.read(path, "text")]
 
 
 def predicted(path, column=None):
-    """The text, or what is wrong with the row."""
+    """The text of each row, or its problem."""
     return [item.error or item.content for item in tables.texts(str(path), column).items]
 
 
@@ -106,7 +106,7 @@ def test_a_broken_row_is_named_by_its_line(tmp_path):
         "a\r\nb\rc",
     ],
 )
-def test_cells_over_several_lines_stay_whole(tmp_path, text):
+def test_cells_over_several_lines_are_not_split(tmp_path, text):
     for name, mark in (("all.csv", ","), ("all.tsv", "\t")):
         for order in (slice(None), slice(None, None, -1)):
             rows = [("a", "neg"), ("b", ""), (text, "pos"), ("c", "neg")]
@@ -184,7 +184,7 @@ def test_excel_names_its_delimiter_in_a_first_line(tmp_path):
     assert predicted(path) == ["a, b"]
 
 
-def test_empty_lines_are_no_rows(tmp_path):
+def test_empty_lines_are_skipped(tmp_path):
     path = write(tmp_path / "all.csv", "\n\ntext,label\n\na,x\n\n\nb,y\n\n")
     assert ingested(path) == [("a", "x"), ("b", "y")]
     assert predicted(path) == ["a", "b"]
@@ -199,7 +199,7 @@ def test_an_empty_line_between_two_texts_of_a_single_column_is_a_row(tmp_path):
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
-def test_a_header_that_is_there_again_is_no_sample(tmp_path, mark, name):
+def test_a_repeated_header_is_not_a_sample(tmp_path, mark, name):
     table = "id,text,label\n1,a,x\n2,text,label\n" + mark + "id,text,label\n1,b,y\n"
     path = write(tmp_path / name, mark + table.replace(",", "\t" if name == "a.tsv" else ","))
     assert ingested(path) == [("a", "x"), ("text", "label"), "header again", ("b", "y")]
@@ -207,7 +207,7 @@ def test_a_header_that_is_there_again_is_no_sample(tmp_path, mark, name):
     assert predicted(write(tmp_path / "b.csv", "text\na\ntext\n")) == ["a", "text"]
 
 
-def test_the_column_of_texts_is_found_by_name_or_told(tmp_path):
+def test_the_column_of_texts_is_found_by_its_name_or_by_the_option(tmp_path):
     path = write(tmp_path / "all.csv", "title;Text;name\na;b;c\n")
     assert predicted(path) == ["b"]
     assert predicted(path, "NAME") == ["c"]
@@ -222,14 +222,14 @@ def test_one_broken_line_does_not_change_how_the_others_are_read(tmp_path):
     assert predicted(write(tmp_path / "all.csv", content)) == ["café – été"] * 9 + ["café – 5 €"]
 
 
-def test_a_file_in_windows_1252_is_so_as_a_whole():
+def test_a_file_in_windows_1252_is_decoded_so_in_every_line():
     # DF 93 are a letter and a quote in Windows-1252, and one letter of another script in UTF-8.
     data = "„Straße“\n„Gruß“\nSpaß“\n".encode("cp1252")
     assert list(encoding.lines(io.BytesIO(data))) == ["„Straße“", "„Gruß“", "Spaß“"]
     assert encoding.decode(data) == "„Straße“\n„Gruß“\nSpaß“\n"
 
 
-def test_what_windows_1252_leaves_open_is_of_another_encoding(tmp_path):
+def test_bytes_undefined_in_windows_1252_are_refused(tmp_path):
     neither = "that is neither UTF-8 nor Windows-1252"
     data = b"text,label\na,x\n" + "ќ сказка,x\n".encode("cp1251") + "café – 5 €,y\n".encode("cp1252")
     path = write(tmp_path / "all.csv", data)
@@ -249,13 +249,13 @@ def test_lines_are_the_same_wherever_the_chunks_end(coding, ends, monkeypatch):
     assert [line.removesuffix("\r") for line in encoding.lines(io.BytesIO(data))] == texts
 
 
-def test_a_line_that_is_too_long_is_told_and_the_next_is_read(tmp_path, monkeypatch):
+def test_a_line_that_is_too_long_gets_a_reason_and_the_next_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "MOST_LINE", 100_000)
     path = write(tmp_path / "all.csv", f"text,label\na,x\n{'b' * 200_000},x\nc,x\n")
     assert ingested(path) == [("a", "x"), "line of more than 64 MB", ("c", "x")]
 
 
-def test_what_utf_16_cannot_mean_is_set_aside(tmp_path):
+def test_invalid_utf_16_is_set_aside(tmp_path):
     table = "text,label\na,x\nb\ud800,x\nc,y\n".encode("utf-16", "surrogatepass")
     path = write(tmp_path / "all.csv", table[:-3])
     assert ingested(path) == [("a", "x"), "text with halves of characters", "label with halves of characters"]
@@ -263,7 +263,7 @@ def test_what_utf_16_cannot_mean_is_set_aside(tmp_path):
 
 
 @pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be"])
-def test_utf_16_is_known_without_a_byte_order_mark(tmp_path, coding):
+def test_utf_16_is_detected_without_a_byte_order_mark(tmp_path, coding):
     path = write(tmp_path / "all.csv", "text,label\ncafé,x\nété,y\n".encode(coding))
     assert ingested(path) == [("café", "x"), ("été", "y")]
     assert predicted(path) == ["café", "été"]
@@ -290,7 +290,7 @@ def test_the_first_record_need_not_have_all_columns(tmp_path):
         assert predicted(path) == ["a", "no text", "b"]
 
 
-def test_columns_are_looked_for_in_many_records(tmp_path):
+def test_columns_are_searched_in_many_records(tmp_path):
     records = [{"text": "a"}] * 5000 + [{"text": "b", "label": "x"}]
     assert ingested(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, records))))[-1] == ("b", "x")
 
@@ -307,7 +307,7 @@ def test_a_list_is_read_object_by_object(tmp_path, layout):
     [
         ('[{"text": "a", "label": "x"}, {"text": "b", "la', "breaks off at item 2"),
         ('[{"text": "a", "label": "x"} {"text": "b", "label": "x"}]', "breaks off at item 2 (',' is missing"),
-        ('[{"text": "a", "label": "x"}]\n[{"text": "b", "label": "x"}]', "something follows it"),
+        ('[{"text": "a", "label": "x"}]\n[{"text": "b", "label": "x"}]', "text follows its end"),
         ("[" * 5000, "breaks off at item 1"),
     ],
     ids=["cut", "no comma", "two lists", "deep"],
@@ -334,7 +334,7 @@ def test_a_json_of_columns_is_refused(tmp_path, content):
     for read, source in ((ingested, tmp_path), (predicted, path)):
         if read is predicted and "first" in content["text"]:
             continue  # one object may be anything
-        with pytest.raises(LooplineError, match=r"test\.json holds whole columns.*orient='records'"):
+        with pytest.raises(LooplineError, match=r"test\.json has columns in place of records.*orient='records'"):
             read(source)
 
 
@@ -344,7 +344,7 @@ def test_a_json_of_one_record_is_one_row(tmp_path):
         assert ingested(path) == predicted(path) == [f"text of type {'list' if text == [] else 'object'}"]
 
 
-def test_an_unknown_list_is_told_with_its_keys(tmp_path):
+def test_an_unknown_list_is_refused_with_its_keys(tmp_path):
     write(tmp_path / "a.json", json.dumps([{"title": "a", "stars": 1}]))
     write(tmp_path / "b.json", "[{")
     with pytest.raises(LooplineError) as caught:
@@ -356,18 +356,18 @@ def test_an_unknown_list_is_told_with_its_keys(tmp_path):
 @pytest.mark.parametrize(
     ("label", "read"),
     [
-        (["a"], "a"), ([], None), (["a", "b"], "several labels: one label a text is wanted"), ({"a": 1}, "label of type object"),
-        ({"choices": ["a"]}, "a"), ({"choices": ["a", "b"]}, "several labels: one label a text is wanted"), ("1.0", "1"),
+        (["a"], "a"), ([], None), (["a", "b"], "several labels: a text must have one label"), ({"a": 1}, "label of type object"),
+        ({"choices": ["a"]}, "a"), ({"choices": ["a", "b"]}, "several labels: a text must have one label"), ("1.0", "1"),
         (1.0, "1"), (0.5, "0.5"), (True, "true"), (None, None), ([[1]], "label of type list"), ("", ""),
     ],
 )  # fmt: skip
-def test_a_label_is_one_value_or_its_type_is_told(tmp_path, label, read):
+def test_a_label_is_one_value_or_is_refused_with_its_type(tmp_path, label, read):
     path = write(tmp_path / "a.jsonl", json.dumps({"text": "t", "label": label}))
     wrong = isinstance(read, str) and " " in read
     assert ingested(path) == [read if wrong else ("t", read)]
 
 
-SEVERAL = "several labels: one label a text is wanted"
+SEVERAL = "several labels: a text must have one label"
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_lists_and_whole_numbers_in_a_csv_are_labels_as_in_json(tmp_path, label,
 
 
 @pytest.mark.parametrize("header", ["text,label,label", "Text,text,label", 'text,label," Label"'])
-def test_a_column_that_is_there_twice_is_refused(tmp_path, header):
+def test_two_columns_of_one_name_are_refused(tmp_path, header):
     table = f"{header}\na,x,y\nb,y,x\n"
     for path in (write(tmp_path / "a.csv", table), write(tmp_path / "a.tsv", table.replace(",", "\t"))):
         with pytest.raises(
@@ -415,7 +415,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path, header):
 # Columns of the tools
 
 
-def test_what_an_annotator_of_prodigy_rejected_is_no_label(tmp_path):
+def test_a_rejected_annotation_of_prodigy_is_not_a_label(tmp_path):
     answers = ["accept", "reject", "ignore", None, "in forty-two words"]
     rows = [{"text": answer or "none", "label": "SPAM", "answer": answer} for answer in answers]
     rejected = "answer that is not accept"
@@ -452,7 +452,7 @@ def test_an_unknown_name_of_a_split_is_shown_with_its_column(tmp_path):
     ],
     ids=lambda value: str(getattr(value, "type", "")),
 )
-def test_types_of_labels_are_read_or_told(tmp_path, labels, read):
+def test_types_of_labels_are_read_or_refused_by_name(tmp_path, labels, read):
     path = parquet(tmp_path / "a.parquet", {"text": ["a", "b"], "label": labels})
     assert ingested(path) == ([read] * 2 if isinstance(read, str) else list(zip("ab", read, strict=True)))
 
@@ -468,7 +468,7 @@ def test_types_of_labels_are_read_or_told(tmp_path, labels, read):
     ],
     ids=lambda value: str(getattr(value, "type", "")),
 )
-def test_types_of_texts_are_read_or_told(tmp_path, texts, read):
+def test_types_of_texts_are_read_or_refused_by_name(tmp_path, texts, read):
     path = parquet(tmp_path / "a.parquet", {"text": texts, "label": ["x", "y"]})
     assert predicted(path) == read
     assert [row if isinstance(row, str) else row[0] for row in ingested(path)] == read
@@ -520,7 +520,7 @@ PAIRS = [f"a phrase {number}\t{number % 3}" for number in range(30)]
     ],
     ids=["three columns", "a known name", "few numbers", "labels first", "many words"],
 )
-def test_a_header_of_unknown_columns_is_no_sample(tmp_path, lines):
+def test_a_header_of_unknown_columns_is_not_a_sample(tmp_path, lines):
     path = write(tmp_path / "train.tsv", "\n".join(lines))
     with pytest.raises(LooplineError, match=f"no column of texts.*: {', '.join(lines[0].split(chr(9)))}"):
         ingested(path)
@@ -531,7 +531,7 @@ def test_labels_behind_a_tab_are_those_of_a_table(tmp_path):
     assert ingested(path) == [("a", "1"), ("b", "0"), SEVERAL]
 
 
-def test_a_class_of_one_sample_in_the_first_line_is_no_header(tmp_path):
+def test_a_class_of_one_sample_in_the_first_line_is_not_a_header(tmp_path):
     path = write(tmp_path / "train.tsv", "a\tpos\nb\tneg\nc\tneg\nd\tneu\ne\tneu\n")
     assert ingested(path)[0] == ("a", "pos")
 
@@ -545,7 +545,7 @@ def test_class_numbers_that_a_mapping_does_not_name_are_counted(tmp_path):
 
 FASTTEXT = "__label__baking how long\n__label__tea  which one \n\nno label\n__label__tea __label__cup a\tb\nat the end __label__tea\n"
 READ = [("how long", "baking"), ("which one ", "tea"), ("", None), ("no label", None),
-        "several labels: one label a text is wanted", ("at the end ", "tea")]  # fmt: skip
+        "several labels: a text must have one label", ("at the end ", "tea")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -568,7 +568,7 @@ def test_fasttext_names_its_splits(tmp_path, names):
     }
 
 
-def test_suffixes_that_name_splits_are_no_classes(tmp_path):
+def test_suffixes_that_name_splits_are_not_classes(tmp_path):
     for name in ("reviews.train", "reviews.test"):
         write(tmp_path / name, "good film\nbad film\n")
     with pytest.raises(LooplineError, match="in no format that is known for text"):
@@ -593,7 +593,7 @@ def test_suffixes_that_name_splits_are_no_classes(tmp_path):
     ],
     ids=["table", "classes", "tabs", "fasttext", "pairs"],
 )
-def test_a_file_that_the_format_has_no_use_for_is_counted(tmp_path, files):
+def test_a_file_that_the_format_cannot_use_is_counted(tmp_path, files):
     for name, content in (files | {"notes.docx": "x", "more/picture.png": "x", "script.py": "x"}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, content)
@@ -614,7 +614,7 @@ def test_a_single_file_is_a_dataset(tmp_path, name, content):
     ]  # fmt: skip
 
 
-def test_a_single_file_of_no_use_is_told(tmp_path):
+def test_a_single_file_of_no_use_is_refused(tmp_path):
     with pytest.raises(LooplineError, match=r"Seen: 1 \.pdf"):
         formats.read(write(tmp_path / "a.pdf", "x"), "text").__next__()
 
@@ -636,7 +636,7 @@ ROW = st.tuples(CELLS, st.sampled_from(["pos", "neg", 'p"', ""]))
 
 
 def account(path):
-    """The number of rows that ingest saw, each of which it used or counted with a reason."""
+    """The number of rows that ingest used or counted with a reason."""
     cleaned = clean([("a", formats.read(path, "text"))], task="text", split=SPLIT)
     assert cleaned.seen == len(cleaned.samples) + cleaned.aside.total
     return cleaned.seen
