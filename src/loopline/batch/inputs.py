@@ -148,9 +148,7 @@ def _folder(fs: Any, folder: str, root: str) -> Iterator[Item]:
             state = [str(info[key]) for key in ("size", "mtime", "ETag", "LastModified") if key in info]
             yield Item(inside, name, " ".join(state))
         else:
-            yield Item(
-                inside, error="a link to a folder, which is not followed" if info.get("islink") else "not a file"
-            )
+            yield Item(inside, error="a link to a folder, not followed" if info.get("islink") else "not a file")
 
 
 def _list(file: IO[bytes], url: str) -> Iterator[Item]:

@@ -24,7 +24,7 @@ from loopline.server.messages import Refusal
 MOST_WAITING = 4096  # most items that wait for one model
 MOST_BYTES = 256 * 1024 * 1024  # most bytes of all waiting items
 INLINE_SECONDS = 0.002  # a batch with a shorter expected time may run in the event loop
-INLINE_BYTES = 64 * 1024  # if its payloads have no more bytes, because decoding takes time too
+INLINE_BYTES = 64 * 1024  # most bytes of such a batch's payloads, because decoding takes time too
 # Longest wait of a due batch for the reading of requests, so that thousands of busy connections cannot stall a model.
 TURN_SECONDS = 0.002
 LEARN = 0.1  # weight of the newest batch in a row's expected time

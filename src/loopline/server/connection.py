@@ -29,9 +29,7 @@ class _Slot:
         self.response: Response | None = None
         self.cancel: Cancel | None = None
         self.keep_alive = True
-        self.say_kept = (
-            False  # an HTTP/1.0 client needs `Connection: keep-alive`, else it waits for the connection's end
-        )
+        self.say_kept = False  # an HTTP/1.0 client without `Connection: keep-alive` waits for the connection's end
         self.head_only = False
         self.compress: bytes | None = None
 

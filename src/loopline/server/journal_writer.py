@@ -38,9 +38,7 @@ SURE = 0.1  # a sample is uncertain if it is among the least sure of the referen
 RARE = 0.005  # a sample is drifted if its bin holds less than this share of the reference
 WAITING, WAITING_BYTES = 2000, 64 << 20  # most lines that wait for the disk, most bytes of their inputs
 ERRORS_A_SECOND, ERROR_BYTES = 5, 1 << 20  # most refused items a second; larger items are kept without their input
-DOUBTFUL_A_SECOND = (
-    10  # most doubtful samples a second of a model, so that drift of all traffic leaves room for the rest
-)
+DOUBTFUL_A_SECOND = 10  # most doubtful samples a second of a model, so that drift of all traffic leaves room for others
 # E-mail addresses and long numbers. Bounded, and an address starts at a word: else a long word takes quadratic time.
 MASKS = (re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w.-]{1,255}"), re.compile(r"\d(?:[ ./-]?\d){5,40}"))
 Redact = Literal["nothing", "text", "inputs"]

@@ -145,22 +145,20 @@ class Model:
         start = 0
         for place, arrays in ready:
             end = start + len(next(iter(arrays.values())))
-            arrays_out = {name: output[start:end] for name, output in zip(self.output_names, outputs, strict=True)}
+            named = {name: output[start:end] for name, output in zip(self.output_names, outputs, strict=True)}
             prepared = results[place]
             if isinstance(prepared, _Prepared):
-                source, answers = prepared.source, self.task.answers(arrays_out, self.spec, prepared.sizes)
+                source, answers = prepared.source, self.task.answers(named, self.spec, prepared.sizes)
                 if self.watch is not None and not source.probe and self.watch.open():
                     sizes = prepared.sizes if self.spec.image else None
                     self.watch.take(
-                        DecodedRows(
-                            arrays, arrays_out, source.items, sizes, answers, source.identity, len(source.items)
-                        )
+                        DecodedRows(arrays, named, source.items, sizes, answers, source.identity, len(source.items))
                     )
                 results[place] = answers
             else:
                 if self.watch is not None and self.watch.open():
-                    self.watch.take(DecodedRows(arrays, arrays_out))
-                results[place] = arrays_out
+                    self.watch.take(DecodedRows(arrays, named))
+                results[place] = named
             start = end
         return results
 

@@ -27,9 +27,7 @@ from loopline.server.inference import Limits
 from loopline.server.logs import log
 from loopline.server.model import Model, cpu_limit
 
-SWITCH_SECONDS = (
-    0.0005  # longest wait of a slot's thread for the interpreter; Python's default of 5 ms costs many answers
-)
+SWITCH_SECONDS = 0.0005  # longest wait of a slot's thread for the interpreter; 5 ms, Python's default, is too long
 BACKLOG = 1024  # connections that may wait to be accepted
 
 
@@ -71,9 +69,7 @@ def load(folders: Sequence[Path], verify_key: Path | None = None) -> list[Model]
         start = time.perf_counter()
         model = Model(folder, verify_key=verify_key)
         if model.name in models:
-            raise LooplineError(
-                f"{folder}: a model {model.name!r} is already served; serve each version in its own process"
-            )
+            raise LooplineError(f"{folder}: a model {model.name!r} is already served; serve one version per process")
         profile = model.warm_up()
         models[model.name] = model
         log(
