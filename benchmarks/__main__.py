@@ -44,9 +44,7 @@ def models() -> None:
         test = manifest.load_split(files.manifest(name), "test").inputs
         with tempfile.TemporaryDirectory(dir=files.SCRATCH) as folder:
             int8 = Path(folder) / "int8.onnx"
-            best_candidate(
-                source, int8, preprocess(train), tasks.find(model.task).trainer(), model.quantize
-            )
+            best_candidate(source, int8, preprocess(train), tasks.find(model.task).trainer(), model.quantize)
             ratio = int8.stat().st_size / source.stat().st_size
             for batch in (1, 32):
                 inputs = preprocess(test[:batch])

@@ -1,4 +1,4 @@
-"""Damaged files of every layout of texts: each row is used, or counted with a reason, or one error says what is wrong."""
+"""Damaged files of every layout of texts: each row is used or counted with a reason, or one error explains the damage."""
 
 import io
 import json
@@ -109,7 +109,7 @@ def check(folder):
 
 
 @pytest.mark.parametrize("files", LAYOUTS.values(), ids=list(LAYOUTS))
-def test_a_whole_file_is_used_to_its_last_row(tmp_path, files):
+def test_an_undamaged_file_is_used_to_its_last_row(tmp_path, files):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     samples = list(formats.read(tmp_path, "text"))

@@ -106,7 +106,7 @@ def test_a_broken_row_is_named_by_its_line(tmp_path):
         "a\r\nb\rc",
     ],
 )
-def test_cells_over_several_lines_stay_whole(tmp_path, text):
+def test_cells_over_several_lines_are_not_split(tmp_path, text):
     for name, mark in (("all.csv", ","), ("all.tsv", "\t")):
         for order in (slice(None), slice(None, None, -1)):
             rows = [("a", "neg"), ("b", ""), (text, "pos"), ("c", "neg")]
@@ -184,7 +184,7 @@ def test_excel_names_its_delimiter_in_a_first_line(tmp_path):
     assert predicted(path) == ["a, b"]
 
 
-def test_empty_lines_are_no_rows(tmp_path):
+def test_empty_lines_are_skipped(tmp_path):
     path = write(tmp_path / "all.csv", "\n\ntext,label\n\na,x\n\n\nb,y\n\n")
     assert ingested(path) == [("a", "x"), ("b", "y")]
     assert predicted(path) == ["a", "b"]
@@ -222,7 +222,7 @@ def test_one_broken_line_does_not_change_how_the_others_are_read(tmp_path):
     assert predicted(write(tmp_path / "all.csv", content)) == ["café – été"] * 9 + ["café – 5 €"]
 
 
-def test_a_file_in_windows_1252_is_so_as_a_whole():
+def test_a_file_in_windows_1252_is_decoded_so_in_every_line():
     # DF 93 are a letter and a quote in Windows-1252, and one letter of another script in UTF-8.
     data = "„Straße“\n„Gruß“\nSpaß“\n".encode("cp1252")
     assert list(encoding.lines(io.BytesIO(data))) == ["„Straße“", "„Gruß“", "Spaß“"]
@@ -263,7 +263,7 @@ def test_invalid_utf_16_is_set_aside(tmp_path):
 
 
 @pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be"])
-def test_utf_16_is_known_without_a_byte_order_mark(tmp_path, coding):
+def test_utf_16_is_detected_without_a_byte_order_mark(tmp_path, coding):
     path = write(tmp_path / "all.csv", "text,label\ncafé,x\nété,y\n".encode(coding))
     assert ingested(path) == [("café", "x"), ("été", "y")]
     assert predicted(path) == ["café", "été"]
@@ -290,7 +290,7 @@ def test_the_first_record_need_not_have_all_columns(tmp_path):
         assert predicted(path) == ["a", "no text", "b"]
 
 
-def test_columns_are_looked_for_in_many_records(tmp_path):
+def test_columns_are_searched_in_many_records(tmp_path):
     records = [{"text": "a"}] * 5000 + [{"text": "b", "label": "x"}]
     assert ingested(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, records))))[-1] == ("b", "x")
 
@@ -307,7 +307,7 @@ def test_a_list_is_read_object_by_object(tmp_path, layout):
     [
         ('[{"text": "a", "label": "x"}, {"text": "b", "la', "breaks off at item 2"),
         ('[{"text": "a", "label": "x"} {"text": "b", "label": "x"}]', "breaks off at item 2 (',' is missing"),
-        ('[{"text": "a", "label": "x"}]\n[{"text": "b", "label": "x"}]', "something follows it"),
+        ('[{"text": "a", "label": "x"}]\n[{"text": "b", "label": "x"}]', "text follows its end"),
         ("[" * 5000, "breaks off at item 1"),
     ],
     ids=["cut", "no comma", "two lists", "deep"],
@@ -334,7 +334,7 @@ def test_a_json_of_columns_is_refused(tmp_path, content):
     for read, source in ((ingested, tmp_path), (predicted, path)):
         if read is predicted and "first" in content["text"]:
             continue  # one object may be anything
-        with pytest.raises(LooplineError, match=r"test\.json holds whole columns.*orient='records'"):
+        with pytest.raises(LooplineError, match=r"test\.json has columns in place of records.*orient='records'"):
             read(source)
 
 
@@ -356,8 +356,8 @@ def test_an_unknown_list_is_refused_with_its_keys(tmp_path):
 @pytest.mark.parametrize(
     ("label", "read"),
     [
-        (["a"], "a"), ([], None), (["a", "b"], "several labels: one label a text is wanted"), ({"a": 1}, "label of type object"),
-        ({"choices": ["a"]}, "a"), ({"choices": ["a", "b"]}, "several labels: one label a text is wanted"), ("1.0", "1"),
+        (["a"], "a"), ([], None), (["a", "b"], "several labels: a text must have one label"), ({"a": 1}, "label of type object"),
+        ({"choices": ["a"]}, "a"), ({"choices": ["a", "b"]}, "several labels: a text must have one label"), ("1.0", "1"),
         (1.0, "1"), (0.5, "0.5"), (True, "true"), (None, None), ([[1]], "label of type list"), ("", ""),
     ],
 )  # fmt: skip
@@ -367,7 +367,7 @@ def test_a_label_is_one_value_or_its_type_is_reported(tmp_path, label, read):
     assert ingested(path) == [read if wrong else ("t", read)]
 
 
-SEVERAL = "several labels: one label a text is wanted"
+SEVERAL = "several labels: a text must have one label"
 
 
 @pytest.mark.parametrize(
@@ -520,7 +520,7 @@ PAIRS = [f"a phrase {number}\t{number % 3}" for number in range(30)]
     ],
     ids=["three columns", "a known name", "few numbers", "labels first", "many words"],
 )
-def test_a_header_of_unknown_columns_is_no_sample(tmp_path, lines):
+def test_a_header_of_unknown_columns_is_not_a_sample(tmp_path, lines):
     path = write(tmp_path / "train.tsv", "\n".join(lines))
     with pytest.raises(LooplineError, match=f"no column of texts.*: {', '.join(lines[0].split(chr(9)))}"):
         ingested(path)
@@ -531,7 +531,7 @@ def test_labels_behind_a_tab_are_those_of_a_table(tmp_path):
     assert ingested(path) == [("a", "1"), ("b", "0"), SEVERAL]
 
 
-def test_a_class_of_one_sample_in_the_first_line_is_no_header(tmp_path):
+def test_a_class_of_one_sample_in_the_first_line_is_not_a_header(tmp_path):
     path = write(tmp_path / "train.tsv", "a\tpos\nb\tneg\nc\tneg\nd\tneu\ne\tneu\n")
     assert ingested(path)[0] == ("a", "pos")
 
@@ -545,7 +545,7 @@ def test_class_numbers_that_a_mapping_does_not_name_are_counted(tmp_path):
 
 FASTTEXT = "__label__baking how long\n__label__tea  which one \n\nno label\n__label__tea __label__cup a\tb\nat the end __label__tea\n"
 READ = [("how long", "baking"), ("which one ", "tea"), ("", None), ("no label", None),
-        "several labels: one label a text is wanted", ("at the end ", "tea")]  # fmt: skip
+        "several labels: a text must have one label", ("at the end ", "tea")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -568,7 +568,7 @@ def test_fasttext_names_its_splits(tmp_path, names):
     }
 
 
-def test_suffixes_that_name_splits_are_no_classes(tmp_path):
+def test_suffixes_that_name_splits_are_not_classes(tmp_path):
     for name in ("reviews.train", "reviews.test"):
         write(tmp_path / name, "good film\nbad film\n")
     with pytest.raises(LooplineError, match="no known format for the task text"):
@@ -593,7 +593,7 @@ def test_suffixes_that_name_splits_are_no_classes(tmp_path):
     ],
     ids=["table", "classes", "tabs", "fasttext", "pairs"],
 )
-def test_a_file_that_the_format_has_no_use_for_is_counted(tmp_path, files):
+def test_a_file_that_the_format_cannot_use_is_counted(tmp_path, files):
     for name, content in (files | {"notes.docx": "x", "more/picture.png": "x", "script.py": "x"}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, content)
@@ -636,7 +636,7 @@ ROW = st.tuples(CELLS, st.sampled_from(["pos", "neg", 'p"', ""]))
 
 
 def account(path):
-    """The number of rows that ingest saw, each of which it used or counted with a reason."""
+    """The number of rows that ingest used or counted with a reason."""
     cleaned = clean([("a", formats.read(path, "text"))], task="text", split=SPLIT)
     assert cleaned.seen == len(cleaned.samples) + cleaned.aside.total
     return cleaned.seen

@@ -1,4 +1,4 @@
-"""A real headless Chromium. Skipped where there is none; LOOPLINE_REQUIRE_BROWSER=1 makes that a failure."""
+"""A headless Chromium. Tests skip without it, or fail if LOOPLINE_REQUIRE_BROWSER=1."""
 
 import os
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ ARGUMENTS = (
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
-def need(there, reason):
-    if there:
+def need(available, reason):
+    if available:
         return
     if os.environ.get("LOOPLINE_REQUIRE_BROWSER") == "1":
         pytest.fail(f"{reason}, and LOOPLINE_REQUIRE_BROWSER is set")
@@ -34,7 +34,7 @@ def chromium():
 
 
 def stroke(page, points):
-    """Draw a line through points of the pad, in parts of its side."""
+    """Draw a line through points of the pad, given as shares of its side."""
     area = page.locator("canvas.pad:visible").bounding_box()
     places = [(area["x"] + x * area["width"], area["y"] + y * area["height"]) for x, y in points]
     page.mouse.move(*places[0])

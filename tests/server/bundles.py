@@ -22,13 +22,13 @@ WORDS = 50
 
 
 def classifier(folder, threshold=127.5, **options):
-    """`image` uint8 (n, 8, 8, 1): bright above the threshold, else dark."""
+    """A classifier of `image`, uint8 (n, 8, 8, 1): bright above the threshold, else dark."""
     model = brightness.onnx_model(folder.with_suffix(".onnx"), threshold)
     return _write(folder, brightness.described(**options), model, golden=_golden(folder))
 
 
 def slow(folder, *, side=512, products=4):
-    """The classifier of brightness, with products of matrices of `side` for every sample, whose result it does not use."""
+    """The classifier of brightness, slowed down by unused products of matrices of `side` for every sample."""
     model = load(brightness.onnx_model(folder.with_suffix(".onnx"), 127.5))
     weights = np.random.default_rng(0).normal(size=(side, side)).astype(np.float32) / side**0.5
     model.graph.initializer.extend(
@@ -60,7 +60,7 @@ def slow(folder, *, side=512, products=4):
 
 
 def text(folder, rows=WORDS):
-    """`ids` int64 (n, l): `good` and `bad` by the sum of what each word says. It fails on ids from `rows` on: its poison."""
+    """A text model of `ids`, int64 (n, l): `good` or `bad` by the words' sum. It fails on ids from `rows` on (poison)."""
     tokenizer = tokenizing.learn(TEXTS, "words", vocabulary=WORDS, max_tokens=16)
     table = np.zeros((WORDS, 2), np.float32)
     for word, number in tokenizer.get_vocab().items():
@@ -91,7 +91,7 @@ def text(folder, rows=WORDS):
 
 
 def detector(folder):
-    """`image` uint8 (n, 32, 32, 3): a box at 4, 4, 20, 20 whose score is the brightness."""
+    """A detector of `image`, uint8 (n, 32, 32, 3): a box at 4, 4, 20, 20 whose score is the brightness."""
     constants = [
         numpy_helper.from_array(np.array([1, 2, 3], np.int64), "sides"),
         numpy_helper.from_array(np.array([-1, 1], np.int64), "column"),
@@ -160,7 +160,7 @@ def _write(folder, described, model, **more):
 
 
 def _golden(folder):
-    """Two images, and what the classifier of brightness says of them."""
+    """Two images with the answers of the classifier of brightness."""
     rows = []
     for value, label in ((20, "dark"), (230, "bright")):
         sure = {name: float(name == label) for name in ("bright", "dark")}
@@ -172,17 +172,17 @@ def _golden(folder):
 
 
 def _golden_texts(folder):
-    """Two texts of two words each, and what the text model says of them."""
+    """Two texts of two words each, with the answers of the text model."""
     sure = float(1 / (1 + np.exp(-4)))
     rows = []
-    for given, label, other in (("good fine", "good", "bad"), ("bad awful", "bad", "good")):
+    for texts, label, other in (("good fine", "good", "bad"), ("bad awful", "bad", "good")):
         probabilities = {label: sure, other: 1 - sure}
-        rows.append(golden.GoldenSample(given, {"label": label, "probability": sure, "probabilities": probabilities}))
+        rows.append(golden.GoldenSample(texts, {"label": label, "probability": sure, "probabilities": probabilities}))
     return _write_golden(folder, rows)
 
 
 def _golden_scenes(folder):
-    """A white image, and what the detector says of it."""
+    """A white image with the answer of the detector."""
     content = io.BytesIO()
     Image.new("RGB", (32, 32), "white").save(content, "PNG")
     box = {"label": "spot", "score": 1.0, "x1": 4.0, "y1": 4.0, "x2": 20.0, "y2": 20.0}
@@ -196,7 +196,7 @@ def _write_golden(folder, rows):
 
 
 def failing(folder):
-    """The classifier of brightness, whose graph breaks down on images brighter than 100."""
+    """The classifier of brightness, but its graph fails on images brighter than 100."""
     model = load(brightness.onnx_model(folder.with_suffix(".onnx"), 127.5))
     constants = {"hundred": np.array(100, np.float32), "one_row": np.zeros((1, 1), np.float32)}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())

@@ -1,4 +1,4 @@
-"""Bundles and servers for every test of serving."""
+"""Fixtures for the tests of the server: bundles and server processes."""
 
 import sys
 from pathlib import Path
@@ -12,15 +12,15 @@ from servers import Process
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Bundles of the three tasks by name."""
+    """Name -> folder of a bundle of each of the three tasks."""
     root = tmp_path_factory.mktemp("bundles")
-    made = (bundles.classifier(root / "classifier"), bundles.detector(root / "detector"), bundles.text(root / "text"))
-    return {one.manifest.name: one.folder for one in made}
+    all_ = (bundles.classifier(root / "classifier"), bundles.detector(root / "detector"), bundles.text(root / "text"))
+    return {bundle.manifest.name: bundle.folder for bundle in all_}
 
 
 @pytest.fixture(scope="session")
 def server(folders):
-    """One server of all three, for tests that leave it as it was."""
+    """A shared server of all three bundles, for tests that do not change it."""
     process = Process(*folders.values(), "--port", 0)
     yield process
     assert process.stop() == 0
@@ -29,7 +29,7 @@ def server(folders):
 
 @pytest.fixture
 def serve():
-    """serve(bundle, ..., options) -> a server of one's own."""
+    """serve(bundle, ..., options) -> a server of the test's own."""
     started = []
 
     def start(*arguments, **options):

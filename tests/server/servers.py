@@ -1,4 +1,4 @@
-"""Real servers in processes of their own, on free ports of the loopback."""
+"""Server processes on free ports of the loopback."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from loopline.server.metrics import PREFIX
 
 
 class Process:
-    """`loopline serve`, up and warm; `log` holds its lines."""
+    """A ready `loopline serve`; `log` holds its log lines."""
 
     def __init__(self, *arguments, env=None):
-        # A minute for an answer: a second is little on a machine that runs other tests beside.
+        # A minute for an answer, because the machine may run other tests at the same time.
         own = ["--grace", "0.1", "--timeout-ms", "60000"]
         command = [sys.executable, "-m", "loopline.cli", "serve", *own, *map(str, arguments)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | (env or {}))
@@ -29,7 +29,7 @@ class Process:
                 break
         else:
             self.process.stderr.close()
-            raise AssertionError(f"it ended with {self.process.wait()}: {self.log}")
+            raise AssertionError(f"the server ended with {self.process.wait()}: {self.log}")
         self.url = self.log[-1]["address"]
         self.host, self.port = self.url.removeprefix("http://").split(":")
         self.port = int(self.port)
@@ -42,7 +42,7 @@ class Process:
                 self.log.append(json.loads(line) if line.startswith("{") else {"message": line})
 
     def stop(self):
-        """Its exit code after SIGTERM."""
+        """Stop the server with SIGTERM and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(120)
@@ -51,23 +51,23 @@ class Process:
 
 
 def until(true, seconds=120.0):
-    """Return once it is true: a busy machine may be slow."""
+    """Wait until `true()` is true, at most that many seconds."""
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it did not come true in time"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.01)
 
 
 def samples(server):
-    """Name and labels -> value, of all that it exports."""
+    """(name, labels...) -> value of all exported metrics."""
     text = requests.get(server.url + "/metrics", timeout=60).text
     return {
         (s.name, *sorted(s.labels.items())): s.value for f in text_string_to_metric_families(text) for s in f.samples
     }
 
 
-def total(found, name, **labels):
-    """The sum of a metric's samples that have these labels."""
+def total(values, name, **labels):
+    """The sum of a metric over all samples with these labels."""
     return sum(
-        value for key, value in found.items() if key[0] == PREFIX + name and labels.items() <= dict(key[1:]).items()
+        value for key, value in values.items() if key[0] == PREFIX + name and labels.items() <= dict(key[1:]).items()
     )

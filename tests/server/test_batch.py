@@ -1,4 +1,4 @@
-"""Batch prediction: every row gets an answer or a reason, in order; a killed run goes on; memory stays small."""
+"""Batch prediction: every row gets an answer or a reason, in order; a killed run can continue; memory stays small."""
 
 import csv
 import functools
@@ -46,7 +46,7 @@ def answers(path):
 
 
 def table(path, texts, column="text"):
-    """A file of texts, of the kind that its suffix says."""
+    """Write a table of texts in the format of the path's suffix."""
     kind = reader.kind(tables.unpacked(path.name))
     if kind == ".parquet":
         pq.write_table(pa.table({"other": list(range(len(texts))), column: texts}), path, row_group_size=2)
@@ -69,7 +69,7 @@ def command(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two bright, two dark, and three that cannot be read."""
+    """A folder of two bright and two dark images, and three files that cannot be read."""
     root = tmp_path_factory.mktemp("pictures")
     for name, value in {"b/2.png": 250, "b/10.png": 3, "a [1]?*.png": 240, "c::d%20.PNG": 9}.items():
         (root / name).parent.mkdir(exist_ok=True)
@@ -86,22 +86,22 @@ PICTURES = {"a [1]?*.png": "bright", "b/10.png": "dark", "b/2.png": "bright", "b
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.parquet", "x.csv.gz"])
-def test_each_kind_of_table_is_answered_as_the_server_would_in_the_same_order(folders, tmp_path, name):
+def test_each_kind_of_table_gets_the_servers_answers_in_order(folders, tmp_path, name):
     source = table(tmp_path / name, TEXTS)
     summary = predict(
         folders["text"], str(source), str(tmp_path / "out.parquet"), BatchOptions(part_rows=4, batch_rows=3)
     )
     model = Model(folders["text"])
-    wanted = [model.run([Encoded([text])])[0][0] for text in TEXTS]
-    found = answers(tmp_path / "out.parquet")
-    assert [row["id"] for row in found] == list(range(6))
-    assert [row["label"] for row in found] == [row["label"] for row in wanted]
-    assert [row["probability"] for row in found] == pytest.approx([row["probability"] for row in wanted], abs=1e-6)
+    expected = [model.run([Encoded([text])])[0][0] for text in TEXTS]
+    rows = answers(tmp_path / "out.parquet")
+    assert [row["id"] for row in rows] == list(range(6))
+    assert [row["label"] for row in rows] == [row["label"] for row in expected]
+    assert [row["probability"] for row in rows] == pytest.approx([row["probability"] for row in expected], abs=1e-6)
     assert (summary.rows, summary.errors, summary.code) == (6, 0, 0)
     assert not (tmp_path / "out.parquet.partial").exists()
 
 
-def test_the_other_kinds_of_output_say_the_same(folders, tmp_path):
+def test_all_kinds_of_output_have_the_same_content(folders, tmp_path):
     source = table(tmp_path / "x.parquet", ["good", None, "bad"])
     rows = []
     for name in ("out.parquet", "out.csv", "out.jsonl"):
@@ -114,39 +114,39 @@ def test_the_other_kinds_of_output_say_the_same(folders, tmp_path):
     assert float(rows[1][0][3]) == pytest.approx(rows[0][0][3]) == pytest.approx(rows[2][0][3])
 
 
-def test_a_row_that_cannot_be_read_keeps_its_place_and_says_why(folders, tmp_path):
+def test_a_row_that_cannot_be_read_keeps_its_place_and_gets_a_reason(folders, tmp_path):
     long = "x" * 100_001
-    given = {
+    files = {
         "x.csv": (b"text,other\ngood,1\nbad\n%s,1\n%s,1\nx,1,2\n\"x,1\n\"x\" y,1\nbad,1\n" % (long.encode(), 10 * long.encode()),
                   ["fewer columns", "100001 characters", "too long", "more columns", "not closed", "behind a closing quote"]),
         "x.jsonl": (b'{"text": "good"}\n{"text": {}}\n{broken\n{"other": 1}\n[1]\n\n{"text": "\\ud800"}\n{"text": "bad"}',
                     ["text of type object", "not JSON", "no text", "not a JSON object", "halves of characters"]),
     }  # fmt: skip
-    for name, (content, reasons) in given.items():
+    for name, (content, reasons) in files.items():
         (tmp_path / name).write_bytes(content)
         summary = predict(folders["text"], str(tmp_path / name), str(tmp_path / "out.parquet"), BatchOptions())
-        found = answers(tmp_path / "out.parquet")
-        assert [found[0]["label"], found[-1]["label"]] == ["good", "bad"]
-        for row, reason in zip(found[1:-1], reasons, strict=True):
+        rows = answers(tmp_path / "out.parquet")
+        assert [rows[0]["label"], rows[-1]["label"]] == ["good", "bad"]
+        for row, reason in zip(rows[1:-1], reasons, strict=True):
             assert row["label"] is None
             assert reason in row["error"]
         assert (summary.errors, summary.code) == (len(reasons), 0)
         assert f"and {len(reasons) - 3} more" in str(summary)
 
 
-def test_a_folder_is_read_to_its_depth_and_what_is_no_image_is_told(folders, pictures, tmp_path):
+def test_a_folder_is_read_with_its_subfolders_and_other_files_get_a_reason(folders, pictures, tmp_path):
     predict(
         folders["classifier"], str(pictures), str(tmp_path / "out.parquet"), BatchOptions(part_rows=3, batch_rows=2)
     )
-    found = {row["id"]: row for row in answers(tmp_path / "out.parquet")}
-    assert {name: row["label"] for name, row in found.items()} == PICTURES
-    assert list(found) == list(PICTURES)
-    assert "broken image" in found["b/broken.png"]["error"]
-    assert found["gone.png"]["error"] == "not found"
-    assert "not an image" in found["notes.txt"]["error"]
+    rows = {row["id"]: row for row in answers(tmp_path / "out.parquet")}
+    assert {name: row["label"] for name, row in rows.items()} == PICTURES
+    assert list(rows) == list(PICTURES)
+    assert "broken image" in rows["b/broken.png"]["error"]
+    assert rows["gone.png"]["error"] == "not found"
+    assert "not an image" in rows["notes.txt"]["error"]
 
 
-def test_a_phones_photo_is_predicted_by_its_first_picture_and_an_animation_is_not(folders, tmp_path):
+def test_a_phones_photo_is_predicted_by_its_first_picture_and_an_animation_is_refused(folders, tmp_path):
     (tmp_path / "photos").mkdir()
     frames = [Image.new("L", (20, 20), shade) for shade in (250, 0)]
     for name, kind in (("phone.jpg", "MPO"), ("moving.png", "PNG")):
@@ -170,11 +170,11 @@ def test_a_list_may_mix_paths_and_addresses(folders, pictures, tmp_path):
         (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
         predict(folders["classifier"], str(tmp_path / "list.txt"), str(tmp_path / "out.parquet"), BatchOptions())
         server.shutdown()
-    found = answers(tmp_path / "out.parquet")
-    assert [row["id"] for row in found] == [line for line in lines if line]
-    assert [row["label"] for row in found] == ["bright", "dark", None, "bright", None, None, None]
-    assert [row["error"] for row in found[2:]][:4] == ["not found", None, "not found", "a folder"]
-    assert "strange" in found[-1]["error"]
+    rows = answers(tmp_path / "out.parquet")
+    assert [row["id"] for row in rows] == [line for line in lines if line]
+    assert [row["label"] for row in rows] == ["bright", "dark", None, "bright", None, None, None]
+    assert [row["error"] for row in rows[2:]][:4] == ["not found", None, "not found", "a folder"]
+    assert "strange" in rows[-1]["error"]
 
 
 def test_boxes_are_a_nested_list_or_json(folders, tmp_path):
@@ -183,31 +183,31 @@ def test_boxes_are_a_nested_list_or_json(folders, tmp_path):
         (tmp_path / f"in/{number}.png").write_bytes(brightness.png([255, 255, 0][number]))
     (tmp_path / "in/3.png").write_bytes(b"no")
     (tmp_path / "in/0.png").replace(tmp_path / "in/9.png")
-    found = {}
+    by_kind = {}
     for kind in ("parquet", "csv", "jsonl"):
         predict(folders["detector"], str(tmp_path / "in"), str(tmp_path / f"out.{kind}"), BatchOptions(batch_rows=2))
-        found[kind] = [row["boxes"] for row in answers(tmp_path / f"out.{kind}")]
-    one = {"label": "spot", "score": 1.0, "x1": 1.0, "y1": 1.0, "x2": 5.0, "y2": 5.0}
-    assert found["parquet"] == found["jsonl"] == [[one], [], None, [one]]
-    assert [json.loads(boxes) if boxes else None for boxes in found["csv"]] == found["parquet"]
+        by_kind[kind] = [row["boxes"] for row in answers(tmp_path / f"out.{kind}")]
+    box = {"label": "spot", "score": 1.0, "x1": 1.0, "y1": 1.0, "x2": 5.0, "y2": 5.0}
+    assert by_kind["parquet"] == by_kind["jsonl"] == [[box], [], None, [box]]
+    assert [json.loads(boxes) if boxes else None for boxes in by_kind["csv"]] == by_kind["parquet"]
 
 
 def test_only_the_poisoned_item_of_a_batch_fails(folders, tmp_path):
-    made = bundle.read(folders["text"])
-    words = json.loads((made.folder / "tokenizer.json").read_text())["model"]["vocab"]
+    original = bundle.read(folders["text"])
+    words = json.loads((original.folder / "tokenizer.json").read_text())["model"]["vocab"]
     poison = max(words, key=words.get)
-    graph = onnx.load(made.model)
-    (words_table,) = (one for one in graph.graph.initializer if one.name == "table")
+    graph = onnx.load(original.model)
+    (words_table,) = (tensor for tensor in graph.graph.initializer if tensor.name == "table")
     words_table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(words_table)[: words[poison]], "table"))
     onnx.save(graph, tmp_path / "model.onnx")
-    fragile = bundle.write(tmp_path / "fragile", made.manifest, model=tmp_path / "model.onnx", card="# tiny\n",
-                           drift=made.folder / "drift.json", tokenizer=made.folder / "tokenizer.json")  # fmt: skip
+    fragile = bundle.write(tmp_path / "fragile", original.manifest, model=tmp_path / "model.onnx", card="# tiny\n",
+                           drift=original.folder / "drift.json", tokenizer=original.folder / "tokenizer.json")  # fmt: skip
     good = next(word for word in ("good", "fine", "great") if word != poison)
     source = table(tmp_path / "x.csv", [good, good, poison, good])
     predict(fragile.folder, str(source), str(tmp_path / "out.parquet"), BatchOptions(batch_rows=4))
-    found = answers(tmp_path / "out.parquet")
-    assert [row["label"] for row in found] == ["good", "good", None, "good"]
-    assert found[2]["error"].startswith("the model failed on it")
+    rows = answers(tmp_path / "out.parquet")
+    assert [row["label"] for row in rows] == ["good", "good", None, "good"]
+    assert rows[2]["error"].startswith("the model failed on it")
 
 
 def test_the_exit_code_is_1_only_if_all_failed(folders, pictures, tmp_path, capsys):
@@ -222,7 +222,7 @@ def many(path, count=20_000):
     return table(path, [f"{'good' if n % 3 else 'bad'} {'fine ' * (n % 5)}" for n in range(count)])
 
 
-def test_a_run_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(folders, tmp_path):
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(folders, tmp_path):
     source, out = many(tmp_path / "x.csv"), tmp_path / "out.parquet"
     arguments = (folders["text"], source, out, "--part-rows", 100, "--slots", 2)
     process = command(*arguments)
@@ -237,20 +237,20 @@ def test_a_run_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(folders
     assert 5 <= done < 200
 
     again = command(*arguments)
-    said, warned = again.communicate()
+    printed, warned = again.communicate()
     assert again.returncode == 0
-    assert f"{100 * done} rows were kept" in warned
-    assert "20000 rows, 0 without an answer" in said
-    whole = tmp_path / "whole.parquet"
-    summary = predict(folders["text"], str(source), str(whole), BatchOptions(part_rows=100))
+    assert f"{100 * done} rows are kept" in warned
+    assert "20000 rows, 0 without an answer" in printed
+    uninterrupted = tmp_path / "whole.parquet"
+    summary = predict(folders["text"], str(source), str(uninterrupted), BatchOptions(part_rows=100))
     assert summary.kept == 0
-    assert out.read_bytes() == whole.read_bytes()
+    assert out.read_bytes() == uninterrupted.read_bytes()
     assert not (tmp_path / "out.parquet.partial").exists()
 
 
 @pytest.fixture
 def stopped(folders, tmp_path):
-    """What a killed run left: three parts of ten rows of which the last one is torn."""
+    """The parts of a killed run: three of ten rows, of which the last is damaged."""
     source, out = many(tmp_path / "x.csv", 40), tmp_path / "out.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(output.Output, "join", lambda *_: os.fspath(out))  # killed before the parts are joined
@@ -262,7 +262,7 @@ def stopped(folders, tmp_path):
     return source, out
 
 
-def test_a_torn_part_is_made_anew_and_the_batch_size_stays(folders, stopped):
+def test_a_damaged_part_is_predicted_again_and_the_batch_size_stays(folders, stopped):
     source, out = stopped
     summary = predict(folders["text"], str(source), str(out), BatchOptions(part_rows=10))
     assert (summary.kept, summary.rows) == (20, 40)
@@ -272,7 +272,9 @@ def test_a_torn_part_is_made_anew_and_the_batch_size_stays(folders, stopped):
 def test_the_batch_size_of_the_first_run_is_kept(folders, stopped, monkeypatch):
     sizes = []
     run = Model.run
-    monkeypatch.setattr(Model, "run", lambda self, given: sizes.append(len(given[0].arrays["ids"])) or run(self, given))
+    monkeypatch.setattr(
+        Model, "run", lambda self, payloads: sizes.append(len(payloads[0].arrays["ids"])) or run(self, payloads)
+    )
     source, out = stopped
     predict(folders["text"], str(source), str(out), BatchOptions(part_rows=10))
     assert sorted(sizes) == [3, 3, 7, 7]
@@ -287,25 +289,25 @@ def test_other_options_start_anew_and_say_so(folders, stopped, option, capsys):
 
 
 def test_another_bundle_starts_anew_and_says_so(folders, stopped, tmp_path, capsys):
-    made = bundle.read(folders["text"])
-    other = bundle.write(tmp_path / "other", made.manifest, model=made.model, card="# another\n",
-                         drift=made.folder / "drift.json", tokenizer=made.folder / "tokenizer.json")  # fmt: skip
+    original = bundle.read(folders["text"])
+    other = bundle.write(tmp_path / "other", original.manifest, model=original.model, card="# another\n",
+                         drift=original.folder / "drift.json", tokenizer=original.folder / "tokenizer.json")  # fmt: skip
     source, out = stopped
     assert predict(other.folder, str(source), str(out), BatchOptions(part_rows=10)).kept == 0
-    assert "of another bundle" in capsys.readouterr().err
+    assert "made with another bundle" in capsys.readouterr().err
 
 
-def test_what_changed_in_the_input_is_predicted_anew(folders, stopped, capsys):
+def test_changed_input_rows_are_predicted_again(folders, stopped, capsys):
     source, out = stopped
     lines = source.read_text().splitlines()
     lines[15] = "14,bad awful poor"
     source.write_text("\n".join(lines))
     assert predict(folders["text"], str(source), str(out), BatchOptions(part_rows=10)).kept == 10
-    assert "part 1 is of other items" in capsys.readouterr().err
+    assert "part 1 was made from other items" in capsys.readouterr().err
     assert answers(out)[14]["label"] == "bad"
 
 
-def test_an_image_that_changed_is_predicted_anew(folders, tmp_path, monkeypatch):
+def test_a_changed_image_is_predicted_again(folders, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     for number in range(4):
         (tmp_path / f"in/{number}.png").write_bytes(brightness.png(250))
@@ -322,14 +324,16 @@ def test_an_image_that_changed_is_predicted_anew(folders, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     ("source", "out", "options", "message"),
-    [("x.csv", "x.csv", {}, "is the input"), ("x.csv", "out.xlsx", {}, "the output ends in .parquet, .csv, .jsonl"),
+    [("x.csv", "x.csv", {}, "is the input"), ("x.csv", "out.xlsx", {}, "the output's name must end in .parquet, .csv, .jsonl"),
      ("x.csv", "out.csv", {"column": "name"}, "has no column 'name': it has 'other', 'text'; name one with --column"),
-     ("y.csv", "out.csv", {}, "not found"), ("x.doc", "out.csv", {}, "wants a file ending in"),
-     ("x.csv", "x.csv/out.csv", {}, "or in it"), ("x.csv", "x.parquet/out.csv", {}, "cannot be written"),
+     ("y.csv", "out.csv", {}, "not found"), ("x.doc", "out.csv", {}, "needs a table, whose name ends in"),
+     ("x.csv", "x.csv/out.csv", {}, "or lies in it"), ("x.csv", "x.parquet/out.csv", {}, "cannot be written"),
      ("strange://x.csv", "out.csv", {}, "strange"),
      ("x.parquet", "out.csv", {}, "is not a Parquet file"), ("cut.csv.gz", "out.csv", {}, "cannot be read to its end")],
 )  # fmt: skip
-def test_a_slip_is_explained_and_nothing_is_written(folders, tmp_path, monkeypatch, source, out, options, message):
+def test_a_users_mistake_is_explained_and_nothing_is_written(
+    folders, tmp_path, monkeypatch, source, out, options, message
+):
     monkeypatch.chdir(tmp_path)
     table(tmp_path / "x.csv", TEXTS)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
@@ -343,7 +347,7 @@ def test_a_slip_is_explained_and_nothing_is_written(folders, tmp_path, monkeypat
 
 
 def test_an_output_among_the_images_is_refused(folders, pictures):
-    with pytest.raises(LooplineError, match="or in it: write it elsewhere"):
+    with pytest.raises(LooplineError, match="or lies in it: write the output elsewhere"):
         predict(folders["classifier"], str(pictures), str(pictures / "b/out.csv"), BatchOptions())
     assert not (pictures / "b/out.csv.partial").exists()
 
@@ -353,8 +357,8 @@ def test_an_image_in_place_of_a_list_is_refused(folders, pictures, tmp_path):
         predict(folders["classifier"], str(pictures / "b/2.png"), str(tmp_path / "out.csv"), BatchOptions())
 
 
-def test_pyarrow_reads_from_memory_alone(folders, tmp_path, monkeypatch):
-    """A thread of its reader may outlive the reading. With a file of Python's it then aborts the process, now and then."""
+def test_pyarrow_reads_from_memory_only(folders, tmp_path, monkeypatch):
+    """A thread of pyarrow's reader may outlive the reading. If it holds a Python file, it sometimes aborts the process."""
     sources = []
 
     def noting(read):
@@ -407,7 +411,7 @@ def test_on_a_terminal_there_is_a_progress_bar(folders, tmp_path):
     assert "rows/s" in shown
 
 
-def test_everything_may_be_in_an_object_store(folders, pictures, tmp_path, monkeypatch):
+def test_input_and_output_may_be_in_an_object_store(folders, pictures, tmp_path, monkeypatch):
     import s3fs
     from moto.server import ThreadedMotoServer
 
@@ -423,11 +427,11 @@ def test_everything_may_be_in_an_object_store(folders, pictures, tmp_path, monke
         for name, label in PICTURES.items():
             store.pipe(f"team/in/{name}", brightness.png(240 if label == "bright" else 9) if label else b"")
         process = command(folders["classifier"], "s3://team/in", "s3://team/out/labels.parquet", "--part-rows", 3)
-        said, warned = process.communicate()
+        printed, warned = process.communicate()
         assert process.returncode == 0, warned
-        assert "7 rows, 3 without an answer" in said
-        found = pq.read_table(io.BytesIO(store.cat("team/out/labels.parquet"))).to_pylist()
-        assert {row["id"]: row["label"] for row in found} == PICTURES
+        assert "7 rows, 3 without an answer" in printed
+        rows = pq.read_table(io.BytesIO(store.cat("team/out/labels.parquet"))).to_pylist()
+        assert {row["id"]: row["label"] for row in rows} == PICTURES
         assert store.find("team/out") == ["team/out/labels.parquet"]
         missing = command(folders["classifier"], "s3://team/in", "s3://nobody/out.parquet")
         assert "s3://nobody/out.parquet cannot be written" in missing.communicate()[1]

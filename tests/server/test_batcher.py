@@ -1,4 +1,4 @@
-"""The queue: order, deadlines, poison, fairness, cancellation. Models here are clocks: what they cost is known."""
+"""The queue: order, deadlines, poison, fairness, cancellation. The models here take a known time."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from loopline.server.messages import Refusal
 
 
 class Clock:
-    """Answers each payload with itself; `poison` fails a batch that holds it. `gate` holds the first batch back."""
+    """A model that answers each payload with itself. A batch with `poison` fails. `gate` holds the first batch back."""
 
     def __init__(self, name="clock", *, best_rows=4, row_seconds=0.0, sleep=0.0):
         self.name, self.best_rows, self.row_seconds, self.sleep = name, best_rows, row_seconds, sleep
@@ -56,7 +56,7 @@ def scenario(play, *models, slots=1, inline=-1.0):
 
 
 async def occupied(model, submit, payload):
-    """The slot runs `payload` and nothing else until the model's gate is opened."""
+    """Occupy the slot with `payload` until the model's gate is opened."""
     model.gate.clear()
     future = submit(model, payload)
     while future.job.batch_rows == 0:
@@ -64,7 +64,7 @@ async def occupied(model, submit, payload):
     return future
 
 
-def test_what_waits_goes_together_in_its_order_up_to_the_best_size():
+def test_waiting_jobs_share_a_batch_in_order_up_to_the_best_size():
     model = Clock(best_rows=4)
 
     async def play(_, submit):
@@ -78,7 +78,7 @@ def test_what_waits_goes_together_in_its_order_up_to_the_best_size():
     assert observed == [("clock", 1), ("clock", 4), ("clock", 4), ("clock", 1)]
 
 
-def test_an_idle_model_runs_at_once_and_never_waits_for_company():
+def test_an_idle_model_runs_a_job_at_once():
     model = Clock(best_rows=64)
 
     async def play(_, submit):
@@ -91,7 +91,7 @@ def test_an_idle_model_runs_at_once_and_never_waits_for_company():
     assert timers == [], "there is no timer to wait for"
 
 
-def test_on_one_core_a_short_batch_runs_in_the_loop_with_all_that_came_in_one_turn():
+def test_on_one_core_a_short_batch_runs_in_the_event_loop_with_all_jobs_of_a_turn():
     model = Clock(best_rows=8)
     model.run = lambda payloads: [threading.current_thread().name for _ in payloads]
 
@@ -109,8 +109,8 @@ def test_on_one_core_a_short_batch_runs_in_the_loop_with_all_that_came_in_one_tu
     assert observed == [("clock", 5)]
 
 
-def test_reading_for_long_does_not_hold_up_the_model(monkeypatch):
-    """A turn of the loop with thousands of busy connections is long: what is due runs in between."""
+def test_long_reading_does_not_delay_the_model(monkeypatch):
+    """With thousands of busy connections a turn of the event loop is long, so a due batch runs in between."""
     model = Clock(best_rows=2)
     now = [0.0]
     monkeypatch.setattr("loopline.server.batcher.time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -147,7 +147,7 @@ def test_a_poisoned_item_fails_alone():
     assert model.batches == [["first"], ["a", "poison", "b"], ["a"], ["poison"], ["b"]]
 
 
-def test_what_is_cancelled_or_too_late_costs_nothing():
+def test_a_cancelled_or_late_job_is_not_run():
     model = Clock(best_rows=8)
 
     async def play(_, submit):
@@ -166,14 +166,14 @@ def test_what_is_cancelled_or_too_late_costs_nothing():
     assert model.batches == [[0], [3]]
 
 
-def test_who_leaves_just_as_it_is_too_late_is_not_told_either():
+def test_a_late_job_that_is_cancelled_gets_no_callback():
     model = Clock(best_rows=8)
 
     async def play(batcher, submit):
         first, late = await occupied(model, submit, 0), submit(model, 1, seconds=0.01)
         await asyncio.sleep(0.05)
         assert batcher._take(batcher.lines["clock"]) == []
-        late.job.cancel()  # between the decision and the telling
+        late.job.cancel()  # between the decision and the callback
         model.gate.set()
         await first
         await asyncio.sleep(0.01)
@@ -182,7 +182,7 @@ def test_who_leaves_just_as_it_is_too_late_is_not_told_either():
     assert scenario(play, model)[0] is False
 
 
-def test_one_that_leaves_a_running_batch_does_not_take_the_others_with_it():
+def test_a_job_cancelled_in_a_running_batch_does_not_affect_the_others():
     model = Clock(best_rows=8)
 
     async def play(_, submit):
@@ -199,7 +199,7 @@ def test_one_that_leaves_a_running_batch_does_not_take_the_others_with_it():
     assert scenario(play, model)[0] == [1, 3]
 
 
-def test_what_cannot_be_done_in_time_is_refused_at_the_door():
+def test_a_job_that_cannot_be_done_in_time_is_refused_at_once():
     model = Clock(best_rows=1, row_seconds=0.5)
 
     async def play(batcher, submit):
@@ -216,7 +216,7 @@ def test_what_cannot_be_done_in_time_is_refused_at_the_door():
     assert scenario(play, model)[0] == [0, 1, 2, 3]
 
 
-def test_what_would_fill_the_memory_is_refused():
+def test_jobs_that_would_fill_the_memory_are_refused():
     model = Clock()
 
     async def play(batcher, submit):
@@ -250,7 +250,7 @@ def test_a_busy_model_does_not_starve_another():
     assert max(index for index, name in enumerate(order) if name == "rare") <= 12
 
 
-def test_the_price_of_a_row_is_learnt():
+def test_the_time_of_a_row_is_learnt():
     model = Clock(best_rows=1, row_seconds=1.0, sleep=0.001)
 
     async def play(_, submit):

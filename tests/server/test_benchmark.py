@@ -1,4 +1,4 @@
-"""The harness of `make bench SUITE=serving` against our own server, and the parts of it that could lie."""
+"""The harness of `make bench SUITE=serving` with Loopline's server, and the parts that could measure wrongly."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def harness(monkeypatch):
     reason="wrk makes the load and is not installed",
 )
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cores are needed")
-def test_the_harness_measures_our_server_and_writes_its_page(harness, folders, tmp_path):
+def test_the_harness_measures_the_server_and_writes_its_page(harness, folders, tmp_path):
     main, picture, report = harness("__main__"), harness("picture"), harness("report")
     size = main.Size(
         rounds=1, seconds=1, connections=(1, 4), idle=0.1, open=0.5, flood=0.5, after=0.5, warm=False, whole=False
@@ -82,7 +82,7 @@ def slow_server(pause):
 
     def serve():
         client, _ = listener.accept()
-        # The sender closes while answers are on their way: the end of a run, not a fault of it.
+        # The sender closes while answers are on their way, at the end of a run; this is not an error.
         with client, listener, suppress(ConnectionError):
             while data := client.recv(65536):
                 for _ in range(data.count(b"\r\n\r\n")):
@@ -105,6 +105,6 @@ def test_latency_counts_from_when_a_request_was_due(tmp_path):
         "patience": 1,
     }
     out = subprocess.run([sys.executable, SENDER, json.dumps(order)], capture_output=True, check=True, text=True)
-    (said,) = json.loads(out.stdout)
-    assert said["offered"] == pytest.approx(100, rel=0.05)
-    assert said["p99"] > 300, "a closed loop would have said 20 ms"
+    (result,) = json.loads(out.stdout)
+    assert result["offered"] == pytest.approx(100, rel=0.05)
+    assert result["p99"] > 300, "a closed loop would have said 20 ms"

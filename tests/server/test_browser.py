@@ -24,14 +24,14 @@ text_task = find("text")
 
 @pytest.fixture(scope="module")
 def chromium():
-    """One for the module: Playwright's event loop must be gone before other tests start theirs."""
-    with browser.chromium() as one:
-        yield one
+    """A browser for this module: Playwright's event loop must end before other tests start theirs."""
+    with browser.chromium() as running:
+        yield running
 
 
 @pytest.fixture
 def visit(chromium, server):
-    """visit(path, options) -> a page without errors; it asks nobody but the server."""
+    """visit(path, options) -> a page that has no errors and loads nothing from other servers."""
     contexts, wrong, allowed = [], [], []
 
     def go(path="/", *, url=server.url, expected=(), **options):
@@ -40,7 +40,7 @@ def visit(chromium, server):
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("console", lambda line: wrong.append(line.text) if line.type in ("error", "warning") else None)
         page.on("request", lambda sent: None if sent.url.startswith((url, "blob:")) else wrong.append(sent.url))
         page.goto(url + path)
         if "401" not in expected:
@@ -50,7 +50,7 @@ def visit(chromium, server):
     yield go
     for context in contexts:
         context.close()
-    unexpected = [one for one in wrong if not any(f"status of {status}" in one for status in allowed)]
+    unexpected = [problem for problem in wrong if not any(f"status of {status}" in problem for status in allowed)]
     assert unexpected == []
 
 
@@ -99,8 +99,8 @@ def test_an_image_is_chosen_and_dropped(visit):
 
 
 @pytest.mark.parametrize("token", [None, "secret"])
-def test_the_examples_are_those_of_the_bundle_and_answered(visit, serve, folders, token):
-    """Golden samples, which a server with a token shows to nobody without it."""
+def test_the_bundles_examples_are_shown_and_answered(visit, serve, folders, token):
+    """The examples are golden samples, which a server with a token does not show without it."""
     server = serve(*folders.values(), env={"LOOPLINE_TOKEN": token or ""})
     page = visit(url=server.url, expected=["401"] if token else ())
     if token:
@@ -108,7 +108,7 @@ def test_the_examples_are_those_of_the_bundle_and_answered(visit, serve, folders
         page.click("dialog button")
         page.wait_for_selector("body[data-ready]")
     for number, title in enumerate(("dark", "bright")):
-        page.click(f"#panel-classifier .thumb:has(img[alt='example {number + 1}'][src^='blob:'])")
+        page.click(f"#panel-classifier .thumb:has(img[alt='Example {number + 1}'][src^='blob:'])")
         page.wait_for_selector(f"#panel-classifier .title:has-text('{title}')")
     page.click("#tab-detector")
     page.click("#panel-detector .thumb")
@@ -147,7 +147,7 @@ def test_a_text_is_answered_while_it_is_typed(visit):
     page.wait_for_selector("#panel-text .title:has-text('bad')")
 
 
-def test_what_the_server_refuses_is_said_on_the_page(visit):
+def test_a_servers_refusal_is_shown_on_the_page(visit):
     page = visit("/#classifier", expected=["415"])
     with page.expect_response("**/predict/classifier"):
         choose(page, "classifier", {"name": "it.gif", "mimeType": "image/gif", "buffer": b"GIF89a"})
@@ -171,7 +171,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit, path, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= browser.PHONE["width"]
 
 
-def test_without_the_runtime_the_switch_is_off_and_says_why(chromium, server, folders):
+def test_without_the_runtime_the_switch_is_off_with_a_reason(chromium, server, folders):
     page = chromium.new_page()
     page.route(
         "**/bundles",
@@ -184,7 +184,7 @@ def test_without_the_runtime_the_switch_is_off_and_says_why(chromium, server, fo
     page.close()
 
 
-def test_a_server_with_a_token_is_asked_with_it(visit, serve, folders):
+def test_the_page_asks_for_the_token_and_sends_it(visit, serve, folders):
     page = visit(url=serve(folders["text"], env={"LOOPLINE_TOKEN": "secret"}).url, expected=["401"])
     page.fill("dialog input", "secret")
     page.click("dialog button")
@@ -201,7 +201,7 @@ def test_in_the_browser_nothing_leaves_the_device_and_the_answer_is_the_servers(
         page.click(f"#tab-{model}")
         page.fill("textarea", given_input) if model == "text" else choose(page, model, given_input)
         browser.answered(page, model)
-        wanted = page.locator(f"#panel-{model} .answer").inner_text()
+        expected = page.locator(f"#panel-{model} .answer").inner_text()
         page.check("#in-browser")
         browser.answered(page, model, "browser")
         assert "stays on this device" in page.locator("#where").inner_text()
@@ -211,7 +211,7 @@ def test_in_the_browser_nothing_leaves_the_device_and_the_answer_is_the_servers(
         page.evaluate(f"document.querySelector('#panel-{model}').dataset.answered = ''")
         page.fill("textarea", given_input + " ") if model == "text" else choose(page, model, given_input)
         browser.answered(page, model, "browser")
-        assert page.locator(f"#panel-{model} .answer").inner_text() == wanted
+        assert page.locator(f"#panel-{model} .answer").inner_text() == expected
         assert [url for url in sent if not url.startswith("blob:")] == []
 
 
@@ -230,8 +230,8 @@ def test_a_bundle_that_changed_on_disk_does_not_run_in_the_browser(visit, local,
 SIZES = [(28, 28), (128, 128), (97, 301), (300, 41), (13, 13), (8, 200), (1, 1), (1000, 640)]
 
 
-def test_pixels_of_a_png_are_pillows_to_one_step(visit):
-    """Within one step of 255, for both ways to fit, grey and colour, larger and smaller, rotated by EXIF."""
+def test_pixels_of_a_png_differ_from_pillows_by_at_most_one(visit):
+    """For both fits, in grey and colour, larger and smaller, and rotated by EXIF."""
     page, noise = visit(), np.random.default_rng(0)
     for (width, height), channels, fit in [
         (size, c, fit) for size in SIZES for c in (1, 3) for fit in ("stretch", "letterbox")
@@ -241,13 +241,13 @@ def test_pixels_of_a_png_are_pillows_to_one_step(visit):
         exif[0x0112] = 6 if width == 97 else 1
         Image.fromarray(pixels).save(file, "PNG", exif=exif)
         spec = ImageInput(height=48, width=64, channels=channels, fit=fit)
-        wanted = image.resize(image.decode(file.getvalue(), channels), spec)
-        gap = np.abs(in_page(page, file.getvalue(), spec) - wanted.astype(int))
+        expected = image.resize(image.decode(file.getvalue(), channels), spec)
+        gap = np.abs(in_page(page, file.getvalue(), spec) - expected.astype(int))
         assert gap.max() <= 1, (width, height, channels, fit)
 
 
-def test_pixels_of_other_files_differ_by_little(visit):
-    """JPEG (colour and grey), WebP, 16 bits, palette and transparency: at most 3 of 255, on average half a step."""
+def test_pixels_of_other_files_differ_by_at_most_three(visit):
+    """JPEG (colour and grey), WebP, 16 bits and transparency: at most 3 of 255, on average 0.5."""
     page = visit()
     ramp = np.add.outer(np.arange(90), np.arange(120)).astype(np.uint8)
     colour = np.stack([ramp, ramp[::-1], 255 - ramp], 2)
@@ -264,8 +264,8 @@ def test_pixels_of_other_files_differ_by_little(visit):
         Image.fromarray(pixels).save(file, kind)
         for channels in (1, 3):
             spec = ImageInput(height=32, width=32, channels=channels, fit="letterbox")
-            wanted = image.resize(image.decode(file.getvalue(), channels), spec).astype(int)
-            gap = np.abs(in_page(page, file.getvalue(), spec) - wanted)
+            expected = image.resize(image.decode(file.getvalue(), channels), spec).astype(int)
+            gap = np.abs(in_page(page, file.getvalue(), spec) - expected)
             assert gap.max() <= 3, (kind, pixels.shape, pixels.dtype)
             assert gap.mean() <= 0.5, (kind, pixels.shape)
 
@@ -284,7 +284,7 @@ def in_page(page, data, spec):
 
 @pytest.mark.parametrize("kind", ["words", "characters"])
 def test_ids_are_those_of_the_tokenizer(visit, tmp_path, kind):
-    """Texts from all of Unicode, with more of what tokenizers treat in ways of their own."""
+    """Texts from all of Unicode, with many characters that tokenizers treat specially."""
     awkward = [
         "don't",
         "İstanbul",
@@ -309,30 +309,30 @@ def test_ids_are_those_of_the_tokenizer(visit, tmp_path, kind):
     page = visit()
     file = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     page.evaluate("""async (file) => { self.encode = (await import("/pages/tokenizer.js")).compile(file); }""", file)
-    known = st.characters(exclude_categories=["Cn", "Cs"])  # what Unicode adds next year the browser knows first
-    piece = st.one_of(st.sampled_from([*awkward, " ", "good", "A"]), st.text(known, max_size=5))
+    characters = st.characters(exclude_categories=["Cn", "Cs"])  # the browser may have a newer Unicode
+    piece = st.one_of(st.sampled_from([*awkward, " ", "good", "A"]), st.text(characters, max_size=5))
 
     @settings(max_examples=200)
     @given(st.lists(st.lists(piece, max_size=12).map("".join), min_size=1, max_size=30))
     def agree(texts):
-        wanted = [encode([text])["ids"][0].tolist() for text in texts]
-        assert page.evaluate("(texts) => texts.map(self.encode)", texts) == wanted, ascii(texts)
+        expected = [encode([text])["ids"][0].tolist() for text in texts]
+        assert page.evaluate("(texts) => texts.map(self.encode)", texts) == expected, ascii(texts)
 
     agree()
 
 
-def test_every_call_of_the_api_page_works_as_it_stands(visit, server):
+def test_every_call_of_the_api_page_works_unchanged(visit, server):
     page = visit("/docs")
     calls = page.locator("details.call")
     paths = requests.get(server.url + "/openapi.json", timeout=60).json()["paths"]
     assert calls.count() == sum(len(methods) for methods in paths.values())
     for number in range(calls.count()):
-        one = calls.nth(number)
-        one.locator("summary").click()
-        one.locator("button").click()
-        answer = one.locator("pre").nth(1)
+        call = calls.nth(number)
+        call.locator("summary").click()
+        call.locator("button").click()
+        answer = call.locator("pre").nth(1)
         answer.wait_for()
-        assert answer.inner_text().startswith("200 OK"), one.inner_text()
+        assert answer.inner_text().startswith("200 OK"), call.inner_text()
 
 
 def test_a_call_of_the_api_page_is_edited_and_shown_for_curl(visit):

@@ -31,9 +31,9 @@ SIDES = ("x1", "y1", "x2", "y2")
 
 @pytest.fixture(scope="module")
 def real():
-    """A server of the three."""
-    made = all((MODELS / name / "bundle/bundle.json").exists() for name in NAMES)
-    browser.need(made, f"no bundles under {MODELS}: make repro, or name a folder in LOOPLINE_MODELS")
+    """A server of the three models."""
+    complete = all((MODELS / name / "bundle/bundle.json").exists() for name in NAMES)
+    browser.need(complete, f"no bundles under {MODELS}: make repro, or name a folder in LOOPLINE_MODELS")
     process = Process(*(MODELS / name / "bundle" for name in NAMES), "--port", 0, "--timeout-ms", 60_000)
     yield process
     assert process.stop() == 0
@@ -41,8 +41,8 @@ def real():
 
 @pytest.fixture(scope="module")
 def page(real):
-    with browser.chromium() as one:
-        page = one.new_page()
+    with browser.chromium() as running:
+        page = running.new_page()
         page.goto(real.url)
         page.wait_for_selector("body[data-ready]")
         yield page
@@ -50,7 +50,7 @@ def page(real):
 
 @pytest.fixture
 def local(page, real):
-    """local(model, input) -> what the model answers in the browser."""
+    """local(model, input) -> the model's answer in the browser."""
     browser.need((pages.HERE / "assets/ready").exists(), "onnxruntime-web is not there: make demo")
     page.evaluate("self.models = {}")
 
@@ -68,17 +68,17 @@ def local(page, real):
 
 
 def test_browser_and_server_agree_on_real_samples(real, local):
-    """Probabilities within .02 and the same label (but where two are as close); boxes within a pixel, scores within .05.
+    """Probabilities agree within .02, labels agree unless two are as close; boxes agree within a pixel, scores within .05.
 
-    Both run the same INT8 file, but may round otherwise, and a value falls into the next of 256 steps. Where two candidates for one
-    object have nearly the same score, the other may win: then the browser's box must be, to a pixel, one that the server's own graph
-    had before suppression, with a score within .05 of the winner's. Seen on a CPU with VNNI: 3e-7, a quarter of a pixel and .033.
+    Both run the same INT8 file but may round differently, by one of 256 steps. If two candidates for an object have nearly the same
+    score, the other may win: then the browser's box must match, to a pixel, a box of the server's graph before suppression, with a
+    score within .05 of the winner's. Measured on a CPU with VNNI: 3e-7, a quarter of a pixel and .033.
     """
     worst = {}
     for name in NAMES:
         samples = manifest.load_split(MODELS.parent / f"data/{name}/manifest.parquet", "test").inputs[:SAMPLES]
         compare = boxes if name == "detector" else probabilities
-        gaps = [compare(local(name, one), remote(real, name, one), one) for one in samples]
+        gaps = [compare(local(name, sample), remote(real, name, sample), sample) for sample in samples]
         worst[name] = np.max(gaps, axis=0)
         if name == "detector":
             assert sum(ties for *_, ties in gaps) <= MOST_TIES, "too many for chance"
@@ -94,42 +94,42 @@ def remote(server, name, sample):
     return requests.post(f"{server.url}/predict/{name}", timeout=60, **body).json()["predictions"][0]
 
 
-def probabilities(here, there, _):
-    gaps = [abs(there["probabilities"][label] - value) for label, value in here["probabilities"].items()]
-    if here["label"] != there["label"]:
-        assert abs(there["probabilities"][here["label"]] - there["probability"]) <= 0.02
+def probabilities(local, remote, _):
+    gaps = [abs(remote["probabilities"][label] - value) for label, value in local["probabilities"].items()]
+    if local["label"] != remote["label"]:
+        assert abs(remote["probabilities"][local["label"]] - remote["probability"]) <= 0.02
     return (max(gaps),)
 
 
-def boxes(here, there, sample):
-    """The largest gap between corners and scores of the same box; one side's box that the other lacks must be near the threshold."""
-    here, there = list(here["boxes"]), there["boxes"]
-    said = json.loads((MODELS / "detector/bundle/bundle.json").read_text(encoding="utf-8"))
-    threshold = said["spec"]["score_threshold"]
+def boxes(local, remote, sample):
+    """The largest gaps between corners and scores of the same boxes. A box of only one side must be near the threshold."""
+    local, remote = list(local["boxes"]), remote["boxes"]
+    content = json.loads((MODELS / "detector/bundle/bundle.json").read_text(encoding="utf-8"))
+    threshold = content["spec"]["score_threshold"]
     gaps, tied = [(0.0, 0.0)], 0
-    for box in there:
-        same = [other for other in here if other["label"] == box["label"] and corners(box, other) <= 1]
+    for box in remote:
+        same = [other for other in local if other["label"] == box["label"] and corners(box, other) <= 1]
         if same:
-            here.remove(same[0])
+            local.remove(same[0])
             gaps.append((corners(box, same[0]), abs(box["score"] - same[0]["score"])))
         elif abs(box["score"] - threshold) > 0.05:
             rivals = suppressed(sample, box)
-            assert min(corners(rival, box) for rival in rivals) <= 0.01, "the server answers what its graph says"
-            ties = [one for one in rivals if corners(one, box) > 1 and abs(one["score"] - box["score"]) <= 0.05]
+            assert min(corners(rival, box) for rival in rivals) <= 0.01, "the server answers a box of its graph"
+            ties = [rival for rival in rivals if corners(rival, box) > 1 and abs(rival["score"] - box["score"]) <= 0.05]
             pairs = [
-                (corners(tie, other), other, tie) for tie in ties for other in here if other["label"] == box["label"]
+                (corners(tie, other), other, tie) for tie in ties for other in local if other["label"] == box["label"]
             ]
-            assert pairs, (box, here)
+            assert pairs, (box, local)
             gap, other, tie = min(pairs, key=lambda pair: pair[0])
-            here.remove(other)
+            local.remove(other)
             tied += 1
             gaps.append((gap, abs(tie["score"] - other["score"])))
-    assert all(abs(box["score"] - threshold) <= 0.05 for box in here), here
+    assert all(abs(box["score"] - threshold) <= 0.05 for box in local), local
     return (*np.max(gaps, axis=0), tied)
 
 
 def suppressed(sample, box):
-    """The candidates of the served graph on the place of `box`, itself among them. Images are as large as the input."""
+    """The served graph's candidates at the place of `box`, including it. Images must have the size of the input."""
     import onnx
     import onnxruntime
 
@@ -158,7 +158,7 @@ def arc(x, y, across, down, start, end):
     return [(x + across * cos(t * pi), y + down * sin(t * pi)) for t in np.linspace(start, end, 16)]
 
 
-DIGITS = {  # strokes in parts of the pad, y downwards; small and off the middle on purpose
+DIGITS = {  # strokes in shares of the pad's side, y downwards; deliberately small and off centre
     0: [arc(0.5, 0.5, 0.2, 0.32, -0.5, 1.5)],
     1: [[(0.38, 0.35), (0.52, 0.2), (0.5, 0.8)]],
     2: [[*arc(0.5, 0.35, 0.18, 0.16, -0.95, 0.15), (0.3, 0.8), (0.7, 0.8)]],
@@ -175,18 +175,18 @@ DIGITS = {  # strokes in parts of the pad, y downwards; small and off the middle
 @pytest.mark.parametrize(("size", "shift"), [(1, 0), (0.5, 0.35)], ids=["large", "small and in a corner"])
 def test_every_drawn_digit_is_recognised(page, size, shift):
     page.click("#tab-classifier")
-    said = {}
+    recognised = {}
     for digit, strokes in DIGITS.items():
         page.click("#panel-classifier button:text('Clear')")
         for stroke in strokes:
             with page.expect_response("**/predict/classifier") as answer:
                 browser.stroke(page, [(x * size + shift, y * size + shift) for x, y in stroke])
-            found = answer.value.json()["predictions"][0]
-        said[digit] = int(found["label"])
-    assert said == {digit: digit for digit in DIGITS}
+            prediction = answer.value.json()["predictions"][0]
+        recognised[digit] = int(prediction["label"])
+    assert recognised == {digit: digit for digit in DIGITS}
 
 
-def test_the_examples_of_the_page_are_golden_samples_and_answered_as_they_were(page):
+def test_the_pages_examples_are_golden_samples_with_their_golden_answers(page):
     for model in ("classifier", "detector", "text"):
         samples = golden.read(MODELS / model / "bundle/golden.json")
         buttons = page.locator(f"#panel-{model} .{'chip' if model == 'text' else 'thumb'}")
@@ -195,5 +195,5 @@ def test_the_examples_of_the_page_are_golden_samples_and_answered_as_they_were(p
         for number in range(buttons.count()):
             with page.expect_response(f"**/predict/{model}") as answer:
                 buttons.nth(number).click()
-            found = answer.value.json()["predictions"][0]
-            assert any(golden.distance(sample.answer, found) < 1e-3 for sample in samples)
+            prediction = answer.value.json()["predictions"][0]
+            assert any(golden.distance(sample.answer, prediction) < 1e-3 for sample in samples)

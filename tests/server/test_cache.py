@@ -1,4 +1,4 @@
-"""The cache of answers: off by default, right where it is on, bounded in bytes."""
+"""The cache of answers: off by default, correct, and bounded in bytes."""
 
 import brightness
 import numpy as np
@@ -17,26 +17,26 @@ def counts(server):
         for line in text.splitlines()
         if line.startswith(("loopline_cache", "loopline_inference_rows"))
     ]
-    found = {}
+    sums = {}
     for name, value in rows:
-        found[name.split("{")[0]] = found.get(name.split("{")[0], 0) + float(value)
-    return found
+        sums[name.split("{")[0]] = sums.get(name.split("{")[0], 0) + float(value)
+    return sums
 
 
-def test_what_was_asked_before_is_answered_without_the_model(serve, folders):
+def test_a_repeated_request_is_answered_without_the_model(serve, folders):
     server = serve(folders["classifier"], "--cache-mb", 1)
     url = f"{server.url}/predict/classifier"
     answers = [requests.post(url, data=brightness.png(value), timeout=60).json() for value in (200, 20, 200, 200)]
     assert [answer["predictions"][0]["label"] for answer in answers] == ["bright", "dark", "bright", "bright"]
     assert answers[0]["predictions"] == answers[2]["predictions"]
     assert len({answer["id"] for answer in answers}) == 4
-    found = counts(server)
-    assert (found["loopline_cache_hits_total"], found["loopline_cache_misses_total"]) == (2, 2)
-    assert found["loopline_inference_rows_total"] == 2
-    assert 0 < found["loopline_cache_bytes"] < 10_000
+    values = counts(server)
+    assert (values["loopline_cache_hits_total"], values["loopline_cache_misses_total"]) == (2, 2)
+    assert values["loopline_inference_rows_total"] == 2
+    assert 0 < values["loopline_cache_bytes"] < 10_000
 
 
-def test_it_is_off_by_default(serve, folders):
+def test_the_cache_is_off_by_default(serve, folders):
     server = serve(folders["classifier"])
     for _ in range(3):
         requests.post(f"{server.url}/predict/classifier", data=brightness.png(200), timeout=60)
@@ -45,12 +45,12 @@ def test_it_is_off_by_default(serve, folders):
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 200)), max_size=60))
-def test_it_holds_the_newest_and_never_more_than_its_limit(puts):
+def test_the_cache_holds_the_newest_answers_up_to_its_limit(puts):
     cache, last = Cache(2000), {}
     for name, size in puts:
         array = np.full(size, name, np.uint8)
         cache.put(b"%d" % name, {"y": array})
-        array[:] = 99  # the batch's memory is used again
+        array[:] = 99  # the batch's memory is reused
         last[name] = size
         assert cache.bytes <= 2000
         assert cache.bytes == sum(size for _, size in cache.entries.values())
@@ -65,7 +65,7 @@ def test_an_answer_over_the_limit_is_not_kept():
     assert cache.get(b"small") is not None
 
 
-def test_other_content_another_shape_and_another_model_are_other_keys():
+def test_content_shape_and_model_are_part_of_the_key():
     zeros = np.zeros((1, 4), np.uint8)
     keys = [
         key("a", Tensors({"x": zeros})),

@@ -1,4 +1,4 @@
-"""The official client is the judge: tritonclient, every model, JSON and binary, plain and compressed."""
+"""The official client, tritonclient: every model, in JSON and binary, plain and compressed."""
 
 import brightness
 import numpy as np
@@ -15,9 +15,9 @@ INPUTS = {
 
 @pytest.fixture(scope="module")
 def client(server):
-    made = triton.InferenceServerClient(f"{server.host}:{server.port}", concurrency=4)
-    yield made
-    made.close()
+    opened = triton.InferenceServerClient(f"{server.host}:{server.port}", concurrency=4)
+    yield opened
+    opened.close()
 
 
 def given(model, *, binary=True):
@@ -45,16 +45,16 @@ def test_the_official_client_gets_the_right_answer(client, model, binary, compre
     answer = client.infer(model, given(model, binary=binary), request_id="mine", **kinds)
     assert answer.get_response()["id"] == "mine"
     name, right = expected(model)
-    found = answer.as_numpy(name)
-    assert len(found) == 3
+    output = answer.as_numpy(name)
+    assert len(output) == 3
     if right is not None:
-        np.testing.assert_allclose(found, right, atol=1e-5)
+        np.testing.assert_allclose(output, right, atol=1e-5)
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_only_the_wanted_outputs_come(client, binary):
-    wanted = [triton.InferRequestedOutput("embedding", binary_data=binary)]
-    answer = client.infer("classifier", given("classifier"), outputs=wanted)
+def test_only_the_requested_outputs_are_sent(client, binary):
+    requested = [triton.InferRequestedOutput("embedding", binary_data=binary)]
+    answer = client.infer("classifier", given("classifier"), outputs=requested)
     assert [row["name"] for row in answer.get_response()["outputs"]] == ["embedding"]
     np.testing.assert_allclose(answer.as_numpy("embedding")[:, 0], [200, 20, 130])
 
@@ -86,7 +86,7 @@ def test_labels_are_part_of_the_metadata(client):
 def test_a_version_can_be_named(client):
     version = client.get_model_metadata("text")["versions"][0]
     assert client.infer("text", given("text"), model_version=version).get_response()["model_version"] == version
-    with pytest.raises(InferenceServerException, match="nothing is at"):
+    with pytest.raises(InferenceServerException, match="there is no route"):
         client.infer("text", given("text"), model_version="1")
 
 

@@ -1,4 +1,4 @@
-"""Clients as people have them, each with what it does by default. Those that are not installed are skipped; CI has them all."""
+"""Common HTTP clients with their default settings. Those that are not installed are skipped; CI has all of them."""
 
 import asyncio
 import json
@@ -17,13 +17,13 @@ import requests
 import tritonclient.http as triton
 
 CLIENTS = Path(__file__).parent / "clients"
-NAME = 'für "uns".png'  # clients write a name that is not ASCII in half a dozen ways
+NAME = 'für "uns".png'  # clients encode a name beyond ASCII in half a dozen ways
 
 
 def needs(program):
-    """Skip without the program, or fail where LOOPLINE_REQUIRE_CLIENTS says that it must be there."""
-    there = shutil.which(program) or os.environ.get("LOOPLINE_REQUIRE_CLIENTS")
-    return pytest.mark.skipif(not there, reason=f"no {program} on this machine")
+    """Skip without the program, or fail if LOOPLINE_REQUIRE_CLIENTS is set."""
+    path = shutil.which(program) or os.environ.get("LOOPLINE_REQUIRE_CLIENTS")
+    return pytest.mark.skipif(not path, reason=f"no {program} on this machine")
 
 
 def run(*words, **options):
@@ -43,7 +43,7 @@ def picture(tmp_path):
 def test_javas_client(server):
     lines = run("java", CLIENTS / "Call.java", f"{server.url}/predict/text").splitlines()
     tried = ["default"] * 3 + ["chunked", "expecting", "HTTP/1.1"]
-    assert lines == [*(f"200 good {what}" for what in tried), "200 GET", "200 good HttpURLConnection"]
+    assert lines == [*(f"200 good {mode}" for mode in tried), "200 GET", "200 good HttpURLConnection"]
 
 
 @needs("go")
@@ -83,7 +83,7 @@ def test_curl_with_a_text(server, options):
 @needs("curl")
 @pytest.mark.parametrize("version", ["--http1.0", "--http1.1", "--http2"])
 def test_curl_with_an_image(server, picture, version):
-    large = picture.with_name("large.png")  # so large that it asks first; what follows a PNG is passed over
+    large = picture.with_name("large.png")  # so large that curl sends Expect; bytes after a PNG are ignored
     large.write_bytes(brightness.png(230) + bytes(3 << 20))
     for options in (["--form", f"file=@{picture}"], ["--data-binary", f"@{picture}"], ["--data-binary", f"@{large}"]):
         words = ["curl", "--silent", "--show-error", version, *options, f"{server.url}/predict/classifier"]
@@ -106,7 +106,7 @@ def test_curl_keeps_its_connection_and_gets_what_is_packed_only_if_it_asks(serve
 @needs("ab")
 @pytest.mark.parametrize("kept", [True, False], ids=["-k", "anew"])
 def test_ab(server, tmp_path, kept):
-    """It speaks HTTP/1.0, and waits for the connection's end where nobody says that it stays."""
+    """ab uses HTTP/1.0 and waits for the connection's end unless the answer says that it is kept."""
     (tmp_path / "body").write_text('{"text": "good"}')
     words = ["ab", *(["-k"] if kept else []), "-n", 40, "-c", 2, "-s", 20]
     post = ["-p", tmp_path / "body", "-T", "application/json", f"{server.url}/predict/text"]
@@ -120,8 +120,8 @@ def test_ab(server, tmp_path, kept):
 
 def test_requests_with_a_name_that_is_not_ascii(server):
     url = f"{server.url}/predict/classifier"
-    for given in ({"file": (NAME, brightness.png(230))}, [("file", (NAME, brightness.png(230), "image/png"))]):
-        answer = requests.post(url, files=given, timeout=20)
+    for files in ({"file": (NAME, brightness.png(230))}, [("file", (NAME, brightness.png(230), "image/png"))]):
+        answer = requests.post(url, files=files, timeout=20)
         assert answer.json()["predictions"][0]["label"] == "bright"
     answer = requests.post(url, data=iter([brightness.png(230)]), timeout=20)  # in chunks
     assert answer.json()["predictions"][0]["label"] == "bright"
@@ -129,7 +129,7 @@ def test_requests_with_a_name_that_is_not_ascii(server):
 
 @pytest.mark.parametrize("name", [NAME, "plain.png"])
 def test_urllib3_of_every_age(server, name):
-    """Before 1.25 it wrote names that are not ASCII as RFC 2231 has them; `header_formatter` still does."""
+    """Before 1.25 it encoded names beyond ASCII by RFC 2231; `header_formatter` still does."""
     from email.utils import encode_rfc2231
 
     import urllib3
@@ -172,7 +172,7 @@ def test_aiohttp(server):
 
 
 def test_tritonclient(server):
-    """Its other calls are in test_client.py."""
+    """The tests of its other calls are in test_client.py."""
     tensor = triton.InferInput("image", [1, 8, 8, 1], "UINT8")
     tensor.set_data_from_numpy(np.full((1, 8, 8, 1), 230, np.uint8))
     with triton.InferenceServerClient(f"{server.host}:{server.port}") as client:

@@ -1,4 +1,4 @@
-"""The drift signals of what a server serves, counted in its bundle's bins."""
+"""The drift signals of served samples, counted in the bundle's bins."""
 
 import io
 import json
@@ -17,11 +17,11 @@ from loopline.server.model import Model
 
 
 def counts(server, signal, model="classifier"):
-    """Bin -> samples."""
-    found = samples(server)
+    """Bin -> number of samples."""
+    values = samples(server)
     return {
         dict(key[1:])["bin"]: value
-        for key, value in found.items()
+        for key, value in values.items()
         if key[0] == "loopline_signal_rows_total"
         and {"signal": signal, "model": model}.items() <= dict(key[1:]).items()
         and value
@@ -43,7 +43,7 @@ def test_samples_of_both_routes_are_counted_in_their_bins(serve, folders):
     assert total(samples(server), "constant_rows_total") == 6
 
 
-def test_what_a_text_model_is_asked_is_counted_too(serve, folders):
+def test_samples_of_a_text_model_are_counted_too(serve, folders):
     server = serve(folders["text"])
     for text in ("good", "a bad film", "a very poor film indeed"):
         requests.post(server.url + "/predict/text", json={"text": text}, timeout=60)
@@ -51,7 +51,7 @@ def test_what_a_text_model_is_asked_is_counted_too(serve, folders):
     assert counts(server, "characters", "text") == {"00": 1, "02": 2}
 
 
-def test_an_image_with_no_box_is_no_number(serve, folders):
+def test_an_image_without_boxes_is_counted_as_nan(serve, folders):
     server = serve(folders["detector"])
     content = io.BytesIO()
     Image.new("RGB", (32, 32), "black").save(content, "PNG")
@@ -61,18 +61,18 @@ def test_an_image_with_no_box_is_no_number(serve, folders):
 
 def test_the_reference_is_exported_for_the_rules(serve, folders):
     server = serve(folders["classifier"])
-    found = samples(server)
+    values = samples(server)
     reference = json.loads((folders["classifier"] / "drift.json").read_text())
     for name, signal in reference["signals"].items():
-        shares = [v for k, v in found.items() if k[0] == "loopline_reference_share" and dict(k[1:])["signal"] == name]
+        shares = [v for k, v in values.items() if k[0] == "loopline_reference_share" and dict(k[1:])["signal"] == name]
         np.testing.assert_allclose(sum(shares), 1)
-        assert total(found, "signal_mean", signal=name) == signal["mean"]
-    assert total(found, "drift_threshold", term="constant") == 4
-    assert total(found, "quality_max_loss") == 0.05
-    assert total(found, "signal_rows_total") == 0
+        assert total(values, "signal_mean", signal=name) == signal["mean"]
+    assert total(values, "drift_threshold", term="constant") == 4
+    assert total(values, "quality_max_loss") == 0.05
+    assert total(values, "signal_rows_total") == 0
 
 
-def test_no_more_than_the_rate_is_counted_and_none_where_it_is_0(serve, folders):
+def test_counting_stops_at_the_rate_and_is_off_if_the_rate_is_0(serve, folders):
     some, none = serve(folders["classifier"], "--signals", 4), serve(folders["classifier"], "--signals", 0)
     for server in (some, none):
         with requests.Session() as session:
@@ -88,7 +88,7 @@ def test_no_more_than_the_rate_is_counted_and_none_where_it_is_0(serve, folders)
             assert counts(none, "brightness") == {}
 
 
-def test_a_mistake_in_counting_is_logged_and_counting_goes_on(folders, capfd):
+def test_an_error_in_counting_is_logged_and_counting_goes_on(folders, capfd):
     model, metrics = Model(folders["classifier"]), Metrics()
     watcher = drift_counter.Watcher([model], metrics)
     watcher.inbox.put((model.watch, drift_counter.DecodedRows({}, {})))

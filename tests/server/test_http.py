@@ -1,4 +1,4 @@
-"""Raw sockets: what a client must not be able to do to a server."""
+"""HTTP over raw sockets: no client can harm the server."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ BODY = json.dumps(
 
 @pytest.fixture
 def connect(server):
-    """connect() -> a socket to the server; it gives up after a minute."""
+    """connect() -> a socket to the server with a timeout of a minute."""
     sockets = []
 
     def new():
@@ -36,8 +36,8 @@ def connect(server):
         return sockets[-1]
 
     yield new
-    for one in sockets:
-        one.close()
+    for opened in sockets:
+        opened.close()
 
 
 def request(path=INFER, body=BODY, *, method="POST", headers=()):
@@ -45,10 +45,10 @@ def request(path=INFER, body=BODY, *, method="POST", headers=()):
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def read(one, content=b""):
-    """Status, headers and body of the next answer, of which `content` was read already."""
+def read(client, content=b""):
+    """Status, headers and body of the next answer, whose start `content` was already read."""
     while b"\r\n\r\n" not in content:
-        piece = one.recv(65536)
+        piece = client.recv(65536)
         if not piece:
             return None
         content += piece
@@ -56,89 +56,89 @@ def read(one, content=b""):
     first, *lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines)
     while len(body) < int(headers["content-length"]):
-        body += one.recv(65536)
+        body += client.recv(65536)
     length = int(headers["content-length"])
     assert len(body) == length or body[length:].startswith(b"HTTP/1.1"), "an answer follows, or nothing"
     read.rest = body[length:]
     return int(first.split()[1]), headers, body[:length]
 
 
-def ask(one, data):
-    one.sendall(data)
-    return read(one)
+def ask(client, data):
+    client.sendall(data)
+    return read(client)
 
 
-def works(one):
-    assert ask(one, request())[0] == 200
+def works(client):
+    assert ask(client, request())[0] == 200
 
 
 def test_a_connection_is_kept_and_closed_when_asked(connect):
-    one = connect()
-    works(one)
-    works(one)
-    status, headers, _ = ask(one, request(headers=["Connection: close"]))
+    client = connect()
+    works(client)
+    works(client)
+    status, headers, _ = ask(client, request(headers=["Connection: close"]))
     assert (status, headers["connection"]) == (200, "close")
-    assert one.recv(1) == b""
+    assert client.recv(1) == b""
 
 
 def test_answers_of_a_pipeline_come_in_their_order(connect):
-    one = connect()
+    client = connect()
     paths = ["/v2", INFER, "/nothing", "/v2/health/live", INFER] * 8
-    one.sendall(
+    client.sendall(
         b"".join(
             request(path, BODY if path == INFER else b"", method="POST" if path == INFER else "GET") for path in paths
         )
     )
     content = b""
     while content.count(b"HTTP/1.1 ") < len(paths):
-        content += one.recv(65536)
+        content += client.recv(65536)
     statuses = [int(part[:3]) for part in content.split(b"HTTP/1.1 ")[1:]]
     assert statuses == [200, 200, 404, 200, 200] * 8
 
 
 def test_a_body_may_come_byte_by_byte_and_in_chunks(connect):
-    one = connect()
-    whole = request()
-    for start in range(0, len(whole), 50):
-        one.sendall(whole[start : start + 50])
+    client = connect()
+    data = request()
+    for start in range(0, len(data), 50):
+        client.sendall(data[start : start + 50])
         time.sleep(0.001)
-    assert read(one)[0] == 200
+    assert read(client)[0] == 200
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(BODY[i : i + 99]), BODY[i : i + 99]) for i in range(0, len(BODY), 99))
     assert (
         ask(
-            one,
+            client,
             f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + chunks + b"0\r\n\r\n",
         )[0]
         == 200
     )
 
 
-def test_a_client_that_asks_first_is_told_to_go_on(connect):
-    one = connect()
-    one.sendall(request(body=b"", headers=["Expect: 100-continue"]).replace(b"Length: 0", b"Length: %d" % len(BODY)))
-    assert one.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert ask(one, BODY)[0] == 200
+def test_a_client_that_expects_100_continue_gets_it(connect):
+    client = connect()
+    client.sendall(request(body=b"", headers=["Expect: 100-continue"]).replace(b"Length: 0", b"Length: %d" % len(BODY)))
+    assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert ask(client, BODY)[0] == 200
 
 
-def test_the_go_ahead_waits_for_the_answer_before_it(connect):
-    one = connect()
+def test_100_continue_waits_for_the_earlier_answer(connect):
+    client = connect()
     asking = request(body=b"", headers=["Expect: 100-continue"]).replace(b"Length: 0", b"Length: %d" % len(BODY))
-    one.sendall(request() + asking)
-    assert read(one)[0] == 200
-    assert (read.rest or one.recv(100)) == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert ask(one, BODY)[0] == 200
+    client.sendall(request() + asking)
+    assert read(client)[0] == 200
+    assert (read.rest or client.recv(100)) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert ask(client, BODY)[0] == 200
 
 
-def test_white_space_behind_a_header_is_none_of_it(connect):
-    one = connect()
+def test_white_space_after_a_headers_value_is_ignored(connect):
+    client = connect()
     headers = ["X-Request-Id: abc \t", "X-Request-Timeout-Ms: 60000 ", "Expect: 100-continue "]
-    one.sendall(request(body=b"", headers=headers).replace(b"Length: 0", b"Length: %d" % len(BODY)))
-    assert one.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-    status, headers, _ = ask(one, BODY)
+    client.sendall(request(body=b"", headers=headers).replace(b"Length: 0", b"Length: %d" % len(BODY)))
+    assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    status, headers, _ = ask(client, BODY)
     assert (status, headers["x-request-id"]) == (200, "abc")
 
 
-def test_a_list_may_come_in_several_lines(connect):
+def test_a_list_header_may_have_several_lines(connect):
     body = gzip.compress(zlib.compress(BODY))
     assert ask(connect(), request(body=body, headers=["Content-Encoding: deflate", "Content-Encoding: gzip"]))[0] == 200
     weighed = ["Accept-Encoding: gzip;q=0.5", "Accept-Encoding: deflate"]
@@ -146,7 +146,7 @@ def test_a_list_may_come_in_several_lines(connect):
     assert headers["content-encoding"] == "deflate"
 
 
-LONG = bytes(20 << 20)  # more than a route takes, and than the system holds for a reader
+LONG = bytes(20 << 20)  # more than a route accepts and than the system buffers
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ LONG = bytes(20 << 20)  # more than a route takes, and than the system holds for
 )
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_a_client_that_sends_all_before_it_reads_gets_the_refusal(server, method, path, status, framing):
-    """A close with input that nobody has read resets the connection, and the answer with it."""
+    """Closing a connection with unread input resets it, and the client loses the answer."""
     client = HTTPConnection(server.host, server.port, timeout=60)
     body = LONG if framing == "length" else (LONG[start : start + (1 << 20)] for start in range(0, len(LONG), 1 << 20))
     client.request(
@@ -178,18 +178,18 @@ CHUNKED = {"Transfer-Encoding": "chunked"}
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-def test_a_refusal_before_a_long_body_stays_what_it_is(connect, framing):
-    """Read to its end to keep the connection, or too long for that: the size is not what was wrong."""
+def test_a_refusal_before_a_long_body_keeps_its_reason(connect, framing):
+    """The body is read to keep the connection or is too long for that; the error must not be about its size."""
     late, body = "X-Request-Timeout-Ms: 0\r\n", LONG[: 3 << 19]
     if framing == "length":
-        asked = request(body=body, headers=[late.strip()])
+        data = request(body=body, headers=[late.strip()])
     else:
-        asked = IN_CHUNKS + late.encode() + b"\r\n" + chunked(body, 1 << 16)
-    status, _, said = ask(connect(), asked)
-    assert (status, "X-Request-Timeout-Ms" in json.loads(said)["error"]) == (400, True)
+        data = IN_CHUNKS + late.encode() + b"\r\n" + chunked(body, 1 << 16)
+    status, _, answer = ask(connect(), data)
+    assert (status, "X-Request-Timeout-Ms" in json.loads(answer)["error"]) == (400, True)
 
 
-def test_the_reason_of_the_parser_is_told(connect):
+def test_the_parsers_reason_is_in_the_error(connect):
     assert "Invalid method" in json.loads(ask(connect(), b"hello\r\n\r\n")[2])["error"]
 
 
@@ -206,23 +206,23 @@ IN_CHUNKS = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n
 @pytest.mark.parametrize("offer", [OFFER, ("Upgrade: websocket", "Connection: upgrade")])
 @pytest.mark.parametrize("cut", [1, 40, 100_000])
 def test_an_offer_of_another_protocol_is_declined_and_the_request_answered(connect, offer, cut):
-    """With a body of either framing, without one, in a pipeline; however the bytes are cut."""
+    """With a body of either framing, without one, in a pipeline, and with any cut of the bytes."""
     lines = "".join(f"{line}\r\n" for line in offer).encode()
-    whole = request(headers=offer)
-    whole += request("/v2", b"", method="GET", headers=offer)
-    whole += IN_CHUNKS + lines + b"\r\n" + chunked(BODY, 99, "X-Sum: 1\r\n")
-    whole += request("/nothing", headers=offer)
-    one = connect()
+    data = request(headers=offer)
+    data += request("/v2", b"", method="GET", headers=offer)
+    data += IN_CHUNKS + lines + b"\r\n" + chunked(BODY, 99, "X-Sum: 1\r\n")
+    data += request("/nothing", headers=offer)
+    client = connect()
     statuses, rest = [], b""
-    for start in range(0, len(whole), cut):
-        one.sendall(whole[start : start + cut])
+    for start in range(0, len(data), cut):
+        client.sendall(data[start : start + cut])
     while len(statuses) < 4:
-        status, headers, _ = read(one, rest)
+        status, headers, _ = read(client, rest)
         statuses.append(status)
         assert "upgrade" not in headers
         rest = read.rest
     assert statuses == [200, 200, 200, 404]
-    works(one)
+    works(client)
 
 
 @pytest.mark.parametrize(
@@ -236,46 +236,46 @@ def test_a_request_with_an_offer_is_refused_like_any_other(connect, line, length
     assert json.loads(body)["error"]
 
 
-def test_an_offer_may_wait_for_a_go_ahead(connect):
-    one = connect()
+def test_a_request_with_an_offer_may_expect_100_continue(connect):
+    client = connect()
     headers = [*OFFER, "Expect: 100-continue"]
-    one.sendall(request(body=b"", headers=headers).replace(b"Length: 0", b"Length: %d" % len(BODY)))
-    assert one.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert ask(one, BODY)[0] == 200
+    client.sendall(request(body=b"", headers=headers).replace(b"Length: 0", b"Length: %d" % len(BODY)))
+    assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert ask(client, BODY)[0] == 200
 
 
-def test_a_pipeline_of_offers_is_answered_and_not_a_matter_of_depth(connect):
-    one = connect()
+def test_a_long_pipeline_of_offers_is_answered_without_deep_recursion(connect):
+    client = connect()
     count = 1500
-    one.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nUpgrade:a\r\nConnection:upgrade\r\n\r\n" * count)
+    client.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nUpgrade:a\r\nConnection:upgrade\r\n\r\n" * count)
     content = b""
     while content.count(b"HTTP/1.1 200 OK") < count:
-        piece = one.recv(1 << 16)
+        piece = client.recv(1 << 16)
         assert piece, content[-200:]
         content += piece
-    works(one)
+    works(client)
 
 
 @pytest.mark.parametrize("cut", [1, 100_000])
-def test_trailers_are_passed_over(connect, cut):
-    """They come behind a body that is larger than a head may be, and change nothing that the head says."""
+def test_trailers_are_ignored(connect, cut):
+    """They follow a body that is larger than a head may be, and do not change the head's values."""
     rows = {"inputs": [{"name": "image", "shape": [400, 8, 8, 1], "datatype": "UINT8", "data": [7] * 25_600}]}
     body = json.dumps(rows).encode()
     assert len(body) > HEAD_BYTES
-    one = connect()
+    client = connect()
     trailers = "X-Sum: abc\r\nContent-Encoding: br\r\nX-Request-Id: trailer\r\n"
-    one.sendall(IN_CHUNKS + b"X-Request-Id: head\r\n\r\n")
+    client.sendall(IN_CHUNKS + b"X-Request-Id: head\r\n\r\n")
     content = chunked(body, 5000, trailers)
-    one.sendall(content[:-200])
+    client.sendall(content[:-200])
     for start in range(len(content) - 200, len(content), cut):
-        one.sendall(content[start : start + cut])
-    status, headers, _ = read(one)
+        client.sendall(content[start : start + cut])
+    status, headers, _ = read(client)
     assert (status, headers["x-request-id"]) == (200, "head")
-    works(one)
+    works(client)
 
 
 class Transport:
-    """What a connection writes to; `ended` and `closed` hold the clock's time of each end of what is written, and of both sides."""
+    """A fake transport. `ended` and `closed` hold the clock's time of each end of writing and each close."""
 
     def __init__(self, clock):
         self.clock, self.written, self.ended, self.closed = clock, [], [], []
@@ -297,7 +297,7 @@ class Transport:
 
 
 class Application:
-    """It takes bodies of 100 bytes."""
+    """An application that accepts bodies of 100 bytes."""
 
     def turn(self):
         pass
@@ -328,7 +328,7 @@ def alone(monkeypatch):
     "trailers", [b"".join(b"X-%d: 1\r\n" % n for n in range(200)), b"X: " + b"a" * 40_000, b"X" * 40_000]
 )
 @pytest.mark.parametrize("cut", [1000, 100_000])
-def test_trailers_have_bounds(alone, trailers, cut):
+def test_trailers_are_bounded(alone, trailers, cut):
     connection, transport = alone([0.0])
     connection.data_received(IN_CHUNKS + b"\r\n3\r\nabc\r\n0\r\n")
     for start in range(0, len(trailers), cut):
@@ -345,8 +345,8 @@ def lingering(alone):
         connection, transport = alone(clock)
         connection.data_received(IN_CHUNKS + b"\r\nzz\r\n")
         assert [data[:12] for data in transport.written] == [b"HTTP/1.1 400"]
-        assert transport.ended, "it says that nothing more comes"
-        assert not transport.closed, "and goes on reading"
+        assert transport.ended, "the server has ended its side"
+        assert not transport.closed, "but goes on reading"
         return connection, transport
 
     return make
@@ -373,7 +373,7 @@ def test_a_refused_client_that_sends_for_ever_is_cut_off(lingering):
     assert len(transport.written) == 1
 
 
-def test_a_refused_client_that_ends_is_let_go(lingering):
+def test_a_refused_client_that_closes_is_released(lingering):
     connection, transport = lingering([100.0])
     connection.data_received(b"more")
     assert not transport.closed
@@ -383,31 +383,31 @@ def test_a_refused_client_that_ends_is_let_go(lingering):
 @pytest.mark.parametrize("path", ["/v2/health/ready", "/nothing"])
 @pytest.mark.parametrize("header", ["Connection", "Proxy-Connection"])
 def test_a_client_of_http_1_0_is_told_whether_the_connection_stays(connect, path, header):
-    """It waits for the connection's end otherwise: `ab -k` did until it gave up."""
+    """Otherwise it waits for the connection's end: `ab -k` did until its timeout."""
     kept = f"GET {path} HTTP/1.0\r\n{header}: Keep-Alive\r\n\r\n".encode()
-    one = connect()
+    client = connect()
     for _ in range(2):
-        assert ask(one, kept)[1]["connection"] == "keep-alive"
-    assert ask(one, kept.replace(b"Keep-Alive", b"close"))[1]["connection"] == "close"
-    assert one.recv(1) == b""
-    one = connect()
-    assert ask(one, f"GET {path} HTTP/1.0\r\n\r\n".encode())[1]["connection"] == "close"
-    assert one.recv(1) == b""
+        assert ask(client, kept)[1]["connection"] == "keep-alive"
+    assert ask(client, kept.replace(b"Keep-Alive", b"close"))[1]["connection"] == "close"
+    assert client.recv(1) == b""
+    client = connect()
+    assert ask(client, f"GET {path} HTTP/1.0\r\n\r\n".encode())[1]["connection"] == "close"
+    assert client.recv(1) == b""
 
 
 def test_a_client_of_http_1_0_gets_no_interim_answer(connect):
-    one = connect()
-    asked = request(headers=["Expect: 100-continue", "Connection: keep-alive"]).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
-    assert ask(one, asked)[0] == 200
+    client = connect()
+    data = request(headers=["Expect: 100-continue", "Connection: keep-alive"]).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+    assert ask(client, data)[0] == 200
 
 
 def test_a_head_request_has_no_body(connect):
-    one = connect()
-    one.sendall(request("/v2", b"", method="HEAD"))
-    answer = one.recv(65536)
+    client = connect()
+    client.sendall(request("/v2", b"", method="HEAD"))
+    answer = client.recv(65536)
     assert b"200 OK" in answer
     assert answer.endswith(b"\r\n\r\n")
-    works(one)
+    works(client)
 
 
 @pytest.mark.parametrize(
@@ -432,9 +432,9 @@ def test_a_head_request_has_no_body(connect):
     ],
 )
 def test_nonsense_is_refused_and_the_connection_closed(connect, data, status):
-    one = connect()
-    assert ask(one, data)[0] == status
-    assert one.recv(1) == b""
+    client = connect()
+    assert ask(client, data)[0] == status
+    assert client.recv(1) == b""
     works(connect())
 
 
@@ -457,26 +457,26 @@ def test_nonsense_is_refused_and_the_connection_closed(connect, data, status):
         (request("/v2/repository/index", b"[]"), 400),
     ],
 )
-def test_a_mistake_costs_the_request_and_not_the_connection(connect, data, status):
-    one = connect()
-    found, headers, body = ask(one, data)
-    assert found == status
+def test_an_invalid_request_is_refused_and_the_connection_stays(connect, data, status):
+    client = connect()
+    actual, headers, body = ask(client, data)
+    assert actual == status
     assert headers["content-type"] == "application/json"
     assert json.loads(body)["error"]
-    works(one)
+    works(client)
 
 
-def test_a_refused_encoding_names_those_that_are_understood(connect):
+def test_a_refused_encoding_is_answered_with_the_supported_ones(connect):
     status, headers, _ = ask(connect(), request(headers=["Content-Encoding: zstd"]))
     assert (status, headers["accept-encoding"]) == (415, "gzip, deflate")
 
 
 @pytest.mark.parametrize(("path", "method"), [("/v2", "GET"), ("/v2/repository/index", "POST")])
-def test_no_body_has_no_encoding(connect, path, method):
+def test_content_encoding_is_ignored_without_a_body(connect, path, method):
     assert ask(connect(), request(path, b"", method=method, headers=["Content-Encoding: br"]))[0] == 200
 
 
-def test_a_body_that_unpacks_to_too_much_is_refused_without_unpacking_it(connect):
+def test_a_body_that_unpacks_to_too_much_is_refused_early(connect):
     bomb = gzip.compress(bytes(200 * 1024 * 1024))
     assert len(bomb) < 1024 * 1024
     assert ask(connect(), request(body=bomb, headers=["Content-Encoding: gzip"]))[0] == 413
@@ -488,8 +488,8 @@ def test_compressed_bodies_and_answers(connect, pack):
     rows = json.dumps(
         {"inputs": [{"name": "image", "shape": [99, 8, 8, 1], "datatype": "UINT8", "data": [7] * 6336}]}
     ).encode()
-    asked = request(body=pack(rows), headers=[f"Content-Encoding: {kind}", f"Accept-Encoding: {kind}"])
-    status, headers, body = ask(connect(), asked)
+    data = request(body=pack(rows), headers=[f"Content-Encoding: {kind}", f"Accept-Encoding: {kind}"])
+    status, headers, body = ask(connect(), data)
     assert (status, headers["content-encoding"]) == (200, kind)
     assert json.loads(zlib.decompress(body, wbits=47))["outputs"]
 
@@ -522,7 +522,7 @@ RAW = zlib.compress(BODY, wbits=-15)
         (gzip.compress(bytes(9 << 20)) * 2, "gzip", 413),
         (gzip.compress(gzip.compress(bytes(17 << 20))), "gzip, gzip", 413),
     ],
-    # Names of their own: gzip writes the time, so the bytes would name each test anew in every process.
+    # Fixed names: gzip writes the time, so names made from the bytes would differ in every process.
     ids=[
         "two members",
         "an empty member between",
@@ -546,7 +546,7 @@ RAW = zlib.compress(BODY, wbits=-15)
         "too large in two layers",
     ],
 )
-def test_a_body_may_be_packed_in_every_way_that_the_standards_name(connect, body, encoding, status):
+def test_a_body_may_be_compressed_in_every_standard_way(connect, body, encoding, status):
     assert ask(connect(), request(body=body, headers=[f"Content-Encoding: {encoding}"]))[0] == status
 
 
@@ -575,7 +575,7 @@ def test_a_body_may_be_packed_in_every_way_that_the_standards_name(connect, body
         ("", None),
     ],
 )
-def test_an_answer_is_packed_as_the_client_weighs_it(connect, accepted, chosen):
+def test_an_answer_is_compressed_by_the_clients_weights(connect, accepted, chosen):
     status, headers, body = ask(
         connect(), request("/metrics", b"", method="GET", headers=[f"Accept-Encoding: {accepted}"])
     )
@@ -584,12 +584,12 @@ def test_an_answer_is_packed_as_the_client_weighs_it(connect, accepted, chosen):
     assert b"loopline_" in (zlib.decompress(body, wbits=47) if chosen else body)
 
 
-@pytest.mark.parametrize("given", ["", "a b", "a" * 129, "\xe4"])
-def test_a_request_with_an_empty_or_odd_id_gets_one_of_ours(connect, given):
-    """Proxies write such headers. What is answered is an id that feedback takes."""
+@pytest.mark.parametrize("value", ["", "a b", "a" * 129, "\xe4"])
+def test_a_request_with_an_empty_or_invalid_id_gets_a_new_id(connect, value):
+    """Proxies write such headers. The answer has an id that feedback accepts."""
     for path, body in ((INFER, BODY), ("/predict/text", b'"good"')):
-        asked = request(path, body, headers=["X-Request-Id: GIVEN", "X-Request-Timeout-Ms:"])
-        status, headers, content = ask(connect(), asked.replace(b"GIVEN", given.encode("latin-1")))
+        data = request(path, body, headers=["X-Request-Id: GIVEN", "X-Request-Timeout-Ms:"])
+        status, headers, content = ask(connect(), data.replace(b"GIVEN", value.encode("latin-1")))
         assert status == 200
         assert re.fullmatch("[0-9a-f]{8,}", headers["x-request-id"])
         assert json.loads(content).get("id", headers["x-request-id"]) == headers["x-request-id"]
@@ -597,11 +597,11 @@ def test_a_request_with_an_empty_or_odd_id_gets_one_of_ours(connect, given):
     assert ask(connect(), request(headers=[f"X-Request-Id: {kept}"]))[1]["x-request-id"] == kept
 
 
-def test_a_client_that_leaves_in_the_middle_harms_nobody(connect):
+def test_a_client_that_leaves_early_does_no_harm(connect):
     for cut in (10, 100, len(request()) - 1, len(request())):
-        one = connect()
-        one.sendall(request()[:cut])
-        one.close()
+        client = connect()
+        client.sendall(request()[:cut])
+        client.close()
     works(connect())
 
 
@@ -626,19 +626,19 @@ def test_a_slow_head_a_slow_body_and_idleness_are_cut_off(alone, sent, limit, an
     assert [data[:12] for data in transport.written] == answer
 
 
-def test_a_client_that_does_not_read_is_not_read_from(connect, server):
-    """It may send requests for ever; what it does not take must not pile up in the server."""
+def test_the_server_stops_reading_from_a_client_that_does_not_read(connect, server):
+    """It may send requests for ever, but unread answers must not pile up in the server."""
     import psutil
 
-    one, other = connect(), connect()
-    one.setblocking(False)
+    client, other = connect(), connect()
+    client.setblocking(False)
     before = psutil.Process(server.process.pid).memory_info().rss
     sent, full = 0, 0
     while sent < 64 * 1024 * 1024 and full < 5:
         try:
-            sent += one.send(request("/metrics", b"", method="GET") * 100)
+            sent += client.send(request("/metrics", b"", method="GET") * 100)
             full = 0
-        except BlockingIOError:  # however busy the machine is: once it answers another one it could have read
+        except BlockingIOError:  # on a busy machine too: once it answers another client, it had time to read
             works(other)
             full += 1
     assert sent < 64 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""The image, built and run for real: locked down, small, with nothing in it that a server does not need.
+"""The container image, built and run: locked down, small, with only what a server needs.
 
 Without podman or docker these are skipped, or fail where LOOPLINE_REQUIRE_CONTAINERS=1 says that there must be one.
 """
@@ -28,7 +28,7 @@ from loopline.release import lineage, signature
 ROOT = Path(__file__).parents[2]
 REVISION = "org.opencontainers.image.revision"
 LOCKED_DOWN = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=4711:4711", "--memory=256m")
-SECONDS = 60  # for a step of the engine's
+SECONDS = 60  # for a step of the container engine
 
 
 def build(*arguments):
@@ -45,7 +45,7 @@ def image(engine):
 
 @pytest.fixture(scope="session")
 def mounted(folders):
-    """A folder of the three tiny bundles that anybody may read."""
+    """A folder of the three tiny bundles, readable for all."""
     root = next(iter(folders.values())).parent
     for path in (root, *root.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -53,26 +53,26 @@ def mounted(folders):
 
 
 class Container:
-    """A running image; `url` answers."""
+    """A running container; its server answers at `url`."""
 
     def __init__(self, engine, image, *arguments, options=()):
         self.engine, self.name = engine, f"loopline-test-{uuid.uuid4().hex[:8]}"
         published = "--publish=127.0.0.1::8080"
         start = time.monotonic()
-        self.said("run", "--detach", "--name", self.name, published, *LOCKED_DOWN, *options, image, *arguments)
-        self.url = "http://" + self.said("port", self.name, "8080/tcp").split()[0]
+        self.output("run", "--detach", "--name", self.name, published, *LOCKED_DOWN, *options, image, *arguments)
+        self.url = "http://" + self.output("port", self.name, "8080/tcp").split()[0]
         while not self.ready():
             assert self.inspect("{{.State.Running}}") == "true", self.logs()
             assert time.monotonic() - start < SECONDS, self.logs()
             time.sleep(0.02)
 
-    def said(self, *words):
+    def output(self, *words):
         done = subprocess.run([self.engine, *words], capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def inspect(self, form):
-        return self.said("inspect", "--format", form, self.name)
+        return self.output("inspect", "--format", form, self.name)
 
     def logs(self):
         done = subprocess.run([self.engine, "logs", self.name], capture_output=True, text=True, timeout=SECONDS)
@@ -85,7 +85,7 @@ class Container:
             return False
 
     def run(self, *words):
-        """A program in the container."""
+        """Run a program in the container."""
         return subprocess.run([self.engine, "exec", self.name, *words], capture_output=True, text=True, timeout=SECONDS)
 
     def health(self):
@@ -127,7 +127,7 @@ def test_a_locked_down_container_serves_every_task_and_kind_of_image(run, image,
     answer = requests.post(container.url + "/predict/detector", data=picture("PNG", 255), timeout=60).json()
     assert [box["label"] for box in answer["predictions"][0]["boxes"]] == ["spot"]
     answer = requests.post(container.url + "/predict/text", json={"texts": ["good great", "bad"]}, timeout=60).json()
-    assert [one["label"] for one in answer["predictions"]] == ["good", "bad"]
+    assert [prediction["label"] for prediction in answer["predictions"]] == ["good", "bad"]
     form = {"file": ("a.png", picture("PNG", 20), "image/png")}
     answer = requests.post(container.url + "/predict/classifier", files=form, timeout=60).json()
     assert answer["predictions"][0]["label"] == "dark"
@@ -147,10 +147,10 @@ def test_three_models_fit_into_140_megabytes(run, image, mounted):
 def test_sigterm_ends_it_with_0_and_its_health_check_says_not_ready_before(run, image, mounted):
     container = run(image, "/bundles", "--grace=3", options=[f"--volume={mounted}:/bundles:ro"])
     assert container.health() == 0
-    container.said("kill", "--signal=TERM", container.name)
+    container.output("kill", "--signal=TERM", container.name)
     time.sleep(0.3)
     assert container.health() == 1
-    assert container.said("wait", container.name) == "0"
+    assert container.output("wait", container.name) == "0"
     assert '"stopped"' in container.logs()
 
 
@@ -164,10 +164,10 @@ def test_nothing_can_be_written_and_no_shell_be_started(run, image, mounted):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [((), "/bundles is not a bundle"), (("--volume={}:/bundles:ro",), "model.onnx was changed")],
 )
-def test_without_a_good_bundle_it_stops_with_one_clear_line(engine, image, folders, tmp_path, options, said):
+def test_without_a_good_bundle_it_stops_with_one_clear_line(engine, image, folders, tmp_path, options, message):
     tmp_path.chmod(0o755)
     bad = shutil.copytree(folders["classifier"], tmp_path / "classifier")
     (bad / "model.onnx").write_bytes(b"x")
@@ -178,10 +178,10 @@ def test_without_a_good_bundle_it_stops_with_one_clear_line(engine, image, folde
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if "level=" not in line]  # the engine's own
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
 
 
-def test_the_image_holds_what_serves_and_nothing_else(engine, image):
+def test_the_image_holds_only_what_the_server_needs(engine, image):
     name = f"loopline-test-{uuid.uuid4().hex[:8]}"
     subprocess.run([engine, "create", "--name", name, image], check=True, capture_output=True)
     try:
@@ -190,20 +190,24 @@ def test_the_image_holds_what_serves_and_nothing_else(engine, image):
         subprocess.run([engine, "rm", name], check=True, capture_output=True)
     with tarfile.open(fileobj=io.BytesIO(exported)) as archive:
         members = [member for member in archive if not member.name.startswith(("dev", "proc", "sys", "run"))]
-    programs = {one.name for one in members if one.isfile() and one.mode & 0o111 and "/bin/" in f"/{one.name}"}
+    programs = {
+        member.name for member in members if member.isfile() and member.mode & 0o111 and "/bin/" in f"/{member.name}"
+    }
     assert programs == {"usr/local/bin/python3.11", "usr/local/bin/loopline"}
-    assert [one.name for one in members if one.mode & 0o6000] == [], "setuid or setgid"
-    assert {one.name for one in members if one.mode & 0o002 and not one.issym()} == {"tmp"}
-    packages = {one.name.split("/")[5] for one in members if "/site-packages/" in one.name}
+    assert [member.name for member in members if member.mode & 0o6000] == [], "setuid or setgid"
+    assert {member.name for member in members if member.mode & 0o002 and not member.issym()} == {"tmp"}
+    packages = {member.name.split("/")[5] for member in members if "/site-packages/" in member.name}
     packages = {name for name in packages if not name.endswith((".dist-info", ".libs"))}
     assert packages <= {
         *("Crypto", "PIL", "httptools", "loopline", "numpy", "onnxruntime", "orjson", "prometheus_client"),
         *("multipart", "python_multipart", "tokenizers", "uvloop"),
     }
     assert not [
-        one.name for one in members if re.search(r"torch|ultralytics|loopline/(training|stages|data)", one.name)
+        member.name
+        for member in members
+        if re.search(r"torch|ultralytics|loopline/(training|stages|data)", member.name)
     ]
-    assert [one for one in members if "/loopline-" in one.name or one.name.endswith("licenses/LICENSE")], (
+    assert [member for member in members if "/loopline-" in member.name or member.name.endswith("licenses/LICENSE")], (
         "licences stay"
     )
 
@@ -214,7 +218,7 @@ def test_bundles_can_be_in_it_and_its_labels_say_which(engine, run, image, folde
     assert done.returncode == 0, done.stderr
     container = run("loopline-test-bundles")
     labels = json.loads(container.inspect("{{json .Config.Labels}}"))
-    hashes = dict(one.split("=") for one in labels["loopline.bundles"].split())
+    hashes = dict(pair.split("=") for pair in labels["loopline.bundles"].split())
     assert set(hashes) == set(folders)
     for name, version in hashes.items():
         served = requests.get(f"{container.url}/v2/models/{name}", timeout=60).json()
@@ -231,7 +235,7 @@ def test_bundles_can_be_in_it_and_its_labels_say_which(engine, run, image, folde
 
 
 def image_link(url, image, model="classifier"):
-    """What `loopline whoami --image` makes of it."""
+    """The image's link in the result of `loopline whoami --image`."""
     chain = lineage.walk(lineage.Question(url=url, image=image, made_from=lambda *_: ("", "")), model)
     return next(link for link in chain if link.name == "image")
 
@@ -269,14 +273,14 @@ def test_its_bill_of_materials_is_what_is_in_it(image, tmp_path):
     words = [sys.executable, ROOT / "serving/sbom.py", "--image", image, "--out", tmp_path / "sbom.json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "sbom.json").read_text())["components"]
-    wheels = {one["name"]: one["version"] for one in found if one.get("purl", "").startswith("pkg:pypi/")}
+    components = json.loads((tmp_path / "sbom.json").read_text())["components"]
+    wheels = {part["name"]: part["version"] for part in components if part.get("purl", "").startswith("pkg:pypi/")}
     assert wheels == pinned("serving/requirements.lock")
     assert (
         wheels.items()
-        <= {re.sub(r"[-_.]+", "-", one.name).lower(): one.version for one in metadata.distributions()}.items()
+        <= {re.sub(r"[-_.]+", "-", wheel.name).lower(): wheel.version for wheel in metadata.distributions()}.items()
     )
-    assert {"libc6", "libssl3", "python"} <= {one["name"] for one in found}
+    assert {"libc6", "libssl3", "python"} <= {part["name"] for part in components}
     words[-2:] = ["--out", tmp_path / "none.json", "--lock", ROOT / "serving/requirements-gpu.lock"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
     assert (done.returncode, "do not show" in done.stderr) == (1, True)
@@ -318,9 +322,9 @@ def pinned(name):
 
 def test_the_image_locks_by_hash_what_the_tests_ran_with():
     tested = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
-    wanted = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["serve"])
+    expected = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["serve"])
     cpu, gpu = pinned("serving/requirements.lock"), pinned("serving/requirements-gpu.lock")
-    assert set(cpu) == wanted | {"numpy", "pillow"}
+    assert set(cpu) == expected | {"numpy", "pillow"}
     assert cpu.items() <= tested.items()
     assert gpu["onnxruntime-gpu"] == cpu["onnxruntime"], "scripts/lock"
     assert {name: cpu[name] for name in cpu if name != "onnxruntime"}.items() <= gpu.items()

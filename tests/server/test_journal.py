@@ -1,4 +1,4 @@
-"""What the server keeps of its traffic, and the labels that come back to it."""
+"""The server's journal: the kept samples, and the labels that come back."""
 
 import base64
 import json
@@ -30,14 +30,14 @@ COMMAND = (sys.executable, "-m", "loopline.cli")
 
 
 def lines(folder, kind="entry"):
-    """All lines of that kind, of open and closed segments."""
-    found = [
+    """All lines of a kind in open and closed segments."""
+    parsed = [
         json.loads(line)
         for room in ("closed", "open")
         for path in sorted((folder / room).glob("*.jsonl"))
         for line in path.read_bytes().splitlines()
     ]
-    return [line for line in found if line["kind"] == kind]
+    return [line for line in parsed if line["kind"] == kind]
 
 
 @pytest.fixture
@@ -48,20 +48,20 @@ def kept(tmp_path):
 def test_a_sample_is_kept_with_its_id_input_answer_and_signals(serve, folders, kept):
     server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 1)
     png = brightness.png(130)
-    said = requests.post(
+    answer = requests.post(
         server.url + "/predict/classifier", data=png, headers={"X-Request-Id": "one"}, timeout=60
     ).json()
     (line,) = prometheus.eventually(lambda: lines(kept))
-    assert line["id"] == said["id"] == "one"
-    assert (line["model"], line["version"], line["status"]) == ("classifier", said["version"], 200)
+    assert line["id"] == answer["id"] == "one"
+    assert (line["model"], line["version"], line["status"]) == ("classifier", answer["version"], 200)
     assert base64.b64decode(line["image"]) == png
-    assert line["prediction"] == said["predictions"][0]
+    assert line["prediction"] == answer["predictions"][0]
     assert line["signals"]["brightness"] == 130
     written = {k: v for k, v in samples(server).items() if k[0] == "loopline_journal_rows_total"}
     assert sum(written.values()) == 1
 
 
-def test_what_was_just_answered_when_the_server_is_told_to_stop_is_kept(serve, folders, kept):
+def test_answers_just_before_a_stop_are_kept(serve, folders, kept):
     server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 1, "--grace", 0)
     for number in range(5):
         url, headers = server.url + "/predict/classifier", {"X-Request-Id": str(number)}
@@ -70,15 +70,15 @@ def test_what_was_just_answered_when_the_server_is_told_to_stop_is_kept(serve, f
     assert sorted(line["id"] for line in lines(kept)) == list("01234")
 
 
-def test_of_several_items_each_has_its_place_in_the_id_also_where_not_all_are_taken(serve, folders, kept):
+def test_each_of_several_items_has_its_place_in_the_id_even_if_not_all_are_taken(serve, folders, kept):
     server = serve(folders["text"], "--journal", kept, "--journal-sample", 1, "--signals", 6)
     body = {"texts": ["good", "bad", "great", "poor"]}
     requests.post(server.url + "/predict/text", json=body, headers={"X-Request-Id": "many"}, timeout=60)
-    found = prometheus.eventually(lambda: len(lines(kept)) == 3 and lines(kept))
-    assert {line["id"]: line["text"] for line in found} == {"many#0": "good", "many#1": "bad", "many#2": "great"}
+    entries = prometheus.eventually(lambda: len(lines(kept)) == 3 and lines(kept))
+    assert {line["id"]: line["text"] for line in entries} == {"many#0": "good", "many#1": "bad", "many#2": "great"}
 
 
-def test_without_a_reason_only_a_share_is_kept_and_probes_never(serve, folders, kept):
+def test_only_a_share_of_ordinary_samples_is_kept_and_never_a_probe(serve, folders, kept):
     server = serve(folders["classifier"], "--journal", kept, "--journal-sample", 0)
     ask = server.url + "/predict/classifier"
     requests.post(ask, data=brightness.png(130), headers={"X-Request-Id": "plain"}, timeout=60)
@@ -89,7 +89,7 @@ def test_without_a_reason_only_a_share_is_kept_and_probes_never(serve, folders, 
     assert "image" in line["prediction"]["error"]
 
 
-def test_what_is_unsure_or_strange_is_kept_whatever_the_share():
+def test_uncertain_and_drifted_samples_are_kept_whatever_the_share():
     counts = (0, 50, 50, 0, 0)
     sure = reference.Signal(edges=(0.2, 0.5, 1.0), counts=counts, mean=0, sd=1)
     moved = reference.Signal(edges=(0.0, 5.0, 10.0), counts=counts, mean=0, sd=1)
@@ -105,19 +105,19 @@ def test_what_is_unsure_or_strange_is_kept_whatever_the_share():
             labels=reference.ReferenceLabels(names=()),
         )
     )
-    found = doubts.reasons(
+    reasons = doubts.reasons(
         {"top_probability": np.array([0.1, 0.9, 0.9, np.nan]), "brightness": np.array([5, 5, 20.0, 5])}, 4
     )
-    assert found == ["uncertain", "", "drifted", "uncertain"]
+    assert reasons == ["uncertain", "", "drifted", "uncertain"]
 
 
-def test_labels_come_back_and_are_on_the_disk_when_they_are_acknowledged(serve, folders, kept):
+def test_labels_are_on_disk_when_they_are_acknowledged(serve, folders, kept):
     server = serve(folders["classifier"], "--journal", kept)
     url = server.url + "/v2/models/classifier/feedback"
     answer = requests.post(url, json={"id": "one", "label": "bright", "source": "anna"}, timeout=60)
     assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
     answer = requests.post(url, json={"id": "two", "label": "bright", "source": None}, timeout=60)
-    assert answer.status_code == 202, "null is a field that was not given"
+    assert answer.status_code == 202, "null counts as a missing field"
     server.process.send_signal(signal.SIGKILL)
     line, other = lines(kept, "label")
     assert other["source"] == "feedback"
@@ -125,7 +125,7 @@ def test_labels_come_back_and_are_on_the_disk_when_they_are_acknowledged(serve, 
 
 
 @pytest.mark.parametrize(
-    ("said", "what"),
+    ("feedback", "message"),
     [
         ({"id": "one", "label": "purple"}, "'purple' is no class of classifier"),
         ({"id": "one"}, "the label is missing"),
@@ -137,17 +137,17 @@ def test_labels_come_back_and_are_on_the_disk_when_they_are_acknowledged(serve, 
         ({"id": "x" * 200, "label": "bright"}, "id must be a text"),
         ({"id": " one", "label": "bright"}, "no answer has the id ' one'"),
         ({"id": "n\u00e4chste", "label": "bright"}, "ids are ASCII without spaces"),
-        ([], "there is no label"),
+        ([], "the feedback has no labels"),
         ([{"id": "a", "label": "bright"}] * 1001, "1001 labels, at most 1000"),
         ([{"id": "a", "label": "bright"}, "b"], "feedback 1: send"),
         ("nothing", "feedback 0: send"),
     ],
 )
-def test_feedback_that_makes_no_sense_is_refused_with_the_reason(serve, folders, kept, said, what):
+def test_invalid_feedback_is_refused_with_the_reason(serve, folders, kept, feedback, message):
     server = serve(folders["classifier"], "--journal", kept)
-    answer = requests.post(server.url + "/v2/models/classifier/feedback", json=said, timeout=60)
+    answer = requests.post(server.url + "/v2/models/classifier/feedback", json=feedback, timeout=60)
     assert answer.status_code in (400, 413)
-    assert what in answer.json()["error"]
+    assert message in answer.json()["error"]
     assert lines(kept, "label") == []
 
 
@@ -190,7 +190,7 @@ def test_without_a_journal_there_is_no_route_for_labels(serve, folders):
     assert requests.post(server.url + "/v2/models/classifier/feedback", json={}, timeout=60).status_code == 404
 
 
-def test_a_journal_that_cannot_be_written_is_told_at_the_start(folders, tmp_path):
+def test_a_journal_that_cannot_be_written_stops_the_start(folders, tmp_path):
     (tmp_path / "file").write_text("")
     done = subprocess.run(
         [*COMMAND, "serve", folders["classifier"], "--port", "0", "--journal", tmp_path / "file"],
@@ -204,54 +204,56 @@ def test_a_journal_that_cannot_be_written_is_told_at_the_start(folders, tmp_path
         capture_output=True,
         text=True,
     )
-    assert "not with --signals 0" in done.stderr
+    assert "--signals 0 counts none" in done.stderr
 
 
 @pytest.fixture
 def own(folders, kept):
     """own(options) -> a journal in this process, and its model."""
-    made = []
+    journals = []
 
     def make(**options):
         model = Model(folders["classifier"])
-        made.append(journal_writer.Journal(journal_writer.JournalOptions(folder=kept, **options), [model], Metrics()))
-        return made[-1], model
+        journals.append(
+            journal_writer.Journal(journal_writer.JournalOptions(folder=kept, **options), [model], Metrics())
+        )
+        return journals[-1], model
 
     yield make
-    for one in made:
-        one.close()
+    for journal in journals:
+        journal.close()
 
 
-def keep(one, model, name="a", content=b"png"):
-    one.keep(model, {}, [name], [content], [{"label": "bright"}])
+def keep(journal, model, name="a", content=b"png"):
+    journal.keep(model, {}, [name], [content], [{"label": "bright"}])
 
 
 def test_a_segment_is_closed_when_it_is_old_and_the_next_one_begins(own, kept):
-    one, model = own(sample=1, seconds=0.05)
-    keep(one, model, "a")
+    journal, model = own(sample=1, seconds=0.05)
+    keep(journal, model, "a")
     prometheus.eventually(lambda: len(list((kept / "closed").iterdir())) == 1)
-    keep(one, model, "b")
+    keep(journal, model, "b")
     prometheus.eventually(lambda: len(list((kept / "closed").iterdir())) == 2)
     assert [line["id"] for line in lines(kept)] == ["a", "b"]
     assert list((kept / "open").iterdir()) == []
 
 
-def test_segments_that_nobody_fetches_do_not_fill_the_disk(own, kept):
-    one, model = own(sample=1, seconds=0.05, most=3000)
+def test_segments_that_are_not_fetched_do_not_fill_the_disk(own, kept):
+    journal, model = own(sample=1, seconds=0.05, most=3000)
     for number in range(6):
-        keep(one, model, str(number), bytes(700))
-        prometheus.eventually(lambda n=number: one.written["classifier", "sampled"].value == n + 1)
+        keep(journal, model, str(number), bytes(700))
+        prometheus.eventually(lambda n=number: journal.written["classifier", "sampled"].value == n + 1)
         prometheus.eventually(lambda: not list((kept / "open").iterdir()))
-    assert one.dropped.value >= 2
+    assert journal.dropped.value >= 2
     assert lines(kept)[-1]["id"] == "5"
     assert sum(path.stat().st_size for path in (kept / "closed").iterdir()) <= 3000
 
 
-def test_a_disk_that_fails_loses_lines_is_told_and_written_again_later(own, kept, monkeypatch, capfd):
-    one, model = own(sample=1, seconds=60)
-    keep(one, model, "before")
+def test_a_failing_disk_loses_lines_with_a_log_line_and_is_used_again_later(own, kept, monkeypatch, capfd):
+    journal, model = own(sample=1, seconds=60)
+    keep(journal, model, "before")
     prometheus.eventually(lambda: len(lines(kept)) == 1)
-    real = one.segment.file
+    real = journal.segment.file
 
     class Full:
         def write(self, view):
@@ -261,60 +263,60 @@ def test_a_disk_that_fails_loses_lines_is_told_and_written_again_later(own, kept
         def __getattr__(self, name):
             return getattr(real, name)
 
-    one.segment.file = Full()
-    told = []
-    one.label(model, "lost", "bright", "anna", told.append)
-    prometheus.eventually(lambda: told)
-    assert told == [False]
-    assert one.lost.value == 1
+    journal.segment.file = Full()
+    outcomes = []
+    journal.label(model, "lost", "bright", "anna", outcomes.append)
+    prometheus.eventually(lambda: outcomes)
+    assert outcomes == [False]
+    assert journal.lost.value == 1
     assert "No space left" in capfd.readouterr().err
-    one.segment.file = real
-    one.label(model, "after", "bright", "anna", told.append)
-    prometheus.eventually(lambda: len(told) == 2)
-    assert told[1]
+    journal.segment.file = real
+    journal.label(model, "after", "bright", "anna", outcomes.append)
+    prometheus.eventually(lambda: len(outcomes) == 2)
+    assert outcomes[1]
     assert [line["id"] for line in lines(kept) + lines(kept, "label")] == ["before", "after"]
 
 
 @pytest.mark.parametrize("bound", ["WAITING", "WAITING_BYTES"])
-def test_when_too_much_waits_for_the_disk_samples_are_lost_and_nobody_waits(own, kept, monkeypatch, bound):
-    one, model = own(sample=1)
+def test_when_too_many_lines_wait_samples_are_lost_and_no_request_waits(own, kept, monkeypatch, bound):
+    journal, model = own(sample=1)
     monkeypatch.setattr(journal_writer, bound, 0)
-    keep(one, model)
-    assert one.lost.value == 1
-    told = []
-    one.label(model, "a", "bright", "anna", told.append)
-    assert told == ([False] if bound == "WAITING" else [])  # a label has no bytes to speak of
+    keep(journal, model)
+    assert journal.lost.value == 1
+    outcomes = []
+    journal.label(model, "a", "bright", "anna", outcomes.append)
+    assert outcomes == ([False] if bound == "WAITING" else [])  # a label has no input, so no bytes
     monkeypatch.undo()
-    prometheus.eventually(lambda: one.waiting == 0)
-    keep(one, model, "later")
+    prometheus.eventually(lambda: journal.waiting == 0)
+    keep(journal, model, "later")
     prometheus.eventually(lambda: [line["id"] for line in lines(kept)] == ["later"])
 
 
-def test_a_drift_of_everything_does_not_fill_the_journal_and_errors_do_not_either(own, kept, monkeypatch):
-    one, model = own(sample=0)
-    monkeypatch.setattr(one.limits["classifier"], "reasons", lambda _, rows: ["drifted"] * rows)
+def test_neither_drift_of_all_traffic_nor_errors_fill_the_journal(own, kept, monkeypatch):
+    journal, model = own(sample=0)
+    monkeypatch.setattr(journal.limits["classifier"], "reasons", lambda _, rows: ["drifted"] * rows)
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    one.keep(model, {}, [str(n) for n in range(50)], [b"png"] * 50, [{}] * 50)
-    one.refused(model, "broken", [b"png"] * 64, 400, "no image")
-    one.refused(model, "again", [b"png"], 400, "no image")
+    journal.keep(model, {}, [str(n) for n in range(50)], [b"png"] * 50, [{}] * 50)
+    journal.refused(model, "broken", [b"png"] * 64, 400, "no image")
+    journal.refused(model, "again", [b"png"], 400, "no image")
     monkeypatch.undo()
     prometheus.eventually(lambda: len(lines(kept)) == journal_writer.DOUBTFUL_A_SECOND + journal_writer.ERRORS_A_SECOND)
 
 
 def test_a_refused_input_that_is_large_is_kept_without_its_bytes(own, kept):
-    one, model = own(sample=0)
-    one.refused(model, "large", [bytes(journal_writer.ERROR_BYTES + 1)], 413, "too large")
+    journal, model = own(sample=0)
+    journal.refused(model, "large", [bytes(journal_writer.ERROR_BYTES + 1)], 413, "too large")
     (line,) = prometheus.eventually(lambda: lines(kept))
     assert line["image"] == ""
 
 
-def test_masks_take_no_longer_for_a_long_word():
+def test_masks_take_linear_time_for_a_long_word():
     for word in ("a" * 100_000, "1" * 100_000, "a@" * 50_000, "a." * 50_000):
         assert len(journal_writer.redacted(word, "text")) <= len(word)
 
 
-def test_the_collector_never_takes_a_segment_whose_writer_lives(tmp_path):
-    """Were a segment seen before it is locked, what is written after would be lost."""
+def test_the_collector_never_takes_a_segment_of_a_running_writer(tmp_path):
+    """If the collector saw a segment before it is locked, later lines would be lost."""
     for room in ("open", "closed"):
         (tmp_path / room).mkdir()
     stop, lost = threading.Event(), []
@@ -344,13 +346,13 @@ def test_inputs_are_masked_or_left_out_as_asked(own, kept):
     assert journal_writer.redacted("1234567", "nothing") == "1234567"
     assert journal_writer.redacted(b"png", "inputs") is None
     assert journal_writer.redacted("text", "inputs") is None
-    one, model = own(sample=1, redact="inputs")
-    keep(one, model)
+    journal, model = own(sample=1, redact="inputs")
+    keep(journal, model)
     (line,) = prometheus.eventually(lambda: lines(kept))
     assert line["image"] is None
 
 
-def test_a_folder_of_a_journal_is_needed_to_be_writable(folders, tmp_path):
+def test_a_journals_folder_must_be_writable(folders, tmp_path):
     if os.geteuid() == 0:
         (tmp_path / "open").write_text("a file in the way")
     else:
@@ -361,11 +363,13 @@ def test_a_folder_of_a_journal_is_needed_to_be_writable(folders, tmp_path):
         )
 
 
-def test_a_class_in_decomposed_characters_is_the_bundles():
+def test_a_label_in_decomposed_characters_matches_the_bundles_class():
     from types import SimpleNamespace
 
+    from loopline import tasks
     from loopline.server import feedback
 
-    model = SimpleNamespace(name="places", spec=SimpleNamespace(task="classification", labels=("caf\u00e9",)))
+    spec = SimpleNamespace(labels=("caf\u00e9",))
+    model = SimpleNamespace(name="places", task=tasks.find("classification"), spec=spec)
     body = json.dumps({"id": "one", "label": "cafe\u0301"}).encode()
     assert feedback.read(body, model) == [("one", "caf\u00e9", "feedback")]

@@ -1,4 +1,4 @@
-"""A server's beginning and end, under load: nothing is lost."""
+"""A server's start and stop, under load and without losing requests."""
 
 import json
 import os
@@ -27,7 +27,7 @@ BODY = json.dumps({"inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype
 
 
 class Load:
-    """Clients on kept connections that count what they get. A connection that the server closes is opened anew, as any client does."""
+    """Clients on kept connections that count their answers. They reopen a closed connection, as any client does."""
 
     def __init__(self, host, port, *, clients=4):
         self.host, self.port, self.statuses, self.versions, self.lost = host, port, [], [], []
@@ -46,7 +46,7 @@ class Load:
                 self.statuses.append(answer.status)
                 self.versions.append(json.loads(body).get("model_version"))
             except ConnectionRefusedError:
-                return  # the last server has left
+                return  # the last server has stopped
             except (HTTPException, OSError) as error:
                 self.lost.append(repr(error))
                 connection.close()
@@ -96,9 +96,9 @@ def test_a_new_version_takes_over_on_the_same_port_and_nothing_is_lost(serve, fo
 
 def test_two_processes_share_a_port_and_their_counts_add_up(serve, folders):
     def free():
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            return one.getsockname()[1]
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            return listener.getsockname()[1]
 
     ports = [free(), free()]
     first = serve(folders["classifier"], "--share-port", "--metrics-port", ports[0])
@@ -115,8 +115,8 @@ def test_two_processes_share_a_port_and_their_counts_add_up(serve, folders):
     assert first.stop() == second.stop() == 0
 
 
-def test_of_two_that_start_at_the_same_time_one_is_refused(monkeypatch):
-    """Both are bound before either listens, which the system allows; the second to listen must not begin to answer."""
+def test_of_two_servers_that_start_at_the_same_time_one_is_refused(monkeypatch):
+    """The system lets both bind before either listens. The second to listen must not start to answer."""
     first = server.bound("127.0.0.1", 0)
     port = first.getsockname()[1]
     monkeypatch.setattr(server, "load", lambda *_: first.listen() or [])
@@ -124,7 +124,7 @@ def test_of_two_that_start_at_the_same_time_one_is_refused(monkeypatch):
         server.run([], server.ServerOptions(port=port))
 
 
-def test_it_says_not_ready_before_it_stops_answering(serve, folders):
+def test_a_stopping_server_is_not_ready_but_still_answers(serve, folders):
     server = serve(folders["classifier"], "--grace", 600)  # it ends with the test
     with requests.Session() as session:
         assert session.get(server.url + "/v2/health/ready", timeout=60).status_code == 200
@@ -134,7 +134,7 @@ def test_it_says_not_ready_before_it_stops_answering(serve, folders):
         assert session.post(server.url + "/predict/classifier", data=brightness.png(9), timeout=60).status_code == 200
 
 
-def test_a_client_that_never_ends_does_not_keep_the_server(serve, folders):
+def test_a_client_that_never_finishes_does_not_keep_the_server_running(serve, folders):
     server = serve(folders["classifier"], "--drain", 1)
     connection = HTTPConnection(server.host, server.port)
     connection.connect()
@@ -145,11 +145,11 @@ def test_a_client_that_never_ends_does_not_keep_the_server(serve, folders):
     connection.close()
 
 
-def test_a_refused_client_that_never_closes_does_not_keep_the_server(serve, folders):
+def test_a_refused_client_that_never_closes_does_not_keep_the_server_running(serve, folders):
     server = serve(folders["classifier"], "--drain", 60)
-    with socket.create_connection((server.host, server.port), 60) as one:
-        one.sendall(b"POST " + CALL.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
-        assert one.recv(100).startswith(b"HTTP/1.1 413")
+    with socket.create_connection((server.host, server.port), 60) as client:
+        client.sendall(b"POST " + CALL.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 413")
         start = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - start < 20, "neither until it is swept nor until the drain is over"
@@ -165,19 +165,19 @@ def test_an_idle_server_sleeps(serve, folders):
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (lambda folder: (folder / "model.onnx").write_bytes(b"x"), "model.onnx was changed"),
         (lambda folder: (folder / "drift.json").unlink(), "drift.json is missing"),
-        (shutil.rmtree, "is not a bundle"),
+        (shutil.rmtree, "there is no bundle at"),
     ],
 )
-def test_a_bad_bundle_stops_the_start_with_one_clear_line(folders, tmp_path, harm, said):
+def test_a_bad_bundle_stops_the_start_with_one_clear_line(folders, tmp_path, harm, message):
     shutil.copytree(folders["classifier"], tmp_path / "bad")
     harm(tmp_path / "bad")
     code, printed = fails(tmp_path / "bad")
     assert code == 1
-    assert said in printed
+    assert message in printed
     assert printed.count("\n") == 1
 
 
@@ -208,7 +208,7 @@ def test_two_bundles_of_one_name_are_refused(folders, tmp_path):
     assert "already served" in done.stderr
 
 
-def test_a_token_is_wanted_where_one_is_set(serve, folders):
+def test_a_token_is_required_if_one_is_set(serve, folders):
     server = serve(folders["classifier"], env={"LOOPLINE_TOKEN": "secret"})
     url = server.url + "/predict/classifier"
     ask = {"data": brightness.png(200), "timeout": 5}
@@ -218,15 +218,15 @@ def test_a_token_is_wanted_where_one_is_set(serve, folders):
     assert requests.get(server.url + "/v2/health/ready", timeout=60).status_code == 200
     assert requests.get(server.url + "/metrics", timeout=60).status_code == 401
     assert "secret" not in json.dumps(server.log)
-    for given in ("bearer secret", "BEARER  secret "):  # the scheme's case does not matter (RFC 9110, 11.1)
-        assert requests.post(url, headers={"Authorization": given}, **ask).status_code == 200
-    for given in ("", "secret", "Bearer", "Bearer ", "Basic secret", "Bearersecret", "Bearer secret x"):
-        assert requests.post(url, headers={"Authorization": given}, **ask).status_code == 401, given
+    for value in ("bearer secret", "BEARER  secret "):  # the scheme's case does not matter (RFC 9110, 11.1)
+        assert requests.post(url, headers={"Authorization": value}, **ask).status_code == 200
+    for value in ("", "secret", "Bearer", "Bearer ", "Basic secret", "Bearersecret", "Bearer secret x"):
+        assert requests.post(url, headers={"Authorization": value}, **ask).status_code == 401, value
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["variable", "file"])
-def test_the_white_space_around_a_token_is_none_of_it(serve, folders, tmp_path, named):
-    """`echo secret` ends in a newline, and no header can carry one."""
+def test_white_space_around_a_token_is_ignored(serve, folders, tmp_path, named):
+    """`echo secret` ends in a newline, which no header can have."""
     (tmp_path / "token").write_text(" secret\r\n")
     env = {"LOOPLINE_TOKEN_FILE": str(tmp_path / "token")} if named else {"LOOPLINE_TOKEN": "secret\n"}
     url = serve(folders["classifier"], env=env).url + "/metrics"
@@ -235,17 +235,17 @@ def test_the_white_space_around_a_token_is_none_of_it(serve, folders, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("token", "said"),
+    ("token", "message"),
     [(" \n", "is blank"), ("a\nb", "holds control characters"), ("größe", "holds characters that are not ASCII")],
 )
-def test_a_token_that_nobody_can_send_stops_the_start(folders, monkeypatch, token, said):
+def test_a_token_that_no_client_can_send_stops_the_start(folders, monkeypatch, token, message):
     monkeypatch.setenv("LOOPLINE_TOKEN", token)
     code, printed = fails(folders["classifier"])
     assert code == 1
-    assert f"LOOPLINE_TOKEN {said}" in printed
+    assert f"LOOPLINE_TOKEN {message}" in printed
 
 
-def test_a_password_goes_into_no_header_and_may_hold_any_letter(monkeypatch):
+def test_a_password_may_have_any_character_because_it_is_not_sent_in_a_header(monkeypatch):
     monkeypatch.setenv("LOOPLINE_SIGN_PASSWORD", "größe")
     assert credentials.secret("LOOPLINE_SIGN_PASSWORD") == "größe"
 

@@ -1,4 +1,4 @@
-"""The metrics say what happened, and the log too where it is asked to."""
+"""The server's metrics, request log and spans."""
 
 import gzip
 import threading
@@ -15,7 +15,7 @@ from loopline.server import app, messages
 from loopline.server.metrics import CATALOGUE, PREFIX
 
 
-def test_what_is_exported_is_what_the_catalogue_says(server):
+def test_the_exported_metrics_are_those_of_the_catalogue(server):
     text = requests.get(server.url + "/metrics", timeout=60).text
     families = {f.name: f for f in text_string_to_metric_families(text) if f.name.startswith(PREFIX)}
     assert families.keys() == {PREFIX + name for name in CATALOGUE}
@@ -34,9 +34,9 @@ def test_answers_and_refusals_are_counted_by_their_status(serve, folders):
     requests.get(server.url + "/nothing", timeout=60)
     requests.post(server.url + "/v2/models/classifier/infer", data=b"{", timeout=60)
     requests.post(url, data=brightness.png(9), headers={"X-Request-Timeout-Ms": "x"}, timeout=60)
-    found = samples(server)
+    values = samples(server)
     counted = {
-        (route, code): total(found, "requests_total", route=route, code=code)
+        (route, code): total(values, "requests_total", route=route, code=code)
         for route, code in (
             ("predict", "200"),
             ("predict", "415"),
@@ -52,11 +52,11 @@ def test_answers_and_refusals_are_counted_by_their_status(serve, folders):
         ("infer", "400"): 1,
         ("other", "404"): 1,
     }
-    assert total(found, "inference_rows_total") == 2
-    assert total(found, "in_flight") == 0
-    assert total(found, "model_info", precision="fp32") == 1
-    assert total(found, "ready") == 1
-    assert total(found, "connections") >= 1
+    assert total(values, "inference_rows_total") == 2
+    assert total(values, "in_flight") == 0
+    assert total(values, "model_info", precision="fp32") == 1
+    assert total(values, "ready") == 1
+    assert total(values, "connections") >= 1
     assert server.stop() == 0
     lines = [line for line in server.log if line["message"] == "request"]
     assert [(line["id"], line["status"], line["rows"]) for line in lines] == [
@@ -69,11 +69,11 @@ def test_answers_and_refusals_are_counted_by_their_status(serve, folders):
 def test_a_batch_is_one_execution_of_many_rows(serve, folders):
     server = serve(folders["text"])
     requests.post(server.url + "/predict/text", json={"texts": ["good"] * 7}, timeout=60)
-    found = samples(server)
-    assert total(found, "inference_rows_total") == 7
-    assert total(found, "executions_total") == 1
-    assert total(found, "batch_rows_sum") == 7
-    assert total(found, "compute_seconds_count") == total(found, "queue_seconds_count") == 1
+    values = samples(server)
+    assert total(values, "inference_rows_total") == 7
+    assert total(values, "executions_total") == 1
+    assert total(values, "batch_rows_sum") == 7
+    assert total(values, "compute_seconds_count") == total(values, "queue_seconds_count") == 1
 
 
 def test_a_model_that_fails_is_a_500_that_is_counted_and_logged(serve, tmp_path):
@@ -82,16 +82,16 @@ def test_a_model_that_fails_is_a_500_that_is_counted_and_logged(serve, tmp_path)
     answer = requests.post(server.url + "/v2/models/text/infer", json=body, timeout=60)
     assert answer.status_code == 500
     assert "failed on this input" in answer.json()["error"]
-    found = samples(server)
-    assert total(found, "execution_failures_total") == 1
-    assert total(found, "requests_total", code="500") == 1
+    values = samples(server)
+    assert total(values, "execution_failures_total") == 1
+    assert total(values, "requests_total", code="500") == 1
     assert requests.post(server.url + "/predict/text", json={"text": "good"}, timeout=60).status_code == 200
     server.stop()
     assert any(line["message"] == "inference failed" for line in server.log)
 
 
 def test_a_request_becomes_a_span_of_the_caller_s_trace(serve, folders):
-    """A collector of our own, which speaks the real protocol."""
+    """The test's own collector uses the real protocol."""
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
     received = []
@@ -119,7 +119,7 @@ def test_a_request_becomes_a_span_of_the_caller_s_trace(serve, folders):
         requests.post(url, data=b"no image", headers=headers, timeout=60)
         assert server.stop() == 0
         collector.shutdown()
-    spans = [span for one in received for r in one.resource_spans for s in r.scope_spans for span in s.spans]
+    spans = [span for batch in received for r in batch.resource_spans for s in r.scope_spans for span in s.spans]
     assert [span.name for span in spans] == ["predict classifier"] * 2
     assert {span.trace_id.hex() for span in spans} == {trace}
     assert {span.parent_span_id.hex() for span in spans} == {"00f067aa0ba902b7"}
@@ -129,7 +129,7 @@ def test_a_request_becomes_a_span_of_the_caller_s_trace(serve, folders):
     assert 0 < spans[0].end_time_unix_nano - spans[0].start_time_unix_nano < 5e9
 
 
-def test_a_mistake_of_ours_is_a_500_that_says_nothing_of_it_to_the_client(capfd):
+def test_an_internal_error_is_a_500_without_details(capfd):
     route = app.Route(lambda *_: None, name="predict")
     with pytest.raises(messages.Refusal) as refused, app._about(route):
         raise ZeroDivisionError("secret")
@@ -139,7 +139,7 @@ def test_a_mistake_of_ours_is_a_500_that_says_nothing_of_it_to_the_client(capfd)
     assert "secret" in capfd.readouterr().err
 
 
-def test_a_bundle_that_is_damaged_on_the_disk_is_told_and_what_was_loaded_is_served(serve, tmp_path):
+def test_a_bundle_damaged_on_disk_is_logged_and_the_loaded_one_is_served(serve, tmp_path):
     bundles.classifier(tmp_path / "bundle")
     server = serve(tmp_path / "bundle")
     assert total(samples(server), "bundle_intact") == 1
@@ -150,5 +150,5 @@ def test_a_bundle_that_is_damaged_on_the_disk_is_told_and_what_was_loaded_is_ser
     assert answer.json()["predictions"][0]["label"] == "bright"
     assert server.stop() == 0
     assert [line["message"] for line in server.log if line["level"] == "error"] == [
-        "the bundle on the disk was changed; what was loaded is served"
+        "the bundle on disk has changed; the server keeps serving the loaded one"
     ]

@@ -1,4 +1,4 @@
-"""The protocol's parser: what is sound comes back as it was sent, what lies is refused."""
+"""The protocol's parser: valid tensors come back as they were sent, invalid requests are refused."""
 
 import json
 import struct
@@ -19,13 +19,13 @@ IMAGE = Tensor(name="x", datatype="UINT8", shape=(-1, 2))
 
 
 def parse(body, headers, tensor):
-    """Twice, because what was remembered must be read as what was not."""
+    """Parse twice, because a remembered request must give the same result."""
     read = oip.RequestReader({"x": tensor}, OUT)
     first, second = read(body, headers), read(body, headers)
     assert first.id == second.id
     assert first.outputs == second.outputs
-    for name, found in first.tensors.items():
-        np.testing.assert_array_equal(found, second.tensors[name])
+    for name, call in first.tensors.items():
+        np.testing.assert_array_equal(call, second.tensors[name])
     return second
 
 
@@ -58,9 +58,9 @@ def test_a_tensor_comes_back_as_it_was_sent(data, kind, as_binary):
         body, headers = binary([given_row | {"parameters": {"binary_data_size": array.nbytes}}], array.tobytes())
     else:
         body, headers = json.dumps({"inputs": [given_row | {"data": array.tolist()}]}).encode(), {}
-    found = parse(body, headers, tensor).tensors["x"]
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found, array)
+    parsed = parse(body, headers, tensor).tensors["x"]
+    assert parsed.dtype == dtype
+    np.testing.assert_array_equal(parsed, array)
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=5))
@@ -75,7 +75,7 @@ def test_bytes_come_back_as_they_were_sent(elements):
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"", "not JSON"),
         (b"[" * 5000, "not JSON"),
@@ -103,7 +103,7 @@ def test_bytes_come_back_as_they_were_sent(elements):
         ({"inputs": [row(data=[[False, 1]])]}, "2 values of UINT8"),
         (
             {"inputs": [row(shape=[3, 2], data=[[1, 2, 3], [4, 5, 6]])]},
-            r"nested as \[2, 3\], and its shape is \[3, 2\]",
+            r"nested as \[2, 3\], but its shape is \[3, 2\]",
         ),
         ({"inputs": [row(data=[[1], [2, 3]])]}, "different length|values|outside"),
         ({"inputs": [row(parameters=[])]}, "parameters"),
@@ -128,20 +128,20 @@ def test_bytes_come_back_as_they_were_sent(elements):
         (b'{"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 2], "data": [NaN, 1]}]}', "not JSON"),
     ],
 )
-def test_a_mistake_is_named(body, said):
+def test_an_invalid_request_is_explained(body, message):
     import re
 
-    assert re.search(said, refused(body))
+    assert re.search(message, refused(body))
 
 
 @pytest.mark.parametrize("nested", [(2, 4, 3, 1), (2, 4, 3), (2, 12), (8, 3)])
 def test_rows_of_nested_data_may_be_flat(nested):
-    """Or leave out a side of 1: each value is where the shape has it."""
+    """They may also leave out a side of 1: each value keeps its place in the shape."""
     values = np.arange(24, dtype=np.uint8)
     given_row = row(shape=[2, 4, 3, 1], data=values.reshape(nested).tolist())
     body = json.dumps({"inputs": [given_row], "parameters": {"binary_data_output": True}}).encode()
-    found = parse(body, {}, Tensor(name="x", datatype="UINT8", shape=(-1, 4, 3, 1)))
-    np.testing.assert_array_equal(found.tensors["x"], values.reshape(2, 4, 3, 1))
+    call = parse(body, {}, Tensor(name="x", datatype="UINT8", shape=(-1, 4, 3, 1)))
+    np.testing.assert_array_equal(call.tensors["x"], values.reshape(2, 4, 3, 1))
 
 
 @pytest.mark.parametrize("nested", [(2, 1, 3, 4), (2, 3, 4), (3, 8), (1, 2, 12, 1)])
@@ -151,7 +151,7 @@ def test_nested_data_of_another_shape_is_refused(nested):
     assert "is nested as" in refused({"inputs": [row(shape=[2, 4, 3, 1], data=data)]}, tensor=tensor)
 
 
-def test_values_that_are_no_numbers_are_refused():
+def test_values_that_are_not_finite_are_refused():
     tensor = Tensor(name="x", datatype="FP32", shape=(-1,))
     content = np.array([1, np.nan], np.float32).tobytes()
     given_row = {"name": "x", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": 8}}
@@ -162,13 +162,13 @@ def test_values_that_are_no_numbers_are_refused():
 @pytest.mark.parametrize(
     "content", [b"\x05\x00\x00\x00abc", b"\x01\x00", b"\x01\x00\x00\x00ab", b"", b"\xff\xff\xff\xffab"]
 )
-def test_lengths_of_elements_that_lie_are_refused(content):
+def test_wrong_lengths_of_elements_are_refused(content):
     tensor = Tensor(name="x", datatype="BYTES", shape=(-1,))
     given_row = {"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(content)}}
     refused(*binary([given_row], content), tensor)
 
 
-def test_bytes_behind_the_last_tensor_are_refused():
+def test_bytes_after_the_last_tensor_are_refused():
     given_row = {"name": "x", "datatype": "UINT8", "shape": [1, 2], "parameters": {"binary_data_size": 2}}
     assert "follow" in refused(*binary([given_row], b"abc"))
 
@@ -209,7 +209,7 @@ JSON = st.recursive(
     ),
     st.binary(max_size=6),
 )
-def test_any_json_with_the_right_words_is_parsed_or_refused(request, tail):
+def test_any_json_with_the_right_fields_is_parsed_or_refused(request, tail):
     head = json.dumps(request).encode()
     try:
         call = parse(head + tail, {oip.LENGTH: b"%d" % len(head)}, IMAGE)
@@ -219,8 +219,8 @@ def test_any_json_with_the_right_words_is_parsed_or_refused(request, tail):
         assert all(tensor.shape == (1, 2) for tensor in call.tensors.values())
 
 
-def test_null_is_a_field_that_was_not_given():
-    """Clients that write every field of their classes write it for the optional ones."""
+def test_null_counts_as_a_missing_field():
+    """Some clients write every field, with null for optional ones."""
     everywhere = {"id": None, "parameters": None, "outputs": None, "inputs": [row(parameters=None)]}
     sizes = {"id": None, "parameters": {"binary_data_output": None}, "outputs": [{"name": "y", "parameters": None}]}
     for request in (everywhere, sizes | {"inputs": [row(parameters={"binary_data_size": None})]}):
@@ -236,12 +236,12 @@ def test_null_is_a_field_that_was_not_given():
 
 
 @pytest.mark.parametrize("key", ["name", "datatype", "shape", "data"])
-def test_null_in_a_field_that_is_needed_is_refused(key):
+def test_null_in_a_required_field_is_refused(key):
     assert repr(key) in refused({"inputs": [row(**{key: None})]})
 
 
 @pytest.mark.parametrize("as_binary", [True, False])
-def test_the_answer_says_what_was_asked_for(as_binary):
+def test_the_answer_has_the_requested_outputs(as_binary):
     call = oip.Call("7", {}, {"y": as_binary})
     array = np.array([[0.25, 0.75]], np.float32)
     response = oip.answer(call, "m", "v", {"y": array}, OUT)

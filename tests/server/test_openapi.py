@@ -1,4 +1,4 @@
-"""`/openapi.json` is valid, its examples work, and no request that it leads to is answered with a 5xx or against its word.
+"""`/openapi.json` is valid, its examples work, and no request by it gets a 5xx or an answer that it does not describe.
 
 LOOPLINE_FUZZ=10000 sends about as many requests, others each time; without it they are the same 2,000.
 """
@@ -36,34 +36,34 @@ def document(server):
 
 
 def operations(document):
-    return [(path, method, one) for path, methods in document["paths"].items() for method, one in methods.items()]
+    return [(path, method, call) for path, methods in document["paths"].items() for method, call in methods.items()]
 
 
-def test_it_is_valid_openapi_3_1(document):
+def test_the_document_is_valid_openapi_3_1(document):
     assert document["openapi"] == "3.1.0"
     validate(document, cls=OpenAPIV31SpecValidator)
 
 
-def test_the_validator_sees_a_broken_one(document):
+def test_the_validator_refuses_a_broken_document(document):
     with pytest.raises(OpenAPIValidationError):
         validate(document | {"paths": {"/v2": {"get": {"responses": 3}}}}, cls=OpenAPIV31SpecValidator)
 
 
-def test_it_has_every_route_of_every_model(server, document):
+def test_the_document_has_every_route_of_every_model(server, document):
     index = requests.post(server.url + "/v2/repository/index", timeout=60).json()
     bases = [f"/v2/models/{m['name']}{v}" for m in index for v in ("", f"/versions/{m['version']}")]
-    wanted = {f"{base}{end}" for base in bases for end in ("", "/ready", "/infer")} | {
+    expected = {f"{base}{end}" for base in bases for end in ("", "/ready", "/infer")} | {
         f"/predict/{m['name']}" for m in index
     }
-    wanted |= {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index", "/metrics"}
-    assert wanted == set(document["paths"])
-    assert len({one["operationId"] for _, _, one in operations(document)}) == len(operations(document))
+    expected |= {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index", "/metrics"}
+    assert expected == set(document["paths"])
+    assert len({operation["operationId"] for _, _, operation in operations(document)}) == len(operations(document))
 
 
 def test_every_example_is_answered(server, document):
     sent = 0
-    for path, method, one in operations(document):
-        content = one.get("requestBody", {"content": {}})["content"]
+    for path, method, operation in operations(document):
+        content = operation.get("requestBody", {"content": {}})["content"]
         bodies = [(kind, example) for kind, media in content.items() for example in examples(media)] or [(None, None)]
         for kind, example in bodies:
             if isinstance(example, dict) and "externalValue" in example:
@@ -90,16 +90,16 @@ def test_the_examples_are_the_bundles_golden_samples(document):
 def examples(media):
     if "example" in media:
         return [media["example"]]
-    return [one.get("value", one) for one in media.get("examples", {}).values()]
+    return [example.get("value", example) for example in media.get("examples", {}).values()]
 
 
 def test_a_server_with_a_token_says_so(serve, folders):
     server = serve(folders["text"], env={"LOOPLINE_TOKEN": "secret"})
     document = requests.get(server.url + "/openapi.json", headers={"authorization": "Bearer secret"}, timeout=60).json()
     validate(document, cls=OpenAPIV31SpecValidator)
-    for path, method, one in operations(document):
+    for path, method, operation in operations(document):
         answer = requests.request(method, server.url + path, timeout=60)
-        assert (answer.status_code == 401) == ("security" in one), path
+        assert (answer.status_code == 401) == ("security" in operation), path
 
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -116,38 +116,38 @@ SIDES = st.integers(1, 40)
 PICTURES = st.builds(
     picture, st.tuples(SIDES, SIDES), st.sampled_from(["L", "RGB"]), st.sampled_from(["PNG", "JPEG", "WEBP"])
 )
-BROKEN = st.builds(lambda whole, cut, end: whole[:cut] + end, PICTURES, st.integers(0, 200), st.binary(max_size=20))
+BROKEN = st.builds(lambda data, cut, end: data[:cut] + end, PICTURES, st.integers(0, 200), st.binary(max_size=20))
 
 
 def repaired(body):
-    """An inference request whose tensors hold as many values as they say: a schema cannot ask for that."""
-    for one in body["inputs"]:
-        needed = math.prod(one["shape"])
-        one["data"] = (one["data"] * needed or [0] * needed)[:needed]
+    """An inference request whose data fits its shape, which a schema cannot require."""
+    for tensor in body["inputs"]:
+        needed = math.prod(tensor["shape"])
+        tensor["data"] = (tensor["data"] * needed or [0] * needed)[:needed]
     return body
 
 
-def test_no_request_that_follows_from_it_breaks_the_server_or_its_word(server):
+def test_no_request_by_the_document_breaks_the_server_or_the_document(server):
     schemathesis.openapi.media_type("image/png", PICTURES | BROKEN, aliases=["image/jpeg", "image/webp"])
     operations = [
-        found.ok() for found in schemathesis.openapi.from_url(server.url + "/openapi.json").get_all_operations()
+        result.ok() for result in schemathesis.openapi.from_url(server.url + "/openapi.json").get_all_operations()
     ]
-    share = 1 + REQUESTS // sum(bool(one.body) for one in operations)
+    share = 1 + REQUESTS // sum(bool(operation.body) for operation in operations)
     with requests.Session() as session:
         for operation in operations:
             fuzz(operation, session, share if operation.body else 20)
     assert sum(SEEN.values()) >= REQUESTS, SEEN
-    assert SEEN[200] > REQUESTS / 10, "fuzzing that only gets refusals says little"
+    assert SEEN[200] > REQUESTS / 10, "fuzzing must get more than refusals"
     assert SEEN[400] > REQUESTS / 10
     assert requests.get(server.url + "/v2/health/ready", timeout=60).status_code == 200
 
 
-def test_a_document_that_lies_is_found_out(server, document):
+def test_a_wrong_document_is_detected(server, document):
     path = "/v2/repository/index"
     lying = json.loads(json.dumps(document | {"paths": {path: document["paths"][path]}}).replace('"READY"', '"ready"'))
     schema = schemathesis.openapi.from_dict(lying)
     schema.config.update(base_url=server.url)
-    (operation,) = [found.ok() for found in schema.get_all_operations()]
+    (operation,) = [result.ok() for result in schema.get_all_operations()]
     with requests.Session() as session, pytest.raises(FailureGroup, match='"READY" is not one of'):
         fuzz(operation, session, 20)
 
@@ -163,10 +163,10 @@ def fuzz(operation, session, times):
         if repair and case.path.endswith("/infer"):
             with suppress(Exception):  # a negative case may have any form
                 case.body = repaired(case.body)
-        # not case.call: it looks into urllib3, which grafana-client replaces by urllib3-future
+        # not case.call, which needs urllib3; grafana-client replaces that by urllib3-future
         answer = session.request(**case.as_transport_kwargs(), timeout=20)
         SEEN[answer.status_code] += 1
-        if answer.status_code != 503 or "retry-after" not in answer.headers:  # too late for the time that it asked for
+        if answer.status_code != 503 or "retry-after" not in answer.headers:  # a 503 is due to a short deadline
             case.validate_response(answer, checks=CHECKS)
 
     is_answered()

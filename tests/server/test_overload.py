@@ -1,4 +1,4 @@
-"""Four times what a server can do: it keeps its pace, answers in time or refuses at once, and is itself again when it is over."""
+"""Four times a server's capacity: it keeps its pace, answers in time or refuses at once, and recovers afterwards."""
 
 import asyncio
 import statistics
@@ -30,7 +30,7 @@ async def ask(host, port, request):
 
 
 async def send(server, request, rate, seconds):
-    """An open loop: requests leave on time, whatever has become of those before."""
+    """An open loop: requests are sent on time, whether or not earlier ones are answered."""
     tasks, start = [], time.monotonic()
     for number in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
@@ -43,8 +43,8 @@ def slow(serve, tmp_path):
     return serve(bundles.slow(tmp_path / "slow").folder, "--timeout-ms", int(DEADLINE * 1000), "--slots", 1)
 
 
-def test_four_times_too_much_is_shed_and_over_when_it_is_over(slow):
-    """How fast it answers meanwhile is for the benchmark to say: here other tests take the processor."""
+def test_four_times_the_capacity_is_shed_and_the_server_recovers(slow):
+    """The benchmark measures the speed under load; here other tests share the processor."""
     body = brightness.png(200)
     request = (
         b"POST /predict/slow HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body

@@ -1,4 +1,4 @@
-"""The pages' files, over HTTP: what is served, to whom, and what is not. A browser tries them in test_browser.py."""
+"""The pages' files over HTTP: which files are served, and to which clients. test_browser.py has the browser's tests."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ def test_both_pages_come_with_a_policy_that_forbids_other_servers(server):
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_what_a_page_names_is_there(server):
+def test_every_file_that_a_page_names_is_served(server):
     for page in ("/", "/docs"):
         for name in re.findall(r'(?:src|href)="(pages/[^"]+)"', get(server, page).text):
             assert get(server, f"/{name}").status_code == 200
@@ -74,7 +74,7 @@ def test_only_what_the_pages_need_is_served(server):
             assert session.send(raw, timeout=60).status_code == 404, path
 
 
-def test_the_browser_gets_the_very_files_of_the_bundle(server, folders):
+def test_the_browser_gets_the_bundles_own_files(server, folders):
     for name, folder in folders.items():
         for part in ("model.onnx", "bundle.json", *(["tokenizer.json"] if name == "text" else [])):
             assert get(server, f"/bundles/{name}/{part}").content == (folder / part).read_bytes()
@@ -82,7 +82,7 @@ def test_the_browser_gets_the_very_files_of_the_bundle(server, folders):
         assert get(server, path).status_code == 404
 
 
-def test_a_file_is_kept_for_ever_under_its_version_only(server):
+def test_a_file_may_be_cached_for_ever_only_under_its_version(server):
     version = get(server, "/v2/models/text").json()["versions"][0]
     kept = get(server, f"/bundles/text/model.onnx?v={version}").headers["cache-control"]
     assert "immutable" in kept
@@ -91,7 +91,7 @@ def test_a_file_is_kept_for_ever_under_its_version_only(server):
         assert get(server, f"/bundles/text/model.onnx{query}").headers["cache-control"] == "no-cache"
 
 
-def test_a_bundle_that_was_replaced_on_disk_is_not_taken_for_the_one_that_answers(serve, tmp_path):
+def test_the_files_of_a_replaced_bundle_are_not_served(serve, tmp_path):
     server = serve(bundles.classifier(tmp_path / "one").folder)
     bundles.classifier(tmp_path / "one", threshold=10)
     answer = get(server, "/bundles/classifier/model.onnx")
@@ -139,15 +139,15 @@ def test_a_token_guards_the_bundles_and_the_description_and_not_the_empty_pages(
 
 
 def test_the_examples_are_golden_samples_of_each_bundle(server, folders):
-    """Digits were shown for every classifier, and a country's name for every text."""
-    told = get(server, "/bundles").json()["examples"]
-    assert told == {
+    """Before, every classifier's page showed digits, and every text model's page a country's name."""
+    listed = get(server, "/bundles").json()["examples"]
+    assert listed == {
         "classifier": ["examples/classifier/0", "examples/classifier/1"],
         "detector": ["examples/detector/0"],
         "text": ["good fine", "bad awful"],
     }
     for name in ("classifier", "detector"):
-        for path, sample in zip(told[name], golden.read(folders[name] / "golden.json"), strict=True):
+        for path, sample in zip(listed[name], golden.read(folders[name] / "golden.json"), strict=True):
             answer = get(server, f"/{path}")
             assert (answer.headers["content-type"], answer.content) == ("image/png", sample.given)
             assert "default-src" in answer.headers["content-security-policy"]
@@ -157,8 +157,8 @@ def test_the_examples_are_golden_samples_of_each_bundle(server, folders):
 def test_the_samples_of_the_tests_bundles_are_golden(server, folders):
     for name, folder in folders.items():
         (watched,) = sentinel.load([folder])
-        for one in watched.samples:
-            assert sentinel.check(server.url, watched, one)[0] == "same", name
+        for golden_sample in watched.samples:
+            assert sentinel.check(server.url, watched, golden_sample)[0] == "same", name
 
 
 def sample(given, *names):
@@ -185,8 +185,8 @@ def test_examples_are_few_have_different_answers_and_are_short(tmp_path, samples
     if samples is not None:
         (tmp_path / "golden.json").write_text(json.dumps(golden.to_dict(samples)))
     model = SimpleNamespace(name="m", bundle=SimpleNamespace(folder=tmp_path))
-    found = examples.of(model)
-    assert [example.place if example.text is None else example.text for example in found] == chosen
+    places = examples.of(model)
+    assert [example.place if example.text is None else example.text for example in places] == chosen
 
 
 def test_a_bundle_without_golden_samples_has_a_page_without_examples(serve, folders, tmp_path):
@@ -216,7 +216,7 @@ def copied(tmp_path, monkeypatch):
     return copy
 
 
-def said(page, path, accepted=b"gzip"):
+def response(page, path, accepted=b"gzip"):
     answers = []
     headers = {b"accept-encoding": accepted} if accepted else {}
     page[path].answer(messages.Request("GET", path, b"", headers, b"", 0.0), answers.append)
@@ -225,23 +225,23 @@ def said(page, path, accepted=b"gzip"):
 
 def test_the_switch_is_on_when_the_runtime_was_fetched(copied):
     served = copied(["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm.gz", "ready"])
-    assert b'"in_browser":true' in said(served, "/bundles").body[0]
-    wasm = said(served, "/pages/assets/ort-wasm-simd-threaded.wasm")
+    assert b'"in_browser":true' in response(served, "/bundles").body[0]
+    wasm = response(served, "/pages/assets/ort-wasm-simd-threaded.wasm")
     assert (wasm.content_type, wasm.headers[b"content-encoding"]) == (b"application/wasm", b"gzip")
     assert gzip.decompress(wasm.body[0]) == b"\0asm"
     for accepted in (None, b"identity", b"gzip;q=0"):
-        plain = said(served, "/pages/assets/ort-wasm-simd-threaded.wasm", accepted)
+        plain = response(served, "/pages/assets/ort-wasm-simd-threaded.wasm", accepted)
         assert plain.body[0] == b"\0asm", "to a client that does not take gzip"
         assert b"content-encoding" not in plain.headers
     assert not [path for path in served if "ready" in path]
 
 
 def test_the_switch_is_off_without_the_runtime(copied):
-    assert b'"in_browser":false' in said(copied([]), "/bundles").body[0]
+    assert b'"in_browser":false' in response(copied([]), "/bundles").body[0]
 
 
-def test_what_is_large_is_sent_as_it_is():
-    """Packing 4 MB takes 80 ms, in which nobody else is answered."""
+def test_a_large_answer_is_sent_uncompressed():
+    """Compressing 4 MB would take 80 ms without an answer to other clients."""
     for size, packed in ((10_000, b"content-encoding: gzip"), (2_000_000, b"content-length: 2000000")):
         response = messages.Response(body=(b"x" * size,))
         assert packed in messages.encode(response, None, compression=b"gzip", head_only=True)

@@ -1,4 +1,4 @@
-"""The route for people: images as files, texts as they come, and what somebody might send instead."""
+"""The predict route, for people: image files, texts in every form, and invalid bodies."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def test_boxes_are_in_pixels_of_the_upright_original(server):
         assert box["label"] == "spot"
 
 
-def test_a_large_image_takes_the_line_for_decoding(server):
+def test_a_large_image_is_decoded_in_its_own_queue(server):
     noise = np.random.default_rng(0).integers(200, 256, (600, 600), np.uint8)
     data = encoded(Image.fromarray(noise))
     assert len(data) > 64 * 1024
@@ -84,7 +84,7 @@ def test_a_large_image_takes_the_line_for_decoding(server):
 def test_texts_in_every_form(server, data, kind, labels):
     answer = post(server, "/predict/text", data.encode(), headers={"Content-Type": kind})
     if "ud800" in data:
-        assert answer.status_code in (200, 400)  # no text at all: JSON can write it, UTF-8 cannot
+        assert answer.status_code in (200, 400)  # a lone surrogate: JSON can write it, UTF-8 cannot
         return
     assert [row["label"] for row in answer.json()["predictions"]] == labels
 
@@ -94,14 +94,14 @@ def test_a_text_in_a_form(server):
     assert answer.json()["predictions"][0]["label"] == "good"
 
 
-def test_a_byte_order_mark_is_no_part_of_a_text():
+def test_a_byte_order_mark_is_not_part_of_a_text():
     part = b"--x\r\nContent-Disposition: form-data; name=text\r\n\r\n\xef\xbb\xbfbad\r\n--x--\r\n"
     for body, kind in ((b"\xef\xbb\xbfbad", b"text/plain"), (part, b"multipart/form-data; boundary=x")):
         assert payloads.texts(body, {b"content-type": kind}).items == ["bad"]
 
 
 @pytest.mark.parametrize("charset", ["utf-16le", "iso-8859-1", '"windows-1252"'])
-def test_a_text_of_another_charset_is_refused_and_not_guessed(server, charset):
+def test_a_text_in_another_charset_is_refused(server, charset):
     kind = f"text/plain; charset={charset}"
     raw = post(server, "/predict/text", "good".encode("utf-16-le"), headers={"Content-Type": kind})
     part = post(server, "/predict/text", files={"text": (None, "good".encode("utf-16-le"), kind)})
@@ -121,7 +121,7 @@ def test_the_request_id_and_the_trace_pass_through(server):
 
 
 @pytest.mark.parametrize(
-    ("path", "data", "kind", "status", "said"),
+    ("path", "data", "kind", "status", "message"),
     [
         (CALLS, b"", "image/png", 400, "empty"),
         (CALLS, b"hello", "image/png", 415, "JPEG, PNG and WebP"),
@@ -144,10 +144,10 @@ def test_the_request_id_and_the_trace_pass_through(server):
         ("/predict/text", json.dumps("x" * (model.MOST_TEXT + 1)).encode(), "application/json", 413, "characters"),
     ],
 )
-def test_a_bad_body_is_explained(server, path, data, kind, status, said):
+def test_a_bad_body_is_explained(server, path, data, kind, status, message):
     answer = post(server, path, data, headers={"Content-Type": kind})
     assert answer.status_code == status
-    assert said in answer.json()["error"]
+    assert message in answer.json()["error"]
 
 
 def test_a_decompression_bomb_is_refused_by_its_header(server):
@@ -166,7 +166,7 @@ def test_an_animation_is_refused(server):
 
 @pytest.mark.parametrize("pictures", [2, 3])
 def test_a_phones_photo_with_pictures_behind_it_is_answered_by_the_first(server, pictures):
-    """A JPEG with an index of others (MPF): depth maps, previews, the second eye."""
+    """A JPEG with an index (MPF) of further pictures: depth maps, previews, the second eye."""
     frames = [Image.new("RGB", (40, 20), shade) for shade in ("white", "black", "black")[:pictures]]
     sideways = Image.Exif()
     sideways[0x0112] = 6
@@ -175,8 +175,8 @@ def test_a_phones_photo_with_pictures_behind_it_is_answered_by_the_first(server,
     assert post(server, CALLS, data).json()["predictions"][0]["label"] == "bright"
     (box,) = post(server, "/predict/detector", data).json()["predictions"][0]["boxes"]
     assert (box["x2"], box["y2"]) == (20, 25), "in pixels of the upright first picture"
-    whole = next(iter(post(server, CALLS, data[: len(data) - 300]).json()["predictions"]))
-    assert whole["label"] == "bright", "what lies behind it may be cut off"
+    content = next(iter(post(server, CALLS, data[: len(data) - 300]).json()["predictions"]))
+    assert content["label"] == "bright", "what lies behind it may be cut off"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
@@ -198,7 +198,7 @@ def test_an_animation_in_any_format_is_refused(server, kind):
         "form-data; name=file\r\nContent-Type: image/png",
     ],
 )
-def test_a_file_of_a_form_may_be_named_in_every_way_that_clients_know(server, disposition):
+def test_a_forms_file_may_be_named_in_every_way_that_clients_use(server, disposition):
     head = f"--x\r\nContent-Disposition: {disposition}\r\n\r\n".encode()
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     answer = post(server, CALLS, head + brightness.png(230) + b"\r\n--x--\r\n", headers=headers)
@@ -206,13 +206,13 @@ def test_a_file_of_a_form_may_be_named_in_every_way_that_clients_know(server, di
 
 
 @pytest.mark.parametrize("field", ["filename", "a; filename*=b", "filename*"])
-def test_a_field_that_is_only_called_like_a_file_is_none(server, field):
+def test_a_field_named_like_a_file_is_not_a_file(server, field):
     body = f'--x\r\nContent-Disposition: form-data; name="{field}"\r\n\r\nhello\r\n--x--\r\n'.encode()
     answer = post(server, CALLS, body, headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert (answer.status_code, "no file in the form" in answer.json()["error"]) == (400, True)
 
 
-def test_odd_but_sound_images_are_answered(server):
+def test_unusual_but_valid_images_are_answered(server):
     deep = Image.fromarray(np.full((9, 9), 60_000, np.uint16))
     for data in (
         encoded(Image.new("CMYK", (9, 9)), "JPEG"),
@@ -226,7 +226,7 @@ def test_odd_but_sound_images_are_answered(server):
 
 
 def test_a_thousand_hostile_images_break_nothing(server):
-    """Bytes changed, cut, doubled, in all three formats: an answer or a refusal, never an error of ours."""
+    """Bytes are changed, cut or doubled in all three formats: an answer or a refusal, never an internal error."""
     generator = np.random.default_rng(0)
     picture = Image.new("RGB", (40, 30), "white")
     ImageDraw.Draw(picture).ellipse((5, 5, 30, 25), "black")
@@ -249,8 +249,8 @@ def test_a_thousand_hostile_images_break_nothing(server):
 
 
 @pytest.mark.parametrize("number", [-1, 9, 50, 2**62, -(2**63)])
-def test_ids_that_the_tokenizer_cannot_give_are_the_client_s_mistake(server, number):
-    """Found by fuzzing: they reached the graph, which failed, and a client could make every batch fail."""
+def test_ids_that_the_tokenizer_cannot_give_are_refused(server, number):
+    """Found by fuzzing: such ids reached the graph, which failed, so a client could make every batch fail."""
     body = {"inputs": [{"name": "ids", "shape": [1, 2], "datatype": "INT64", "data": [3, number]}]}
     answer = requests.post(server.url + "/v2/models/text/infer", json=body, timeout=60)
     assert answer.status_code == 400

@@ -1,4 +1,4 @@
-"""The bill of materials, from a file system as an engine exports it. tests/server/test_image.py makes that of the real image."""
+"""The bill of materials, made from an exported file system. tests/server/test_image.py makes one from a real image."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def lock():
 
 
 def wheels(lock):
-    """Path -> content of what tells a wheel's name and version, for each of the lock file."""
+    """Path -> content of the file with the name and version, for each wheel of the lock file."""
     rows = [line.split()[0].split("==") for line in lock.read_text().splitlines() if not line.startswith(" ")]
     return {
         f"{PLACE}/{name.replace('-', '_')}-{version}.dist-info/METADATA": f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n"
@@ -44,11 +44,11 @@ def components(files):
         return sbom.components(archive)
 
 
-def test_it_names_every_wheel_debian_package_and_bundle_and_holds_to_the_schema(lock):
+def test_it_names_every_wheel_debian_package_and_bundle_and_fits_the_schema(lock):
     files = wheels(lock) | {"var/lib/dpkg/status.d/libssl3": DEBIAN, f"{PLACE}/numpy/core.pyc": "x"}
-    found = components(files)
-    sbom.check(found, lock)
-    text = sbom.document("loopline", {"loopline.bundles": f"text={HASH}"}, "3.11.9", found)
+    names = components(files)
+    sbom.check(names, lock)
+    text = sbom.document("loopline", {"loopline.bundles": f"text={HASH}"}, "3.11.9", names)
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     rows = json.loads(text)["components"]
     assert len(rows) == len(wheels(lock)) + 3
@@ -70,6 +70,6 @@ def test_a_wheel_that_the_lock_file_does_not_name_is_named(lock):
         sbom.check(components(files), lock)
 
 
-def test_what_does_not_hold_to_the_schema_is_refused(lock):
+def test_a_document_that_does_not_fit_the_schema_is_refused(lock):
     with pytest.raises(LooplineError, match="does not hold to CycloneDX"):
         sbom.document("loopline", {"loopline.bundles": "text=no-hash"}, "3.11.9", components(wheels(lock)))

@@ -1,4 +1,4 @@
-"""The files for serverless services, as far as they can be checked without an account: docs/serverless.md says what that leaves."""
+"""Checks of the files for serverless services without an account. docs/serverless.md lists what they leave untested."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ def test_the_lambda_image_asks_the_server_whether_it_is_ready():
 
 
 def arguments():
-    """Every file's words for the server."""
+    """Yield each file's arguments for the server."""
     template = yaml.safe_load((FOLDER / "azure-container-app.yaml").read_text(encoding="utf-8"))["properties"][
         "template"
     ]
@@ -71,18 +71,18 @@ def arguments():
 
 
 class _Cloudformation(yaml.SafeLoader):
-    """Takes !Ref and its like for what stands behind them."""
+    """A loader that reads !Ref and similar tags as their values."""
 
 
 _Cloudformation.add_multi_constructor("!", lambda _loader, _tag, node: node.value)
 
 
-def test_the_server_knows_every_word_that_it_is_given():
+def test_the_server_accepts_every_argument_of_the_files():
     from loopline.cli import parser
 
-    given = list(arguments())
-    assert len(given) == 5
-    for words in given:
+    commands = list(arguments())
+    assert len(commands) == 5
+    for words in commands:
         assert parser().parse_args(["serve", *words]).demo is False
     with pytest.raises(SystemExit):
         parser().parse_args(["serve", "/bundles", "--no-demonstration"])
@@ -93,7 +93,7 @@ def test_apps_compile(name):
     compile((FOLDER / name).read_text(encoding="utf-8"), name, "exec")
 
 
-def test_the_vendors_own_packages_take_the_apps(tmp_path):
+def test_the_vendors_packages_accept_the_apps(tmp_path):
     uv, python = Path(sys.executable).parent / "uv", tmp_path / "venv/bin/python"
     subprocess.run([uv, "venv", "--quiet", tmp_path / "venv", "--python", sys.executable], check=True)
     install = [uv, "pip", "install", "--quiet", "--python", python, *SDKS]

@@ -1,4 +1,4 @@
-"""A server with a key loads what its owner signed, and nothing else."""
+"""A server with a public key loads only bundles that the key's owner signed."""
 
 import shutil
 import subprocess

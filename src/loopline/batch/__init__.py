@@ -1,1 +1,1 @@
-"""Batch prediction: files in, a file out. A room of its own, because a server must not know pyarrow and releases need no engine."""
+"""Batch prediction: files in, a file out. Separate from `server`, which must not depend on pyarrow."""

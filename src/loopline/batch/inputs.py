@@ -1,6 +1,6 @@
-"""What there is to predict, item by item: images of a folder or of a list; `tables` has the texts. Any fsspec URL.
+"""The inputs of a batch prediction, item by item: images of a folder or a list, at any fsspec URL. `texts` has the texts.
 
-Nothing is held but the item at hand and the listing of one folder. What cannot be read is an item too: one with an error.
+Memory holds one item and the listing of one folder at a time. An input that cannot be read becomes an item with an error.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import fsspec
 
 from loopline.errors import LooplineError
 
-MOST_BYTES = 64 << 20  # of an encoded image, or of a line
-MOST_REASON = 300  # characters of what a library says
+MOST_BYTES = 64 << 20  # bytes of an encoded image or of a line
+MOST_REASON = 300  # characters of a library's error message
 
 
 class Item(NamedTuple):
-    """id: the row's number from 0, or the image's path. content: the text, or where the image is.
+    """An input. id: the row's number from 0, or the image's path. content: the text, or the image's full path or URL.
 
-    state: what of the listing tells whether the file was changed. error: why there is nothing to predict.
+    state: facts of the listing that show whether the file was changed. error: the reason why the item cannot be predicted.
     """
 
     id: int | str
@@ -32,7 +32,7 @@ class Item(NamedTuple):
 
 
 class BatchInput(NamedTuple):
-    """The items in order, their number where it is known beforehand, and the file system that their paths are of, if one."""
+    """The items in order. total: their number, if known beforehand. fs: the file system of their paths, if all share one."""
 
     items: Iterator[Item]
     total: int | None = None
@@ -40,7 +40,7 @@ class BatchInput(NamedTuple):
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong with one item, in one line without the item's name."""
+    """An error's reason in one line, without the item's name."""
     if isinstance(error, FileNotFoundError):
         return "not found"
     if isinstance(error, PermissionError):
@@ -60,7 +60,7 @@ def locate(url: str) -> tuple[Any, str]:
 
 
 def images(url: str) -> BatchInput:
-    """Every file under a folder in order of name, or the paths and URLs of a text file, one a line."""
+    """Every file under a folder in order of name, or the images of a text file with a path or URL a line. Raises LooplineError."""
     fs, path = locate(url)
     fs.invalidate_cache()
     try:
@@ -72,35 +72,35 @@ def images(url: str) -> BatchInput:
 
 
 def contents(paths: Sequence[str], fs: Any = None) -> list[bytes | Exception]:
-    """The bytes at each path of `fs`, or at each URL, or what went wrong. Those of one file system are fetched together."""
+    """The bytes at each path of `fs`, or at each URL without one, or the error. Files of one file system are fetched together."""
     if fs is not None:
         return _fetch(fs, list(paths))
-    found: list[bytes | Exception] = [FileNotFoundError()] * len(paths)
+    results: list[bytes | Exception] = [FileNotFoundError()] * len(paths)
     groups: dict[int, tuple[Any, list[int], list[str]]] = {}
     for place, url in enumerate(paths):
         try:
-            one, path = locate(url)
+            url_fs, path = locate(url)
         except LooplineError as error:
-            found[place] = error
+            results[place] = error
             continue
-        _, places, inside = groups.setdefault(id(one), (one, [], []))
+        _, places, inside = groups.setdefault(id(url_fs), (url_fs, [], []))
         places.append(place)
         inside.append(path)
-    for one, places, inside in groups.values():
-        for place, data in zip(places, _fetch(one, inside), strict=True):
-            found[place] = data
-    return found
+    for url_fs, places, inside in groups.values():
+        for place, data in zip(places, _fetch(url_fs, inside), strict=True):
+            results[place] = data
+    return results
 
 
 def _fetch(fs: Any, paths: list[str]) -> list[bytes | Exception]:
-    # Not `cat`: it takes `*`, `?` and `[` in names for patterns.
-    found = fs.cat_ranges(paths, 0, MOST_BYTES + 1, on_error="return")
+    # `cat` would read `*`, `?` and `[` in names as patterns.
+    results = fs.cat_ranges(paths, 0, MOST_BYTES + 1, on_error="return")
     large = LooplineError(f"more than {MOST_BYTES >> 20} MB")
-    return [large if isinstance(data, bytes) and len(data) > MOST_BYTES else data for data in found]
+    return [large if isinstance(data, bytes) and len(data) > MOST_BYTES else data for data in results]
 
 
 def opened(url: str, compression: str | None = "infer") -> IO[bytes]:
-    """The file, unpacked as its name says. Raises LooplineError."""
+    """Open a file for reading, unpacked if its name's suffix is a compression. Raises LooplineError."""
     try:
         file: IO[bytes] = fsspec.open(url, "rb", compression=compression).open()
     except FileNotFoundError as error:
@@ -111,14 +111,14 @@ def opened(url: str, compression: str | None = "infer") -> IO[bytes]:
 
 
 def guarded(items: Iterator[Item], url: str) -> Iterator[Item]:
-    """The items; what breaks the source itself half-way is a LooplineError."""
+    """Yield the items. Raises LooplineError if the source cannot be read to its end."""
     with told(url):
         yield from items
 
 
 @contextmanager
 def told(url: str) -> Iterator[None]:
-    """Raise LooplineError in place of what breaks the file at that address."""
+    """Turn an error while reading the file at `url` into a LooplineError."""
     try:
         yield
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
@@ -126,7 +126,7 @@ def told(url: str) -> Iterator[None]:
 
 
 def lines(file: IO[bytes]) -> Iterator[bytes | None]:
-    """Lines without their end, None for one that is too long."""
+    """Yield the lines without their end, and None for a line that is too long."""
     while line := file.readline(MOST_BYTES):
         if len(line) < MOST_BYTES or line.endswith(b"\n"):
             yield line.rstrip(b"\r\n")
@@ -140,7 +140,7 @@ def _folder(fs: Any, folder: str, root: str) -> Iterator[Item]:
     for info in sorted(fs.ls(folder, detail=True), key=lambda info: str(info["name"])):
         name = str(info["name"]).rstrip("/")
         if name == folder.rstrip("/") or name.rpartition("/")[2].startswith("."):
-            continue  # an object store's mark for the folder itself; what is hidden
+            continue  # an object store's entry for the folder itself, or a hidden file
         inside = plain(name.removeprefix(root.rstrip("/")).lstrip("/"))
         if info["type"] == "directory":
             yield from _folder(fs, name, root)
@@ -148,7 +148,7 @@ def _folder(fs: Any, folder: str, root: str) -> Iterator[Item]:
             state = [str(info[key]) for key in ("size", "mtime", "ETag", "LastModified") if key in info]
             yield Item(inside, name, " ".join(state))
         else:
-            yield Item(inside, error="a link to a folder, it is not followed" if info.get("islink") else "not a file")
+            yield Item(inside, error="a link to a folder, not followed" if info.get("islink") else "not a file")
 
 
 def _list(file: IO[bytes], url: str) -> Iterator[Item]:
@@ -163,5 +163,5 @@ def _list(file: IO[bytes], url: str) -> Iterator[Item]:
 
 
 def plain(path: str) -> str:
-    """A name that is not UTF-8, with escapes: different names stay different."""
+    """A name with escapes in place of bytes that are not UTF-8, so that different names stay different."""
     return path.encode("utf-8", "backslashreplace").decode()

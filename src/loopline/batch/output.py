@@ -1,7 +1,9 @@
-"""What a batch prediction writes: parts beside the output while it runs, then the output, whole or not at all.
+"""The output of a batch prediction: parts beside it while the run goes on, then the complete output or none.
 
-OUTPUT.partial/part-00000.parquet ...    each written under another name and renamed, with what it was made from in its metadata
-OUTPUT                                   the parts joined, likewise; Parquet, CSV or JSON Lines by its suffix
+OUTPUT.partial/part-00000.parquet ...    each with metadata of its inputs
+OUTPUT                                   the joined parts: Parquet, CSV or JSON Lines by its suffix
+
+Every file is written under another name and then renamed, so that it is never incomplete.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from fsspec.implementations.local import LocalFileSystem
 from loopline.batch.inputs import locate
 from loopline.errors import LooplineError
 
-KEY = b"loopline"
+KEY = b"loopline"  # of the metadata
 KINDS = (".parquet", ".csv", ".jsonl")
 
 
 def schema(*, image: bool, columns: Mapping[str, Any]) -> pa.Schema:
-    """Columns of the output. id: row number or path. columns: a task's `batch_columns`. error: why there is no answer, else null."""
+    """The output's schema: `id` (row number or path), the task's columns, and `error` (null if there is an answer)."""
     answer = [(name, _type(kind)) for name, kind in columns.items()]
     return pa.schema([("id", pa.string() if image else pa.int64()), *answer, ("error", pa.string())])
 
@@ -43,11 +45,11 @@ class Output:
     """The output at a path or URL, and its parts."""
 
     def __init__(self, url: str, schema: pa.Schema) -> None:
-        """Raises LooplineError where such an output cannot be written."""
+        """Make the folder of the parts. Raises LooplineError if the output cannot be written."""
         self.url, self.schema = url, schema
         self.kind = PurePosixPath(url).suffix.lower()
         if self.kind not in KINDS:
-            raise LooplineError(f"{url}: the output ends in {', '.join(KINDS)}")
+            raise LooplineError(f"{url}: the output's name must end in {', '.join(KINDS)}")
         self.fs, self.path = locate(url)
         self.folder = f"{self.path}.partial"
         with self._told():
@@ -57,36 +59,36 @@ class Output:
             self.fs.invalidate_cache()
 
     def part(self, number: int) -> str:
-        """Its path."""
+        """The path of a part. number: from 0."""
         return f"{self.folder}/part-{number:05}.parquet"
 
     def facts(self, number: int) -> dict[str, Any] | None:
-        """What the part was made from; None where there is no whole part."""
+        """The facts that `write_part` stored with a part; None if there is no valid part."""
         try:
             with self.fs.open(self.part(number), "rb") as file:
-                found = pq.read_schema(file)
-                facts: dict[str, Any] = json.loads((found.metadata or {})[KEY])
+                stored = pq.read_schema(file)
+                facts: dict[str, Any] = json.loads((stored.metadata or {})[KEY])
         except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors
             return None
-        return facts if found.remove_metadata().equals(self.schema) else None
+        return facts if stored.remove_metadata().equals(self.schema) else None
 
     def write_part(self, number: int, rows: Iterable[dict[str, Any]], facts: dict[str, Any]) -> None:
-        """Write a part of at least one row: whole or not at all. What a row lacks is null."""
+        """Write a part of at least one row, completely or not at all. A missing value is null. facts: see `facts`."""
         table = _table(rows, self.schema).replace_schema_metadata({KEY: json.dumps(facts)})
         with self._atomic(self.part(number)) as file:
             pq.write_table(table, file, compression="zstd")
 
     def tables(self, count: int) -> Iterator[pa.Table]:
-        """The first `count` parts."""
+        """Yield the first `count` parts."""
         for number in range(count):
             with self.fs.open(self.part(number), "rb") as file:
-                # read_table imports pandas, see `_table`. Bytes and one thread: a thread of pyarrow's that holds a file of Python's
-                # may outlive it, and then aborts the process at its end.
+                # Not read_table, which imports pandas, see `_table`. From bytes and in one thread: a thread of pyarrow that
+                # holds a Python file may outlive the interpreter and then abort the process.
                 content = pa.BufferReader(file.read())
             yield pq.ParquetFile(content).read(use_threads=False).replace_schema_metadata(None)
 
     def join(self, count: int, facts: dict[str, Any], look: Callable[[pa.Table], None]) -> None:
-        """Join the first `count` parts to the output, then remove all. look: sees each part's table."""
+        """Join the first `count` parts to the output, then remove all parts. look: called with each part's table."""
         with self._atomic(self.path) as file, _writer(self.kind, file, self.schema, facts) as write:
             for table in self.tables(count):
                 look(table)
@@ -104,11 +106,11 @@ class Output:
         if isinstance(self.fs, LocalFileSystem):
             self.fs.makedirs(self.folder, exist_ok=True)
         elif not self.fs.isdir(self.folder):
-            self.fs.mkdir(self.folder, create_parents=False)  # never a bucket that was not there
+            self.fs.mkdir(self.folder, create_parents=False)  # so that no bucket is created
 
     @contextmanager
     def _atomic(self, path: str) -> Iterator[IO[bytes]]:
-        """A file that appears at `path` when it is whole."""
+        """A file to write, which appears at `path` once it is complete."""
         partial = f"{self.folder}/{os.getpid()}.writing"
         with self._told():
             with self.fs.open(partial, "wb") as file:
@@ -139,7 +141,7 @@ def _writer(
 
 
 def _flat(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """CSV has no lists: they become JSON."""
+    """A table for CSV, with lists as JSON."""
     lists = [field.name for field in table.schema if pa.types.is_list(field.type)]
     if not lists:
         return table
@@ -150,7 +152,7 @@ def _flat(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _table(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Through JSON: pyarrow's own way from lists imports pandas wherever that is installed, which takes a second."""
+    """A table of rows, by way of JSON: pyarrow's own conversion imports pandas if it is installed, which takes a second."""
     data = b"".join(orjson.dumps(row) + b"\n" for row in rows)
     return pyarrow.json.read_json(
         pa.BufferReader(data),

@@ -1,8 +1,8 @@
-"""`loopline predict BUNDLE INPUT OUTPUT`: an answer for each row of a table of texts, or for each image of a folder or list.
+"""`loopline predict BUNDLE INPUT OUTPUT`: predict each row of a table of texts, or each image of a folder or list.
 
-The items pass in parts: while one part is predicted, the one before it is written, so that no more than two are in memory. A
-run that was killed goes on after its last whole part: a part's metadata says which bundle, batch size and items it was made
-from, and a part that says something else is made anew. The engine is the server's (`server.model`).
+Items are predicted in parts. While one part is predicted, the part before it is written, so at most two are in memory. After a
+kill, a new run continues after the last complete part: a part's metadata has its bundle, batch size and items, and a part with
+other metadata is predicted again. Models run as in the server (`server.model`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from loopline.errors import LooplineError
 from loopline.server.messages import Refusal
 from loopline.server.model import Encoded, Model, Tensors, cpu_limit
 
-PART_ROWS = {"text": 8192, "image": 1024}  # a second or less, of a small model
-EXAMPLES = 3
+PART_ROWS = {"text": 8192, "image": 1024}  # take a small model a second or less
+EXAMPLES = 3  # errors that the summary shows
 T = TypeVar("T")
-Answer = dict[str, Any]  # the columns of one row, but for its id
+Answer = dict[str, Any]  # the columns of one row without its id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class BatchOptions:
 
 @dataclass
 class Summary:
-    """What came out. kept: rows that an earlier run had done. seconds: without loading and warming up."""
+    """The result of a run. kept: rows of an earlier run. seconds: time without loading and warm-up. examples: errors to show."""
 
     rows: int = 0
     errors: int = 0
@@ -56,7 +56,7 @@ class Summary:
     examples: list[str] = field(default_factory=list)
 
     def look(self, table: pa.Table) -> None:
-        """Count a part."""
+        """Count the rows and errors of a part."""
         self.rows += len(table)
         self.errors += len(table) - table["error"].null_count
         if len(self.examples) < EXAMPLES and table["error"].null_count < len(table):
@@ -65,11 +65,11 @@ class Summary:
 
     @property
     def code(self) -> int:
-        """The exit code: 1 where not one item of some had an answer."""
+        """The exit code: 1 if there were items and none got an answer, else 0."""
         return 1 if self.rows and self.errors == self.rows else 0
 
     def __str__(self) -> str:
-        """As `loopline predict` prints it."""
+        """The text that `loopline predict` prints."""
         speed = (self.rows - self.kept) / max(self.seconds, 1e-9)
         head = f"{self.rows} rows, {self.errors} without an answer, {self.seconds:.1f} s, {speed:.0f} rows a second"
         more = [f"  and {self.errors - len(self.examples)} more"] if self.errors > len(self.examples) else []
@@ -83,22 +83,22 @@ def predict(folder: Path, source: str, output: str, options: BatchOptions) -> Su
     image = model.spec.image is not None
     (fs, path), (to_fs, to_path) = inputs.locate(source), inputs.locate(output)
     if fs == to_fs and f"{to_path}/".startswith(f"{path.rstrip('/')}/"):
-        raise LooplineError(f"{output} is the input, or in it: write it elsewhere")
-    found = inputs.images(source) if image else texts.texts(source, options.column)
+        raise LooplineError(f"{output} is the input or lies in it: write the output elsewhere")
+    batch_input = inputs.images(source) if image else texts.texts(source, options.column)
     out = Output(output, schema(image=image, columns=model.task.batch_columns()))
     model.warm_up()
     rows = options.part_rows or PART_ROWS["image" if image else "text"]
     facts = _facts(out, model, options, rows)
     summary = Summary()
     start = time.monotonic()
-    count = _parts(model, found, out, facts, options.slots or cpu_limit(), summary)
+    count = _parts(model, batch_input, out, facts, options.slots or cpu_limit(), summary)
     out.join(count, {"model": model.name, "bundle": model.bundle.version}, summary.look)
     summary.seconds = time.monotonic() - start
     return summary
 
 
 def _facts(out: Output, model: Model, options: BatchOptions, rows: int) -> dict[str, Any]:
-    """What each part is made from, but for its items. The batch size is an earlier run's: an INT8 answer may depend on it."""
+    """The facts of each part without its items. An earlier run's batch size is kept, because an INT8 answer may depend on it."""
     facts = {"bundle": model.bundle.version, "column": options.column, "part_rows": rows}
     batch = options.batch_rows or model.best_rows
     earlier = out.facts(0)
@@ -106,7 +106,7 @@ def _facts(out: Output, model: Model, options: BatchOptions, rows: int) -> dict[
         return facts | {"batch_rows": batch}
     for name, value in (facts | ({"batch_rows": batch} if options.batch_rows else {})).items():
         if earlier.get(name) != value:
-            _say(f"{out.url}.partial is of another {name} ({earlier.get(name)}): starting anew")
+            _say(f"{out.url}.partial was made with another {name} ({earlier.get(name)}): starting anew")
             out.restart()
             return facts | {"batch_rows": batch}
     return facts | {"batch_rows": earlier["batch_rows"]}
@@ -115,7 +115,7 @@ def _facts(out: Output, model: Model, options: BatchOptions, rows: int) -> dict[
 def _parts(
     model: Model, source: inputs.BatchInput, out: Output, facts: dict[str, Any], slots: int, summary: Summary
 ) -> int:
-    """Make every part that is not there yet; returns their number."""
+    """Predict every part that an earlier run has not written. Returns the number of all parts."""
     from tqdm import tqdm
 
     count, waiting = 0, deque[_Work]()
@@ -130,7 +130,7 @@ def _parts(
                     bar.update(len(items))
                     continue
                 if earlier is not None:
-                    _say(f"part {work.number} is of other items than the input has there: predicting it anew")
+                    _say(f"part {work.number} was made from other items than the input now has: predicting it again")
                 work.start(pool, source.fs)
                 waiting.append(work)
                 if len(waiting) > 1:
@@ -140,7 +140,7 @@ def _parts(
         finally:
             pool.shutdown(cancel_futures=True)
     if summary.kept:
-        _say(f"{summary.kept} rows were kept from an earlier run")
+        _say(f"{summary.kept} rows are kept from an earlier run")
     return count
 
 
@@ -151,46 +151,46 @@ class _Work:
         self.model, self.items, self.facts, self.number = model, items, facts, number
         self.order = [place for place, item in enumerate(items) if item.error is None]
         if model.spec.text:
-            self.order.sort(key=lambda place: len(items[place].content))  # like lengths together: less padding
+            self.order.sort(key=lambda place: len(items[place].content))  # similar lengths together need less padding
         self.futures: list[Future[list[Answer]]] = []
 
     def start(self, pool: ThreadPoolExecutor, fs: Any) -> None:
         for batch in _chunks(iter(self.order), self.facts["batch_rows"]):
-            given = [self.items[place].content for place in batch]
-            self.futures.append(pool.submit(_answers, self.model, given, fs))
+            contents = [self.items[place].content for place in batch]
+            self.futures.append(pool.submit(_answers, self.model, contents, fs))
 
     def finish(self, out: Output) -> int:
         answers: list[Answer] = [{"error": item.error} for item in self.items]
-        found = itertools.chain.from_iterable(future.result() for future in self.futures)
-        for place, answer in zip(self.order, found, strict=True):
+        predicted = itertools.chain.from_iterable(future.result() for future in self.futures)
+        for place, answer in zip(self.order, predicted, strict=True):
             answers[place] = answer
         rows = ({"id": item.id, **answer} for item, answer in zip(self.items, answers, strict=True))
         out.write_part(self.number, rows, self.facts)
         return len(self.items)
 
 
-def _answers(model: Model, given: list[str], fs: Any) -> list[Answer]:
-    """An answer or an error for each text, or for the image at each path. A batch that fails is run again one by one."""
+def _answers(model: Model, contents: list[str], fs: Any) -> list[Answer]:
+    """An answer or an error for each text, or for the image at each path. If a batch fails, its items are run one by one."""
     try:
-        return _batch(model, given, fs)
+        return _batch(model, contents, fs)
     except Exception as error:  # onnxruntime's errors have no common base
-        if len(given) == 1:
+        if len(contents) == 1:
             return [{"error": f"the model failed on it: {inputs.reason(error)}"}]
-        return [answer for one in given for answer in _answers(model, [one], fs)]
+        return [answer for content in contents for answer in _answers(model, [content], fs)]
 
 
-def _batch(model: Model, given: list[str], fs: Any) -> list[Answer]:
+def _batch(model: Model, contents: list[str], fs: Any) -> list[Answer]:
     if model.spec.text:
-        prepared: list[Any] = [model.prepare(Encoded(given))]
+        prepared: list[Any] = [model.prepare(Encoded(contents))]
     else:
         prepared = [
-            data if isinstance(data, Exception) else _decoded(model, data) for data in inputs.contents(given, fs)
+            data if isinstance(data, Exception) else _decoded(model, data) for data in inputs.contents(contents, fs)
         ]
-    ready = [one for one in prepared if not isinstance(one, Exception)]
+    ready = [item for item in prepared if not isinstance(item, Exception)]
     answers = iter(_run(model, ready) if ready else [])
     if model.spec.text:
         return list(answers)
-    return [{"error": inputs.reason(one)} if isinstance(one, Exception) else next(answers) for one in prepared]
+    return [{"error": inputs.reason(item)} if isinstance(item, Exception) else next(answers) for item in prepared]
 
 
 def _decoded(model: Model, data: bytes) -> Any:
@@ -201,13 +201,13 @@ def _decoded(model: Model, data: bytes) -> Any:
 
 
 def _run(model: Model, prepared: list[Any]) -> list[Answer]:
-    results = model.run([Tensors(each.arrays) for each in prepared])
+    results = model.run([Tensors(item.arrays) for item in prepared])
     outputs = {name: np.concatenate([result[name] for result in results]) for name in model.output_names}
-    return model.task.batch_answers(outputs, model.spec, np.concatenate([each.sizes for each in prepared]))
+    return model.task.batch_answers(outputs, model.spec, np.concatenate([item.sizes for item in prepared]))
 
 
-def _chunks(things: Iterator[T], size: int) -> Iterator[list[T]]:
-    while chunk := list(itertools.islice(things, size)):
+def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    while chunk := list(itertools.islice(items, size)):
         yield chunk
 
 

@@ -1,4 +1,4 @@
-"""Texts to predict: the rows of a table, one at a time. A row that cannot be read keeps its place."""
+"""Texts to predict: the rows of a table, one at a time. A row that cannot be read becomes an item with an error."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 
 
 def unpacked(url: str) -> str:
-    """`Names.CSV` of `s3://bucket/Names.CSV.gz`."""
+    """The name of a file once unpacked: `Names.CSV` for `s3://bucket/Names.CSV.gz`."""
     name = PurePosixPath(url.rpartition("/")[2])
     return name.stem if name.suffix.lower() in COMPRESSED else name.name
 
 
 def texts(url: str, column: str | None = None) -> BatchInput:
-    """The rows of a table. column: that of the texts; without it the first whose name says so, as in ingest.
+    """The rows of a table. column: the column of the texts; by default the first that has one of the names in `columns.TEXT`.
 
-    Raises LooplineError where the table cannot be read or has no such column.
+    Raises LooplineError if the table cannot be read or has no such column.
     """
     name = unpacked(url)
     if reader.kind(name) not in reader.KINDS:
-        raise LooplineError(f"{url}: a text model wants a file ending in {', '.join(reader.KINDS)}")
+        raise LooplineError(f"{url}: a text model needs a table, whose name ends in {', '.join(reader.KINDS)}")
 
     def choose(columns: Sequence[str]) -> Sequence[str] | None:
         chosen = column if column in columns else match(columns, TEXT if column is None else [column])
@@ -44,14 +44,14 @@ def texts(url: str, column: str | None = None) -> BatchInput:
             raise LooplineError(
                 f"{url} has no column {column or TEXT[0]!r}: it has {names:.300}; name one with --column"
             )
-    except BaseException:  # Ctrl-C too: the file is closed, and the error goes on
+    except BaseException:  # also Ctrl-C: close the file in any case
         file.close()
         raise
     return BatchInput(guarded(_items(file, table.rows), url), table.total)
 
 
 def _items(file: IO[bytes], rows: Iterator[TableRow]) -> Iterator[Item]:
-    """An item for each row: a text, or the error that stands in its place."""
+    """Yield an item for each row: a text or an error."""
     with file:
         for number, row in enumerate(rows):
             try:

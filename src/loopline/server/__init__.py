@@ -1,1 +1,1 @@
-"""Serve bundles: HTTP in front, a queue without a timer in the middle, ONNX Runtime at the back."""
+"""Serve bundles: an HTTP server, a queue that batches requests, and ONNX Runtime."""

@@ -1,7 +1,7 @@
-"""Routes: the Open Inference Protocol v2, the human route, and what operators ask for. See docs/serving.md.
+"""The routes: the Open Inference Protocol v2, the predict route for people, and routes for operators. See docs/serving.md.
 
-Every route of a loaded model is in one table, so finding it is a look-up, and an unwelcome request is refused before its
-body is read.
+One table holds every route of every loaded model, so finding a route is a look-up. `admit` refuses an invalid request
+before the server reads its body.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from loopline.server.tracing import Record
 
 
 class Route(NamedTuple):
-    """What answers, which model it is of, and the most bytes of its body."""
+    """A handler, the most bytes that a request's body may have, and the model whose queue must have room, if any."""
 
     handle: Handler
     limit: int = 0
     model: Model | None = None
-    name: str = "other"  # in the metrics
-    open: bool = False  # without a token
+    name: str = "other"  # the metrics' `route` label
+    open: bool = False  # answers without a token
 
 
-class _about:  # noqa: N801 - it reads as a statement
-    """Inside, a refusal is about this route, and any other error is a mistake of ours: 500, and a line in the log."""
+class _about:  # noqa: N801 - `with _about(route)` reads as a statement
+    """Note the route on a Refusal raised inside; log any other error and raise it as a Refusal with status 500."""
 
     __slots__ = ("route",)
 
@@ -54,7 +54,7 @@ class _about:  # noqa: N801 - it reads as a statement
 
 
 class App:
-    """Answers requests with the models it was given. See `messages.Application`."""
+    """The application: it answers requests with its models. See `messages.Application`."""
 
     def __init__(
         self,
@@ -68,9 +68,9 @@ class App:
         record: Record | None = None,
         journal: journals.JournalOptions | None = None,
     ) -> None:
-        """token: what a client must send as its bearer token; demo: see `pages`. To be made in a running event loop.
+        """Must be called in a running event loop. Raises LooplineError if the journal's folder cannot be written.
 
-        Raises LooplineError where the journal's folder cannot be written.
+        token: the bearer token that clients must send, if any. demo: see `pages`. The others: see `Inference`.
         """
         self.models = {model.name: model for model in models}
         self.limits, self.token = limits or Limits(), token.encode() if token else None
@@ -86,12 +86,12 @@ class App:
             record=record,
             journal=self.journal,
         )
-        self.connections: Callable[[], int] = lambda: 0  # the server's
+        self.connections: Callable[[], int] = lambda: 0  # `run` sets it to the server's count
         self.ready = False
         self.routes = self._routes(demo=demo)
 
     def _routes(self, *, demo: bool) -> dict[str, dict[str, Route]]:
-        """Path -> method -> route."""
+        """The table of routes: path -> method -> route."""
         live = Route(lambda _, respond: respond(Response()), open=True)
         table: dict[str, dict[str, Route]] = {
             "/v2": {"GET": Route(self._server)},
@@ -101,8 +101,8 @@ class App:
             "/metrics": {"GET": Route(self._metrics)},
         }
         for model in self.models.values():
-            # No model in the route: a full queue of inputs is no reason to refuse a label.
-            back = self.journal and Route(
+            # The route has no model, so that labels are accepted even when the model's queue is full.
+            labels = self.journal and Route(
                 feedback.handler(model, self.journal, self.metrics), feedback.BODY_BYTES, name="feedback"
             )
             for base in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
@@ -111,8 +111,8 @@ class App:
                 table[f"{base}/infer"] = {
                     "POST": Route(self.inference.infer(model), self.limits.body_bytes, model, "infer")
                 }
-                if back:
-                    table[f"{base}/feedback"] = {"POST": back}
+                if labels:
+                    table[f"{base}/feedback"] = {"POST": labels}
             table[f"/predict/{model.name}"] = {
                 "POST": Route(self.inference.predict(model), self.limits.body_bytes, model, "predict")
             }
@@ -126,12 +126,12 @@ class App:
                 methods["HEAD"] = methods["GET"]
         return table
 
-    # What `http` calls
+    # Called by `connection`
 
     def _route(self, method: str, path: str) -> Route:
         methods = self.routes.get(path) or self.routes.get(path.rstrip("/") or "/")
         if methods is None:
-            raise Refusal(404, f"nothing is at {path[:200]}; /v2/repository/index lists the models")
+            raise Refusal(404, f"there is no route {path[:200]}; /v2/repository/index lists the models")
         if method not in methods:
             raise Refusal(405, f"{path} answers {', '.join(methods)}", headers={b"allow": ", ".join(methods).encode()})
         return methods[method]
@@ -145,7 +145,7 @@ class App:
         route = self._route(method, path)
         with _about(route):
             if self.token and not route.open and not credentials.bearer(headers.get(b"authorization", b""), self.token):
-                raise Refusal(401, "a bearer token is wanted", headers={b"www-authenticate": b"Bearer"})
+                raise Refusal(401, "this server requires a bearer token", headers={b"www-authenticate": b"Bearer"})
             if route.model is not None:
                 self.inference.admit(route.model, headers)
         return route.limit
@@ -163,21 +163,21 @@ class App:
             if request.body and (encodings := request.headers.get(b"content-encoding")):
                 request.body = decompress(request.body, encodings, route.limit)
             if request.body.startswith(BOM_UTF8) and oip.LENGTH not in request.headers:
-                request.body = request.body[len(BOM_UTF8) :]  # files of Windows' editors begin with it
+                request.body = request.body[len(BOM_UTF8) :]  # editors on Windows write it
             return route.handle(request, respond)
 
     def refusal(self, refusal: Refusal) -> Response:
-        """See `messages.Application`. Every refusal comes by here, and is counted."""
+        """See `messages.Application`. Counts the refusal: every one passes here."""
         model, route = refusal.about or (None, "other")
         self.inference.count(model, route, refusal.status)
         body = orjson.dumps({"error": refusal.message})
         return Response(refusal.status, (body,), headers=refusal.headers, close=refusal.close)
 
-    # Operators
+    # Routes for operators
 
     def _server(self, _: Request, respond: Respond) -> None:
-        said = {"name": "loopline", "version": __version__, "extensions": ["binary_tensor_data", "model_repository"]}
-        respond(Response(body=(orjson.dumps(said),)))
+        facts = {"name": "loopline", "version": __version__, "extensions": ["binary_tensor_data", "model_repository"]}
+        respond(Response(body=(orjson.dumps(facts),)))
 
     def _ready(self, _: Request, respond: Respond) -> None:
         if not self.ready:
@@ -193,19 +193,20 @@ class App:
             raise Refusal(400, "the request must be an object")
         state = "READY" if self.ready else "UNAVAILABLE"
         rows = [{"name": m.name, "version": m.version, "state": state, "reason": ""} for m in self.models.values()]
-        wanted = [] if options and options.get("ready") is True and not self.ready else rows
-        respond(Response(body=(orjson.dumps(wanted),)))
+        if options and options.get("ready") is True and not self.ready:
+            rows = []
+        respond(Response(body=(orjson.dumps(rows),)))
 
     def _metadata(self, model: Model) -> Handler:
-        def tensors(of: dict[str, Any]) -> list[dict[str, Any]]:
-            return [{"name": t.name, "datatype": t.datatype, "shape": t.shape} for t in of.values()]
+        def described(tensors: dict[str, Any]) -> list[dict[str, Any]]:
+            return [{"name": t.name, "datatype": t.datatype, "shape": t.shape} for t in tensors.values()]
 
-        said = {
+        metadata = {
             "name": model.name,
             "versions": [model.version],
             "platform": "onnxruntime_onnx",
-            "inputs": tensors(model.inputs),
-            "outputs": tensors(model.outputs),
+            "inputs": described(model.inputs),
+            "outputs": described(model.outputs),
             "parameters": {
                 "bundle": model.bundle.version,
                 "task": model.spec.task,
@@ -213,12 +214,12 @@ class App:
                 "precision": model.bundle.manifest.quantization,
             },
         }
-        body = orjson.dumps(said)
+        body = orjson.dumps(metadata)
         return lambda _, respond: respond(Response(body=(body,)))
 
     def _metrics(self, _: Request, respond: Respond) -> None:
         self.inference.scrape()
         self.metrics.value("ready").value = self.ready
         self.metrics.value("connections").value = self.connections()
-        content, kind = self.metrics.exposition()
-        respond(Response(body=(content,), content_type=kind))
+        content, content_type = self.metrics.exposition()
+        respond(Response(body=(content,), content_type=content_type))

@@ -1,10 +1,11 @@
-"""The queue between clients and models: no timer, no polling, nothing dropped that was taken in.
+"""The queue between clients and models, without timers or polling. Every accepted item gets an answer or an error.
 
-A slot is a thread that runs one batch at a time; there is one a core. When a slot is free, it takes what waits for the
-model that has had the least of the machine so far, up to the batch size that the warm-up found best. Where there is one core,
-a short batch runs in the event loop itself: changing threads would cost more than it delays others. What could not be
-done before its deadline is refused at the door; what was cancelled or is too late leaves before it costs anything. A batch
-that fails is run again item by item, so that only the bad one fails.
+A slot is a thread that runs one batch at a time; by default there is one slot a core. A free slot takes the jobs of the
+waiting model that has used the least slot time, up to the batch size that the warm-up found best. With a single slot a
+short batch runs in the event loop itself, because a change of threads would cost more than the delay to other requests.
+
+`submit` refuses an item that could not be answered before its deadline. Cancelled and late items leave the queue without
+being run. A batch that fails is run again item by item, so that only the bad items fail.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Any, Protocol
 
 from loopline.server.messages import Refusal
 
-MOST_WAITING = 4096  # items of one model
-MOST_BYTES = 256 * 1024 * 1024  # of all items that wait
-INLINE_SECONDS = 0.002  # a batch that is thought to take no longer may run in the event loop
-TURN_SECONDS = 0.002  # of reading requests, and then a batch: thousands of busy connections must not hold up the model
-INLINE_BYTES = 64 * 1024  # of its payloads: decoding takes time too
-LEARN = 0.1  # weight of the newest batch in what a row is thought to cost
+MOST_WAITING = 4096  # most items that wait for one model
+MOST_BYTES = 256 * 1024 * 1024  # most bytes of all waiting items
+INLINE_SECONDS = 0.002  # a batch with a shorter expected time may run in the event loop
+INLINE_BYTES = 64 * 1024  # most bytes of such a batch's payloads, because decoding takes time too
+# Longest wait of a due batch for the reading of requests, so that thousands of busy connections cannot stall a model.
+TURN_SECONDS = 0.002
+LEARN = 0.1  # weight of the newest batch in a row's expected time
 Answer = Any
 
 
@@ -33,16 +35,16 @@ class Runner(Protocol):
     """A model as the queue sees it."""
 
     name: str
-    best_rows: int  # of a batch: more gain no speed
-    row_seconds: float  # of a row in such a batch
+    best_rows: int  # best batch size: larger batches are no faster per row
+    row_seconds: float  # expected seconds a row in such a batch
 
     def run(self, payloads: Sequence[Any]) -> list[Answer | Exception]:
-        """Answers to payloads in their order, on a slot's thread. An exception in the list is one item's; a raised one the batch's."""
+        """Answer the payloads in order, on a slot's thread. Return an item's own error in the list; raise an error of the batch."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One item that waits: its payload, how many rows and bytes it has, and whom to tell in the event loop's thread."""
+    """One item of the queue: its payload, its rows and bytes, and the callback that the event loop's thread calls with it."""
 
     model: Runner
     payload: Any
@@ -58,7 +60,7 @@ class Job:
     batch_rows: int = 0
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Mark the job as no longer needed."""
         self.cancelled = True
 
 
@@ -68,16 +70,16 @@ class TooLate(Exception):
 
 @dataclass(slots=True)
 class _Line:
-    """What waits for one model."""
+    """The jobs that wait for one model."""
 
     model: Runner
     jobs: deque[Job] = field(default_factory=deque)
     rows: int = 0
-    used: float = 0.0  # seconds of a slot that this model has had
+    used: float = 0.0  # seconds of slots that this model has used
 
 
 class Batcher:
-    """Submit jobs from the event loop's thread; their `done` is called in it."""
+    """The queue. Jobs are submitted in the event loop's thread, which also calls their `done`."""
 
     def __init__(
         self,
@@ -87,15 +89,15 @@ class Batcher:
         observe: Callable[[Runner, list[Job]], None],
         inline_seconds: float = INLINE_SECONDS,
     ) -> None:
-        """slots: threads. observe: called with every batch that has run, for the metrics. inline_seconds: see the module."""
+        """slots: number of threads. observe: called with each batch that has run. inline_seconds: see INLINE_SECONDS."""
         self.lines = {model.name: _Line(model) for model in models}
         self.slots, self.observe = slots, observe
         self.free = slots
         self.inline_seconds = inline_seconds if slots == 1 else -1.0
-        self.due = False  # a dispatch is
+        self.due = False  # whether a dispatch is scheduled
         self.due_since = 0.0
         self.waiting_bytes = 0
-        self.waiting_seconds = 0.0  # what the waiting rows are thought to cost
+        self.waiting_seconds = 0.0  # expected time of the waiting rows
         self.running_seconds = 0.0
         self.loop = asyncio.get_running_loop()
         self.inbox: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
@@ -104,12 +106,12 @@ class Batcher:
             thread.start()
 
     def expected_seconds(self, model: Runner, rows: int) -> float:
-        """How long `rows` more rows of `model` would take from now until they are done."""
+        """Expected seconds from now until `rows` more rows of `model` are done."""
         ahead = (self.waiting_seconds + self.running_seconds) / self.slots
         return ahead + rows * model.row_seconds
 
     def admit(self, model: Runner, rows: int, size: int, deadline: float, now: float) -> None:
-        """Raises Refusal if this item would come too late (503), or if too much waits already (429)."""
+        """Raise Refusal if the queue is full (429) or if this item would be answered after its deadline (503)."""
         line = self.lines[model.name]
         if len(line.jobs) >= MOST_WAITING or self.waiting_bytes + size > MOST_BYTES:
             raise Refusal(
@@ -119,16 +121,16 @@ class Batcher:
         if now + expected > deadline:
             raise Refusal(
                 503,
-                f"{model.name} is busy: an answer would take {expected * 1e3:.0f} ms, {max(0.0, deadline - now) * 1e3:.0f} are left",
+                f"{model.name} is busy: an answer needs {expected * 1e3:.0f} ms, {max(0, deadline - now) * 1e3:.0f} ms are left",
                 headers=retry_after(expected),
             )
 
     def submit(self, job: Job) -> None:
-        """Take `job` in. Raises Refusal as `admit` does."""
+        """Queue `job`. Raises Refusal as `admit` does."""
         now = time.monotonic()
         self.admit(job.model, job.rows, job.size, job.deadline, now)
         line = self.lines[job.model.name]
-        if not line.jobs:  # an idle model saves up no claim on the machine
+        if not line.jobs:  # a model that was idle gets no credit for that time
             line.used = max(
                 line.used, min((other.used for other in self.lines.values() if other.jobs), default=line.used)
             )
@@ -141,22 +143,22 @@ class Batcher:
 
     @property
     def busy(self) -> bool:
-        """Something waits or runs."""
+        """Whether a job waits or runs."""
         return self.free < self.slots or any(line.jobs for line in self.lines.values())
 
     def close(self) -> None:
-        """End the threads; what still waits gets no answer."""
+        """End the threads. Jobs that still wait get no answer."""
         for _ in self.threads:
             self.inbox.put(None)
 
     def _dispatch_soon(self) -> None:
-        """After all requests that came in this turn of the event loop, so that they go together."""
+        """Schedule a dispatch after all requests of this turn of the event loop, so that they share a batch."""
         if self.free and not self.due:
             self.due, self.due_since = True, time.monotonic()
             self.loop.call_soon(self._dispatch)
 
     def turn(self) -> None:
-        """To be called before each piece of reading: runs what has been due for long."""
+        """Run a dispatch that has been due for over TURN_SECONDS. Called before each read of a connection."""
         if self.due and time.monotonic() - self.due_since > TURN_SECONDS:
             self._dispatch()
 
@@ -176,11 +178,11 @@ class Batcher:
             if seconds <= self.inline_seconds and sum(job.size for job in batch) <= INLINE_BYTES:
                 _execute(batch)
                 self._finished(batch)
-                return  # the next turn's dispatch is due already
+                return  # `_finished` has scheduled the next dispatch
             self.inbox.put(batch)
 
     def _take(self, line: _Line) -> list[Job]:
-        """The next batch, first come first served. What is cancelled or too late is let go."""
+        """Remove the next batch from the line, oldest jobs first. Leave out cancelled jobs, and report late ones."""
         batch: list[Job] = []
         rows, now, most = 0, time.monotonic(), line.model.best_rows
         while line.jobs and (not batch or rows + line.jobs[0].rows <= most):
@@ -204,12 +206,12 @@ class Batcher:
         self.waiting_seconds = sum(line.rows * line.model.row_seconds for line in self.lines.values())
 
     def _work(self) -> None:
-        """A slot's thread."""
+        """Run batches: the body of a slot's thread."""
         while (batch := self.inbox.get()) is not None:
             _execute(batch)
             try:
                 self.loop.call_soon_threadsafe(self._finished, batch)
-            except RuntimeError:  # the loop is closed: nobody waits
+            except RuntimeError:  # the event loop is closed, so no client waits
                 return
 
     def _finished(self, batch: list[Job]) -> None:
@@ -229,7 +231,7 @@ class Batcher:
 
 
 def _tell(job: Job) -> None:
-    """Unless its client left, also between the decision and this call."""
+    """Call the job's `done`, unless it was cancelled, which may happen between scheduling and this call."""
     if not job.cancelled:
         job.done(job)
 
@@ -239,7 +241,7 @@ def _used(line: _Line) -> float:
 
 
 def _execute(batch: list[Job]) -> None:
-    """Run the batch and note when."""
+    """Run the batch and record its start and end."""
     started = time.monotonic()
     run(batch)
     finished = time.monotonic()
@@ -248,7 +250,7 @@ def _execute(batch: list[Job]) -> None:
 
 
 def run(batch: list[Job]) -> None:
-    """Set each job's result. If the batch fails as a whole, its items are tried one by one."""
+    """Set each job's result. If the whole batch fails, run its items one by one."""
     model = batch[0].model
     try:
         results = model.run([job.payload for job in batch])
@@ -266,5 +268,5 @@ def _alone(model: Runner, job: Job) -> Answer | Exception:
 
 
 def retry_after(seconds: float) -> dict[bytes, bytes]:
-    """The header that tells when to come back: whole seconds, at least 1."""
+    """The Retry-After header: whole seconds, at least 1."""
     return {b"retry-after": b"%d" % max(1, round(seconds))}

@@ -1,4 +1,4 @@
-"""Answers by the content of what was asked, for traffic that repeats itself. Bounded in bytes; the least recently used go first."""
+"""A cache of answers by the input's content, for repeated requests. It is bounded in bytes and drops the least recently used."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from loopline.server.model import Encoded, Tensors
 
-ENTRY_BYTES = 200  # of the key and the table, beside the answer
-VALUE_BYTES = 80  # of a number or a short string in Python
+ENTRY_BYTES = 200  # memory of an entry without its answer
+VALUE_BYTES = 80  # memory of a number or a short string in Python
 
 
 def key(model: str, payload: Tensors | Encoded) -> bytes:
-    """128 bits of BLAKE2b over the model's name and all of the content, its shape included."""
+    """The cache's key: 128 bits of BLAKE2b over the model's name and the content, including types and shapes."""
     digest = blake2b(model.encode(), digest_size=16)
     if isinstance(payload, Tensors):
         for name, array in sorted(payload.arrays.items()):
@@ -30,23 +30,23 @@ def key(model: str, payload: Tensors | Encoded) -> bytes:
 
 
 class Cache:
-    """At most `limit` bytes of answers. Not for several threads."""
+    """Answers of at most `limit` bytes in all. Not safe for several threads."""
 
     def __init__(self, limit: int) -> None:
-        """limit: in bytes."""
+        """limit: most bytes that the entries may take."""
         self.limit, self.bytes = limit, 0
         self.entries: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
 
     def get(self, key: bytes) -> Any | None:
-        """The answer, or None."""
-        found = self.entries.get(key)
-        if found is None:
+        """The answer under `key`, or None."""
+        entry = self.entries.get(key)
+        if entry is None:
             return None
         self.entries.move_to_end(key)
-        return found[0]
+        return entry[0]
 
     def put(self, key: bytes, answer: Any) -> None:
-        """Keep `answer`; arrays are copied, for they are views of a whole batch. One that is over the limit is not kept."""
+        """Keep `answer` unless it is over the limit. Arrays are copied, because they are views of a whole batch."""
         if isinstance(answer, dict):
             answer = {name: array.copy() for name, array in answer.items()}
         size = ENTRY_BYTES + _size(answer)

@@ -1,4 +1,4 @@
-"""One client's connection: requests are parsed, bounded and answered in their order. See `http`."""
+"""One client's connection: it parses requests, bounds them, and answers them in order. See `http`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import httptools
 from loopline.server import messages
 from loopline.server.messages import Cancel, Headers, Listener, Refusal, Request, Response, acceptable, encode
 
-HEAD_BYTES = 32 * 1024  # of a request's first line and headers, and again of its trailers
-HEADERS = 100
-PIPELINED = 16  # requests of one connection that are answered at a time, and in one turn of the loop
-HEAD_SECONDS = 10.0  # to send the head
-BODY_SECONDS = 60.0  # to send the body
-IDLE_SECONDS = 75.0  # between two requests
-LINGER_SECONDS, LINGER_BYTES = 30.0, 64 << 20  # of a refused request that the client goes on sending
+HEAD_BYTES = 32 * 1024  # most bytes of a request's first line and headers, and again of its trailers
+HEADERS = 100  # most headers of a request, and again most trailers
+PIPELINED = 16  # most requests of one connection that are answered at a time or begun in one turn of the event loop
+HEAD_SECONDS = 10.0  # a client's time to send the head
+BODY_SECONDS = 60.0  # a client's time to send the body
+IDLE_SECONDS = 75.0  # longest pause between two requests
+LINGER_SECONDS, LINGER_BYTES = 30.0, 64 << 20  # limits on reading a refused request that the client keeps sending
 
 
 class _Slot:
-    """A request on its way; the answers of a connection leave in the order of its slots."""
+    """A request in progress. A connection's answers are sent in the order of its slots."""
 
     __slots__ = ("cancel", "compress", "head_only", "keep_alive", "response", "say_kept")
 
@@ -29,44 +29,44 @@ class _Slot:
         self.response: Response | None = None
         self.cancel: Cancel | None = None
         self.keep_alive = True
-        self.say_kept = False  # HTTP/1.0: without a word the client waits for the connection's end
+        self.say_kept = False  # an HTTP/1.0 client without `Connection: keep-alive` waits for the connection's end
         self.head_only = False
         self.compress: bytes | None = None
 
 
 class Connection(asyncio.Protocol):
-    """One client. httptools calls the `on_...` methods while it is fed."""
+    """One client's connection. httptools calls the `on_...` methods while it parses."""
 
     def __init__(self, server: Listener) -> None:
-        """server: knows the application and all connections."""
+        """server: holds the application and all connections."""
         self.server, self.application = server, server.application
         self.parser = httptools.HttpRequestParser(self)
         self.transport: Any = None
         self.slots: deque[_Slot] = deque()
-        # Read, and not begun; at most what one read brought.
+        # Requests that were read but not begun: at most those of one read.
         self.parked: deque[tuple[_Slot, Request | Refusal]] = deque()
-        self.begun = 0  # in this turn of the event loop
-        self.pumping = False  # `_pump` is due
-        self.closing = False  # nothing more is taken in
-        self.unread = False  # a request was refused before its end, so more of it may come
-        self.clogged = False  # the client does not read its answers
+        self.begun = 0  # requests begun in this turn of the event loop
+        self.pumping = False  # whether `_pump` is scheduled
+        self.closing = False  # whether further requests are ignored
+        self.unread = False  # whether a request was refused before its end, so that more of it may arrive
+        self.clogged = False  # whether the client does not read its answers
         self.reading = True
         self._fresh()
-        self.since = server.now()  # of the current phase: idle, head, body or lingering
+        self.since = server.now()  # start of the current phase: idle, head, body or lingering
 
     def _fresh(self) -> None:
         self.url = b""
-        self.headers: Headers = {}  # that are read now: of the head, then the trailers, which nobody looks at
-        self.asked: Headers = {}  # of the head, once it is whole
+        self.headers: Headers = {}  # being read: the head's, then the trailers, which are ignored
+        self.head_headers: Headers = {}  # set once the head is complete
         self.body: list[bytes] = []
         self.head, self.fields, self.size, self.limit = 0, 0, 0, 0
         self.phase = "idle"
         self.refused: Refusal | None = None
         self.plain = b""  # the head of a request that offers another protocol, without the offer
-        self.waits = False  # the client sends the body once it is told to
+        self.waits = False  # whether the client waits for `100 Continue` before it sends the body
         self.slot = _Slot()
 
-    # The transport's side
+    # Called by the transport
 
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         self.server.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """See asyncio.Protocol. What the client asked for is no longer wanted."""
+        """See asyncio.Protocol. Cancels the requests in progress."""
         self.closing = True
         for slot in self.slots:
             if slot.response is None and slot.cancel:
@@ -100,15 +100,15 @@ class Connection(asyncio.Protocol):
                 raise
             self._fail(cause)
         except httptools.HttpParserError as error:
-            self._fail(Refusal(400, f"this is not HTTP/1.1: {error}"))
+            self._fail(Refusal(400, f"the request is not valid HTTP/1.1: {error}"))
         else:
             if self.head > HEAD_BYTES and self.phase != "idle":
-                self._fail(Refusal(431, f"a head or trailers over {HEAD_BYTES} bytes"))
+                self._fail(Refusal(431, f"the head or the trailers are over {HEAD_BYTES} bytes"))
 
     def _feed(self, data: bytes) -> None:
-        """Hand the parser what came.
+        """Feed the parser.
 
-        It stops behind a head that offers another protocol. The offer is declined: the same head goes in again without it.
+        The parser stops after a head that offers another protocol. To decline the offer, feed the same head again without it.
         """
         left: bytes | memoryview = data
         while left and not self.closing:
@@ -118,18 +118,18 @@ class Connection(asyncio.Protocol):
                 break
             except httptools.HttpParserUpgrade as offer:
                 left, plain = memoryview(left)[offer.args[0] :], self.plain
-            # Not in the handler above: its exception would hide a Refusal, which `data_received` finds as the error's context.
+            # Not in the handler, whose exception would hide a Refusal: `data_received` looks in the error's context.
             self.parser = httptools.HttpRequestParser(self)
             self._fresh()
             self.parser.feed_data(plain)
 
     def eof_received(self) -> bool:
-        """See asyncio.Protocol. A client that has closed its side may still wait for its answers."""
+        """See asyncio.Protocol. A client that has closed its side may still wait for answers."""
         self.closing, self.unread = True, False
         return bool(self.slots or self.parked)
 
     def pause_writing(self) -> None:
-        """See asyncio.Protocol: the client does not read its answers, so it is not read from."""
+        """See asyncio.Protocol. The client does not read its answers, so stop reading its requests."""
         self.clogged = True
         self._read_on()
 
@@ -140,46 +140,46 @@ class Connection(asyncio.Protocol):
         self._read_on()
 
     def _read_on(self) -> None:
-        """Read from the client if what it sent before has been begun, and it reads what it gets."""
-        wanted = (not self.parked and not self.clogged) or self.phase == "lingering"
-        if wanted != self.reading and not self.transport.is_closing():
-            self.reading = wanted
-            (self.transport.resume_reading if wanted else self.transport.pause_reading)()
+        """Resume or pause reading. Read only if all earlier requests have begun and the client reads its answers."""
+        read = (not self.parked and not self.clogged) or self.phase == "lingering"
+        if read != self.reading and not self.transport.is_closing():
+            self.reading = read
+            (self.transport.resume_reading if read else self.transport.pause_reading)()
 
-    # The parser's side
+    # Called by the parser
 
     def on_message_begin(self) -> None:
-        """A request starts."""
+        """Start a request."""
         self.phase, self.since = "head", self.server.now()
 
     def on_url(self, url: bytes) -> None:
-        """A piece of the first line's target."""
+        """Append a piece of the request's address."""
         self.url += url
         if len(self.url) > HEAD_BYTES:
             raise Refusal(414, f"the address is over {HEAD_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, or a trailer behind a chunked body."""
+        """Add a header, or a trailer after a chunked body."""
         name, value, headers = name.lower(), value.strip(b" \t"), self.headers
         if name in headers and self.phase == "head":
             value = messages.again(name, headers[name], value)
         headers[name] = value
         self.fields = fields = self.fields + len(name) + len(value)
         if fields > HEAD_BYTES or len(headers) > HEADERS:
-            raise Refusal(431, f"a head or trailers over {HEADERS} lines or {HEAD_BYTES} bytes")
+            raise Refusal(431, f"the head or the trailers are over {HEADERS} lines or {HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
-        """Is this request welcome, and how long may it be?"""
+        """Ask the application whether it accepts the request, and how many bytes of body."""
         if self.parser.should_upgrade():
             self.plain = messages.without_offer(self.parser, self.url, self.headers)
             return
         self.head = self.fields = 0
         self.phase = "body"
         slot, headers = self.slot, self.headers
-        self.asked, self.headers = headers, {}
+        self.head_headers, self.headers = headers, {}
         slot.keep_alive = self.parser.should_keep_alive()
-        said = b"connection" in headers or b"proxy-connection" in headers
-        slot.say_kept = said and self.parser.get_http_version() == "1.0"
+        has_connection = b"connection" in headers or b"proxy-connection" in headers
+        slot.say_kept = has_connection and self.parser.get_http_version() == "1.0"
         self.method = self.parser.get_method().decode("ascii")
         slot.head_only = self.method == "HEAD"
         if accepted := headers.get(b"accept-encoding"):
@@ -191,18 +191,18 @@ class Connection(asyncio.Protocol):
             raise Refusal(400, "the address cannot be read") from None
         try:
             if b"host" not in headers and self.parser.get_http_version() == "1.1":
-                raise Refusal(400, "HTTP/1.1 wants a Host header")
+                raise Refusal(400, "HTTP/1.1 requires a Host header")
             self.limit = self.application.admit(self.method, self.path, headers)
             length = headers.get(b"content-length")
             if length is None and headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
-                raise Refusal(501, "Transfer-Encoding: only chunked is understood", close=True)
+                raise Refusal(501, "the only Transfer-Encoding that this server supports is chunked", close=True)
             if length is not None and int(length) > self.limit:
-                large = Refusal(413, f"a body of {int(length)} bytes, at most {self.limit} are accepted", close=True)
+                large = Refusal(413, f"the body has {int(length)} bytes, at most {self.limit} are accepted", close=True)
                 raise self.application.about(self.method, self.path, large)
         except Refusal as refusal:
             if refusal.close:
                 raise
-            # Kept without its frames, which lead back to it: the collector would have to find that circle.
+            # Without its frames, which refer back to it: only the garbage collector could free that cycle.
             self.refused, self.limit = refusal.with_traceback(None), max(self.limit, self.server.discard)
         if headers.get(b"expect", b"").lower() == b"100-continue" and self.parser.get_http_version() != "1.0":
             if self.refused:
@@ -211,40 +211,40 @@ class Connection(asyncio.Protocol):
             self._go_on()
 
     def _go_on(self) -> None:
-        """Ask for the body, unless answers to earlier requests must leave first."""
+        """Send `100 Continue`, unless earlier answers must be sent first."""
         if not self.slots and not self.parked:
             self.waits = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        self.head = 0  # bytes since the last piece: chunks' sizes, then trailers
+        """Append a piece of the body."""
+        self.head = 0  # from here it counts the bytes of chunk sizes and trailers
         self.size += len(body)
         if self.size > self.limit:
-            large = Refusal(413, f"a body of more than {self.limit} bytes")
+            large = Refusal(413, f"the body has more than {self.limit} bytes")
             raise self.refused or self.application.about(self.method, self.path, large)
         if self.refused is None:
             self.body.append(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """Begin the complete request, or park it."""
         if self.plain:
             return
         slot, body = self.slot, self.body
-        asked: Request | Refusal
+        request: Request | Refusal
         if self.refused:
-            asked = self.refused
+            request = self.refused
         else:
-            whole = body[0] if len(body) == 1 else b"".join(body)
-            asked = Request(self.method, self.path, self.parsed.query or b"", self.asked, whole, self.since)
+            content = body[0] if len(body) == 1 else b"".join(body)
+            request = Request(self.method, self.path, self.parsed.query or b"", self.head_headers, content, self.since)
         self._fresh()
         self.since = self.server.now()
         if self._full():
-            self.parked.append((slot, asked))
+            self.parked.append((slot, request))
             self._read_on()
             self._pump_soon()
         else:
-            self._begin(slot, asked)
+            self._begin(slot, request)
 
     def _full(self) -> bool:
         return bool(self.parked) or self.clogged or len(self.slots) >= PIPELINED or self.begun >= PIPELINED
@@ -255,7 +255,7 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Begin what is parked, some at a time, so that one client's pipeline does not hold up the others."""
+        """Begin some parked requests, PIPELINED at most, so that one client's pipeline does not delay other clients."""
         self.pumping, self.begun = False, 0
         while self.parked and not self.clogged and max(len(self.slots), self.begun) < PIPELINED:
             self._begin(*self.parked.popleft())
@@ -265,25 +265,25 @@ class Connection(asyncio.Protocol):
         if self.closing and not self.parked:
             self._flush()
 
-    def _begin(self, slot: _Slot, asked: Request | Refusal) -> None:
+    def _begin(self, slot: _Slot, request: Request | Refusal) -> None:
         self.begun += 1
         self.slots.append(slot)
 
         def respond(response: Response) -> None:
             if slot.response is None:
                 slot.response = response
-                slot.cancel = None  # it leads back to this slot: without a circle the collector has nothing to do
+                slot.cancel = None  # it refers back to this slot, and a cycle would need the garbage collector
                 self._flush()
 
-        if isinstance(asked, Refusal):
-            return respond(self.application.refusal(asked))
+        if isinstance(request, Refusal):
+            return respond(self.application.refusal(request))
         try:
-            slot.cancel = self.application.answer(asked, respond)
+            slot.cancel = self.application.answer(request, respond)
         except Refusal as refusal:
             respond(self.application.refusal(refusal))
 
     def _fail(self, refusal: Refusal, *, unread: bool = True) -> None:
-        """Answer what can still be answered, then close: the stream cannot be trusted any more."""
+        """Send the pending answers and the refusal, then close, because the rest of the stream cannot be parsed."""
         self.closing, self.unread, self.size = True, unread, 0
         slot = _Slot()
         slot.keep_alive = False
@@ -294,7 +294,7 @@ class Connection(asyncio.Protocol):
             self._begin(slot, refusal)
 
     def _flush(self) -> None:
-        """Send every answer that is next in line."""
+        """Send all answers whose turn has come."""
         slots, transport = self.slots, self.transport
         while slots and (response := slots[0].response) is not None:
             slot = slots.popleft()
@@ -317,7 +317,7 @@ class Connection(asyncio.Protocol):
             (self._end if self.closing else self._go_on)()
 
     def _end(self) -> None:
-        """Close. What the client still sends is read first: TCP would take back the answer that it has not read (RFC 9112, 9.6)."""
+        """Close. First read what the client still sends, because a TCP reset would discard an unread answer (RFC 9112, 9.6)."""
         if not self.unread or self.server.draining:
             self.transport.close()
         elif self.phase != "lingering" and not self.transport.is_closing():
@@ -325,15 +325,15 @@ class Connection(asyncio.Protocol):
             self.transport.write_eof()
             self._read_on()
 
-    # The server's side
+    # Called by the server
 
     @property
     def idle(self) -> bool:
-        """Nothing is being read or answered."""
+        """Whether no request is being read or answered."""
         return self.phase == "idle" and not self.slots and not self.parked
 
     def sweep(self, now: float) -> None:
-        """Close what has waited too long."""
+        """Close the connection if its current phase has taken too long. now: monotonic seconds."""
         waited = now - self.since
         if self.phase == "lingering" and waited > LINGER_SECONDS:
             self.transport.abort()

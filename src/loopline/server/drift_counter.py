@@ -1,7 +1,7 @@
-"""Counts the drift signals of what is served, off the hot path: a request costs a look at the clock.
+"""Count the drift signals of served samples outside the request's path: a batch only pays for a look at the clock.
 
-A slot's thread hands over some rows of a batch, the first of each half second, up to a rate. One thread computes their signals twice
-a second, counts them in the bundle's bins, and sleeps while there is no traffic. Counters only: sums over replicas are exact.
+A slot's thread hands over the first rows of each half second, up to a rate. A separate thread computes their signals twice
+a second, counts them in the bundle's bins, and sleeps without traffic. All results are counters, so replicas add up exactly.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     from loopline.server.journal_writer import Journal
     from loopline.server.model import Model
 
-PERIOD = 0.5  # seconds
-CLOSE_SECONDS = 10.0  # for what waits
-ROWS_A_SECOND = 50  # under 1 % of a core, where a sample is an image of 128 x 128
+PERIOD = 0.5  # seconds between two rounds of counting
+CLOSE_SECONDS = 10.0  # longest wait for the last round
+ROWS_A_SECOND = 50  # takes under 1 % of a core for images of 128 x 128
 
 
 class Watch:
-    """What is taken of one model's batches. Slots' threads call it; that two of them take a row too many does no harm."""
+    """The sampler of one model's batches. Slots' threads call it without a lock: two of them may take a few rows too many."""
 
     def __init__(
         self, model: Model, rows_a_second: int, inbox: queue.SimpleQueue[tuple[Watch, DecodedRows] | None]
     ) -> None:
-        """inbox: of the thread that counts."""
+        """inbox: the counting thread's queue of sampled rows."""
         self.model, self.inbox = model, inbox
         self.allowed = max(1, int(rows_a_second * PERIOD))
         self.left, self.until = 0, 0.0
 
     def open(self) -> bool:
-        """May a row be taken now?"""
+        """Whether a row may be taken now."""
         if self.left > 0:
             return True
         now = time.monotonic()
@@ -54,7 +54,7 @@ class Watch:
         return True
 
     def take(self, taken: DecodedRows) -> None:
-        """Some of these rows, as many as are left of this half second."""
+        """Hand over the first of these rows, as many as this half second still allows."""
         rows = min(self.left, len(next(iter(taken.inputs.values()))))
         if rows > 0:
             self.left -= rows
@@ -62,7 +62,7 @@ class Watch:
 
 
 class Watcher:
-    """Counts for all models of a server."""
+    """The counting thread, for all models of a server."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Watcher:
         rows_a_second: int = ROWS_A_SECOND,
         journal: Journal | None = None,
     ) -> None:
-        """Each model is watched from now on, where rows_a_second is not 0. Its reference is exported either way."""
+        """Start watching each model, unless rows_a_second is 0. Its reference is exported in any case."""
         self.journal = journal
         self.inbox: queue.SimpleQueue[tuple[Watch, DecodedRows] | None] = queue.SimpleQueue()
         self.counted: dict[Watch, Counts] = {}
@@ -86,19 +86,19 @@ class Watcher:
             self.thread.start()
 
     def close(self) -> None:
-        """Count what waits, hand it to the journal, and end the thread."""
+        """Count the waiting rows, hand them to the journal, and end the thread."""
         self.inbox.put(None)
         if self.counted:
             self.thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
         while True:
-            found = [self.inbox.get()]
+            received = [self.inbox.get()]
             time.sleep(PERIOD)
             while not self.inbox.empty():
-                found.append(self.inbox.get())
+                received.append(self.inbox.get())
             groups: dict[tuple[Watch, bool], list[DecodedRows]] = {}
-            for watch, taken in filter(None, found):
+            for watch, taken in filter(None, received):
                 groups.setdefault((watch, taken.originals is None), []).append(taken)
             for (watch, _), rows in groups.items():
                 try:
@@ -106,43 +106,43 @@ class Watcher:
                     self.counted[watch].add(signals)
                     if self.journal:
                         _note(self.journal, watch.model, signals, rows)
-                except Exception as error:  # a mistake here must not end the counting, nor the server
+                except Exception as error:  # an error must end neither the counting nor the server
                     log("error", "drift signals could not be counted", error=repr(error))
-            if None in found:
+            if None in received:
                 return
 
 
 def _signals(spec: ModelSpec, rows: Sequence[DecodedRows]) -> signals.Signals:
-    """Of rows that all have originals, or none."""
-    texts = [item for one in rows for item in one.originals or ()]
-    sizes = [one.sizes for one in rows if one.sizes is not None]
-    inputs, outputs = _joined([one.inputs for one in rows], spec), _joined([one.outputs for one in rows], spec)
+    """The signals of rows that either all have originals or all have none."""
+    texts = [item for part in rows for item in part.originals or ()]
+    sizes = [part.sizes for part in rows if part.sizes is not None]
+    inputs, outputs = _joined([part.inputs for part in rows], spec), _joined([part.outputs for part in rows], spec)
     return signals.signals(inputs, outputs, spec, texts or None, np.concatenate(sizes) if sizes else None)
 
 
-def _note(journal: Journal, model: Model, found: signals.Signals, rows: Sequence[DecodedRows]) -> None:
-    """Hand samples with their answers to the journal; tensors of the protocol have no original to keep."""
+def _note(journal: Journal, model: Model, values: signals.Signals, rows: Sequence[DecodedRows]) -> None:
+    """Hand samples with their answers to the journal. Tensors of the protocol have no original to keep."""
     if rows[0].originals is not None:
-        identities = [item_id(one.identity, place, one.items) for one in rows for place in range(len(one.answers))]
-        originals = [item for one in rows for item in one.originals or ()]
-        journal.keep(model, found, identities, originals, [answer for one in rows for answer in one.answers])
+        identities = [item_id(part.identity, place, part.items) for part in rows for place in range(len(part.answers))]
+        originals = [item for part in rows for item in part.originals or ()]
+        journal.keep(model, values, identities, originals, [answer for part in rows for answer in part.answers])
 
 
 def _joined(parts: Sequence[Arrays], spec: ModelSpec) -> Arrays:
-    """Along the first axis; token ids are padded to the longest."""
-    found = {}
+    """Join arrays along the first axis. Token ids are padded to the longest row."""
+    joined = {}
     for name in parts[0]:
         arrays = [part[name] for part in parts]
         if name == "ids" and spec.text is not None:
             longest = max(array.shape[1] for array in arrays)
             pad = spec.text.pad_id
             arrays = [np.pad(a, ((0, 0), (0, longest - a.shape[1])), constant_values=pad) for a in arrays]
-        found[name] = np.concatenate(arrays)
-    return found
+        joined[name] = np.concatenate(arrays)
+    return joined
 
 
 class Counts:
-    """The series of one model: the bins' counters, and the reference beside them."""
+    """The metrics of one model: a counter for each bin, and gauges of the reference."""
 
     def __init__(self, model: Model, metrics: Metrics) -> None:
         reference, key = model.reference, (model.name, model.version)
@@ -155,7 +155,7 @@ class Counts:
             for bin_, count in zip(signal.bins, signal.counts, strict=True):
                 metrics.value("reference_share", *key, name, bin_).value = count / total
             if name != signals.CLASS:
-                for bin_, middle in zip(signal.bins, signal.middles, strict=False):  # NaN has none
+                for bin_, middle in zip(signal.bins, signal.middles, strict=False):  # the NaN bin has no middle
                     metrics.value("signal_bin_value", *key, name, bin_).value = middle
             metrics.value("reference_samples", *key, name).value = total
             metrics.value("signal_mean", *key, name).value = signal.mean
@@ -171,12 +171,12 @@ class Counts:
             for bin_, weight in zip(reference.signals[quality.signal].bins, weights, strict=True):
                 metrics.value("quality_weight", *key, quality.signal, bin_, estimate).value = weight
 
-    def add(self, found: signals.Signals) -> None:
-        """Count one value of each signal a sample."""
-        for name, values in found.items():
+    def add(self, sampled: signals.Signals) -> None:
+        """Count the signals' values, one of each signal a sample."""
+        for name, values in sampled.items():
             if name in self.bins:
                 counts = drift.bin_counts(values, np.array(self.reference.signals[name].edges))
                 for number in np.flatnonzero(counts):
                     self.bins[name][number].value += int(counts[number])
-        if "contrast" in found:
-            self.constant.value += int((found["contrast"] < signals.FLAT).sum())
+        if "contrast" in sampled:
+            self.constant.value += int((sampled["contrast"] < signals.FLAT).sum())

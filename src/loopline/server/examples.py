@@ -1,4 +1,4 @@
-"""Inputs to try a model with, for its pages: golden samples of its bundle, each with another answer where there are such."""
+"""Example inputs for a model's pages: golden samples of its bundle, with different answers where possible."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 from loopline.drift import golden
 from loopline.server.model import Model, kind_of
 
-MOST = 5
-MOST_TEXT = 1000  # characters of a text; a longer one is no example for a page
-ANY_TEXT = "a text"  # of a model whose bundle has no golden samples
+MOST = 5  # examples of a model
+MOST_TEXT = 1000  # characters; longer texts do not fit on a page
+ANY_TEXT = "a text"  # example for a bundle without golden samples
 
 
 class Example(NamedTuple):
-    """place: of the golden sample. text: None for an image, whose kind is a content type."""
+    """place: number of the golden sample, from 0. text: None for an image. kind: an image's content type."""
 
     place: int
     text: str | None = None
@@ -21,12 +21,12 @@ class Example(NamedTuple):
 
 
 def path(model: Model, example: Example) -> str:
-    """Where the server has an image."""
+    """The path of an example image on the server."""
     return f"/examples/{model.name}/{example.place}"
 
 
 def of(model: Model) -> list[Example]:
-    """Choose the examples of a model; none where its bundle has no golden samples."""
+    """Choose a model's examples. The list is empty if its bundle has no golden samples."""
     file = model.bundle.folder / "golden.json"
     if not file.exists():
         return []
@@ -38,16 +38,16 @@ def of(model: Model) -> list[Example]:
         else:
             example = Example(place, text=sample.given)
         if example.kind == "image/" or len(example.text or "") > MOST_TEXT:
-            continue  # the route for people does not take it, or nobody would read it
+            continue  # the predict route refuses it, or it is too long for a page
         answer = sample.answer
-        found = [answer["label"]] if "label" in answer else sorted({box["label"] for box in answer["boxes"]})
-        if first.setdefault(" ".join(found), example) is not example:
+        labels = [answer["label"]] if "label" in answer else sorted({box["label"] for box in answer["boxes"]})
+        if first.setdefault(" ".join(labels), example) is not example:
             others.append(example)
     return sorted([*first.values(), *others][:MOST])
 
 
 def content(model: Model, example: Example) -> bytes:
-    """Read an image from the bundle's folder: what nobody looks at takes no memory."""
-    given = golden.read(model.bundle.folder / "golden.json")[example.place].given
-    assert isinstance(given, bytes), "an image"
-    return given
+    """Read an example image from the bundle's folder on each request, so that it takes no memory in between."""
+    image = golden.read(model.bundle.folder / "golden.json")[example.place].given
+    assert isinstance(image, bytes), "an image"
+    return image

@@ -1,6 +1,6 @@
-"""`POST /v2/models/{m}/feedback`: the truth about answers given earlier, `{"id", "label", "source"}` or a list of them.
+"""`POST /v2/models/{m}/feedback` takes the true labels of earlier answers: `{"id", "label", "source"}` or a list of these.
 
-202 says that the labels are in the journal. They are joined to the predictions by `loopline journal`, however late they come.
+Status 202 means that the labels are in the journal. `loopline journal` joins them to the predictions, however late they come.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from loopline.server.metrics import Metrics
 from loopline.server.model import Model
 
 BODY_BYTES = 1 << 20
-MOST_LABELS, MOST_CHARACTERS = 1000, 160
+MOST_LABELS, MOST_CHARACTERS = 1000, 160  # labels in one request, characters of an id or a source
 
 
 def handler(model: Model, journal: Journal, metrics: Metrics) -> Handler:
-    """Of one model. To be called in the event loop's thread."""
+    """The handler for one model. It must be called in the event loop's thread."""
     accepted = metrics.value("feedback", model.name, model.version, "202")
     failed = metrics.value("feedback", model.name, model.version, "503")
 
     def handle(request: Request, respond: Respond) -> None:
         rows = read(request.body, model)
-        loop, left, whole = asyncio.get_running_loop(), len(rows), True
+        loop, left, complete = asyncio.get_running_loop(), len(rows), True
 
         def arrived(ok: bool) -> None:
-            nonlocal left, whole
-            left, whole = left - 1, whole and ok
+            nonlocal left, complete
+            left, complete = left - 1, complete and ok
             if left:
                 return
-            (accepted if whole else failed).value += 1
-            said = {"accepted": len(rows)} if whole else {"error": "the journal cannot be written now; send them again"}
-            respond(Response(202 if whole else 503, (orjson.dumps(said),)))
+            (accepted if complete else failed).value += 1
+            error = "the journal cannot be written now; send the labels again"
+            answer = {"accepted": len(rows)} if complete else {"error": error}
+            respond(Response(202 if complete else 503, (orjson.dumps(answer),)))
 
         def written(ok: bool) -> None:
             loop.call_soon_threadsafe(arrived, ok)
@@ -49,29 +50,29 @@ def handler(model: Model, journal: Journal, metrics: Metrics) -> Handler:
 
 
 def read(body: bytes, model: Model) -> list[tuple[str, Any, str]]:
-    """Request id, label and source of each. Raises Refusal (400, 413) naming the place."""
+    """The request id, label and source of each row. Raises Refusal (400, 413) naming the row's place."""
     try:
-        given = orjson.loads(body)
+        content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Refusal(400, f"the feedback is not JSON: {error}") from None
-    rows = given if isinstance(given, list) else [given]
+    rows = content if isinstance(content, list) else [content]
     if not rows:
-        raise Refusal(400, "there is no label in the feedback")
+        raise Refusal(400, "the feedback has no labels")
     if len(rows) > MOST_LABELS:
         raise Refusal(413, f"{len(rows)} labels, at most {MOST_LABELS} are accepted in one request")
-    found = []
+    labels = []
     for place, row in enumerate(rows):
         if not isinstance(row, dict):
             raise Refusal(400, f'feedback {place}: send {{"id": ..., "label": ..., "source": ...}}')
-        given = row.get("source")
-        source = _word("source", "feedback" if given is None else given, place)
+        source = row.get("source")
+        source = _word("source", "feedback" if source is None else source, place)
         identity = _word("id", row.get("id"), place)
         if not PRINTABLE.issuperset(identity.encode()):
             raise Refusal(
                 400, f"feedback {place}: no answer has the id {identity[:40]!r}: ids are ASCII without spaces"
             )
-        found.append((identity, label(row.get("label"), model, place), source))
-    return found
+        labels.append((identity, label(row.get("label"), model, place), source))
+    return labels
 
 
 def _word(name: str, value: Any, place: int) -> str:
@@ -80,9 +81,9 @@ def _word(name: str, value: Any, place: int) -> str:
     return value
 
 
-def label(given: Any, model: Model, place: int) -> Any:
-    """The label as the journal keeps it: what the task's `check_label` makes of it. Raises Refusal."""
+def label(truth: Any, model: Model, place: int) -> Any:
+    """The label as the journal keeps it, checked by the task's `check_label`. Raises Refusal (400)."""
     try:
-        return model.task.check_label(given, model.spec, model.name)
+        return model.task.check_label(truth, model.spec, model.name)
     except LooplineError as error:
         raise Refusal(400, f"feedback {place}: {error}") from None

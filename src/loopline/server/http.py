@@ -1,8 +1,7 @@
-"""HTTP/1.1 on an asyncio protocol: httptools parses, an application answers. Nothing here knows of models.
+"""An HTTP/1.1 server on asyncio: httptools parses the requests, an application answers them. It has no code about models.
 
-An ASGI server spends 50 us on a request, this 20 us, and it can refuse a request before its body is read. Requests of one
-connection are answered in their order. Heads, bodies, requests in flight and times are bounded, so a client can stall
-only itself. `connection` has the protocol.
+It spends 20 us on a request, an ASGI server 50 us, and it can refuse a request before reading its body. Heads, bodies,
+requests in flight and times are bounded, so a client can stall only itself. The protocol is in `connection`.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import time
 from loopline.server.connection import Connection
 from loopline.server.messages import Application
 
-SWEEP_SECONDS = 1.0
+SWEEP_SECONDS = 1.0  # between two looks for connections that have waited too long
 
 
 class Server:
-    """All connections of one listener, and their end."""
+    """All connections of one application, and their orderly end."""
 
     def __init__(self, application: Application, *, discard: int = 1 << 20) -> None:
-        """discard: bytes of an unwelcome body that are read to keep the connection; past them it is closed."""
+        """discard: bytes of a refused body that are read to keep the connection; after more it is closed."""
         self.application, self.discard = application, discard
         self.connections: set[Connection] = set()
         self.draining = False
@@ -30,18 +29,18 @@ class Server:
         self._empty.set()
 
     def protocol(self) -> Connection:
-        """The factory that `loop.create_server` takes."""
+        """Make a connection: the factory for `loop.create_server`."""
         return Connection(self)
 
     def opened(self, connection: Connection) -> None:
-        """A client came. While there is one, clocks are looked at once a second; an empty server sleeps."""
+        """Add a connection. Timeouts are checked once a second while there are connections; otherwise the server sleeps."""
         self.connections.add(connection)
         self._empty.clear()
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     def closed(self, connection: Connection) -> None:
-        """A client went."""
+        """Remove a connection."""
         self.connections.discard(connection)
         if not self.connections:
             self._empty.set()
@@ -55,16 +54,16 @@ class Server:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     async def drain(self, *, idle_seconds: float, seconds: float) -> bool:
-        """Finish what is in flight, then close. True if nothing was cut off.
+        """Finish the requests in flight and close all connections. Returns True if no request was cut off.
 
-        A kept connection is closed by its next answer, or after `idle_seconds` without a request: closed at once, it could
-        meet a request that is already on the wire. What is not done after `seconds` is cut off.
+        A connection is closed with its next answer. Idle ones are closed only after `idle_seconds`, because a request may
+        already be on the wire. Requests that are not done after `seconds` are cut off.
         """
         self.draining = True
         end = self.now() + seconds
         quiet = min(self.now() + idle_seconds, end)
         for connection in [c for c in self.connections if c.phase == "lingering"]:
-            connection.transport.abort()  # it has its answer
+            connection.transport.abort()  # its answer was sent
         while self.connections and self.now() < end:
             if self.now() >= quiet:
                 for connection in [c for c in self.connections if c.idle]:
@@ -73,7 +72,7 @@ class Server:
                 await asyncio.wait_for(self._empty.wait(), 0.05)
             except TimeoutError:
                 continue
-        whole = not self.connections
+        complete = not self.connections
         for connection in list(self.connections):
             connection.transport.abort()
-        return whole
+        return complete

@@ -1,4 +1,4 @@
-"""What happens to a request for a model: read, queued, answered, counted, noted. `app` finds the way here."""
+"""The handlers of inference requests: they read, queue, answer, count and log a request. `app` has the routes to them."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from loopline.server.logs import log
 from loopline.server.messages import Cancel, Headers, Refusal, Request, Respond, Response, number
 from loopline.server.metrics import Metrics
 from loopline.server.model import Decoder, Encoded, Model, Tensors
+from loopline.server.model_metrics import ModelMetrics
 from loopline.server.tracing import Record
 
-LARGE = 32 * 1024  # bytes of encoded images; more are decoded in a line of their own
+LARGE = 32 * 1024  # bytes of encoded images; larger requests are decoded in a separate queue
 MOST_TIMEOUT_MS = 600_000
 MOST_ID = 128  # characters of a request's id
-GONE = 499  # in the metrics: the client left before its answer
-PROBE = b"x-loopline-probe"  # the sentinel's header: its golden inputs are no traffic
-ROUTES = ("infer", "predict", "probe")  # in the metrics
-SHED = {429: "queue", 503: "deadline"}
-NOTEWORTHY = (400, 413, 415, 500)  # statuses that an input or the model is the reason of
-PRINTABLE = frozenset(range(0x21, 0x7F))
+GONE = 499  # status in the metrics if the client left before its answer
+PROBE = b"x-loopline-probe"  # header of the sentinel's requests, which do not count as traffic
+SHED = {429: "queue", 503: "deadline"}  # status -> the metrics' reason
+NOTEWORTHY = (400, 413, 415, 500)  # statuses caused by the input or the model
+PRINTABLE = frozenset(range(0x21, 0x7F))  # bytes that a request's id may have
 Handler = Callable[[Request, Respond], Cancel | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds on what a client may ask. timeout_ms: of a request that names none. rows: of one request. cache_bytes: 0 for no cache.
+    """Limits of the server. body_bytes, rows: most in one request. timeout_ms: default time to answer a request.
 
-    signals: samples a second whose drift signals are counted, for each model; 0 for none.
+    cache_bytes: size of the cache of answers; 0 for no cache. signals: samples a second and model whose drift signals are
+    counted; 0 for none.
     """
 
     body_bytes: int = 16 * 1024 * 1024
@@ -50,41 +51,13 @@ class Limits:
 
 
 def broken(error: Exception) -> Refusal:
-    """The Refusal for a mistake of ours, after a line in the log."""
-    log("error", "a mistake of the server", error=repr(error), trace=traceback.format_exception(error)[-3:])
-    return Refusal(500, "the server made a mistake; its log says more")
-
-
-class ModelMetrics:
-    """The metrics of one model, looked up once."""
-
-    def __init__(self, metrics: Metrics, model: Model) -> None:
-        """Also sets what never changes."""
-        key = (model.name, model.version)
-        self.metrics, self.key = metrics, key
-        self.rows, self.executions = metrics.value("inference_rows", *key), metrics.value("executions", *key)
-        self.failures = metrics.value("execution_failures", *key)
-        self.queue, self.compute = metrics.histogram("queue_seconds", *key), metrics.histogram("compute_seconds", *key)
-        self.batch = metrics.histogram("batch_rows", *key)
-        self.waiting, self.in_flight = metrics.value("queue_items", *key), metrics.value("in_flight", *key)
-        self.model, self.intact = model, metrics.value("bundle_intact", *key)
-        self.intact.value = 1
-        self.shed = {reason: metrics.value("shed", *key, reason) for reason in ("queue", "deadline", "expired")}
-        self.ok = {route: metrics.value("requests", *key, route, "200") for route in ROUTES}
-        self.seconds = {route: metrics.histogram("request_seconds", *key, route) for route in ROUTES}
-        for route in ROUTES:
-            # There from the start: Prometheus sees no increase in a series' first value
-            for code in ("429", "500", "503"):
-                metrics.value("requests", *key, route, code)
-        self.hits, self.misses = metrics.value("cache_hits", *key), metrics.value("cache_misses", *key)
-        metrics.value("best_batch_rows", *key).value = model.best_rows
-        precision = model.bundle.manifest.quantization
-        metrics.value("model_info", *key, model.bundle.version, precision, model.provider).value = 1
-        metrics.value("bundle_written_timestamp_seconds", *key).value = model.bundle.model.stat().st_mtime
+    """Log an error in the server's own code and return the Refusal (500) for it."""
+    log("error", "internal error", error=repr(error), trace=traceback.format_exception(error)[-3:])
+    return Refusal(500, "the server failed with an internal error; its log says more")
 
 
 class Inference:
-    """The handlers of all models, which share one queue."""
+    """The handlers of all models. They share one queue."""
 
     def __init__(
         self,
@@ -98,7 +71,7 @@ class Inference:
         record: Record | None = None,
         journal: Journal | None = None,
     ) -> None:
-        """refusal: makes the answer of one. record: notes a request as a span. To be made in a running event loop."""
+        """refusal: makes the answer for a Refusal. record: records a request as a span. Needs a running event loop."""
         self.journal = journal
         self.metrics, self.limits, self.refusal = metrics, limits, refusal
         self.log_requests, self.record = log_requests, record
@@ -117,7 +90,7 @@ class Inference:
             self.journal.close()
 
     def admit(self, model: Model, headers: Headers) -> None:
-        """Raises Refusal where another row for `model` would come too late; called before a request's body is read."""
+        """Raise Refusal if another row for `model` would be answered too late. Called before a request's body is read."""
         now = time.monotonic()
         deadline = self._deadline(headers, now)
         try:
@@ -127,33 +100,34 @@ class Inference:
             raise
 
     def count(self, model: Model | None, route: str, status: int) -> None:
-        """Count an answer that was no 200."""
+        """Count an answer with a status other than 200."""
         key = (model.name, model.version) if model else ("", "")
         self.metrics.value("requests", *key, route, str(status)).value += 1
 
     def scrape(self) -> None:
-        """Bring the gauges up to date."""
+        """Update the gauges."""
         for name, series in self.series.items():
             series.waiting.value = len(self.batcher.lines[name].jobs)
             intact = series.model.intact()
             if not intact and series.intact.value:
-                log("error", "the bundle on the disk was changed; what was loaded is served", model=name)
+                log("error", "the bundle on disk has changed; the server keeps serving the loaded one", model=name)
             series.intact.value = intact
         self.metrics.value("cache_bytes").value = self.cache.bytes if self.cache else 0
 
     def _deadline(self, headers: Headers, now: float) -> float:
-        given = headers.get(b"x-request-timeout-ms")
-        if not given:
+        """The time to answer by, on the clock of `now`. Raises Refusal (400)."""
+        timeout = headers.get(b"x-request-timeout-ms")
+        if not timeout:
             return now + self.limits.timeout_ms / 1000
-        if not (milliseconds := number(given, MOST_TIMEOUT_MS)):
+        if not (milliseconds := number(timeout, MOST_TIMEOUT_MS)):
             raise Refusal(400, f"X-Request-Timeout-Ms must be a whole number from 1 to {MOST_TIMEOUT_MS}")
         return now + milliseconds / 1000
 
     def _id(self, headers: Headers) -> bytes:
-        """The client's, or one of our own where a proxy writes an empty or an odd header: that is no reason to refuse."""
-        given = headers.get(b"x-request-id")
-        if given and len(given) <= MOST_ID and PRINTABLE.issuperset(given):
-            return given
+        """The client's request id. A new id replaces an empty or invalid one, which a proxy may have written."""
+        identity = headers.get(b"x-request-id")
+        if identity and len(identity) <= MOST_ID and PRINTABLE.issuperset(identity):
+            return identity
         return b"%x" % next(self._ids)
 
     def infer(self, model: Model) -> Handler:
@@ -169,8 +143,8 @@ class Inference:
                 raise Refusal(400, "the inputs have different numbers of rows")
             self._check(model, arrays, rows)
 
-            def done(found: Any, headers: Headers) -> Response:
-                response = oip.answer(call, name, version, found, outputs)
+            def done(results: Any, headers: Headers) -> Response:
+                response = oip.answer(call, name, version, results, outputs)
                 response.headers.update(headers)
                 return response
 
@@ -187,11 +161,11 @@ class Inference:
                 raise Refusal(413, f"{arrays['ids'].shape[1]} tokens, at most {most} are accepted")
             if arrays["ids"].min() < 0 or arrays["ids"].max() >= model.vocabulary:
                 raise Refusal(
-                    400, f"ids must be from 0 to {model.vocabulary - 1}, as the bundle's tokenizer.json gives them"
+                    400, f"ids must be from 0 to {model.vocabulary - 1}: the bundle's tokenizer.json has no others"
                 )
 
     def predict(self, model: Model) -> Handler:
-        """The handler of the route for people."""
+        """The handler of the predict route, for people."""
         read = payloads.images if model.spec.image else payloads.texts
 
         def handle(request: Request, respond: Respond) -> Cancel:
@@ -202,14 +176,14 @@ class Inference:
             request.headers[b"x-request-id"] = identity
             payload.identity = identity.decode("ascii")
 
-            def done(found: Any, headers: Headers) -> Response:
-                said = {
+            def done(answers: Any, headers: Headers) -> Response:
+                body = {
                     "model": model.name,
                     "version": model.version,
                     "id": payload.identity,
-                    "predictions": found,
+                    "predictions": answers,
                 }
-                return Response(body=(orjson.dumps(said),), headers=headers)
+                return Response(body=(orjson.dumps(body),), headers=headers)
 
             rows, size = len(payload.items), len(request.body)
             if size <= LARGE or not model.spec.image:
@@ -229,6 +203,7 @@ class Inference:
         route: str,
         done: Any,
     ) -> Cancel:
+        """Queue the decoding of a large payload, then the inference."""
         deadline = self._deadline(request.headers, request.received)
         current: Cancel
 
@@ -245,7 +220,7 @@ class Inference:
         job = Job(self.decoders[model.name], payload, rows, size, deadline, decoded)
         self.batcher.submit(job)
         current = job.cancel
-        return lambda: current()  # noqa: PLW0108 - which one it is changes
+        return lambda: current()  # noqa: PLW0108 - `current` changes
 
     def _submit(
         self,
@@ -258,20 +233,20 @@ class Inference:
         route: str,
         done: Callable[[Any, Headers], Response],
     ) -> Cancel:
-        """Queue it; answer when it is done."""
+        """Queue the payload and answer when it is done. done: makes the answer from the results. Returns how to cancel."""
         headers = request.headers
         own: Headers = {b"x-request-id": self._id(headers)}
         if trace := headers.get(b"traceparent"):
             own[b"traceparent"] = trace
         series, received = self.series[model.name], request.received
 
-        known = key(model.name, payload) if self.cache and isinstance(payload, Tensors | Encoded) else None
-        if self.cache and known:
-            found = self.cache.get(known)
-            (series.misses if found is None else series.hits).value += 1
-            if found is not None:
+        cache_key = key(model.name, payload) if self.cache and isinstance(payload, Tensors | Encoded) else None
+        if self.cache and cache_key:
+            cached = self.cache.get(cache_key)
+            (series.misses if cached is None else series.hits).value += 1
+            if cached is not None:
                 series.ok[route].value += 1
-                respond(done(found, own))
+                respond(done(cached, own))
                 return lambda: None
 
         def finish(job: Job) -> None:
@@ -282,8 +257,8 @@ class Inference:
                     self._raise(model, result)
                 response = done(result, own)
                 series.ok[route].value += 1
-                if self.cache and known:
-                    self.cache.put(known, result)
+                if self.cache and cache_key:
+                    self.cache.put(cache_key, result)
             except Refusal as refusal:
                 self._keep_refused(model, payload, refusal)
                 refusal.headers.update(own)
@@ -312,7 +287,7 @@ class Inference:
         return cancel
 
     def _raise(self, model: Model, error: Exception) -> None:
-        """The client's Refusal for what went wrong with its item."""
+        """Raise the Refusal that tells the client about its item's error."""
         if isinstance(error, Refusal):
             raise error
         if isinstance(error, TooLate):
@@ -327,7 +302,7 @@ class Inference:
         return self.refusal(refusal)
 
     def _keep_refused(self, model: Model, payload: Any, refusal: Refusal) -> None:
-        """In the journal, where the input is at fault or the model: a busy server says nothing about either."""
+        """Write a refused input to the journal if the input or the model caused the refusal, not the load."""
         source = payload if isinstance(payload, Encoded) else getattr(payload, "source", None)
         if self.journal and source and not source.probe and refusal.status in NOTEWORTHY:
             self.journal.refused(model, source.identity, source.items, refusal.status, refusal.message)

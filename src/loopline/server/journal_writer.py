@@ -1,8 +1,8 @@
-"""The journal: a share of what is served, everything doubtful of it, and the labels that come back, as lines in a folder.
+"""Write the journal: a sample of the served inputs, the doubtful ones, and the labels that come back, as lines in a folder.
 
-A thread of its own writes them, so that no request waits, and none fails where the disk does. A segment in `open/` is locked by its
-writer and moves to `closed/` when it is old or large enough; `loopline journal` makes Parquet of it. A line is flushed before its
-label is acknowledged: a killed server loses no label, and at most half a line of the rest.
+A separate thread writes, so that a request neither waits for the disk nor fails with it. The writer locks its segment in `open/`
+and moves it to `closed/` when it is old or large enough; `loopline journal` turns it into Parquet. A line is flushed before its
+label is acknowledged, so a killed server loses no acknowledged label; its segment may end in a cut line.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 OPEN, CLOSED = "open", "closed"
 REASONS = ("sampled", "uncertain", "drifted", "error")
-SURE = 0.1  # share of the reference that is less sure: a sample among these is uncertain
-RARE = 0.005  # share of the reference in a bin: a sample in a rarer one is drifted
-WAITING, WAITING_BYTES = 2000, 64 << 20  # lines that may wait for the disk, and bytes of their inputs
-ERRORS_A_SECOND, ERROR_BYTES = 5, 1 << 20  # items that were refused; larger ones are kept without their input
-DOUBTFUL_A_SECOND = 10  # of a model: a drift of all traffic must not push everything else out
-# Addresses and long numbers; bounded, and an address starts where a word does: else a long word takes quadratic time.
+SURE = 0.1  # a sample is uncertain if it is among the least sure of the reference, this share of it
+RARE = 0.005  # a sample is drifted if its bin holds less than this share of the reference
+WAITING, WAITING_BYTES = 2000, 64 << 20  # most lines that wait for the disk, most bytes of their inputs
+ERRORS_A_SECOND, ERROR_BYTES = 5, 1 << 20  # most refused items a second; larger items are kept without their input
+DOUBTFUL_A_SECOND = 10  # most doubtful samples a second of a model, so that drift of all traffic leaves room for others
+# E-mail addresses and long numbers. Bounded, and an address starts at a word: else a long word takes quadratic time.
 MASKS = (re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w.-]{1,255}"), re.compile(r"\d(?:[ ./-]?\d){5,40}"))
 Redact = Literal["nothing", "text", "inputs"]
 Signals = Mapping[str, NDArray[np.float64]]
@@ -47,30 +47,30 @@ Signals = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class JournalOptions:
-    """See `loopline serve --help`. sample: share of the watched samples that is kept without a reason. seconds, size: of a segment."""
+    """See `loopline serve --help`. sample: share of the watched samples kept at random. seconds, size: most of a segment."""
 
     folder: Path
     sample: float = 0.1
     redact: Redact = "nothing"
     seconds: float = 5.0
     size: int = 8 << 20
-    most: int = 256 << 20  # bytes of closed segments that nobody fetched; the oldest go then
+    most: int = 256 << 20  # most bytes of closed segments that were not fetched; then the oldest are removed
 
 
 @dataclass(frozen=True, slots=True)
 class JournalLine:
-    """One to write. given: an input that is to be made fit for it. done: called with whether it is on the disk."""
+    """A line to write. original: the input, to be redacted and added. done: called with whether the line is on disk."""
 
     content: dict[str, Any]
-    given: bytes | str | None = None
+    original: bytes | str | None = None
     done: Callable[[bool], None] | None = None
 
 
 class Journal:
-    """Writes for all models of a server."""
+    """The journal of all models of a server."""
 
     def __init__(self, options: JournalOptions, models: Sequence[Model], metrics: Metrics) -> None:
-        """Raises LooplineError where the folder cannot be written."""
+        """Start the writing thread. Raises LooplineError if the folder cannot be written."""
         self.options = options
         self.lines: queue.SimpleQueue[JournalLine | None] = queue.SimpleQueue()
         self.limits = {model.name: Doubts(model.reference) for model in models}
@@ -82,10 +82,10 @@ class Journal:
         self.dropped = metrics.value("journal_dropped_segments")
         self.errors = Rate(ERRORS_A_SECOND)
         self.doubtful = {model.name: Rate(DOUBTFUL_A_SECOND) for model in models}
-        self.waiting, self.counting = 0, threading.Lock()  # bytes of inputs
+        self.waiting, self.counting = 0, threading.Lock()  # bytes of waiting inputs, and the lock for them
         try:
             for path in (options.folder, options.folder / OPEN, options.folder / CLOSED):
-                path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it is what clients sent
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)  # private: it holds clients' data
             Segment(options.folder).close()
         except OSError as error:
             raise LooplineError(f"the journal cannot be written: {error}") from error
@@ -94,11 +94,11 @@ class Journal:
         self.thread.start()
 
     def close(self) -> None:
-        """Write what waits, and close the segment."""
+        """Write the waiting lines and close the segment."""
         self.lines.put(None)
         self.thread.join(10)
 
-    # What others call
+    # Called by other threads
 
     def keep(
         self,
@@ -108,37 +108,37 @@ class Journal:
         originals: Sequence[bytes | str],
         answers: Sequence[Any],
     ) -> None:
-        """Choose among samples that were answered. signals: each (n,)."""
+        """Choose among n answered samples and write those. signals: name -> (n,)."""
         reasons = self.limits[model.name].reasons(signals, len(identities))
         for row, reason in enumerate(reasons):
-            fair = random.random() < self.options.sample  # noqa: S311 - a sample, no secret
+            fair = random.random() < self.options.sample  # noqa: S311 - for sampling only
             if fair or (reason and self.doubtful[model.name].allows()):
-                found = {name: float(values[row]) for name, values in signals.items()}
-                said = {"signals": found, "prediction": answers[row], "fair": fair}
-                self._entry(model, identities[row], originals[row], 200, reason or "sampled", said)
+                row_signals = {name: float(values[row]) for name, values in signals.items()}
+                fields = {"signals": row_signals, "prediction": answers[row], "fair": fair}
+                self._entry(model, identities[row], originals[row], 200, reason or "sampled", fields)
 
     def refused(self, model: Model, identity: str, originals: Sequence[bytes | str], status: int, message: str) -> None:
-        """What could not be read, or what the model failed on; a few a second."""
-        said: dict[str, Any] = {"signals": {}, "prediction": {"error": message}, "fair": False}
+        """Write inputs that could not be read or that the model failed on, ERRORS_A_SECOND at most."""
+        fields: dict[str, Any] = {"signals": {}, "prediction": {"error": message}, "fair": False}
         for row, item in enumerate(originals):
             if not self.errors.allows():
                 return
             kept = item if len(item) <= ERROR_BYTES else item[:0]
-            self._entry(model, item_id(identity, row, len(originals)), kept, status, "error", said)
+            self._entry(model, item_id(identity, row, len(originals)), kept, status, "error", fields)
 
     def label(self, model: Model, identity: str, label: Any, source: str, done: Callable[[bool], None]) -> None:
-        """A label that came back. done: see `JournalLine`; called in another thread, or at once where too much waits."""
+        """Write a label that came back. done: see `JournalLine`; called in another thread, or at once if the queue is full."""
         content = {"kind": "label", "id": identity, "time": time.time(), "model": model.name}
         self._put(JournalLine(content | {"label": label, "source": source}, done=done))
 
     def _entry(
-        self, model: Model, identity: str, original: bytes | str, status: int, reason: str, said: dict[str, Any]
+        self, model: Model, identity: str, original: bytes | str, status: int, reason: str, fields: dict[str, Any]
     ) -> None:
         content = {"kind": "entry", "id": identity, "time": time.time(), "model": model.name, "version": model.version}
-        self._put(JournalLine(content | {"status": status, "reason": reason, **said}, given=original))
+        self._put(JournalLine(content | {"status": status, "reason": reason, **fields}, original=original))
 
     def _put(self, line: JournalLine) -> None:
-        size = len(line.given or "")
+        size = len(line.original or "")
         with self.counting:
             full = self.lines.qsize() >= WAITING or self.waiting + size > WAITING_BYTES
             self.waiting += 0 if full else size
@@ -148,13 +148,13 @@ class Journal:
         elif line.done:
             line.done(False)
 
-    # The thread
+    # The writing thread
 
     def _work(self) -> None:
         while True:
-            found = self._next()
-            last = None in found
-            self._write([line for line in found if line is not None])
+            received = self._next()
+            last = None in received
+            self._write([line for line in received if line is not None])
             if self.segment and (last or self.segment.old(self.options.seconds, self.options.size)):
                 try:
                     self.segment.close()
@@ -166,13 +166,14 @@ class Journal:
                 return
 
     def _next(self) -> list[JournalLine | None]:
+        """The next waiting lines; [] after a segment's time without one. None ends the thread."""
         try:
-            found = [self.lines.get(timeout=self.options.seconds)]
+            received = [self.lines.get(timeout=self.options.seconds)]
         except queue.Empty:
             return []
-        while not self.lines.empty() and len(found) < WAITING:
-            found.append(self.lines.get())
-        return found
+        while not self.lines.empty() and len(received) < WAITING:
+            received.append(self.lines.get())
+        return received
 
     def _write(self, lines: Sequence[JournalLine]) -> None:
         if not lines:
@@ -180,32 +181,32 @@ class Journal:
         try:
             self.segment = self.segment or Segment(self.options.folder)
             self.segment.write(b"".join(self._encoded(line) for line in lines))
-            whole = True
-        except (OSError, TypeError) as error:  # a full disk, mostly
+            written = True
+        except (OSError, TypeError) as error:  # usually a full disk
             log("error", "the journal could not be written", error=str(error), lines=len(lines))
-            whole = False
+            written = False
         with self.counting:
-            self.waiting -= sum(len(line.given or "") for line in lines)
-            self.lost.value += 0 if whole else len(lines)
+            self.waiting -= sum(len(line.original or "") for line in lines)
+            self.lost.value += 0 if written else len(lines)
         for line in lines:
-            if whole and line.content["kind"] == "entry":
+            if written and line.content["kind"] == "entry":
                 self.written[line.content["model"], line.content["reason"]].value += 1
             if line.done:
-                line.done(whole)
+                line.done(written)
 
     def _encoded(self, line: JournalLine) -> bytes:
         content = line.content
-        if line.given is not None:
-            kind = "image" if isinstance(line.given, bytes) else "text"
-            content = content | {kind: redacted(line.given, self.options.redact)}
+        if line.original is not None:
+            kind = "image" if isinstance(line.original, bytes) else "text"
+            content = content | {kind: redacted(line.original, self.options.redact)}
         return orjson.dumps(content, default=_plain) + b"\n"
 
     def _bound(self) -> None:
-        """Nobody fetches the segments: the oldest go, so that the disk does not fill."""
-        found = sorted((self.options.folder / CLOSED).glob("*.jsonl"))
-        sizes = {path: path.stat().st_size for path in found if path.exists()}
+        """Remove the oldest closed segments over the limit, so that the disk does not fill if they are not fetched."""
+        segments = sorted((self.options.folder / CLOSED).glob("*.jsonl"))
+        sizes = {path: path.stat().st_size for path in segments if path.exists()}
         total = sum(sizes.values())
-        for path in found:
+        for path in segments:
             if total <= self.options.most:
                 return
             path.unlink(missing_ok=True)
@@ -214,13 +215,13 @@ class Journal:
 
 
 class Segment:
-    """An open file of lines. Its lock says that its writer lives."""
+    """An open file of lines. The file is locked as long as its writer runs."""
 
     def __init__(self, folder: Path) -> None:
-        """In `folder`/open. Raises OSError."""
+        """Create the file in `folder`/open and lock it. Raises OSError."""
         self.name = f"{time.time_ns():020}-{os.getpid()}.jsonl"
         self.path, self.target = folder / OPEN / self.name, folder / CLOSED / self.name
-        # A collector looks at *.jsonl: it is locked before it has that name
+        # The collector looks for *.jsonl, so the file is locked before it gets that name.
         partial = self.path.with_suffix(".partial")
         self.file = partial.open("xb", buffering=0)
         fcntl.flock(self.file, fcntl.LOCK_EX)
@@ -228,7 +229,7 @@ class Segment:
         self.since, self.bytes = time.monotonic(), 0
 
     def write(self, lines: bytes) -> None:
-        """Append whole lines. Raises OSError; then none of them is there."""
+        """Append whole lines. On an error, remove all of them again and raise OSError."""
         try:
             view = memoryview(lines)
             while view:
@@ -240,11 +241,11 @@ class Segment:
         self.bytes += len(lines)
 
     def old(self, seconds: float, size: int) -> bool:
-        """Is it time for the next one?"""
+        """Whether it is time for the next segment. seconds, size: its age and bytes from which it is."""
         return self.bytes >= size or time.monotonic() - self.since >= seconds
 
     def close(self) -> None:
-        """Move it to `closed`; an empty one goes."""
+        """Move the file to `closed`, or remove it if it is empty."""
         if self.bytes:
             self.path.rename(self.target)
         else:
@@ -253,10 +254,10 @@ class Segment:
 
 
 class Doubts:
-    """When a sample is uncertain or drifted, by a model's reference."""
+    """The limits from which a sample is uncertain or drifted, by a model's reference."""
 
     def __init__(self, reference: Reference) -> None:
-        """Looks the limits up once."""
+        """Compute the limits once."""
         sure = reference.signals[reference.quality.signal]
         below = np.cumsum(sure.counts[:-1]) / max(1, sum(sure.counts[:-1]))
         place = int(np.searchsorted(below, SURE))
@@ -267,7 +268,7 @@ class Doubts:
         }
 
     def reasons(self, signals: Signals, rows: int) -> list[str]:
-        """For each row `uncertain`, `drifted`, or nothing."""
+        """For each row "uncertain", "drifted" or ""."""
         strange = np.zeros(rows, bool)
         for name, values in signals.items():
             if name in self.edges:
@@ -278,14 +279,14 @@ class Doubts:
 
 
 class Rate:
-    """So many in each second. One thread asks."""
+    """A limit on events a second. Not safe for several threads."""
 
     def __init__(self, most: int) -> None:
-        """most: in a second."""
+        """most: events in a second."""
         self.most, self.left, self.until = most, 0, 0.0
 
     def allows(self) -> bool:
-        """May one more?"""
+        """Count an event; return whether it is within the limit."""
         now = time.monotonic()
         if now >= self.until:
             self.left, self.until = self.most, now + 1
@@ -294,12 +295,12 @@ class Rate:
 
 
 def item_id(identity: str, row: int, rows: int) -> str:
-    """Of one item: the request's id, and of several items in a request also the item's place, from 0."""
+    """An item's id: the request's id, and if the request has several items, also the item's place from 0."""
     return identity if rows == 1 else f"{identity}#{row}"
 
 
 def redacted(original: bytes | str, redact: Redact) -> str | None:
-    """What is kept of an input: a text, an image as base64, or nothing."""
+    """The part of an input that the journal keeps: a text, an image as base64, or None."""
     if redact == "inputs":
         return None
     if isinstance(original, bytes):
@@ -313,4 +314,4 @@ def redacted(original: bytes | str, redact: Redact) -> str | None:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} is nothing that a journal's line can hold")
+    raise TypeError(f"{type(value).__name__} cannot be written to a journal's line")

@@ -1,7 +1,7 @@
-"""The catalogue of metrics: every name, label and unit that a server exports, in one place.
+"""The catalogue of metrics: every name, label and unit that a server exports.
 
-The event loop's thread counts in plain numbers, 0.3 us an observation; prometheus_client writes them down when asked.
-Rules, dashboards and documents are tested against `CATALOGUE`.
+The event loop's thread counts in plain numbers, 0.3 us an observation. prometheus_client formats them for a scrape.
+Rules, dashboards and documentation are tested against `CATALOGUE`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 @dataclass(frozen=True)
 class Metric:
-    """One family. Names carry the base unit; counters end in `_total` when exported."""
+    """A family of metrics. Names end in the base unit; counters get `_total` when exported."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -34,40 +34,36 @@ CATALOGUE = {
         Metric(
             "request_seconds",
             "histogram",
-            "From a request's head to its answer.",
+            "Time from a request's head to its answer.",
             ("model", "version", "route"),
             SECONDS,
         ),
         Metric("inference_rows", "counter", "Samples that went through a model.", ("model", "version")),
         Metric("executions", "counter", "Batches that a model ran.", ("model", "version")),
         Metric("execution_failures", "counter", "Items that a model failed on.", ("model", "version")),
-        Metric("queue_seconds", "histogram", "From the queue's door to a slot.", ("model", "version"), SECONDS),
-        Metric("compute_seconds", "histogram", "A batch on a slot, preparing included.", ("model", "version"), SECONDS),
+        Metric("queue_seconds", "histogram", "Time that an item waits in the queue.", ("model", "version"), SECONDS),
+        Metric(
+            "compute_seconds", "histogram", "Time of a batch, including preparation.", ("model", "version"), SECONDS
+        ),
         Metric("batch_rows", "histogram", "Samples in a batch.", ("model", "version"), ROWS),
         Metric("shed", "counter", "Requests refused because of load.", ("model", "version", "reason")),
-        Metric("cache_hits", "counter", "Answers that were known already.", ("model", "version")),
-        Metric(
-            "cache_misses", "counter", "Answers that were looked for in the cache and not found.", ("model", "version")
-        ),
+        Metric("cache_hits", "counter", "Answers taken from the cache.", ("model", "version")),
+        Metric("cache_misses", "counter", "Answers that the cache did not have.", ("model", "version")),
         Metric("cache_bytes", "gauge", "Size of the cache of answers."),
-        Metric("queue_items", "gauge", "Requests that wait.", ("model", "version")),
-        Metric("in_flight", "gauge", "Requests taken in and not answered.", ("model", "version")),
+        Metric("queue_items", "gauge", "Items that wait in the queue.", ("model", "version")),
+        Metric("in_flight", "gauge", "Requests accepted and not yet answered.", ("model", "version")),
         Metric("connections", "gauge", "Open connections."),
-        Metric("ready", "gauge", "1 while the server takes requests.", ()),
+        Metric("ready", "gauge", "1 while the server accepts requests.", ()),
         Metric("best_batch_rows", "gauge", "The batch size that warm-up found best.", ("model", "version")),
         Metric(
-            "model_info", "gauge", "1; says what is served.", ("model", "version", "bundle", "precision", "provider")
-        ),
-        Metric(
-            "bundle_written_timestamp_seconds", "gauge", "When the bundle came to this machine.", ("model", "version")
-        ),
-        Metric(
-            "bundle_intact",
+            "model_info",
             "gauge",
-            "1 while the bundle on the disk is the one that was loaded.",
-            ("model", "version"),
+            "1; the labels name the bundle.",
+            ("model", "version", "bundle", "precision", "provider"),
         ),
-        # Drift: see docs/drift.md. What is not counted is the bundle's reference, for the rules to compare with.
+        Metric("bundle_written_timestamp_seconds", "gauge", "When the bundle was written here.", ("model", "version")),
+        Metric("bundle_intact", "gauge", "1 while the bundle on disk is the loaded one.", ("model", "version")),
+        # Drift: see docs/drift.md. The gauges export the bundle's reference, which the rules compare the counters with.
         Metric("signal_rows", "counter", "Samples by bin of a drift signal.", ("model", "version", "signal", "bin")),
         Metric("constant_rows", "counter", "Samples that are images of one colour.", ("model", "version")),
         Metric("reference_share", "gauge", "Share of a bin in the reference.", ("model", "version", "signal", "bin")),
@@ -82,31 +78,31 @@ CATALOGUE = {
         ),
         Metric("signal_noise", "gauge", "Shift without drift, over sqrt(1/n + 1/m).", ("model", "version", "signal")),
         Metric("drift_threshold", "gauge", "Factors of the threshold's terms.", ("model", "version", "term")),
-        Metric("drift_least_samples", "gauge", "No verdict with fewer samples in the window.", ("model", "version")),
+        Metric("drift_least_samples", "gauge", "Fewest samples in a window for a verdict.", ("model", "version")),
         Metric(
             "quality_weight",
             "gauge",
-            "Quality of a sample in a bin, by way of estimating it.",
+            "Quality of a sample in a bin, by method of estimation.",
             ("model", "version", "signal", "bin", "estimate"),
         ),
         Metric("quality_reference", "gauge", "Quality on the reference.", ("model", "version", "metric")),
-        Metric("quality_max_loss", "gauge", "Loss of quality that is harm.", ("model", "version")),
+        Metric("quality_max_loss", "gauge", "Least loss of quality that counts as harm.", ("model", "version")),
         # The journal: see docs/journal.md.
-        Metric("journal_rows", "counter", "Lines written, by why a sample is kept.", ("model", "version", "reason")),
+        Metric("journal_rows", "counter", "Lines written, by reason to keep them.", ("model", "version", "reason")),
         Metric("journal_lost", "counter", "Lines that were not written: too many waited, or the disk failed."),
-        Metric("journal_dropped_segments", "counter", "Segments removed because nobody fetched them."),
+        Metric("journal_dropped_segments", "counter", "Segments removed because they were not fetched."),
         Metric("feedback", "counter", "Labels that came back.", ("model", "version", "code")),
     )
 }
 
 
 class Histogram:
-    """Counts by upper bound; the last is everything above."""
+    """Counts by upper bound. The last count is of values above all bounds."""
 
     __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        """bounds: upper, rising."""
+        """bounds: upper bounds in rising order."""
         self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
 
     def observe(self, value: float) -> None:
@@ -121,33 +117,33 @@ class Value:
     __slots__ = ("value",)
 
     def __init__(self) -> None:
-        """At 0."""
+        """Start at 0."""
         self.value = 0.0
 
 
 class Metrics:
-    """The values of one server. Not for several threads."""
+    """The values of one server's metrics. Not safe for several threads."""
 
     def __init__(self) -> None:
-        """Nothing counted yet."""
+        """Start without any series."""
         self.series: dict[str, dict[tuple[str, ...], Value | Histogram]] = {name: {} for name in CATALOGUE}
 
     def value(self, name: str, *labels: str) -> Value:
-        """The counter or gauge with these labels, in the catalogue's order. Keep it: the look-up is the dear part."""
+        """The counter or gauge with these labels, in the catalogue's order. Keep it, because the look-up is slow."""
         assert CATALOGUE[name].kind != "histogram" and len(labels) == len(CATALOGUE[name].labels), name
-        found = self.series[name].setdefault(labels, Value())
-        assert isinstance(found, Value)
-        return found
+        series = self.series[name].setdefault(labels, Value())
+        assert isinstance(series, Value)
+        return series
 
     def histogram(self, name: str, *labels: str) -> Histogram:
         """The histogram with these labels."""
         assert len(labels) == len(CATALOGUE[name].labels), name
-        found = self.series[name].setdefault(labels, Histogram(CATALOGUE[name].buckets))
-        assert isinstance(found, Histogram)
-        return found
+        series = self.series[name].setdefault(labels, Histogram(CATALOGUE[name].buckets))
+        assert isinstance(series, Histogram)
+        return series
 
     def families(self) -> Iterator[object]:
-        """What prometheus_client writes down."""
+        """Yield the families as prometheus_client's objects."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         for metric in CATALOGUE.values():
@@ -180,6 +176,6 @@ class _Collector:
 
 def _cumulative(histogram: Histogram) -> Iterator[tuple[str, float]]:
     count = 0
-    for bound, more in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
-        count += more
+    for bound, increase in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+        count += increase
         yield ("+Inf" if bound == float("inf") else str(bound)), float(count)

@@ -1,7 +1,7 @@
-"""A bundle in memory: its session, what it takes, and how fast it is. Verified before it is loaded.
+"""A loaded bundle: its ONNX Runtime session, its inputs and outputs, and its speed. It is verified before it is loaded.
 
-A payload is either `Tensors`, which go to the graph as they are, or `Encoded`: image files or texts, prepared here by the
-code that training used, and answered in plain words.
+A payload is either `Tensors`, which go to the graph as they are, or `Encoded`: image files or texts, prepared with the
+code that training used, and answered with labels, scores and boxes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from loopline.server.rows import DecodedRows, RowSink
 from loopline.tasks import image
 
 MOST_PIXELS = 25_000_000  # of an image, checked before it is decoded
-MOST_FRAMES = 1
+MOST_FRAMES = 1  # of an image: no animations
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
-MOST_TEXT = 100_000  # characters; the tokenizer cuts after max_tokens anyhow
-PROFILE_ROWS = (1, 2, 4, 8, 16, 32)
-PROFILE_SECONDS = 0.01  # a batch that takes longer is not doubled again
-GOOD_ENOUGH = 0.97  # of the best rows a second: a smaller batch answers sooner
+MOST_TEXT = 100_000  # characters; the tokenizer cuts a text after max_tokens in any case
+PROFILE_ROWS = (1, 2, 4, 8, 16, 32)  # batch sizes that the warm-up tries
+PROFILE_SECONDS = 0.01  # the warm-up stops after a batch that takes longer
+GOOD_ENOUGH = 0.97  # share of the best rows a second at which a smaller batch is preferred, because it answers sooner
 PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider")
 
 
@@ -44,7 +44,7 @@ class Tensors:
 
 @dataclass(slots=True)
 class Encoded:
-    """Image files or texts. probe: from the sentinel, and so no traffic. identity: of the request."""
+    """Image files or texts. probe: from the sentinel, so not counted as traffic. identity: the request's id."""
 
     items: list[bytes] | list[str]
     probe: bool = False
@@ -53,7 +53,7 @@ class Encoded:
 
 @dataclass(slots=True)
 class _Prepared:
-    """What `Encoded` becomes. sizes: width, height of the upright originals (n, 2)."""
+    """A prepared `Encoded`. sizes: (n, 2), the width and height of the upright originals in pixels."""
 
     arrays: Arrays
     sizes: NDArray[np.int64]
@@ -61,10 +61,10 @@ class _Prepared:
 
 
 class Model:
-    """One bundle, ready to run. Many threads may call `run` at once."""
+    """A bundle that is ready to run. Several threads may call `run` at once."""
 
     def __init__(self, folder: Path, *, threads: int = 1, verify_key: Path | None = None) -> None:
-        """Verify and load the bundle at `folder`, signed by the owner of a key if one is given. Raises LooplineError."""
+        """Verify and load the bundle at `folder`. verify_key: a public key that must have signed it. Raises LooplineError."""
         self.bundle = bundle.read(folder)
         if verify_key is not None:
             signature.verify(self.bundle, verify_key)
@@ -84,22 +84,22 @@ class Model:
         self.loaded = self._on_disk()
 
     def _on_disk(self) -> dict[str, tuple[int, int]]:
-        """Time and size of each file of the bundle."""
-        found = {}
+        """The modification time (ns) and size (bytes) of each file of the bundle."""
+        files = {}
         for path in self.bundle.folder.rglob("*"):
             stat = path.stat()
-            found[str(path)] = stat.st_mtime_ns, stat.st_size
-        return found
+            files[str(path)] = stat.st_mtime_ns, stat.st_size
+        return files
 
     def intact(self) -> bool:
-        """Is the bundle on the disk still the one that was loaded? What is served stays as it was either way."""
+        """Whether the bundle on disk is still the loaded one. The server keeps serving the loaded one in any case."""
         try:
             return self._on_disk() == self.loaded
         except OSError:
             return False
 
     def warm_up(self) -> dict[int, float]:
-        """Run batches of growing size; keep the best size. Returns rows -> seconds a batch."""
+        """Run batches of growing size and keep the best size. Returns rows -> seconds a batch."""
         seconds: dict[int, float] = {}
         for rows in PROFILE_ROWS:
             arrays = self.example(rows)
@@ -118,7 +118,7 @@ class Model:
         return seconds
 
     def example(self, rows: int) -> Arrays:
-        """Inputs that the graph takes: zeros, of 16 along a free dimension."""
+        """Valid inputs of the graph: zeros, with 16 as the length of a free dimension."""
         kinds = {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32, "INT32": np.int32}
         return {
             tensor.name: np.zeros(
@@ -128,7 +128,7 @@ class Model:
         }
 
     def run(self, payloads: Sequence[Tensors | Encoded | _Prepared]) -> list[Any]:
-        """Arrays of the outputs for `Tensors`, a list of plain answers for the others, a Refusal for what cannot be prepared."""
+        """Run a batch. Returns per payload the outputs' arrays for `Tensors`, else a list of answers, or a Refusal."""
         results: list[Any] = []
         ready: list[tuple[int, Arrays]] = []
         for place, payload in enumerate(payloads):
@@ -145,34 +145,34 @@ class Model:
         start = 0
         for place, arrays in ready:
             end = start + len(next(iter(arrays.values())))
-            found = {name: output[start:end] for name, output in zip(self.output_names, outputs, strict=True)}
+            named = {name: output[start:end] for name, output in zip(self.output_names, outputs, strict=True)}
             prepared = results[place]
             if isinstance(prepared, _Prepared):
-                source, answers = prepared.source, self.task.answers(found, self.spec, prepared.sizes)
+                source, answers = prepared.source, self.task.answers(named, self.spec, prepared.sizes)
                 if self.watch is not None and not source.probe and self.watch.open():
                     sizes = prepared.sizes if self.spec.image else None
                     self.watch.take(
-                        DecodedRows(arrays, found, source.items, sizes, answers, source.identity, len(source.items))
+                        DecodedRows(arrays, named, source.items, sizes, answers, source.identity, len(source.items))
                     )
                 results[place] = answers
             else:
                 if self.watch is not None and self.watch.open():
-                    self.watch.take(DecodedRows(arrays, found))
-                results[place] = found
+                    self.watch.take(DecodedRows(arrays, named))
+                results[place] = named
             start = end
         return results
 
     def prepare(self, payload: Encoded) -> _Prepared:
-        """Decode and resize, or tokenize. Raises Refusal (400, 415) naming the item."""
+        """Decode and resize images, or tokenize texts. Raises Refusal (400, 413, 415)."""
         if self._tokenize is not None:
             texts = [text for text in payload.items if isinstance(text, str)]
             return _Prepared(self._tokenize(texts), np.zeros((len(texts), 2), np.int64), payload)
         shape = self.spec.image
-        assert shape is not None, "a bundle's model takes texts or images"
+        assert shape is not None, "a model takes texts or images"
         pixels = np.empty((len(payload.items), shape.height, shape.width, shape.channels), np.uint8)
         sizes = np.empty((len(payload.items), 2), np.int64)
         for row, data in enumerate(payload.items):
-            assert isinstance(data, bytes), "the route of images hands over bytes"
+            assert isinstance(data, bytes), "an image model gets bytes"
             decoded = _decode(data, shape.channels)
             sizes[row] = decoded.shape[1], decoded.shape[0]
             pixels[row] = image.resize(decoded, shape)
@@ -194,17 +194,17 @@ class Model:
 
 
 class Decoder:
-    """Prepares large payloads of a model in a line of their own, so that they do not hold up small ones."""
+    """A runner for the queue that only prepares a model's large payloads, so that they do not delay small ones."""
 
     best_rows = 1
 
     def __init__(self, model: Model) -> None:
-        """model: whose payloads they are."""
+        """model: the model that the payloads are for."""
         self.model, self.name = model, f"{model.name} (decoding)"
         self.row_seconds = 0.005
 
     def run(self, payloads: Sequence[Encoded]) -> list[Any]:
-        """The prepared payload, or the Refusal."""
+        """Prepare each payload: the prepared payloads or the Refusals."""
         results: list[Any] = []
         for payload in payloads:
             try:
@@ -215,9 +215,9 @@ class Decoder:
 
 
 def kind_of(data: bytes) -> str | None:
-    """PNG, JPEG or WEBP, by its first bytes; None for what is not accepted."""
-    found = next((name for signature, name in SIGNATURES.items() if data.startswith(signature)), None)
-    return found if found != "WEBP" or data[8:12] == b"WEBP" else None  # a sound begins with RIFF too
+    """The format of an image by its first bytes: PNG, JPEG, WEBP, or None for any other."""
+    kind = next((name for signature, name in SIGNATURES.items() if data.startswith(signature)), None)
+    return kind if kind != "WEBP" or data[8:12] == b"WEBP" else None  # a WAV file begins with RIFF too
 
 
 def _decode(data: bytes, channels: int) -> Pixels:
@@ -235,19 +235,19 @@ def _decode(data: bytes, channels: int) -> Pixels:
 
 
 def _vocabulary(folder: Path) -> int:
-    """How many ids the tokenizer can give; a graph fails on others."""
+    """The number of ids that the tokenizer can give. The graph fails on larger ids."""
     from tokenizers import Tokenizer
 
     return int(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size())
 
 
 def cpu_limit() -> int:
-    """Cores that this process may use: of its affinity and its container's quota, at least 1."""
+    """The number of cores that this process may use, by its affinity and its container's quota; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
-        pass  # no such limit here
+        pass  # there is no such quota
     return max(1, cores)

@@ -1,6 +1,6 @@
-"""`/openapi.json`: every route of the loaded models in OpenAPI 3.1, with an example that works.
+"""`/openapi.json`: every route of the loaded models in OpenAPI 3.1, with working examples.
 
-Made from the models, so paths, shapes, labels and limits are those of this very server.
+The document is made from the loaded models, so it has this server's own paths, shapes, labels and limits.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from loopline.tasks.base import Json, record
 
 IMAGES = ("image/jpeg", "image/png", "image/webp")
 REASONS = {
-    "400": "The request is wrong; the error says where.",
-    "401": "A bearer token is wanted.",
-    "404": "The bundle's folder holds another version by now.",
-    "413": "Too many bytes, rows, items or pixels.",
-    "415": "A content type or an encoding that is not understood.",
-    "429": "Too many wait; Retry-After says when to come again.",
-    "503": "Not ready, or too busy to answer in time; Retry-After says when to come again.",
+    "400": "The request is invalid; the error says where.",
+    "401": "The server requires a bearer token.",
+    "404": "The bundle's folder now holds another version.",
+    "413": "The request has too many bytes, rows, items or pixels.",
+    "415": "The server does not support the content type or encoding.",
+    "429": "Too many requests wait; Retry-After says when to try again.",
+    "503": "The server is not ready, or too busy to answer in time; Retry-After says when to try again.",
 }
-REFUSALS = ("400", "413", "415", "429", "503")  # of a route that runs a model
+REFUSALS = ("400", "413", "415", "429", "503")  # statuses of a route that runs a model
 TIMEOUT = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
     "schema": {"type": "integer", "minimum": 1, "maximum": 600_000},
-    "description": "Answer within this time, or refuse with 503.",
+    "description": "Milliseconds in which to answer; the server answers 503 if it cannot.",
 }
 
 
 def document(models: Sequence[Model], *, token: bool = False, journal: bool = False) -> Json:
-    """The document. token: the server wants one. journal: it takes labels."""
+    """The OpenAPI document. token: whether the server requires a token. journal: whether it accepts labels."""
     paths = _server_paths(models)
     for model in models:
         paths |= _model_paths(model) | (_feedback(model) if journal else {})
-    made: Json = {
+    content: Json = {
         "openapi": "3.1.0",
         "info": {
             "title": "Loopline",
             "version": __version__,
-            "description": "Models behind the Open Inference Protocol v2, and a route for people.",
+            "description": "Models behind the Open Inference Protocol v2, and a simpler route for people.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -53,14 +53,14 @@ def document(models: Sequence[Model], *, token: bool = False, journal: bool = Fa
         "components": {"schemas": {"Error": record({"error": {"type": "string"}})}},
     }
     if token:
-        made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        content["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, methods in paths.items():
             if path.startswith("/v2/health/"):
                 continue
             for operation in methods.values():
                 operation["security"] = [{"token": []}]
                 operation["responses"]["401"] = _error("401")
-    return made
+    return content
 
 
 def _server_paths(models: Sequence[Model]) -> Json:
@@ -75,9 +75,9 @@ def _server_paths(models: Sequence[Model]) -> Json:
     metrics = _operation("server", "metrics", "Prometheus metrics", None)
     metrics["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     return {
-        "/v2": {"get": _operation("server", "metadata", "What this server is", record(texts))},
-        "/v2/health/live": {"get": _operation("server", "live", "Does the process answer?", None)},
-        "/v2/health/ready": {"get": _operation("server", "ready", "Is every model ready?", None, "503")},
+        "/v2": {"get": _operation("server", "metadata", "The server's name, version and extensions", record(texts))},
+        "/v2/health/live": {"get": _operation("server", "live", "Whether the process answers", None)},
+        "/v2/health/ready": {"get": _operation("server", "ready", "Whether every model is ready", None, "503")},
         "/v2/repository/index": {"post": index},
         "/metrics": {"get": metrics},
     }
@@ -86,11 +86,11 @@ def _server_paths(models: Sequence[Model]) -> Json:
 def _model_paths(model: Model) -> Json:
     name = model.name
     paths: Json = {}
-    for base, key, told in _bases(model):
-        metadata = _operation(name, f"{key}metadata", f"Inputs, outputs, labels{told}", _metadata(model))
-        ready = _operation(name, f"{key}ready", f"Readiness{told}", None, "503")
-        infer = _operation(name, f"{key}infer", f"Tensors in, tensors out{told}", _answer(model), *REFUSALS)
-        # the binary extension's answer, where the request asks for it
+    for base, key, suffix in _bases(model):
+        metadata = _operation(name, f"{key}metadata", f"Inputs, outputs and labels{suffix}", _metadata(model))
+        ready = _operation(name, f"{key}ready", f"Readiness{suffix}", None, "503")
+        infer = _operation(name, f"{key}infer", f"Tensors in, tensors out{suffix}", _answer(model), *REFUSALS)
+        # The answer of the binary extension, if the request asks for it.
         infer["responses"]["200"]["content"]["application/octet-stream"] = {}
         infer["requestBody"] = {"required": True, "content": {"application/json": _call(model)}}
         infer["parameters"] = [TIMEOUT]
@@ -102,7 +102,7 @@ def _model_paths(model: Model) -> Json:
 
 
 def _feedback(model: Model) -> Json:
-    """Where labels come back."""
+    """The feedback routes, which take labels."""
     label = dict(model.task.label_schema(model.spec))
     truth = label.pop("example")
     word = {"type": "string", "minLength": 1, "maxLength": feedback.MOST_CHARACTERS}
@@ -111,19 +111,19 @@ def _feedback(model: Model) -> Json:
     example = {"id": "5f3a9c01b7d20000", "label": truth, "source": "a person"}
     accepted = {"application/json": {"schema": record({"accepted": {"type": "integer"}})}}
     paths: Json = {}
-    for base, key, told in _bases(model):
-        summary = f"The truth about an earlier answer{told}"
-        taken = _operation(model.name, f"{key}feedback", summary, None, "400", "413", "415", "503")
-        taken["responses"]["202"] = {"description": "The labels are in the journal.", "content": accepted}
-        del taken["responses"]["200"]
+    for base, key, suffix in _bases(model):
+        summary = f"The true label of an earlier answer{suffix}"
+        operation = _operation(model.name, f"{key}feedback", summary, None, "400", "413", "415", "503")
+        operation["responses"]["202"] = {"description": "The labels are in the journal.", "content": accepted}
+        del operation["responses"]["200"]
         content = {"application/json": {"schema": schema, "example": example}}
-        taken["requestBody"] = {"required": True, "content": content}
-        paths[f"{base}/feedback"] = {"post": taken}
+        operation["requestBody"] = {"required": True, "content": content}
+        paths[f"{base}/feedback"] = {"post": operation}
     return paths
 
 
 def _bases(model: Model) -> list[tuple[str, str, str]]:
-    """A model's two addresses, and what tells their operations apart."""
+    """A model's two addresses, each with the prefix of its operations' ids and the suffix of their summaries."""
     base = f"/v2/models/{model.name}"
     return [(base, "", ""), (f"{base}/versions/{model.version}", "version_", " of this version")]
 
@@ -137,13 +137,14 @@ def _about(model: Model) -> str:
 def _predict_bodies(model: Model) -> Json:
     chosen = examples.of(model)
     if model.spec.text:
-        given = [example.text for example in chosen] or [examples.ANY_TEXT]
+        texts = [example.text for example in chosen] or [examples.ANY_TEXT]
         text = {"type": "string", "maxLength": examples.MOST_TEXT}
-        one, many = record({"text": text}), record({"texts": _array(text, minItems=1, maxItems=payloads.MOST_ITEMS)})
-        calls = {"one": {"value": {"text": given[0]}}, "several": {"value": {"texts": given[:2]}}}
+        single = record({"text": text})
+        several = record({"texts": _array(text, minItems=1, maxItems=payloads.MOST_ITEMS)})
+        calls = {"one": {"value": {"text": texts[0]}}, "several": {"value": {"texts": texts[:2]}}}
         return {
-            "application/json": {"schema": {"oneOf": [one, many]}, "examples": calls},
-            "text/plain": {"schema": {"type": "string", "minLength": 1}, "example": given[0]},
+            "application/json": {"schema": {"oneOf": [single, several]}, "examples": calls},
+            "text/plain": {"schema": {"type": "string", "minLength": 1}, "example": texts[0]},
         }
     raw: Json = {"schema": {"type": "string", "format": "binary"}}
     kind = chosen[0].kind if chosen else IMAGES[0]
@@ -154,7 +155,7 @@ def _predict_bodies(model: Model) -> Json:
 
 
 def _call(model: Model) -> Json:
-    """Schema and example of an inference request in JSON."""
+    """The schema and an example of an inference request in JSON."""
     binary = {"type": "object", "properties": {"binary_data": {"type": "boolean"}}}
     outputs = _array(
         {
@@ -176,11 +177,11 @@ def _call(model: Model) -> Json:
             "outputs": outputs,
         },
     }
-    given = [
+    example = [
         {"name": tensor.name, "shape": list(array.shape), "datatype": tensor.datatype, "data": array.ravel().tolist()}
         for tensor, array in ((model.inputs[name], array) for name, array in model.example(1).items())
     ]
-    return {"schema": schema, "example": {"inputs": given}}
+    return {"schema": schema, "example": {"inputs": example}}
 
 
 def _input(tensor: Tensor) -> Json:
@@ -194,7 +195,7 @@ def _input(tensor: Tensor) -> Json:
         values |= {"minimum": -(2**63), "maximum": 2**63 - 1}
     shape = {"type": "array", "prefixItems": sides, "items": False, "minItems": len(sides), "maxItems": len(sides)}
     fields: Json = {"name": {"const": tensor.name}, "datatype": {"const": tensor.datatype}, "shape": shape}
-    return record(fields | {"data": _array(values, description="flat, as many as the shape says")})
+    return record(fields | {"data": _array(values, description="flat, as many values as the shape says")})
 
 
 def _answer(model: Model) -> Json:
@@ -211,14 +212,14 @@ def _answer(model: Model) -> Json:
         )
         for tensor in model.outputs.values()
     ]
-    said = {
+    fields = {
         "model_name": {"const": model.name},
         "model_version": {"const": model.version},
         "outputs": _array({"anyOf": kinds}),
     }
-    made = record(said)
-    made["properties"] |= {"id": {"type": "string"}}
-    return made
+    answer = record(fields)
+    answer["properties"] |= {"id": {"type": "string"}}
+    return answer
 
 
 def _metadata(model: Model) -> Json:
@@ -250,12 +251,12 @@ def _metadata(model: Model) -> Json:
 
 
 def _predictions(model: Model) -> Json:
-    said = {
+    fields = {
         "model": {"const": model.name},
         "version": {"const": model.version},
         "id": {"type": "string", "minLength": 1},
     }
-    return record(said | {"predictions": _array(model.task.answer_schema(model.spec), minItems=1)})
+    return record(fields | {"predictions": _array(model.task.answer_schema(model.spec), minItems=1)})
 
 
 def _operation(tag: str, name: str, summary: str, schema: Json | None, *statuses: str) -> Json:

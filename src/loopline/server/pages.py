@@ -1,7 +1,7 @@
-"""The two pages and what they load: the demo at `/`, the description of the routes at `/docs`. See docs/serving.md.
+"""The two pages and their files: the demo at `/`, and the description of the routes at `/docs`. See docs/serving.md.
 
-Nothing comes from another server, and the pages' policy forbids it. `make demo` fetches onnxruntime-web from npm into
-`pages/assets`; without it the demo works, and its switch says why it is off.
+The pages load nothing from other servers, and their policy forbids it. `make demo` fetches onnxruntime-web from npm into
+`pages/assets`. Without it the demo works on the server only, and the page says why its switch is off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loopline.server.model import Model
 
 HERE = Path(__file__).with_suffix("")
 RUNTIME = "assets/ort.wasm.bundle.min.mjs"
-OF_DOCS = ("docs.js", "client.js", "style.css", "icon.svg")  # these stay without the demo
+OF_DOCS = ("docs.js", "client.js", "style.css", "icon.svg")  # served even without the demo
 TYPES = {
     ".html": b"text/html; charset=utf-8",
     ".js": b"text/javascript; charset=utf-8",
@@ -42,30 +42,30 @@ SAFE = {b"content-security-policy": POLICY, b"x-content-type-options": b"nosniff
 
 
 class Page(NamedTuple):
-    """What answers a GET, and whether it does so without a token."""
+    """The handler of a GET. open: whether it answers without a token."""
 
     answer: Callable[[Request, Respond], None]
     open: bool
 
 
 def pages(models: Sequence[Model], document: bytes, *, demo: bool) -> dict[str, Page]:
-    """Path -> page. document: what /openapi.json says; demo: also `/` and the bundles' files, for the browser to run."""
-    found = {"/docs": Page(_file(HERE / "docs.html"), True), "/openapi.json": Page(_said(document), False)}
-    demo = demo and (HERE / "index.html").exists()  # an image may come without it
+    """Path -> page. document: the content of /openapi.json. demo: whether to serve `/` and the bundles' files for the browser."""
+    table = {"/docs": Page(_file(HERE / "docs.html"), True), "/openapi.json": Page(_content(document), False)}
+    demo = demo and (HERE / "index.html").exists()  # a container image may be built without it
     for path in sorted(HERE.rglob("*")):
         name = path.relative_to(HERE).as_posix()
         kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
         if kind in TYPES and kind not in (".html", ".json") and (demo or name.startswith(OF_DOCS)):
-            found[f"/pages/{name.removesuffix('.gz')}"] = Page(_file(path), True)
+            table[f"/pages/{name.removesuffix('.gz')}"] = Page(_file(path), True)
     chosen = {model.name: examples.of(model) for model in models}
     for model in models:
         for example in chosen[model.name]:
             if example.text is None:
-                found[examples.path(model, example)] = Page(_example(model, example), False)
+                table[examples.path(model, example)] = Page(_example(model, example), False)
     if demo:
-        found["/"] = Page(_file(HERE / "index.html"), True)
-        said = {
-            "in_browser": f"/pages/{RUNTIME}" in found,
+        table["/"] = Page(_file(HERE / "index.html"), True)
+        index = {
+            "in_browser": f"/pages/{RUNTIME}" in table,
             "models": [model.name for model in models],
             "examples": {
                 model.name: [
@@ -75,20 +75,20 @@ def pages(models: Sequence[Model], document: bytes, *, demo: bool) -> dict[str, 
                 for model in models
             },
         }
-        found["/bundles"] = Page(_said(orjson.dumps(said)), False)
+        table["/bundles"] = Page(_content(orjson.dumps(index)), False)
         for model in models:
             for name in ("model.onnx", "bundle.json", *(["tokenizer.json"] if model.spec.text else [])):
-                found[f"/bundles/{model.name}/{name}"] = Page(_part(model, name), False)
-    return found
+                table[f"/bundles/{model.name}/{name}"] = Page(_bundle_file(model, name), False)
+    return table
 
 
-def _said(content: bytes) -> Callable[[Request, Respond], None]:
+def _content(content: bytes) -> Callable[[Request, Respond], None]:
     headers = SAFE | {b"cache-control": b"no-cache"}
     return lambda _, respond: respond(Response(body=(content,), headers=dict(headers)))
 
 
 def _file(path: Path) -> Callable[[Request, Respond], None]:
-    """Read at each request: what nobody asks for takes no memory."""
+    """A handler that reads the file on each request, so that unused files take no memory."""
     headers = SAFE | {b"cache-control": b"max-age=86400" if path.parent.name == "assets" else b"no-cache"}
     packed = path.suffix == ".gz"
     if packed:
@@ -106,13 +106,13 @@ def _file(path: Path) -> Callable[[Request, Respond], None]:
     return answer
 
 
-def _part(model: Model, name: str) -> Callable[[Request, Respond], None]:
-    """A file of a bundle, while the folder holds what was loaded from it. `?v=<version>` may be kept for ever."""
-    kept = f"v={model.version}".encode()
+def _bundle_file(model: Model, name: str) -> Callable[[Request, Respond], None]:
+    """A handler for a bundle's file, while the folder holds the loaded version. Clients may cache `?v=<version>` for ever."""
+    cacheable = f"v={model.version}".encode()
 
     def answer(request: Request, respond: Respond) -> None:
         _unchanged(model)
-        control = b"private, max-age=31536000, immutable" if request.query == kept else b"no-cache"
+        control = b"private, max-age=31536000, immutable" if request.query == cacheable else b"no-cache"
         path = model.bundle.folder / name
         respond(_read(path, TYPES[path.suffix], SAFE | {b"cache-control": control}))
 
@@ -120,7 +120,7 @@ def _part(model: Model, name: str) -> Callable[[Request, Respond], None]:
 
 
 def _example(model: Model, example: examples.Example) -> Callable[[Request, Respond], None]:
-    """A golden image of a bundle, while the folder holds what was loaded from it."""
+    """A handler for a golden image of a bundle, while the folder holds the loaded version."""
 
     def answer(_: Request, respond: Respond) -> None:
         _unchanged(model)
@@ -131,7 +131,7 @@ def _example(model: Model, example: examples.Example) -> Callable[[Request, Resp
 
 
 def _unchanged(model: Model) -> None:
-    """Raises Refusal where the bundle's folder holds another version than the one that answers."""
+    """Raise Refusal (404) if the bundle's folder holds another version than the loaded one."""
     try:
         same = bundle.version(model.bundle.folder) == model.bundle.version
     except (LooplineError, OSError):

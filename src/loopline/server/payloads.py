@@ -1,4 +1,4 @@
-"""The human route's bodies: an image file, a text, several of them; raw, as a form, or as JSON."""
+"""Read the bodies of the predict route: one or several image files or texts, sent raw, as a form, or as JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import orjson
 from loopline.server.messages import Headers, Refusal
 from loopline.server.model import MOST_TEXT, Encoded
 
-MOST_ITEMS = 64
-MOST_PARTS = 128  # of a form
+MOST_ITEMS = 64  # images or texts in a request
+MOST_PARTS = 128  # parts of a form
 UTF8 = {b"", b"utf-8", b"utf8", b"us-ascii", b"ascii"}
 CHARSET = re.compile(rb";\s*charset\s*=[\s\"']*([^\s\"';]*)", re.IGNORECASE)
-EXTENDED = re.compile(rb"filename\*(\d+\*?)?=", re.IGNORECASE)  # RFC 5987 and 2231: names that are long or not ASCII
-logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of what is the client's mistake
+EXTENDED = re.compile(rb"filename\*(\d+\*?)?=", re.IGNORECASE)  # RFC 5987 and 2231: long names and names beyond ASCII
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs clients' mistakes as warnings
 
 
 def images(body: bytes, headers: Headers) -> Encoded:
@@ -25,19 +25,19 @@ def images(body: bytes, headers: Headers) -> Encoded:
         raise Refusal(400, "the body is empty: send an image file")
     if _kind(headers) == b"multipart/form-data":
         files = [content for _, content, is_file, _ in _form(body, headers) if is_file]
-        return Encoded(_few(files, "no file in the form: curl -F file=@image.png"))
+        return Encoded(_few(files, "no file in the form: send one, as with curl -F file=@image.png"))
     if _kind(headers) == b"application/json":
         raise Refusal(415, "send the image file itself, as the raw body or in a form: curl --data-binary @image.png")
     return Encoded([body])
 
 
 def texts(body: bytes, headers: Headers) -> Encoded:
-    """JSON with `text` or `texts`, a list, plain text, or the fields `text` of a form. Raises Refusal (400, 413, 415)."""
+    """Texts from JSON (`text`, `texts` or a list), plain text, or a form's fields `text`. Raises Refusal (400, 413, 415)."""
     kind = _kind(headers)
     if kind == b"multipart/form-data":
-        found: Any = [_decoded(content, own) for name, content, _, own in _form(body, headers) if name == b"text"]
+        items: Any = [_decoded(content, own) for name, content, _, own in _form(body, headers) if name == b"text"]
     elif kind == b"text/plain":
-        found = [_decoded(body, headers)]
+        items = [_decoded(body, headers)]
     else:
         try:
             request = orjson.loads(body)
@@ -46,23 +46,24 @@ def texts(body: bytes, headers: Headers) -> Encoded:
                 400, f'the body is not JSON: {error}. Send {{"text": "..."}}, or Content-Type: text/plain'
             ) from None
         if isinstance(request, dict):
-            text, found = request.get("text"), request.get("texts")
-            if text is not None and found:
+            text, items = request.get("text"), request.get("texts")
+            if text is not None and items:
                 raise Refusal(400, 'send either "text" or "texts", not both')
-            if text is not None:  # clients that write every field write null, or an empty list
-                found = [text]
+            if text is not None:  # the other field may be null or an empty list: some clients write every field
+                items = [text]
         else:
-            found = [request] if isinstance(request, str) else request
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            items = [request] if isinstance(request, str) else request
+    if not isinstance(items, list) or not all(isinstance(text, str) for text in items):
         raise Refusal(400, 'send {"text": "..."} or {"texts": ["...", "..."]}')
-    if any(len(text) > MOST_TEXT for text in found):
-        raise Refusal(413, f"a text of more than {MOST_TEXT} characters")
-    return Encoded(_few(found, "there is no text"))
+    if any(len(text) > MOST_TEXT for text in items):
+        raise Refusal(413, f"a text has more than {MOST_TEXT} characters")
+    return Encoded(_few(items, "there is no text in the request"))
 
 
-def _few(items: list[Any], nothing: str) -> list[Any]:
+def _few(items: list[Any], if_empty: str) -> list[Any]:
+    """The items. Raises Refusal (400, with that message) if there are none, or (413) if there are too many."""
     if not items:
-        raise Refusal(400, nothing)
+        raise Refusal(400, if_empty)
     if len(items) > MOST_ITEMS:
         raise Refusal(413, f"{len(items)} items, at most {MOST_ITEMS} are accepted in one request")
     return items
@@ -76,15 +77,15 @@ def _decoded(content: bytes, headers: Headers) -> str:
     """The text of a body or of a form's part, without a byte order mark."""
     charset = CHARSET.search(headers.get(b"content-type", b""))
     if charset and charset[1].lower() not in UTF8:
-        raise Refusal(415, f"a text in {charset[1][:40].decode('latin-1')}: send it in UTF-8, with charset=utf-8")
+        raise Refusal(415, f"a text is in {charset[1][:40].decode('latin-1')}: send it in UTF-8, with charset=utf-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Refusal(400, f"a text that is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise Refusal(400, f"a text is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _form(body: bytes, headers: Headers) -> list[tuple[bytes, bytes, bool, Headers]]:
-    """Name, content, is it a file, and headers, of each part."""
+    """The name, content, whether it is a file, and headers of each part of a form. Raises Refusal (400, 413)."""
     from python_multipart.exceptions import FormParserError
     from python_multipart.multipart import MultipartParser, parse_options_header
 
@@ -96,7 +97,7 @@ def _form(body: bytes, headers: Headers) -> list[tuple[bytes, bytes, bool, Heade
 
     def begin() -> None:
         if len(parts) >= MOST_PARTS:
-            raise Refusal(413, f"more than {MOST_PARTS} parts in the form")
+            raise Refusal(413, f"the form has more than {MOST_PARTS} parts")
         state.update(field=b"", value=b"", headers={}, data=[])
 
     def header_end() -> None:
@@ -106,7 +107,7 @@ def _form(body: bytes, headers: Headers) -> list[tuple[bytes, bytes, bool, Heade
     def end() -> None:
         disposition = EXTENDED.sub(b"filename=", state["headers"].get(b"content-disposition", b""))
         options = parse_options_header(disposition)[1]
-        kind = _kind(state["headers"])  # makes a file of a part without a name
+        kind = _kind(state["headers"])  # a part with a content type other than text is a file too
         is_file = b"filename" in options or (kind != b"" and not kind.startswith(b"text/"))
         parts.append((options.get(b"name", b""), b"".join(state["data"]), is_file, state["headers"]))
 

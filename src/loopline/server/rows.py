@@ -1,4 +1,4 @@
-"""Rows of a batch on their way from a model to what counts their drift signals."""
+"""Rows of a batch that a model hands to the counter of drift signals."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from loopline.lib.arrays import Arrays
 
 
 class DecodedRows(NamedTuple):
-    """Rows as the graph took and gave them. The rest is known of what came by the route for people."""
+    """The graph's inputs and outputs of some rows. The other fields are set only for requests of the predict route."""
 
     inputs: Arrays
     outputs: Arrays
     originals: Sequence[bytes | str] | None = None
     sizes: NDArray[Any] | None = None
     answers: Sequence[Any] = ()
-    identity: str = ""  # of the request
-    items: int = 0  # that the request had
+    identity: str = ""  # the request's id
+    items: int = 0  # number of items in the request
 
     def first(self, rows: int) -> DecodedRows:
-        """Its first rows."""
+        """The first rows of these."""
         return self._replace(
             inputs={name: array[:rows] for name, array in self.inputs.items()},
             outputs={name: array[:rows] for name, array in self.outputs.items()},
@@ -33,10 +33,10 @@ class DecodedRows(NamedTuple):
 
 
 class RowSink(Protocol):
-    """What takes some of a model's rows."""
+    """A receiver of some of a model's rows."""
 
     def open(self) -> bool:
-        """Tell whether it takes rows now. Called for each batch, so it costs a look at the clock."""
+        """Whether it takes rows now. Called for each batch, so it must be cheap."""
 
     def take(self, taken: DecodedRows) -> None:
         """Take rows."""

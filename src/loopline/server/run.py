@@ -1,9 +1,8 @@
-"""`loopline serve BUNDLE ...`: load, warm up, listen, and end without losing a request.
+"""`loopline serve BUNDLE ...`: load the bundles, warm up, listen, and stop without losing a request.
 
-Three different answers: the process answers /v2/health/live as soon as it listens, /v2/health/ready once the models are warm and
-until it is told to stop. SIGTERM: not ready at once, but still answering for `grace` seconds, so that whoever balances the load
-sees it; then no new connections, what is in flight is finished, exit 0. With --share-port
-a second process may listen on the same port.
+/v2/health/live answers as soon as the process listens, /v2/health/ready while the models are warm and the server is not stopping.
+On SIGTERM the server is not ready at once, but answers for `grace` more seconds, so that load balancers notice. Then it takes no
+new connections, finishes the requests in flight and exits with 0. With --share-port a second process may listen on the same port.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from loopline.server.inference import Limits
 from loopline.server.logs import log
 from loopline.server.model import Model, cpu_limit
 
-SWITCH_SECONDS = 0.0005  # a slot's thread that wants the interpreter waits no longer: Python's 5 ms are many answers
-BACKLOG = 1024
+SWITCH_SECONDS = 0.0005  # longest wait of a slot's thread for the interpreter; 5 ms, Python's default, is too long
+BACKLOG = 1024  # connections that may wait to be accepted
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
     """See `loopline serve --help`.
 
-    share_port: other processes may listen on `port` too. metrics_port: a second one, of this process alone. grace: seconds of
-    answering after SIGTERM. drain: seconds to finish what is in flight. verify_key: a public key; a bundle that its owner did not
-    sign is not loaded.
+    share_port: whether other processes may listen on `port` too. metrics_port: a second port, of this process alone.
+    grace: seconds of answering after SIGTERM. drain: seconds to finish the requests in flight. verify_key: a public key; only
+    bundles signed with its private key are loaded.
     """
 
     host: str = "127.0.0.1"
@@ -56,22 +55,21 @@ class ServerOptions:
 
 
 def found(folder: Path) -> list[Path]:
-    """The folder itself if it is a bundle or has none in it, else the bundles in it: `models`, or what a container has mounted."""
+    """The bundles in a folder such as `models` or a container's mount; the folder itself if it is a bundle or has none."""
     if (folder / "bundle.json").exists():
         return [folder]
-    return sorted(path.parent for place in ("*", "*/bundle") for path in folder.glob(f"{place}/bundle.json")) or [
-        folder
-    ]
+    bundles = sorted(path.parent for place in ("*", "*/bundle") for path in folder.glob(f"{place}/bundle.json"))
+    return bundles or [folder]
 
 
 def load(folders: Sequence[Path], verify_key: Path | None = None) -> list[Model]:
-    """Every bundle, verified and warm. Raises LooplineError on a bad or unsigned one, and on two of one name."""
+    """Verify, load and warm up every bundle. Raises LooplineError for an invalid or unsigned one, and for two of one name."""
     models: dict[str, Model] = {}
-    for folder in [bundle for given in folders for bundle in found(given)]:
+    for folder in [bundle for path in folders for bundle in found(path)]:
         start = time.perf_counter()
         model = Model(folder, verify_key=verify_key)
         if model.name in models:
-            raise LooplineError(f"{folder}: a model {model.name!r} is already served; serve one version a process")
+            raise LooplineError(f"{folder}: a model {model.name!r} is already served; serve one version per process")
         profile = model.warm_up()
         models[model.name] = model
         log(
@@ -90,7 +88,7 @@ def load(folders: Sequence[Path], verify_key: Path | None = None) -> list[Model]
 
 
 def run(folders: Sequence[Path], options: ServerOptions) -> int:
-    """Serve until told to stop; returns the exit code."""
+    """Serve until SIGTERM or SIGINT. Returns the exit code: 0, or 1 if requests were cut off."""
     import uvloop
 
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -98,18 +96,18 @@ def run(folders: Sequence[Path], options: ServerOptions) -> int:
     models = load(folders, options.verify_key)
     try:
         listener.listen(BACKLOG)
-    except OSError as error:  # another one was bound to the port at the same time, and was the first to listen
+    except OSError as error:  # another process had bound the port at the same time, and listened first
         listener.close()
         raise _cannot_listen(options.host, options.port, error) from error
     gc.collect()
-    gc.freeze()  # models and modules stay: the collector need not look at them again
+    gc.freeze()  # models and modules stay in memory, so the collector can skip them
     gc.set_threshold(20_000, 50, 100)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(models, listener, options))
 
 
 def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A socket on `port`. shared: with others that share it. Raises LooplineError where it cannot be had."""
+    """A socket bound to `port`. shared: whether other processes may share the port. Raises LooplineError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -125,7 +123,7 @@ def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
 def _cannot_listen(host: str, port: int, error: Exception) -> LooplineError:
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return LooplineError(
-            f"{host}:{port} is taken: another program listens there. Choose another port, or start every server of this one "
+            f"{host}:{port} is taken: another program listens there. Choose another port, or start all servers of this port "
             "with --share-port"
         )
     return LooplineError(f"cannot listen on {host}:{port}: {error}")
@@ -152,8 +150,8 @@ async def _serve(models: list[Model], listener: socket.socket, options: ServerOp
         loop.add_signal_handler(number, stop.set)
     acceptor = await loop.create_server(server.protocol, sock=listener, backlog=BACKLOG)
     if options.metrics_port is not None:
-        own = bound(options.host, options.metrics_port)
-        await loop.create_server(server.protocol, sock=own)
+        metrics_listener = bound(options.host, options.metrics_port)
+        await loop.create_server(server.protocol, sock=metrics_listener)
     app.ready = True
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
@@ -163,9 +161,9 @@ async def _serve(models: list[Model], listener: socket.socket, options: ServerOp
     log("info", "stopping", connections=len(server.connections))
     await asyncio.sleep(options.grace)
     acceptor.close()
-    whole = await server.drain(idle_seconds=min(5.0, options.drain / 2), seconds=options.drain)
+    complete = await server.drain(idle_seconds=min(5.0, options.drain / 2), seconds=options.drain)
     app.inference.close()
     if spans:
         spans.shutdown()
-    log("info" if whole else "error", "stopped" if whole else "stopped with requests cut off")
-    return 0 if whole else 1
+    log("info" if complete else "error", "stopped" if complete else "stopped with requests cut off")
+    return 0 if complete else 1

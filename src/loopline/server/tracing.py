@@ -1,6 +1,6 @@
 """OpenTelemetry spans of requests, behind the extra `otel`. Off unless OTEL_EXPORTER_OTLP_ENDPOINT names a collector.
 
-A request's `traceparent` makes its span a part of the caller's trace. Spans leave in batches, from a thread of their own.
+A request's `traceparent` makes its span a part of the caller's trace. A separate thread sends the spans in batches.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Record = Callable[..., None]
 
 @dataclass(frozen=True)
 class Spans:
-    """record: notes a request as a span. shutdown: sends the last ones."""
+    """Functions of a recorder. record: records a request as a span. shutdown: sends the last spans."""
 
     record: Record
     shutdown: Callable[[], None]
 
 
 def recorder() -> Spans | None:
-    """None where no collector is named.
+    """The recorder of spans, or None if no collector is named.
 
-    Raises LooplineError where one is named and the extra is not installed.
+    Raises LooplineError if one is named and the extra is not installed.
     """
     if not os.environ.get(ENDPOINT):
         return None
@@ -41,7 +41,7 @@ def recorder() -> Spans | None:
         from opentelemetry.trace import SpanKind, Status, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
     except ImportError as error:
-        raise LooplineError(f"{ENDPOINT} is set, and {error.name} is not installed: install loopline[otel]") from error
+        raise LooplineError(f"{ENDPOINT} is set but {error.name} is not installed: install loopline[otel]") from error
 
     provider = TracerProvider(
         resource=Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "loopline")})

@@ -61,7 +61,9 @@ def _warnings(near: similar.NearCopies | None, ingest: Mapping[str, Any], labels
     if absent := [label for label in labels if label.casefold() in ABSENT]:
         found.append(f"a class is called {absent[0]!r}, as tables write a missing label: fill it, or leave the row out")
     if near and near.count:
-        found.append(f"{near.sentence()}. Frames of one video belong together: see split.group in docs/bring-your-own-data.md")
+        found.append(
+            f"{near.sentence()}. Frames of one video belong together: see split.group in docs/bring-your-own-data.md"
+        )
     if torn := ingest.get("groups", {}).get("torn", {}).get("count", 0):
         examples = ", ".join(ingest["groups"]["torn"]["examples"])
         found.append(f"{torn:,} groups are in more than one split, as published: {examples}")

@@ -1,5 +1,5 @@
-"""The one reader of tables, for ingest and for batch prediction: a file that is trained on can be predicted.
+"""The reader of tables for both ingest and batch prediction, so that a file for training can also be predicted.
 
-It knows encodings (`encoding`), names of columns and the values of cells (`columns`), CSV and TSV (`delimited`), JSON
-(`records`) and Parquet (`parquet`). `reader.read` puts them together. It streams: no file is held whole.
+`encoding` decodes files, `columns` has the names of columns and the values of cells, `delimited` reads CSV and TSV, `records` JSON,
+and `parquet` Parquet. `reader.read` opens any of them. Files are streamed, so none is held in memory as a whole.
 """

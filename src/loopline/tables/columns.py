@@ -1,4 +1,4 @@
-"""Names of columns and values of cells: which column holds the texts, the labels, the splits, and what a cell says."""
+"""Names of columns and values of cells: find the columns of texts, labels and splits, and turn a cell into text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from loopline.tables.encoding import decode, problem
 
-# The first that a table has counts, so the more telling names come first.
+# The first name that a table has is used, so the more specific names come first.
 TEXT = (
     "text",
     "sentence",
@@ -47,36 +47,36 @@ LABEL = (
     "y",
 )
 SPLIT = ("split", "subset", "partition", "set")
-SEVERAL = "several labels: one label a text is wanted"
+SEVERAL = "several labels: a text must have one label"
 _NEIGHBOURS = re.compile(r"""(['"])\s+\1""")  # two texts without a comma, as NumPy writes a list
-_WHOLE = re.compile(r"-?[0-9]+\.0+")  # a whole number as pandas writes it where others of its column are missing
+_WHOLE = re.compile(r"-?[0-9]+\.0+")  # a whole number as pandas writes it if the column has missing values
 
 
 class Unreadable(Exception):
-    """A cell has no usable value: args are the reason."""
+    """A cell has no usable value; the message is the reason."""
 
 
 def match(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The column that bears the first of `names` that any of them bears, whatever its case; None where none does."""
+    """The column with the first of `names` that a column has, whatever the case; None if no column has any."""
     folded = {normal(column): column for column in reversed(columns)}
     return next((folded[name] for name in map(normal, names) if name in folded), None)
 
 
 def normal(name: str) -> str:
-    """The name of a column as it is compared."""
+    """A column's name in the form for comparison: lower case, without quotes and outer spaces."""
     return name.strip().strip('"').strip().lower()
 
 
 def pick(columns: Sequence[str]) -> tuple[str, str, str | None] | None:
-    """The columns of texts, labels and splits (if any) among `columns`; None where there are no texts or labels."""
+    """The columns of texts, labels and splits (or None) among `columns`; None if there are no texts or no labels."""
     text, label, split = match(columns, TEXT), match(columns, LABEL), match(columns, SPLIT)
     return (text, label, split) if text is not None and label is not None else None
 
 
 def cell(value: Any, what: str = "text") -> str | None:
-    """The value of a cell as text: 1.0 and 1 are the same class, true and false are written as in JSON, NaN is nothing.
+    """A cell's value as text: "1" for 1.0 as for 1, "true" and "false" as in JSON, None for NaN.
 
-    what: the column's meaning, for the message. Raises Unreadable where the type is none that has a text.
+    what: the column's meaning, for the message. Raises Unreadable if the value's type has no text or the text is not valid.
     """
     if isinstance(value, bytes):
         value = decode(value)
@@ -96,7 +96,7 @@ def cell(value: Any, what: str = "text") -> str | None:
 
 
 def label_cell(value: Any) -> str | None:
-    """The label that a cell holds; a list of one label is that label, and 1.0 is 1 in any kind of file. Raises Unreadable."""
+    """The label of a cell. A list of one label is that label, and 1.0 is 1 in any kind of file. Raises Unreadable."""
     if isinstance(value, str):
         value = _listed(value)
     if isinstance(value, dict) and value.keys() == {"choices"}:
@@ -111,15 +111,15 @@ def label_cell(value: Any) -> str | None:
 
 
 def _listed(text: str) -> Any:
-    """The list of texts, or the {"choices": [...]}, that a text is: so pandas and Label Studio write it into CSV. Else the text."""
+    """The list of texts that a text encodes, as pandas writes it into CSV, or Label Studio as {"choices": [...]}; else the text."""
     for parse in (json.loads, ast.literal_eval) if text.lstrip().startswith(("[", "{")) else ():
         try:
             value = parse(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         texts = value["choices"] if isinstance(value, dict) and value.keys() == {"choices"} else value
-        if isinstance(texts, list) and all(isinstance(one, str) for one in texts):
+        if isinstance(texts, list) and all(isinstance(label, str) for label in texts):
             if parse is ast.literal_eval and _NEIGHBOURS.search(text):
-                raise Unreadable(SEVERAL)  # Python would join them
+                raise Unreadable(SEVERAL)  # Python has joined neighbours to one text
             return texts
     return text

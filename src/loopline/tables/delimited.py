@@ -1,7 +1,7 @@
-r"""CSV and TSV, line by line: a quote that is never closed costs its own line and no other.
+r"""Read CSV and TSV line by line, so that a quote that is never closed costs only its own line.
 
-Cells that are separated by tabs have quotes only if these surround all of the cell, else quotes are part of the text. With
-any other delimiter a broken quote makes a broken row. A lone \r is a character like any other.
+In a TSV, quotes count only if they surround a complete cell; otherwise they are part of the text. With any other delimiter,
+a broken quote makes a broken row. A lone \r is an ordinary character.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from loopline.tables.columns import normal
 
 DELIMITERS = (",", ";", "\t", "|")
 MOST_CELL = 1_000_000  # characters of one cell
-# A cell over several lines may have begun with a quote that was not meant as one: then each line has the columns of a row. To
-# be sure takes this many lines, by the delimiter (a tab is rare in texts), or values that are known from other rows.
+# A cell over several lines may start with a stray quote; then each of its lines has the columns of a row. Evidence is
+# this many such lines, by delimiter (a tab is rare in texts), or a value in each line that other rows have there too.
 _MANY = {"\t": 5}
 _MANY_OTHERS = 20
-_MOST_VALUES = 1000  # different ones of a column that are remembered; one with more, or with long ones, proves nothing
-_MOST_VALUE = 100  # characters
-_RETURN = "\udc0d"  # stands for a lone \r, at which the csv module would end a row; no decoded text holds it
+_MOST_VALUES = 1000  # remembered values of a column; a column with more values, or with a long one, is no evidence
+_MOST_VALUE = 100  # characters of a remembered value
+_RETURN = "\udc0d"  # stands for a lone \r, at which the csv module would end a row; decoded texts never have it
 _TOO_LONG = "line of more than 64 MB"
 
 
 class TableRow(NamedTuple):
-    """A row of a table. number: its line or place, from 1. values: of the columns that were asked for, or why there are none."""
+    """A row of a table. number: its line or place, from 1. values: of the requested columns. problem: why there are none."""
 
     number: int
     values: Sequence[object] = ()
@@ -37,19 +37,19 @@ class TableRow(NamedTuple):
 
 
 class _Feed:
-    """The lines for the csv module. `taken` are those of the row at hand, which can be put back."""
+    """The lines for the csv module. `taken` are those of the current row, which can be put back."""
 
     def __init__(self, lines: Iterator[str | None]) -> None:
         self._lines = lines
         self._waiting: deque[str | None] = deque()
         self.taken: list[str | None] = []
-        self.number = 0  # of the last line that was taken, from 1
+        self.number = 0  # number of the last taken line, from 1
 
     def __iter__(self) -> _Feed:
         return self
 
     def take(self) -> str | None:
-        """Take a line as it stands. Raises StopIteration at the end."""
+        """Take the next line unchanged. Raises StopIteration at the end."""
         self.taken.append(self._waiting.popleft() if self._waiting else next(self._lines))
         self.number += 1
         return self.taken[-1]
@@ -64,28 +64,28 @@ class _Feed:
         return f"{line}\n"
 
     def peek(self) -> list[str | None]:
-        """The next line, or nothing at the end."""
+        """A list of the next line, which is empty at the end."""
         if not self._waiting:
             self._waiting.extend(itertools.islice(self._lines, 1))
         return [*itertools.islice(self._waiting, 1)]
 
     def put_back(self, start: int) -> None:
-        """Put the lines of the row at hand back, from that one on."""
+        """Put the lines of the current row back, from line `start` of the row on."""
         self._waiting.extendleft(reversed(self.taken[start:]))
         self.number -= len(self.taken) - start
         del self.taken[start:]
 
 
 class Delimited:
-    """The rows of a CSV or TSV file; the first one names the columns."""
+    """The rows of a CSV or TSV file. The first row names the columns."""
 
     def __init__(
         self, lines: Iterator[str | None], fits: Callable[[Sequence[str]], bool], *, tabs: bool, name: str
     ) -> None:
-        """Read the header. fits: whether these are the names that are wanted, which settles the delimiter.
+        """Read the header. fits: whether the names of columns are suitable, which decides on the delimiter.
 
-        tabs: the file is called a TSV, so that the tab is tried first. Raises LooplineError where the header ends at a lone
-        \\r: it would take in all rows.
+        tabs: whether to try the tab first, because the file is called a TSV. name: for messages. Raises LooplineError if lines
+        end at a lone \\r, because the header would contain all rows.
         """
         csv.field_size_limit(MOST_CELL)
         self._feed = _Feed(lines)
@@ -96,7 +96,7 @@ class Delimited:
             raise LooplineError(rf"{name}: its lines end at \r alone: save it with lines that end at \n or \r\n")
 
     def _declared(self) -> str:
-        """The delimiter that a first line `sep=;` names, as Excel writes it; "" without such a line."""
+        """The delimiter of a first line like `sep=;`, as Excel writes it; "" without such a line."""
         line = next(iter(self._feed.peek()), None) or ""
         declared = re.fullmatch(r"sep=(.)\r?", line, re.IGNORECASE)
         if declared:
@@ -104,7 +104,7 @@ class Delimited:
         return declared[1] if declared else ""
 
     def _header(self, fits: Callable[[Sequence[str]], bool], delimiters: Sequence[str]) -> tuple[str, list[str]]:
-        """The delimiter whose names fit, else the one that gives the most names; and these."""
+        """The first delimiter whose names fit, else the one with the most names; and the names."""
         candidates = []
         for delimiter in delimiters:
             names = self._first(delimiter)
@@ -120,7 +120,7 @@ class Delimited:
         return chosen[:2]
 
     def _first(self, delimiter: str) -> list[str]:
-        """The names that the first row holds; what is empty above it is passed over."""
+        """The names in the first row that is not empty."""
         self._feed.taken.clear()
         names: list[str] = []
         try:
@@ -135,9 +135,9 @@ class Delimited:
         return [name.replace(_RETURN, "\r") for name in names]
 
     def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
-        """Yield the cells of those columns for each row that is not empty, or what is wrong with it.
+        """Yield the cells of those columns, or the problem, for each row that is not empty.
 
-        In a table of one column an empty line is an empty cell, unless no row follows.
+        In a table of one column, an empty line before another row is an empty cell.
         """
         places = [self.names.index(column) for column in columns]
         feed, reader = self._feed, csv.reader(self._feed, delimiter=self.delimiter, strict=True)
@@ -166,7 +166,7 @@ class Delimited:
                 yield TableRow(number, [cells[place].replace(_RETURN, "\r") for place in places])
 
     def _swallowed(self) -> bool:
-        """Whether the row at hand is several rows, of which the first begins a cell with a quote."""
+        """Whether the current row is in fact several rows, joined by a stray quote at the start of a cell."""
         width = len(self.names)
         rows = [(line or "").removesuffix("\r").split(self.delimiter) for line in self._feed.taken]
         if width < 2 or len(rows) < 2 or any(len(row) != width for row in rows):
@@ -176,7 +176,7 @@ class Delimited:
         return any(values and all(row[place] in values for row in rows) for place, values in enumerate(self._values))
 
     def _remember(self, cells: list[str]) -> None:
-        """Keep the values of each column that has few and short ones, as labels are."""
+        """Remember the values of each column that has few short values, as a column of labels has."""
         for place, (value, values) in enumerate(zip(cells, self._values, strict=True)):
             if values is None or not value:
                 continue
@@ -185,7 +185,7 @@ class Delimited:
                 self._values[place] = None
 
     def _alone(self, error: str) -> tuple[str | None, list[str]]:
-        """What is wrong with the first line of the row at hand, or its cells; the lines behind it are put back."""
+        """The problem of the current row's first line, or its cells. The other lines are put back."""
         unclosed = len(self._feed.taken) > 1 or "end of data" in error
         self._feed.put_back(1)
         line = self._feed.taken[0]
@@ -203,7 +203,7 @@ class Delimited:
         again = len(cells) > 1 and all(
             normal(cell.removeprefix("\ufeff")) == normal(name) for cell, name in zip(cells, self.names, strict=True)
         )
-        return "header again" if again else None  # of two files, one behind the other
+        return "header again" if again else None  # as in two files that were joined
 
 
 def _unquoted(cell: str) -> str:

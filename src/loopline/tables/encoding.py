@@ -8,17 +8,17 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-CHUNK = 1 << 16  # bytes that are read at once; the first of them decide between UTF-8 and Windows-1252
-MOST_LINE = 64 << 20  # bytes (of UTF-16 and UTF-32: characters) of one line
-# UTF-32 stands first: its little-endian mark begins like that of UTF-16.
+CHUNK = 1 << 16  # bytes of one read; the first chunk decides between UTF-8 and Windows-1252
+MOST_LINE = 64 << 20  # bytes of one line; in UTF-16 and UTF-32, characters
+# UTF-32 comes first, because its little-endian mark begins like that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# Stand for what UTF-16 cannot mean, and for the five bytes that Windows-1252 leaves open: those of another encoding. None
-# can write them, so whoever checks a text finds them.
+# _HALF stands for invalid UTF-16, _OPEN for the five bytes that Windows-1252 does not define: the text has another
+# encoding. No valid text has these characters, so `problem` can find them.
 _HALF, _OPEN = "\udcff", "\udc81"
 _WINDOWS = {byte: bytes([byte]).decode("cp1252", "ignore") or _OPEN for byte in range(0x80, 0xA0)}
 _HALVES = re.compile(r"[\ud800-\udfff]")
@@ -32,7 +32,7 @@ codecs.register_error("loopline.half", _half)
 
 
 def decode(data: bytes) -> str:
-    """Decode a whole text. A byte order mark decides; without one each line is UTF-8, or else Windows-1252."""
+    """Decode a complete text by its byte order mark; without one, each line as UTF-8, or else as Windows-1252."""
     if wide := _wide(data):
         return data.decode(wide, "loopline.half")
     try:
@@ -43,16 +43,16 @@ def decode(data: bytes) -> str:
 
 
 def problem(text: str) -> str | None:
-    """Why a decoded text cannot be used; None where it can."""
+    """The reason why a decoded text cannot be used, or None."""
     if text.isascii() or not _HALVES.search(text):
         return None
     return "that is neither UTF-8 nor Windows-1252" if _OPEN in text else "with halves of characters"
 
 
 def lines(file: IO[bytes]) -> Iterator[str | None]:
-    r"""Yield the lines of a file without their \n, None for one that is longer than MOST_LINE.
+    r"""Yield the lines of a file without their \n, and None for a line longer than MOST_LINE.
 
-    A line keeps its \r. U+0085, U+2028 and their like are characters of a text.
+    A line keeps its \r. U+0085, U+2028 and the like do not end a line.
     """
     head = file.read(CHUNK)
     rest = iter(lambda: file.read(CHUNK), b"")
@@ -66,7 +66,7 @@ def lines(file: IO[bytes]) -> Iterator[str | None]:
 
 
 def _wide(data: bytes) -> str | None:
-    """The encoding that a byte order mark names; without one UTF-16 where most of its halves are zero bytes."""
+    """The encoding of a byte order mark; without one, UTF-16 if at least half of the even or odd bytes are zero; else None."""
     for mark, name in _MARKS.items():
         if data.startswith(mark):
             return name
@@ -75,19 +75,19 @@ def _wide(data: bytes) -> str | None:
 
 
 def _is_windows(data: bytes) -> bool:
-    """Whether there is no byte order mark, and more of the first lines are no UTF-8 than are, ASCII aside."""
+    """Whether, without a byte order mark, most of the first lines beyond ASCII are not UTF-8."""
     if data.startswith(codecs.BOM_UTF8):
         return False
-    *whole, last = data[:CHUNK].split(b"\n")
-    votes = sum(1 if _is_utf8(line, whole=True) else -1 for line in whole if not line.isascii())
+    *ended, last = data[:CHUNK].split(b"\n")
+    votes = sum(1 if _is_utf8(line, complete=True) else -1 for line in ended if not line.isascii())
     if not last.isascii():
-        votes += 1 if _is_utf8(last, whole=len(data) < CHUNK) else -1
+        votes += 1 if _is_utf8(last, complete=len(data) < CHUNK) else -1
     return votes < 0
 
 
-def _is_utf8(line: bytes, *, whole: bool) -> bool:
+def _is_utf8(line: bytes, *, complete: bool) -> bool:
     try:
-        codecs.utf_8_decode(line, "strict", whole)
+        codecs.utf_8_decode(line, "strict", complete)
     except UnicodeDecodeError:
         return False
     return True
@@ -103,12 +103,12 @@ def _decode_line(line: bytes, windows: bool) -> str:
 
 
 def _split(pieces: Iterable[Any], mark: Any) -> Iterator[Any]:
-    """Yield the lines of pieces of text or of bytes; None for one that is too long."""
+    """Yield the lines of pieces of text or bytes, and None for a line that is too long."""
     kept: list[Any] = []
     size = 0
     for piece in pieces:
-        *whole, rest = piece.split(mark)
-        for part in whole:
+        *ends, rest = piece.split(mark)
+        for part in ends:
             yield None if size + len(part) > MOST_LINE else mark[:0].join([*kept, part])
             kept, size = [], 0
         size += len(rest)

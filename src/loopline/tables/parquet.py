@@ -1,4 +1,4 @@
-"""Parquet, a batch of rows at a time, with the class names that the `datasets` library leaves in a file."""
+"""Read Parquet, a batch of rows at a time, with the class names that the `datasets` library writes into a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import IO, Any
 from loopline.errors import LooplineError
 from loopline.tables.delimited import TableRow
 
-BATCH = 1024  # rows
+BATCH = 1024  # rows in memory at a time
 
 
 class Parquet:
     """The rows of a Parquet file."""
 
     def __init__(self, file: IO[bytes], *, name: str) -> None:
-        """Read the schema. Raises LooplineError, as `rows` does."""
+        """Read the schema. name: for messages. Raises LooplineError, as `rows` does."""
         import pyarrow.parquet as pq
 
         self._name = name
@@ -28,9 +28,9 @@ class Parquet:
             self._classes = _class_names(self._file.schema_arrow.metadata)
 
     def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
-        """Yield the values of those columns for each row; class numbers become names, and -1 is no label."""
+        """Yield the values of those columns for each row. Class numbers become names, and -1 becomes None."""
         number = 0
-        # One thread: a thread of pyarrow's that holds a file of Python's may outlive it, and then aborts the process at its end.
+        # In one thread: a thread of pyarrow that holds a Python file may outlive the interpreter and abort the process.
         batches = self._file.iter_batches(batch_size=BATCH, columns=list(columns), use_threads=False)
         while True:
             with self._told("cannot be read to its end"):
@@ -51,7 +51,7 @@ class Parquet:
         if column not in self._classes:
             return value
         if isinstance(value, list):
-            return [self._named(column, each) for each in value]
+            return [self._named(column, number) for number in value]
         if not isinstance(value, int) or isinstance(value, bool):
             return value
         if value < -1:
@@ -59,18 +59,18 @@ class Parquet:
         return None if value == -1 else self._classes[column][value]
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _told(self, problem: str) -> Iterator[None]:
         import pyarrow as pa
 
         try:
             yield
         except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
             reason = " ".join(str(error).split())
-            raise LooplineError(f"{self._name} {what}: {reason:.300}") from error
+            raise LooplineError(f"{self._name} {problem}: {reason:.300}") from error
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
-    """Column -> class names, which the `datasets` library leaves beside columns of numbers, or of lists of numbers."""
+    """Column -> class names, which the `datasets` library writes for columns of numbers or of lists of numbers."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         inner = {name: entry.get("feature", entry) for name, entry in features.items() if isinstance(entry, dict)}

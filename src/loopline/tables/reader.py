@@ -1,4 +1,4 @@
-"""Open a table of any kind and read the columns that are wanted."""
+"""Open a table of any kind and read the required columns."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ KINDS = (".csv", *TABS, *JSON, ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the names of all its `columns`, and the `rows` with the values of those that were `chosen`.
+    """A table: the names of all its `columns`, and the `rows` with the values of the `chosen` ones.
 
-    chosen: None where the table lacks a column that is wanted; then it has no rows. It is empty for JSON without any object:
-    there each row is a problem. total: the number of rows, where it is
-    known beforehand.
+    chosen: None if the table lacks a required column; then there are no rows. It is empty for JSON without any object,
+    where each row is a problem. total: the number of rows, if known beforehand.
     """
 
     columns: list[str]
@@ -36,15 +35,15 @@ class Table:
 
 
 def kind(name: str) -> str:
-    """The suffix of a file's name in lower case, with its dot: it says how the file is read."""
+    """The suffix of a file's name in lower case with its dot, which decides how the file is read."""
     return PurePosixPath(name).suffix.lower()
 
 
 def read(file: IO[bytes], path: str, name: str, choose: Callable[[Sequence[str]], Sequence[str] | None]) -> Table:
     """Read the table in an open file. path: for messages. name: ends in one of KINDS.
 
-    choose: the columns to read among those that there are, or None where these will not do. Raises LooplineError where the
-    file is damaged, or two columns bear the name of a chosen one; that may be while the rows are read.
+    choose: returns the columns to read among the table's columns, or None if a required one is missing. Raises LooplineError
+    if the file is damaged or two columns have a chosen name; this may happen only while the rows are read.
     """
 
     def fits(names: Sequence[str]) -> bool:
@@ -65,7 +64,7 @@ def read(file: IO[bytes], path: str, name: str, choose: Callable[[Sequence[str]]
 
 
 def _rows(table: Parquet | Records | Delimited, chosen: Sequence[str], path: str) -> Iterator[TableRow]:
-    # The keys of JSON are those of many records: one that writes a key in another way is counted alone.
+    # The keys of JSON come from many records, which may write a key in different ways, so they are not counted.
     names = Counter() if isinstance(table, Records) else Counter(map(normal, table.names))
     if several := [column for column in chosen if names[normal(column)] > 1]:
         raise LooplineError(f"{path} has several columns called {several[0].strip()!r}: keep or rename all but one")

@@ -1,16 +1,16 @@
-// Requests to the server that sent this page. One with a token answers 401: then the page asks for it, once a visit.
+// Requests to the server of this page. If the server answers 401, the page asks for the token, once a visit.
 
 let token = sessionStorage.getItem("token") ?? "";
-let asking; // one question at a time
+let asking; // the open question for the token, so that there is only one at a time
 
-/** fetch with the token. Throws an Error with the server's own words where it does not answer 2xx. */
+/** Fetch with the token. Throws an Error with the server's message if the status is not 2xx. */
 export async function ask(path, options = {}) {
   const answer = await send(path, options);
   if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `${answer.status} ${answer.statusText}`);
   return answer;
 }
 
-/** fetch with the token, whatever the answer. */
+/** Fetch with the token. Returns the answer, whatever its status. */
 export async function send(path, options = {}) {
   for (;;) {
     const headers = new Headers(options.headers);
@@ -23,7 +23,7 @@ export async function send(path, options = {}) {
   }
 }
 
-/** The answer's JSON. */
+/** Fetch with the token. Returns the answer's JSON. */
 export async function json(path, options) {
   return (await ask(path, options)).json();
 }
@@ -31,8 +31,8 @@ export async function json(path, options) {
 function question() {
   const input = make("input", { type: "password", required: true, autocomplete: "off" });
   const form = make("form", { method: "dialog" }, [
-    make("label", {}, ["This server wants its bearer token ", input]),
-    make("button", { textContent: "Go on" }),
+    make("label", {}, ["This server requires its bearer token ", input]),
+    make("button", { textContent: "Continue" }),
   ]);
   const dialog = make("dialog", {}, [form]);
   document.body.append(dialog);
@@ -46,7 +46,7 @@ function question() {
   );
 }
 
-/** An element with properties and children. */
+/** Make an element with these properties and children. */
 export function make(name, properties = {}, children = []) {
   const { dataset, ...rest } = properties;
   const element = Object.assign(document.createElement(name), rest);

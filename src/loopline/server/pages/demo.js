@@ -1,4 +1,4 @@
-// The demo page: one tab a model, and the switch that says where the models run.
+// The demo page: a tab for each model, and a switch for running the models on the server or in the browser.
 
 import { json, make } from "./client.js";
 import { makePanel } from "./panel.js";
@@ -49,7 +49,7 @@ try {
   for (const model of models) addTab(model, bundles.examples[model.name]);
   inBrowser.disabled = !bundles.in_browser;
   if (bundles.in_browser) say("The server answers.");
-  else say("The server answers. Running in the browser is off: its parts were not built; run make demo and start the server again.");
+  else say("The server answers. Models cannot run in the browser because its runtime was not built: run make demo and restart the server.");
   const asked = decodeURIComponent(location.hash.slice(1));
   const first = shown.has(asked) ? asked : models[0].name;
   shown.get(first).panel.place(false, () => {});

@@ -1,8 +1,8 @@
-// The page of /openapi.json: every route, an example that works, and a button that sends it.
+// The page of /openapi.json: every route with a working example and a button that sends it.
 
 import { ask, json, make, send } from "./client.js";
 
-const SHOWN = 20_000; // characters of an answer
+const SHOWN = 20_000; // most characters of an answer that are shown
 
 const calls = document.querySelector("#calls");
 try {
@@ -36,7 +36,7 @@ function call(path, method, operation) {
 
 function open(path, method, { requestBody, responses }) {
   const body = requestBody ? editor(requestBody.content) : null;
-  const command = make("pre", { ariaLabel: "the same with curl" });
+  const command = make("pre", { ariaLabel: "The same request with curl" });
   const answer = make("pre", { hidden: true, ariaLive: "polite" });
   const button = make("button", { type: "button", className: "primary", textContent: "Try it" });
   const say = () => (command.textContent = curl(path, method, body));
@@ -53,7 +53,7 @@ function open(path, method, { requestBody, responses }) {
       const said = kind?.includes("json") ? pretty(text) : text;
       answer.textContent = `${reply.status} ${reply.statusText} in ${spent} ms\n${said.length > SHOWN ? `${said.slice(0, SHOWN)} …` : said}`;
     } catch (error) {
-      answer.textContent = `no answer: ${error.message}`;
+      answer.textContent = `The server did not answer: ${error.message}`;
     }
     answer.hidden = false;
     button.disabled = false;
@@ -65,31 +65,31 @@ function open(path, method, { requestBody, responses }) {
 function pretty(text) {
   try {
     const said = JSON.parse(text);
-    // a list of numbers stays on one line
+    // A list of numbers stays on one line.
     return JSON.stringify(said, null, 2).replace(/\[[\s\d.,e+-]*\]/g, (list) => list.replace(/\s+/g, " "));
   } catch {
     return text;
   }
 }
 
-/** What is sent: a text to edit, or a file. */
+/** The editor of a request's body: a text area, or a choice of a file. */
 function editor(content) {
   const [kind, { example, examples }] = Object.entries(content)[0];
   const first = example ?? Object.values(examples ?? {})[0];
   if (kind.startsWith("image/")) {
     const file = make("input", { type: "file", accept: Object.keys(content).join() });
-    const loaded = first && ask(first.externalValue.slice(1)).then((answer) => answer.blob()); // `src` sends no token
-    const shown = make("img", { alt: "the example", height: 64 });
+    const loaded = first && ask(first.externalValue.slice(1)).then((answer) => answer.blob()); // an image's `src` would send no token
+    const shown = make("img", { alt: "The example", height: 64 });
     loaded?.then((found) => (shown.src = URL.createObjectURL(found))).catch(() => shown.remove());
     return {
-      element: make("p", {}, first ? [shown, " this example, or a file of yours: ", file] : ["a file of yours: ", file]),
+      element: make("p", {}, first ? [shown, " Send this example, or choose a file: ", file] : ["Choose a file: ", file]),
       read: async () => file.files[0] ?? (await loaded),
       headers: () => ({ "content-type": file.files[0]?.type || kind }),
       arguments: () => ["--data-binary", `@${file.files[0]?.name ?? `image.${kind.split("/")[1]}`}`],
     };
   }
   const text = JSON.stringify(example ?? first.value);
-  const area = make("textarea", { value: text, rows: Math.min(8, 2 + Math.floor(text.length / 80)), spellcheck: false, ariaLabel: "body" });
+  const area = make("textarea", { value: text, rows: Math.min(8, 2 + Math.floor(text.length / 80)), spellcheck: false, ariaLabel: "The request's body" });
   return {
     element: area,
     read: async () => area.value,

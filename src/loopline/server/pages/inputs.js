@@ -1,16 +1,16 @@
-// What a model is fed with: an image that is dropped, chosen or drawn, or a text. Each has `element` and `read`.
+// The inputs of a model: an image that the visitor drops, chooses or draws, or a text. Each has `element` and `read`.
 
 import { ask, make } from "./client.js";
 import { makePad } from "./pad.js";
 
-const SHOWN = 60; // characters of a text on its button
+const SHOWN = 60; // most characters of an example text on its button
 
-/** An image: read() gives a Blob, or null. drawn: whether one can draw it; examples: addresses; changed: call on new input. */
+/** An image input; read() returns a Blob or null. drawn: whether drawing is possible. examples: addresses. changed: called on new input. */
 export function imageInput(drawn, examples, changed) {
-  const picture = make("img", { alt: "the chosen image" });
+  const picture = make("img", { alt: "The chosen image" });
   const overlay = make("div", { className: "overlay" });
   const frame = make("div", { className: "frame", hidden: true }, [picture, overlay]);
-  const canvas = make("canvas", { className: "pad", ariaLabel: "draw here" });
+  const canvas = make("canvas", { className: "pad", ariaLabel: "Draw here" });
   const pad = drawn ? makePad(canvas, () => changed()) : null;
   const file = make("input", { type: "file", accept: "image/png,image/jpeg,image/webp", hidden: true });
   const choose = make("button", { type: "button", textContent: "Choose image", className: "primary" });
@@ -51,17 +51,17 @@ export function imageInput(drawn, examples, changed) {
   });
 
   const thumbs = examples.map((path, number) => {
-    const image = make("img", { alt: `example ${number + 1}` });
-    const button = make("button", { type: "button", className: "thumb", title: "try this one" }, [image]);
-    const loaded = ask(path).then((answer) => answer.blob()); // not by `src`, which sends no token
+    const image = make("img", { alt: `Example ${number + 1}` });
+    const button = make("button", { type: "button", className: "thumb", title: "Try this example" }, [image]);
+    const loaded = ask(path).then((answer) => answer.blob()); // an image's `src` would send no token
     loaded.then((found) => (image.src = URL.createObjectURL(found))).catch(() => button.remove());
     button.addEventListener("click", async () => show(await loaded));
     return button;
   });
   const hint = drawn
-    ? `Draw on the black square, or drop an image on it. A drawing is white on black, cropped to its ink, set to fill the frame and
-       softened, as the training images are; an image is taken as it is. The model sees ${shape[2]} × ${shape[1]} pixels.`
-    : `JPEG, PNG or WebP, by drop or by choice. The model sees ${shape[2]} × ${shape[1]} pixels.`;
+    ? `Draw on the black square, or drop an image on it. A drawing is white on black; the page crops it, enlarges it to fill the frame
+       and softens it, like the training images. Images are sent unchanged. The model sees ${shape[2]} × ${shape[1]} pixels.`
+    : `Drop or choose an image (JPEG, PNG or WebP). The model sees ${shape[2]} × ${shape[1]} pixels.`;
   const actions = make("div", { className: "actions" }, [choose, clear, ...thumbs]);
   return {
     element: make("div", {}, [stage, actions, file]),
@@ -88,9 +88,9 @@ async function drawBoxes(overlay, picture, found) {
   );
 }
 
-/** A text: read() gives it, or null. examples: texts. */
+/** A text input; read() returns the text, or null if it is empty. examples: texts. changed: called on new input. */
 export function textInput(examples, changed) {
-  const area = make("textarea", { rows: 4, placeholder: "Type a text", ariaLabel: "text", spellcheck: false });
+  const area = make("textarea", { rows: 4, placeholder: "Type a text", ariaLabel: "Text", spellcheck: false });
   const clear = make("button", { type: "button", textContent: "Clear" });
   let timer;
   area.addEventListener("input", () => {
@@ -110,7 +110,7 @@ export function textInput(examples, changed) {
   });
   return {
     element: make("div", {}, [area, make("div", { className: "actions" }, [...chips, clear])]),
-    hint: "The answer follows your typing.",
+    hint: "The answer updates as you type.",
     read: async () => (area.value.trim() ? area.value : null),
   };
 }

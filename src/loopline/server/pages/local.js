@@ -1,22 +1,22 @@
-// The very file that the server runs, run here by onnxruntime-web (WebAssembly): after loading, nothing leaves the device.
+// Runs the server's model file in the browser with onnxruntime-web (WebAssembly). After loading, nothing leaves the device.
 
 import { ask, json } from "./client.js";
 import { decode, resize, scale } from "./pixels.js";
 import { compile } from "./tokenizer.js";
 
-let runtime; // loaded once, when it is first wanted
+let runtime; // loaded once, at first use
 
 async function start() {
   const ort = await import("./assets/ort.wasm.bundle.min.mjs");
-  ort.env.wasm.numThreads = 1; // more need headers that isolate the page, and the models are small
+  ort.env.wasm.numThreads = 1; // more threads would need headers that isolate the page, and the models are small
   ort.env.wasm.wasmPaths = { wasm: new URL("./assets/ort-wasm-simd-threaded.wasm", import.meta.url).href };
   return ort;
 }
 
-/** Load model `name` of `version`. Returns a function from a Blob or a text to the answer that /predict gives for it. */
+/** Load a model. Returns a function from a Blob or a text to the answer that the server's /predict would give. */
 export async function open(name, version) {
   runtime ??= start().catch((error) => {
-    runtime = undefined; // the next try may find the network again
+    runtime = undefined; // so that the next try loads again
     throw error;
   });
   const path = (file) => `bundles/${name}/${file}?v=${version}`;
@@ -37,7 +37,7 @@ export async function open(name, version) {
     const found = await session.run({ image: new ort.Tensor("uint8", resize(original, spec.image).data, shape) });
     if (found.boxes) return boxes(found, spec, original);
     if (found.probabilities) return ranked(found, spec);
-    throw new Error("only the server can put this model's answers together");
+    throw new Error("only the server can compute this model's answers");
   };
 }
 

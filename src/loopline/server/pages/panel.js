@@ -1,12 +1,12 @@
-// One model's tab: its input, where it runs, its answer and how long that took.
+// A model's panel: its input, its answer with the latency, and whether it runs on the server or in the browser.
 
 import { ask, make } from "./client.js";
 import { imageInput, textInput } from "./inputs.js";
 import { showAnswer } from "./results.js";
 
-const KEPT = 50; // latencies, for the median
+const KEPT = 50; // latest latencies, for the median
 
-/** The panel of `model`, which is what /v2/models/<name> says. examples: texts, or the addresses of images. */
+/** Make a model's panel. model: the answer of /v2/models/<name>. examples: texts, or addresses of images. */
 export function makePanel(model, examples) {
   const { name, versions, inputs, outputs, parameters } = model;
   const output = make("div", { className: "answer", ariaLive: "polite" });
@@ -20,7 +20,7 @@ export function makePanel(model, examples) {
     make("p", { className: "hint quiet", textContent: input.hint }),
   ]);
   const times = { server: [], browser: [] };
-  let local = null; // a promise of the model in the browser, while the switch is on
+  let local = null; // promise of the model in the browser, while the switch is on
   let last = 0;
 
   async function server(data) {
@@ -41,7 +41,7 @@ export function makePanel(model, examples) {
       const start = performance.now();
       const answer = await predict(data);
       const spent = performance.now() - start;
-      if (mine !== last) return; // a newer input is on its way
+      if (mine !== last) return; // there is a newer input
       times[place] = [...times[place], spent].slice(-KEPT);
       showAnswer(output, answer, parameters.labels, input);
       const what = place === "browser" ? "On this device" : "Round trip";
@@ -63,7 +63,7 @@ export function makePanel(model, examples) {
     delete element.dataset.answered;
   }
 
-  /** Run in the browser or on the server from now on; `say` tells the reader what that means. */
+  /** Switch to the browser or the server. say: shows a text to the visitor. */
   async function place(inBrowser, say) {
     if (inBrowser === Boolean(local)) return local ? say(HERE) : say("The server answers.");
     if (!inBrowser) {
@@ -78,7 +78,7 @@ export function makePanel(model, examples) {
       if (local === loading) say(HERE);
     } catch (error) {
       if (local === loading) local = null;
-      return say(`The server answers: the ${name} model cannot run in this browser (${error.message})`);
+      return say(`The server answers, because the ${name} model cannot run in this browser: ${error.message}`);
     }
     return run();
   }
@@ -87,7 +87,7 @@ export function makePanel(model, examples) {
   return { element, place };
 }
 
-const HERE = "This browser answers, with the very file that the server runs. What you put in stays on this device.";
+const HERE = "This browser answers, with the same model file as the server. Your input stays on this device.";
 const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
 function median(values) {

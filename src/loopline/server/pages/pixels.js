@@ -1,11 +1,11 @@
-// From an image file to the pixels that the model sees, as loopline.tasks.image does it on the server: within one step of 255
-// for a PNG (Pillow does the columns first where that is faster), within three where a browser's decoder or blending rounds otherwise.
+// Turns an image file into the model's input pixels, like loopline.tasks.image on the server. A PNG differs by at most 1 of 255
+// (Pillow may resize columns first), other files by at most 3, because a browser's decoder and blending round differently.
 
 const MOST_PIXELS = 25_000_000;
 const SIGNATURES = [[0x89, 0x50, 0x4e, 0x47], [0xff, 0xd8, 0xff], [0x52, 0x49, 0x46, 0x46]]; // PNG, JPEG, WebP
-const BITS = 22; // of the fraction of a weight: Pillow's, for 8-bit pixels
+const BITS = 22; // bits of a weight's fraction, as in Pillow for 8-bit pixels
 
-/** The upright image of a Blob as {width, height, channels, data: Uint8Array}, RGB or grey. Throws an Error that says why not. */
+/** Decode a Blob to an upright image {width, height, channels, data: Uint8Array}, RGB or grey. Throws an Error if it cannot. */
 export async function decode(blob, channels) {
   const head = new Uint8Array(await blob.slice(0, 4).arrayBuffer());
   if (!SIGNATURES.some((one) => one.every((byte, i) => head[i] === byte))) {
@@ -18,8 +18,8 @@ export async function decode(blob, channels) {
   const { width, height } = bitmap;
   if (width * height > MOST_PIXELS) throw new Error(`${width}x${height} pixels, at most ${MOST_PIXELS} are accepted`);
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
-  const context = canvas.getContext("2d", { willReadFrequently: true }); // on the CPU: a GPU may round
-  context.fillStyle = "white"; // transparency is laid on white
+  const context = canvas.getContext("2d", { willReadFrequently: true }); // on the CPU, because a GPU may round
+  context.fillStyle = "white"; // background of transparent images
   context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
@@ -41,13 +41,13 @@ function unpack({ width, height, data: rgba }, channels) {
   return { width, height, channels, data };
 }
 
-/** Input pixels for one pixel of the original, along x and y. spec: bundle.json's spec.image. */
+/** The number of input pixels for one pixel of the original, along x and y. spec: spec.image of bundle.json. */
 export function scale(width, height, spec) {
   const across = spec.width / width, down = spec.height / height;
   return spec.fit === "stretch" ? [across, down] : [Math.min(across, down), Math.min(across, down)];
 }
 
-/** Resized to spec's size; a letterbox pads right and below. */
+/** Resize an image to the size in `spec`. A letterbox is padded on the right and below. */
 export function resize(image, spec) {
   const [across, down] = scale(image.width, image.height, spec);
   const width = Math.max(1, roundHalfEven(image.width * across)), height = Math.max(1, roundHalfEven(image.height * down));
@@ -61,12 +61,12 @@ export function resize(image, spec) {
   return { width: spec.width, height: spec.height, channels: small.channels, data };
 }
 
-function roundHalfEven(value) { // Python's round
+function roundHalfEven(value) { // like Python's round
   const below = Math.floor(value);
   return value - below === 0.5 ? below + (below % 2) : Math.round(value);
 }
 
-// Pillow's Resample.c: a triangle as wide as the scale, weights rounded to 22 bits, rounded to 8 bits after each direction.
+// As in Pillow's Resample.c: a triangle filter as wide as the scale, weights rounded to 22 bits, results to 8 bits per direction.
 function shrinkRows({ width: from, height, channels, data }, width) {
   const out = new Uint8Array(width * height * channels);
   const ratio = from / width, reach = Math.max(ratio, 1);

@@ -1,17 +1,17 @@
-// Answers made visible: bars of probability, or boxes over the image.
+// Shows answers: bars of probabilities, or boxes over the image.
 
 import { make } from "./client.js";
 
-const BARS = 8; // of many labels; up to ten are all shown, in their own order
+const BARS = 8; // bars of the most probable labels; up to ten labels are all shown, in the model's order
 const languages = new Intl.DisplayNames(["en"], { type: "language", fallback: "none" });
 
-/** Fill `output` with `answer` (an item of /predict's predictions); boxes are drawn by `input`. */
+/** Show `answer`, an item of /predict's predictions, in the element `output`. `input` draws the boxes. */
 export function showAnswer(output, answer, labels, input) {
   const shown = answer.boxes ? listed(answer.boxes, labels, input) : answer.probabilities ? barred(answer, labels) : plain(answer);
   output.replaceChildren(...shown);
 }
 
-function plain(answer) { // of a task that has neither classes nor boxes
+function plain(answer) { // for tasks without classes or boxes
   const rows = Object.entries(answer).map(([name, value]) =>
     make("li", {}, [make("span", { className: "name", textContent: name }), make("span", { className: "figure", textContent: String(value) })]),
   );
@@ -49,7 +49,7 @@ function listed(boxes, labels, input) {
 const hue = (labels, label) => Math.round((labels.indexOf(label) * 360) / labels.length);
 const percent = (value) => (value < 0.0005 ? "0 %" : value > 0.9995 ? "100 %" : `${(value * 100).toFixed(1)} %`);
 
-function namer(labels) { // labels that are all codes of languages get the languages' names
+function namer(labels) { // if all labels are language codes, show the languages' names
   const name = (label) => (/^[a-z]{2}$/.test(label) ? languages.of(label) : undefined);
   return labels.every(name) ? (label) => `${name(label)} (${label})` : (label) => label;
 }

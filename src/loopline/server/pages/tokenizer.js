@@ -1,14 +1,14 @@
-// A tokenizer.json of the Python library `tokenizers`, as far as Loopline's text models need it: whole words or characters.
+// Runs a tokenizer.json of the Python library `tokenizers`, limited to Loopline's text models: whole words or characters.
 
 const SPACE = "\\p{White_Space}";
-const WORD = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"; // Oniguruma's \w, to which it adds these where it stands alone:
+const WORD = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"; // Oniguruma's \w; outside of brackets it also has:
 const MORE = "²³¹¼-¾";
 const START = new RegExp(`^${SPACE}+`, "u"), END = new RegExp(`${SPACE}+$`, "u");
 
-/** A function from a text to its ids. Throws an Error naming what this page cannot do. */
+/** Make a function from a text to its token ids. Throws an Error if the page does not support a part of the tokenizer. */
 export function compile(file) {
   const normalize = normalizer(file.normalizer), split = splitter(file.pre_tokenizer);
-  if (file.model.type !== "WordLevel") throw new Error(`the page has no tokenizer of the kind ${file.model.type}`);
+  if (file.model.type !== "WordLevel") throw new Error(`the page does not support tokenizers of type ${file.model.type}`);
   const vocabulary = new Map(Object.entries(file.model.vocab));
   const unknown = vocabulary.get(file.model.unk_token);
   const template = file.post_processor?.single ?? [{ Sequence: { id: "A" } }];
@@ -30,7 +30,7 @@ function normalizer(part) {
     }
     case "NFC":
       return (text) => text.normalize("NFC");
-    case "Lowercase": // letter by letter, so that a final sigma is like any other
+    case "Lowercase": // letter by letter, so that a final sigma becomes an ordinary one
       return (text) => Array.from(text, (letter) => letter.toLowerCase()).join("");
     case "Strip": {
       const left = part.strip_left ? START : "", right = part.strip_right ? END : "";
@@ -41,7 +41,7 @@ function normalizer(part) {
       return (text) => text.replace(wanted, () => part.content);
     }
     default:
-      throw new Error(`the page has no normalizer of the kind ${part.type}`);
+      throw new Error(`the page does not support normalizers of type ${part.type}`);
   }
 }
 
@@ -61,12 +61,12 @@ function splitter(part) {
       };
     }
   }
-  throw new Error(`the page cannot split a text as the tokenizer says: ${JSON.stringify(part)}`);
+  throw new Error(`the page does not support the tokenizer's splitter: ${JSON.stringify(part)}`);
 }
 
 function pattern({ Regex: regex, String: literal }) {
   if (literal !== undefined) return new RegExp(literal.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"), "gu");
-  let inside = false; // of [...], where \w and \s stand without brackets of their own
+  let inside = false; // whether inside of [...], where \w and \s need no brackets
   const translated = regex.replace(/\\[\s\S]|[[\]]/g, (found) => {
     if (found === "[") inside = true;
     if (found === "]") inside = false;
