@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 ITEMS = [item for items in yaml.safe_load((ROOT / "scripts/ml-test-score.yaml").read_text()).values() for item in items]
 NAMED = sorted({test for item in ITEMS for test in item.get("tests", [])})
-SCHEMA = "tests/stages/test_validate.py::test_bad_data_stops_the_pipeline_and_says_why_and_what_to_do"
+SCHEMA = "tests/stages/test_validate.py::test_bad_data_stops_the_pipeline_with_the_reason_and_the_remedy"
 
 
 @pytest.fixture

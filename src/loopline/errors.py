@@ -1,13 +1,13 @@
-"""The one error that a user's mistake raises, and a refusal. The command line prints them without a traceback."""
+"""The errors that the command line prints without a traceback: a user's mistake, and a refusal."""
 
 
 class LooplineError(Exception):
-    """Says what was wrong, where, and what to do. `loopline` prints it and exits with `code`."""
+    """A user's mistake. The message says what is wrong, where, and what to do. `loopline` prints it and exits with `code`."""
 
     code = 1
 
 
 class RefusedError(LooplineError):
-    """A bundle was judged and refused, now or before: nothing went wrong."""
+    """A refusal of a bundle after a judgement, now or earlier. Nothing failed."""
 
     code = 2

@@ -1,4 +1,4 @@
-"""The only reader of `params.yaml`: frozen, strict, typed. An unknown or misspelt key is an error that names it."""
+"""Read `params.yaml` into frozen, typed settings. An unknown key is an error that names the key. Nothing else reads the file."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from loopline.tasks.spec import model_name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PARAMS = Path("params.yaml")
-# In a repository: where retrainings, drills and DVC's experiments keep their working copies
+# Folders of a repository in which retrainings, drills and DVC's experiments keep their working copies
 HIDDEN = (".loopline", ".dvc")
 
 
 class Strict(BaseModel):
-    """Frozen; refuses unknown keys."""
+    """The base of all settings: frozen, and refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class SampleGroup(Strict):
-    """What tells that samples belong together: the text that a regular expression captures in their path, or a column."""
+    """The group of a sample: what the regular expression `path` captures in its path, or its cell in a table's `column`."""
 
     path: str | None = None
     column: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
-    def _one_with_a_capture(self) -> SampleGroup:
+    def _path_with_a_capture_or_column(self) -> SampleGroup:
         if (self.path is None) == (self.column is None):
             raise ValueError("give either path or column")
         try:
@@ -40,21 +40,21 @@ class SampleGroup(Strict):
         except re.error as error:
             raise ValueError(f"path is not a regular expression: {error}") from error
         if not captures:
-            raise ValueError("path captures nothing: put the part that names the group into round brackets")
+            raise ValueError("path captures nothing: put round brackets around the part that names the group")
         return self
 
     def of(self, path: str, cell: str | None) -> str | None:
-        """The group of a sample with this path and this cell of the column, None where it has none."""
+        """Return the group of a sample from its path or its cell of the column, None if it has no group."""
         if self.path is None:
             return (cell or "").strip() or None
         match = re.search(self.path, path)
-        return "/".join(part or "" for part in match.groups()) if match else None
+        return "/".join(capture or "" for capture in match.groups()) if match else None
 
 
 class SplitSettings(Strict):
-    """Shares of the samples that a hash of their content, or of their group, sends to validation and test.
+    """Shares of the samples in validation and test. A hash of a sample's content, or of its group, assigns it.
 
-    A published split is kept.
+    A split that was published with the dataset is kept.
     """
 
     seed: int
@@ -64,12 +64,12 @@ class SplitSettings(Strict):
 
     @property
     def column(self) -> str | None:
-        """The column of tables that names the samples' groups."""
+        """The table column that names the samples' groups, None if no column does."""
         return self.group.column if self.group else None
 
 
 class Expectations(Strict):
-    """What Great Expectations demands of the manifest before anything is trained."""
+    """Limits that Great Expectations checks in the manifest before a model is trained."""
 
     min_samples: int = Field(ge=1)
     min_per_class: int = Field(ge=1)  # in the training split
@@ -81,7 +81,7 @@ class Expectations(Strict):
 
 
 class ImageShape(Strict):
-    """The pixels that the model takes: any image is resized to them."""
+    """Height and width in pixels to which every image is resized, and its number of channels."""
 
     height: int = Field(ge=8)
     width: int = Field(ge=8)
@@ -99,7 +99,7 @@ class Fit(Strict):
 
 
 class ClassifierFit(Fit):
-    """Settings of every training of a classifier."""
+    """Settings that the trainings of image and text classifiers share."""
 
     weight_decay: float = Field(ge=0)
     label_smoothing: Fraction
@@ -107,39 +107,38 @@ class ClassifierFit(Fit):
 
 
 class Export(Strict):
-    """Largest absolute difference allowed between torch and FP32 ONNX, in probability (or score)."""
+    """tolerance: largest allowed difference between torch and FP32 ONNX, in probability or score. embedding: its size."""
 
     tolerance: float = Field(gt=0)
     embedding: int = Field(ge=1, le=64)
 
 
 class Quantize(Strict):
-    """When INT8 may ship instead of FP32."""
+    """Conditions under which INT8 ships instead of FP32."""
 
-    precision: Literal["auto", "fp32"] = (
-        "auto"  # auto: INT8 ships where it is as accurate, smaller and not clearly slower
-    )
+    # auto: INT8 ships if it is as accurate, smaller and not clearly slower
+    precision: Literal["auto", "fp32"] = "auto"
     calibration_samples: int = Field(ge=8)
-    max_loss: Fraction  # INT8 ships only if the lower bound of (INT8 - FP32) stays above -max_loss
+    max_loss: Fraction  # INT8 ships only if the lower bound of (INT8 - FP32) is at least -max_loss
     tolerance: float = Field(gt=0)  # mean absolute difference allowed between FP32 and INT8, in probability
     methods: tuple[Literal["minmax", "entropy", "percentile"], ...] = ("minmax",)
 
     @model_validator(mode="before")
     @classmethod
-    def _no_clock(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "min_speedup" in given:
+    def _refuse_min_speedup(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "min_speedup" in content:
             raise ValueError(
-                "min_speedup is gone, for a second run could decide otherwise: leave it out, and INT8 ships unless it is clearly "
-                "slower; write precision: fp32 to ship FP32"
+                "min_speedup was removed because a second run could decide differently: delete it, and INT8 ships unless it is "
+                "clearly slower; write precision: fp32 to ship FP32"
             )
-        return given
+        return content
 
 
 class Evaluate(Strict):
     """What the model must reach on the test split."""
 
     floors: dict[str, float]  # metric name -> least value; the stage fails below it
-    # true: a gain over the simple model must have been measured. "proven": and the lower bound of its interval is over 0
+    # true: the measured gain over the simple model must be above 0. "proven": the lower bound of its interval must be, too
     must_beat_simple: bool | Literal["proven"]
     resamples: int = Field(default=1000, ge=100)
 
@@ -147,17 +146,17 @@ class Evaluate(Strict):
 class Calibrate(Strict):
     """What counts as drift: see docs/drift.md."""
 
-    bins: int = Field(ge=2)  # of equal mass, for each signal
+    bins: int = Field(ge=2)  # bins of equal mass for each signal
     # Chance that `windows` windows in a row of unchanged traffic raise any alarm
     false_alarms: float = Field(gt=0, lt=1)
     windows: int = Field(default=24, ge=1)
-    least_samples: int = Field(default=50, ge=20)  # in a window: no verdict under it
-    max_loss: Fraction = 0.025  # of estimated quality: more is harm, less is a notice
-    streams: int = Field(default=250, ge=100)  # simulated without drift for each size of window
+    least_samples: int = Field(default=50, ge=20)  # a window with fewer samples gets no verdict
+    max_loss: Fraction = 0.025  # of estimated quality: a larger loss is harm, a smaller one is a notice
+    streams: int = Field(default=250, ge=100)  # streams without drift that are simulated for each window size
 
 
 class ModelSettings(Strict):
-    """What every model has. A task narrows `task`, `input` and `train` in a class of its own, see `tasks.base`."""
+    """Settings of every model. Each task has a subclass that narrows `task`, `input` and `train`, see `tasks.base`."""
 
     task: str
     input: Strict
@@ -172,7 +171,7 @@ class ModelSettings(Strict):
 
 
 class Promotion(Strict):
-    """When a challenger may replace the champion: see docs/gates.md."""
+    """Conditions under which a challenger may replace the champion: see docs/gates.md."""
 
     min_gain: float  # lower bound of (challenger - champion) must be at least this
     max_slice_loss: Fraction
@@ -192,7 +191,7 @@ class Settings(Strict):
 
 
 def _settings_for(raw: Any) -> type[Settings]:
-    """Return settings in which each model has its task's own class. Raises LooplineError on an unknown task."""
+    """Return a Settings class in which each model has its task's class. Raises LooplineError on an unknown task."""
     models = raw.get("models") if isinstance(raw, dict) else None
     values = models.values() if isinstance(models, dict) else ()
     named = {model["task"] for model in values if isinstance(model, dict) and isinstance(model.get("task"), str)}
@@ -202,7 +201,7 @@ def _settings_for(raw: Any) -> type[Settings]:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file of ours. Raises LooplineError where it is missing, unreadable, or not valid."""
+    """Return the content of a YAML file. Raises LooplineError if it is missing, unreadable or invalid."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -226,29 +225,29 @@ def load(path: Path = PARAMS) -> Settings:
 
 
 def repository() -> Path:
-    """Return the repository that the current folder is, or is a working copy of."""
+    """Return the repository: the current folder, or the folder that it is a working copy of."""
     here = Path.cwd()
     outer = [folder for folder in here.parents if here.relative_to(folder).parts[0] in HIDDEN]
     return next((folder for folder in reversed(outer) if (folder / PARAMS).is_file()), here)
 
 
 def located(path: str) -> Path:
-    """Return where `path`, as params.yaml gives it, leads: in a working copy to where it leads in the repository.
+    """Return the place of a path that params.yaml names. In a working copy, the path is looked up in the repository.
 
-    What the working copy holds itself comes first. A path that leads nowhere is returned as it is. Raises LooplineError on what no
-    file can be called.
+    A file of the working copy itself comes first. A path that does not exist is returned unchanged. Raises LooplineError if no
+    file can have this path.
     """
     try:
-        here, given = Path.cwd(), Path(path).expanduser()
-        own = here in (here / given).resolve().parents and given.exists()
-        outer = repository() / given
-        return outer if not own and outer.exists() else given
-    except (OSError, ValueError, RuntimeError) as error:  # too long, with a zero byte, of an unknown user
-        raise LooplineError(f"{path[:60]!r} is no path: {error}"[:200]) from error
+        here, target = Path.cwd(), Path(path).expanduser()
+        own = here in (here / target).resolve().parents and target.exists()
+        outer = repository() / target
+        return outer if not own and outer.exists() else target
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, an unknown user
+        raise LooplineError(f"{path[:60]!r} is not a valid path: {error}"[:200]) from error
 
 
 def model(name: str, path: Path = PARAMS) -> tuple[Settings, ModelSettings]:
-    """The settings and the part of them that is `models.<name>`."""
+    """Return all settings, and those of `models.<name>`. Raises LooplineError on an unknown name."""
     settings = load(path)
     if name not in settings.models:
         raise LooplineError(f"no model {name!r} in {path}: there are {', '.join(settings.models)}")

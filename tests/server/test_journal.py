@@ -127,11 +127,11 @@ def test_labels_are_on_disk_when_they_are_acknowledged(serve, folders, kept):
 @pytest.mark.parametrize(
     ("feedback", "message"),
     [
-        ({"id": "one", "label": "purple"}, "'purple' is no class of classifier"),
+        ({"id": "one", "label": "purple"}, "'purple' is not a class of classifier"),
         ({"id": "one"}, "the label is missing"),
-        ({"id": "one", "label": 7}, 'the label is 7, and no text: send a class\'s name in quotes, as "bright"'),
-        ({"id": "one", "label": True}, "the label is true, and no text"),
-        ({"id": "one", "label": ["bright"]}, 'the label is ["bright"], and no text'),
+        ({"id": "one", "label": 7}, 'the label is 7, not a text: send a class\'s name in quotes, as "bright"'),
+        ({"id": "one", "label": True}, "the label is true, not a text"),
+        ({"id": "one", "label": ["bright"]}, 'the label is ["bright"], not a text'),
         ({"label": "bright"}, "id must be a text"),
         ({"id": "one", "label": "bright", "source": 3}, "source must be a text"),
         ({"id": "x" * 200, "label": "bright"}, "id must be a text"),

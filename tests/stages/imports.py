@@ -1,4 +1,4 @@
-"""Which modules of the package a module needs, by its imports: those in functions and `import_module(...)` too."""
+"""Find the modules of the package that a module needs, by its imports, also in functions and by `import_module(...)`."""
 
 import ast
 import re
@@ -23,13 +23,13 @@ def for_types_alone(tree):
 
 @cache
 def has_code(module):
-    """Is there more in it than a docstring?"""
+    """Return whether the module has more than a docstring."""
     return any(not isinstance(node, ast.Expr) for node in ast.parse(FILES[module].read_text(encoding="utf-8")).body)
 
 
 @cache
 def imports(module, task):
-    """Full names of what it imports. `task`: the one that the model has; fields of a name stand for any word."""
+    """Return the full names of the module's imports. task: the model's task. A field in an f-string stands for any word."""
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     skipped, names = for_types_alone(tree), set()
     for node in ast.walk(tree):
@@ -46,7 +46,7 @@ def imports(module, task):
 
 
 def called(node, task):
-    """The modules that a call may load: `import_module` of a string or an f-string, or a part of the task's folder."""
+    """Return the modules that a call may load, by `import_module` of a string or f-string, or from the task's folder."""
     function = ast.unparse(node.func)
     if function.endswith("import_module"):
         argument = node.args[0]
@@ -65,7 +65,7 @@ def called(node, task):
 
 
 def needed(module, task):
-    """The modules with code that `module` needs, itself among them."""
+    """Return the modules with code that `module` needs, including itself."""
     todo, seen = {module}, set()
     while todo:
         name = todo.pop()

@@ -1,4 +1,4 @@
-"""Which files a process opens, by whatever library: the kernel tells (inotify)."""
+"""Record which files a process opens, by any library, with the kernel's inotify."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ EVENT = struct.Struct("iIII")
 
 
 class Opened:
-    """As a context: the files below `root` that were opened meanwhile, in folders that were there at its start."""
+    """A context that records in `paths` the files opened below `root`, in folders that exist when it starts."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.paths = root, set()

@@ -1,4 +1,4 @@
-"""The stage that makes the drift reference, on tiny real parts."""
+"""The stage that makes the drift reference, on a tiny real graph."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from loopline.stages import calibrate, files
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A repository after the stage `quantize`: half of its images are held out."""
+    """A repository after the stage `quantize`."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(brightness.params(calibrate={"bins": 8, "false_alarms": 0.1, "streams": 100}))
     models = Path("models/classifier")
@@ -26,7 +26,7 @@ def project(tmp_path, monkeypatch):
 
 
 def held_out(count):
-    """A manifest with so many validation samples, one of each brightness, and a training split that is all black."""
+    """Write a manifest with `count` samples in validation and test, of rising brightness, and 300 black ones in training."""
     every = [
         manifest.Sample(
             id=f"{n:064x}",
@@ -45,26 +45,27 @@ def held_out(count):
     manifest.write(Path("data/classifier/manifest.parquet"), every, task="classification", labels=brightness.LABELS)
 
 
-def test_the_reference_is_of_validation_and_test_split_and_of_no_training_row(project):
+def test_the_reference_counts_validation_and_test_samples_and_no_training_sample(project):
     held_out(240)
     calibrate.main("classifier")
-    made = reference.read(Path("models/classifier/calibrate/drift.json"))
-    assert made.samples == 160, "a third makes the bins"
-    for signal in made.signals.values():
-        assert sum(signal.counts) == made.samples
-    darkest = made.signals["brightness"].counts[:2]
+    drift = reference.read(Path("models/classifier/calibrate/drift.json"))
+    assert drift.samples == 160, "a third makes the bins"
+    for signal in drift.signals.values():
+        assert sum(signal.counts) == drift.samples
+    darkest = drift.signals["brightness"].counts[:2]
     assert sum(darkest) < 40, "300 black training images would stand out"
-    assert made.quality.value == 1
-    assert sum(map(sum, made.labels.confusion)) == made.samples
+    assert drift.quality.value == 1
+    assert sum(map(sum, drift.labels.confusion)) == drift.samples
     samples = golden.read(Path("models/classifier/calibrate/golden.json"))
-    assert [one.answer["label"] for one in samples] == ["dark"] * 4
+    assert [sample.answer["label"] for sample in samples] == ["dark"] * 4
     assert json.loads(Path("models/classifier/calibrate/drift.json").read_text())["promise"]["false_alarms"] == 0.1
 
 
 def test_too_few_samples_are_refused(project):
     held_out(40)
     with pytest.raises(
-        LooplineError, match=r"40 samples in val and test, at least 60 .* raise models\.classifier\.split"
+        LooplineError,
+        match=r"40 samples in val and test, at least 60 .* raise val or test in models\.classifier\.split",
     ):
         calibrate.main("classifier")
     assert not Path("models/classifier/calibrate/drift.json").exists()

@@ -1,4 +1,4 @@
-"""dvc.yaml names all that a stage depends on: the modules it imports, the files it opens, the settings it looks at."""
+"""dvc.yaml names everything that a stage depends on: the modules it imports, the files it opens, the settings it reads."""
 
 import csv
 import json
@@ -19,31 +19,31 @@ from loopline.cli.pipeline import STAGES
 from loopline.stages import package
 
 ROOT = Path(__file__).parents[2]
-# Imported by everything, and no result depends on it: the package's version, and switches of telemetry and CUDA.
+# Every module imports it, and no result depends on it: the package's version, and switches of telemetry and CUDA.
 EXEMPT = {"src/loopline/__init__.py"}
-# Imported to check the other models' part of params.yaml.
+# Imported to check the other models in params.yaml.
 PARAMETERS = {f"src/loopline/tasks/{task}/parameters.py" for task in ("classification", "detection", "text")}
-# Named though it is not opened: nothing is trained on data that failed.
+# Named although it is not opened, so that no model is trained on data that failed.
 GATES = {("train", "data/NAME/validation.json")}
-# Opened for a text model alone: its tokenizer lies there.
+# Opened only for a text model, whose tokenizer is there.
 TOKENIZER = {(stage, "models/NAME/train") for stage in ("quantize", "evaluate", "calibrate")}
-# Opened, or looked at, for what is told besides: MLflow's run and an error's words.
+# Read only for MLflow's run and for the text of an error.
 BESIDES = {("train", "models.NAME.dataset"), ("evaluate", "models.NAME.dataset")}
-# What is one task's is named for every model, in a project that was made without that task too.
+# A task's modules are named for every model, even in a project that was created without that task.
 TASKS = {"classification", "detection", "text"}
 MODELS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["models"]
-PLAYED = {"text", "classification"} & {model["task"] for model in MODELS.values()}  # those that this project has
+PLAYED = {"text", "classification"} & {model["task"] for model in MODELS.values()}  # those tasks that this project has
 SCRATCH = ("params.yaml", ".loopline/", "mlflow.db", "mlruns/", "reports/")
 
 
 @pytest.fixture(scope="module")
 def pipeline():
-    """(stage, model) -> DVC's stage, as DVC itself reads dvc.yaml."""
-    found = {}
+    """Map (stage, model) to DVC's stage, as DVC itself reads dvc.yaml."""
+    stages = {}
     for stage in Repo(ROOT).index.stages:
         if "@" in (stage.name or ""):
-            found[tuple(stage.name.split("@"))] = stage
-    return found
+            stages[tuple(stage.name.split("@"))] = stage
+    return stages
 
 
 def dependencies(stage):
@@ -59,7 +59,7 @@ def holds(folder, path):
 
 
 def files(stage, task):
-    """The files of code that a stage needs, from the repository's root."""
+    """Return the code files that a stage needs, relative to the repository's root."""
     needed = imports.needed(f"loopline.stages.{stage}", task)
     return {imports.FILES[name].relative_to(ROOT).as_posix() for name in needed} - EXEMPT
 
@@ -77,18 +77,18 @@ def task_of(model):
 
 def test_every_module_that_a_stage_needs_is_named(pipeline):
     missing = {}
-    for (stage, model), known in pipeline.items():
-        if stage in STAGES and (paths := unnamed(files(stage, task_of(model)), dependencies(known))):
+    for (stage, model), declared in pipeline.items():
+        if stage in STAGES and (paths := unnamed(files(stage, task_of(model)), dependencies(declared))):
             missing[f"{stage}@{model}"] = paths
     assert not missing
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_without_any_one_of_its_modules_the_check_above_is_red(pipeline, stage):
+def test_the_check_above_fails_without_any_single_module(pipeline, stage):
     models = [model for name, model in pipeline if name == stage]
     code = {path for path in dependencies(pipeline[stage, models[0]]) if path.startswith("src/")}
     for path in sorted(code):
-        if Path(path).suffix in (".css", ".html") or stage == "package":  # its code is that of every stage: see below
+        if Path(path).suffix in (".css", ".html") or stage == "package":  # it names the code of every stage: see below
             continue
         if path.startswith("src/loopline/tasks/") and not set(map(task_of, models)) >= TASKS:
             continue
@@ -100,7 +100,7 @@ def test_without_any_one_of_its_modules_the_check_above_is_red(pipeline, stage):
         assert any(red), f"{stage} names {path}, and no model needs it"
 
 
-def test_a_bundle_s_lineage_and_its_stage_know_the_code_of_every_stage(pipeline):
+def test_the_lineage_and_the_stage_package_name_the_code_of_every_stage(pipeline):
     models = {model for _, model in pipeline}
     needed = {path for stage in STAGES for model in models for path in files(stage, task_of(model))}
     rooms = {f"src/loopline/{room}" for room in package.CODE}
@@ -144,7 +144,7 @@ WORDS = {"fruit": "apple pear plum cherry grape lemon", "tools": "hammer saw dri
 
 
 def small(folder, task):
-    """An empty folder with what the stages read, and a model `it` that is trained in a moment."""
+    """Fill an empty folder with what the stages read, and with a model `it` that trains in a moment."""
     content = yaml.safe_load((ROOT / "tests/params.yaml").read_text(encoding="utf-8"))
     model = next(dict(model) for model in content["models"].values() if model["task"] == task)
     model |= {"dataset": "dataset", "split": {"seed": 0, "val": 0.3, "test": 0.3}}
@@ -175,14 +175,14 @@ def small(folder, task):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
 @pytest.mark.parametrize("task", sorted(PLAYED))
-def test_all_that_a_stage_opens_and_looks_at_is_named(pipeline, tmp_path, task):
+def test_every_file_and_setting_that_a_stage_reads_is_named(pipeline, tmp_path, task):
     named = {stage: pipeline[stage, model] for stage, model in pipeline if task_of(model) == task}
     (model,) = {model for _, model in pipeline if task_of(model) == task}
     small(tmp_path, task)
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     wrong = {}
     for stage in STAGES:
-        known, out = named[stage], tmp_path.with_name(f"{stage}-{task}.json")
+        declared, out = named[stage], tmp_path.with_name(f"{stage}-{task}.json")
         with Opened(tmp_path) as seen:
             done = subprocess.run(
                 [sys.executable, "-c", RECORD, stage, "it", out],
@@ -199,8 +199,8 @@ def test_all_that_a_stage_opens_and_looks_at_is_named(pipeline, tmp_path, task):
         code = {
             imports.FILES[name].relative_to(ROOT).as_posix() for name in record["modules"] if imports.has_code(name)
         }
-        places = dependencies(known) | {item.def_path for item in known.outs}
-        settings = {*parameters(known), f"models.{model}.task"}  # the task chooses the code, and its path the stage
+        places = dependencies(declared) | {item.def_path for item in declared.outs}
+        settings = {*parameters(declared), f"models.{model}.task"}  # the task decides which code the stage runs
         settings |= {name.replace("NAME", model) for of, name in BESIDES if of == stage}
         wrong |= {
             (stage, "opens"): unnamed(paths, places),
@@ -208,15 +208,15 @@ def test_all_that_a_stage_opens_and_looks_at_is_named(pipeline, tmp_path, task):
             (stage, "looks at"): [
                 name
                 for name in sorted(looked)
-                if not any(name == one or name.startswith(f"{one}.") for one in settings)
+                if not any(name == setting or name.startswith(f"{setting}.") for setting in settings)
             ],
             (stage, "does not open"): [
                 path
-                for path in sorted(dependencies(known))
+                for path in sorted(dependencies(declared))
                 if path.startswith(("data/", "models/"))
                 and (stage, path.replace(f"/{model}/", "/NAME/"))
                 not in (GATES if task == "text" else GATES | TOKENIZER)
-                and not any(holds(path, one) for one in paths)
+                and not any(holds(path, named_path) for named_path in paths)
             ],
         }
     assert {key: value for key, value in wrong.items() if value} == {}
@@ -254,8 +254,8 @@ def test_dvc_runs_a_model_that_has_no_folder_of_batches_yet(tmp_path, command):
     run("git", "init", "--quiet", "-b", "main")
     run("git", "add", "--all")
     run("git", "commit", "--quiet", "--message=start")
-    said = run(sys.executable, "-m", "dvc", *command, "ingest@fresh")
-    assert "Running stage 'ingest@fresh'" in said
+    output = run(sys.executable, "-m", "dvc", *command, "ingest@fresh")
+    assert "Running stage 'ingest@fresh'" in output
     if "--temp" not in command:
         assert json.loads((home / "data/fresh/ingest.json").read_text(encoding="utf-8"))["sources"] == {"reviews": 80}
         assert "Data and pipelines are up to date" in run(sys.executable, "-m", "dvc", "repro", "ingest@fresh")

@@ -1,4 +1,4 @@
-"""The stage `ingest` on folders made here: its files, their agreement, and its refusals."""
+"""The stage `ingest` on small folders: its files agree with each other, and bad data are refused."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
-def test_a_folder_becomes_a_manifest_with_its_account(project):
+def test_a_folder_becomes_a_manifest_and_a_report(project):
     (project / "shapes/10/broken.png").write_bytes(b"\x89PNG")
     ingest.main("classifier")
     folder = project / "data/classifier"
@@ -71,18 +71,18 @@ def test_a_folder_becomes_a_manifest_with_its_account(project):
 
 
 def report_reason(report):
-    """What the decoder said; its words are not ours to test."""
+    """Return the decoder's reason, whose text is not tested."""
     return report["set_aside"]["unreadable image"]["examples"][0].removeprefix("10/broken.png (").removesuffix(")")
 
 
-def test_nothing_written_tells_where_the_data_lay(project):
+def test_no_written_file_holds_the_path_of_the_data(project):
     (project / "shapes/10/broken.png").write_bytes(b"\x89PNG")
     ingest.main("classifier")
     for path in (project / "data/classifier").iterdir():
         assert str(project).encode() not in path.read_bytes()
 
 
-def test_the_same_data_give_the_same_bytes(project):
+def test_the_same_data_gives_the_same_bytes(project):
     written = []
     for _ in range(2):
         ingest.main("classifier")
@@ -91,7 +91,7 @@ def test_the_same_data_give_the_same_bytes(project):
     assert set(written[0]) == {"manifest.parquet", "ingest.json", "classes.csv"}
 
 
-def test_a_labelled_batch_adds_samples_and_moves_none(project):
+def test_a_labelled_batch_adds_samples_and_moves_no_sample_to_another_split(project):
     ingest.main("classifier")
     before = splits(project)
     write_images(project / "data/batches/classifier/v2/7", 7, 40)
@@ -118,7 +118,7 @@ def test_texts_need_no_image_settings(project):
     assert read_json(project / "data/text/ingest.json")["samples"] == 80
 
 
-def test_what_cannot_be_trained_on_is_refused_with_its_reasons(project):
+def test_data_that_cannot_be_trained_on_is_refused_with_the_reasons(project):
     for path in (project / "shapes/10").iterdir():
         path.write_bytes(b"")
     with pytest.raises(LooplineError) as caught:
@@ -178,7 +178,7 @@ def test_rows_of_one_group_stay_together_by_a_column_of_a_table(project, kind):
     for text, split in zip(table["text"], table["split"], strict=True):
         if text != "nobody's":
             splits.setdefault(int(text.split()[-1]) % 20, set()).add(split)
-    assert {len(found) for found in splits.values()} == {1}
+    assert {len(of_group) for of_group in splits.values()} == {1}
     assert len(splits) == 20
     assert read_json(project / "data/text/ingest.json")["groups"] == {
         "count": 20,

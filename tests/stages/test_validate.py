@@ -1,4 +1,4 @@
-"""The stage that stops bad data, as DVC runs it."""
+"""The stage `validate`, which stops bad data."""
 
 import hashlib
 import json
@@ -25,15 +25,15 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ingested(*extra: Sample, labels: tuple[str, ...] = LABELS) -> None:
-    """What ingest leaves: 600 texts of `labels` in turn, and the extra ones."""
+    """Write what ingest writes: 600 texts of `labels` in turn, and the extra ones."""
     samples = list(extra)
     for number in range(600):
         text, split = f"text {number}", manifest.SPLITS[0 if number % 10 < 8 else number % 10 - 7]
-        made = {"source": "zoo", "path": f"{number}.txt", "label": labels[number // 10 % len(labels)]}
-        samples.append(Sample(id=hashlib.sha256(text.encode()).hexdigest(), text=text, split=split, **made))
+        common = {"source": "zoo", "path": f"{number}.txt", "label": labels[number // 10 % len(labels)]}
+        samples.append(Sample(id=hashlib.sha256(text.encode()).hexdigest(), text=text, split=split, **common))
     manifest.write(files.manifest("text"), samples, task="text", labels=labels)
-    aside = {"a text with two labels": {"count": 3, "examples": ["<i>.txt"]}}
-    files.write_json(Path("data/text/ingest.json"), {"samples": len(samples), "set_aside": aside})
+    set_aside = {"a text with two labels": {"count": 3, "examples": ["<i>.txt"]}}
+    files.write_json(Path("data/text/ingest.json"), {"samples": len(samples), "set_aside": set_aside})
 
 
 def test_good_data_passes_and_leaves_its_reports() -> None:
@@ -48,7 +48,7 @@ def test_good_data_passes_and_leaves_its_reports() -> None:
     assert Path("reports/text/data_docs/index.html").exists()
 
 
-def test_bad_data_stops_the_pipeline_and_says_why_and_what_to_do() -> None:
+def test_bad_data_stops_the_pipeline_with_the_reason_and_the_remedy() -> None:
     ingested(Sample(id="0" * 64, source="zoo", path="odd.txt", split="train", label="tame", text=" "))
 
     with pytest.raises(LooplineError) as error:
@@ -73,7 +73,7 @@ def test_two_runs_leave_the_same_bytes() -> None:
 
 
 class Tags(HTMLParser):
-    """Collects what a page opens and closes, and what it would load."""
+    """Collects the tags that a page leaves open, and those that would load something."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_loads_nothing_and_takes_no_markup_from_the_data() -> None:
+def test_the_page_is_complete_loads_nothing_and_escapes_markup_in_the_data() -> None:
     ingested()
     validate.main("text")
     page = Path("reports/text/validation.html").read_text(encoding="utf-8")
@@ -108,13 +108,13 @@ def test_without_ingest_the_stage_says_what_to_run() -> None:
         validate.main("text")
 
 
-def test_near_copies_and_torn_groups_are_warnings_and_stop_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_near_copies_and_torn_groups_only_cause_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     words = "The committee met in the old town hall to look at the budget and put off its decision until spring."
     rows = {"train": words, "test": words.replace("old", "new")}
-    made = {"source": "zoo", "label": "tame"}
+    common = {"source": "zoo", "label": "tame"}
     ingested(
         *(
-            Sample(id=hashlib.sha256(text.encode()).hexdigest(), text=text, split=split, path=split, **made)
+            Sample(id=hashlib.sha256(text.encode()).hexdigest(), text=text, split=split, path=split, **common)
             for split, text in rows.items()
         )
     )
@@ -129,28 +129,28 @@ def test_near_copies_and_torn_groups_are_warnings_and_stop_nothing(capsys: pytes
     near = verdict["near_copies"]
     assert (near["count"], near["compared"], near["left_out"]) == (1, 1, 120)
     assert near["examples"] == ["test test and train"]
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     page = Path("reports/text/validation.html").read_text(encoding="utf-8")
     for warning in (
         "1 of 1 held-out samples are near copies of training ones, such as test test and train",
         "2 groups are in",
     ):
-        assert warning in said
+        assert warning in output
         assert warning in page
     assert "warning" not in Path("data/text/validation.json").read_text(encoding="utf-8").split('"warnings"')[0]
 
 
-def test_classes_that_may_be_one_or_none_are_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_that_may_be_the_same_or_missing_cause_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     ingested(labels=("1", "1.0", "Cat", "cat", "dog", "NaN"))
     validate.main("text")
-    said = capsys.readouterr().out
-    assert "classes that may be one: '1', '1.0'. Write" in said
-    assert "classes that may be one: 'Cat', 'cat'. Write" in said
-    assert "a class is called 'NaN'" in said
-    assert "dog" not in said
+    output = capsys.readouterr().out
+    assert "classes that may be one: '1', '1.0'. Write" in output
+    assert "classes that may be one: 'Cat', 'cat'. Write" in output
+    assert "a class is called 'NaN'" in output
+    assert "dog" not in output
 
 
-def test_classes_that_differ_are_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_classes_cause_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
     ingested(labels=("1", "10", "cat", "cats"))
     validate.main("text")
     assert "class" not in capsys.readouterr().out

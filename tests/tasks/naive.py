@@ -1,4 +1,4 @@
-"""A detector's graph as ultralytics itself lays it out: boxes in pixels and scores in one tensor, which eight bits cannot hold."""
+"""A detector's graph as ultralytics exports it: boxes in pixels and scores in one tensor, which eight bits cannot represent."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 
 
 def one_tensor(source: Path, target: Path, *, labels: int) -> Path:
-    """Copy the graph with boxes and scores joined and parted again before suppression: the same answers, until quantized."""
+    """Copy the graph, with boxes and scores joined and split again before suppression. Only quantization changes the answers."""
     model = onnx.load(source)
     suppression = next(node for node in model.graph.node if node.op_type == "NonMaxSuppression")
     boxes, scores = suppression.input[:2]

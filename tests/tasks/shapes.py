@@ -18,7 +18,7 @@ SMALL = str(Path(__file__).with_name("small_yolo.yaml"))
 
 
 def shapes(n: int, *, seed: int, side: int = SIDE) -> Split:
-    """PNGs of `side` pixels, each with a disc in its left half and a square in its right one."""
+    """Return PNGs of `side` pixels, each with a disc in its left half and a square in its right one."""
     random = np.random.default_rng(seed)
     inputs, targets = [], []
     for _ in range(n):
@@ -40,7 +40,7 @@ def shapes(n: int, *, seed: int, side: int = SIDE) -> Split:
 
 
 def small(**change: Any) -> DetectionSettings:
-    """The default settings, made small."""
+    """Return the default settings with a small network and small images."""
     _, model = settings.model("detector", Path(__file__).parents[1] / "params.yaml")
     assert isinstance(model, DetectionSettings)
     recipe = {"epochs": 14, "batch_size": 8, "patience": 14, "learning_rate": 0.01, "architecture": SMALL} | change

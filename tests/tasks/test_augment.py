@@ -1,4 +1,4 @@
-"""Augmentation moves pixels, and nothing that it is not told to."""
+"""Augmentation changes pixels only as its settings say."""
 
 import torch
 
@@ -25,11 +25,11 @@ def test_without_settings_nothing_changes() -> None:
     assert torch.equal(augmented(picture()), picture().float())
 
 
-def test_a_flip_is_the_exact_mirror_image_of_some() -> None:
+def test_a_flip_mirrors_about_half_of_the_images_exactly() -> None:
     pixels = picture()
-    found = augmented(pixels, flip=True)
-    kept = _alike(found, pixels.float())
-    mirrored = _alike(found, pixels.float().flip(2))
+    changed = augmented(pixels, flip=True)
+    kept = _alike(changed, pixels.float())
+    mirrored = _alike(changed, pixels.float().flip(2))
     assert (kept ^ mirrored).all()
     assert 10 < mirrored.sum() < 54
 
@@ -40,19 +40,19 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def test_a_shift_moves_by_whole_pixels_and_blurs_nothing() -> None:
     pixels = picture()
-    found = augmented(pixels, shift=0.2)
-    assert not _alike(found, pixels.float()).all()
-    assert torch.isclose(found, found.round(), atol=0.01).all()
+    shifted = augmented(pixels, shift=0.2)
+    assert not _alike(shifted, pixels.float()).all()
+    assert torch.isclose(shifted, shifted.round(), atol=0.01).all()
 
 
-def test_rotation_and_scale_keep_the_middle_and_the_range() -> None:
+def test_rotation_and_scale_keep_the_shape_and_the_range() -> None:
     pixels = picture()
     for change in ({"rotate": 20}, {"scale": 0.2}):
-        found = augmented(pixels, **change)
-        assert found.shape == pixels.shape
-        assert found.min() >= -0.01
-        assert found.max() <= 255.01
-        assert not _alike(found, pixels.float()).any()
+        changed = augmented(pixels, **change)
+        assert changed.shape == pixels.shape
+        assert changed.min() >= -0.01
+        assert changed.max() <= 255.01
+        assert not _alike(changed, pixels.float()).any()
 
 
 def test_a_quarter_turn_of_a_wide_image_keeps_its_pixels_square() -> None:
@@ -60,14 +60,14 @@ def test_a_quarter_turn_of_a_wide_image_keeps_its_pixels_square() -> None:
     bar[:, 9:11, 15:25] = 255  # ten wide, two high
     torch.manual_seed(0)
     angle = (torch.rand(1) * 2 - 1).item()
-    found = augmented(bar, rotate=90 / angle)
-    columns, rows = (found[0, :, :, 0] > 127).any(0).sum().item(), (found[0, :, :, 0] > 127).any(1).sum().item()
+    turned = augmented(bar, rotate=90 / angle)
+    columns, rows = (turned[0, :, :, 0] > 127).any(0).sum().item(), (turned[0, :, :, 0] > 127).any(1).sum().item()
     assert (columns, rows) == (2, 10)
 
 
-def test_erasing_blanks_one_patch_with_the_mean_in_the_told_share() -> None:
+def test_erasing_blanks_one_patch_in_the_share_of_the_settings() -> None:
     pixels = picture(400)
-    found = augmented(pixels, erase=0.25)
-    changed = (found != pixels.float()).any(3).flatten(1).sum(1)
+    erased = augmented(pixels, erase=0.25)
+    changed = (erased != pixels.float()).any(3).flatten(1).sum(1)
     assert 60 < (changed > 0).sum() < 140
     assert changed.max() <= 0.5 * 12 * 0.5 * 16 + 16

@@ -1,4 +1,4 @@
-"""Answers and metrics of a classifier, against scikit-learn's where it has them."""
+"""Answers and metrics of a classifier, compared with scikit-learn where it has them."""
 
 from types import SimpleNamespace
 
@@ -25,13 +25,13 @@ def case():
 def test_metrics_agree_with_scikit_learn(case):
     outputs, truth = case
     predicted = outputs["probabilities"].argmax(1)
-    found = classification.scorer(outputs, truth, SPEC)(None)
-    assert found["accuracy"] == pytest.approx((predicted == truth.targets).mean())
-    assert found["macro_f1"] == pytest.approx(f1_score(truth.targets, predicted, average="macro"))
-    assert found["log_loss"] == pytest.approx(log_loss(truth.targets, outputs["probabilities"], labels=[0, 1, 2]))
+    metrics = classification.scorer(outputs, truth, SPEC)(None)
+    assert metrics["accuracy"] == pytest.approx((predicted == truth.targets).mean())
+    assert metrics["macro_f1"] == pytest.approx(f1_score(truth.targets, predicted, average="macro"))
+    assert metrics["log_loss"] == pytest.approx(log_loss(truth.targets, outputs["probabilities"], labels=[0, 1, 2]))
 
 
-def test_weights_count_samples_as_often_as_they_say(case):
+def test_a_weighted_sample_counts_as_that_many_samples(case):
     outputs, truth = case
     weights = np.random.default_rng(1).integers(0, 4, 200).astype(float)
     repeated = np.repeat(np.arange(200), weights.astype(int))
@@ -70,11 +70,11 @@ def test_a_perfect_ranking_has_precision_one_everywhere():
     assert recall[-1] == 1
 
 
-def test_reliability_bins_hold_every_answer(case):
+def test_the_reliability_bins_count_every_answer(case):
     bins = curves.reliability(*classification.confidences(*case, SPEC))
     assert sum(count for *_, count in bins) == 200
     assert all(0 <= accuracy <= 1 for _, accuracy, _ in bins)
 
 
-def test_a_specification_survives_its_json_form():
+def test_a_specification_is_the_same_after_its_json_form():
     assert ModelSpec.from_dict(SPEC.to_dict()) == SPEC

@@ -29,7 +29,7 @@ SIDE = 16
 
 
 def stripes(n: int, *, seed: int, labels: tuple[str, ...] = ("across", "blank", "down")) -> Split:
-    """Grey PNGs with horizontal stripes, none, or vertical ones, under noise."""
+    """Return noisy grey PNGs with horizontal stripes, without stripes, or with vertical ones."""
     random = np.random.default_rng(seed)
     wave = np.sin(np.arange(SIDE) * 1.5) * 60
     patterns = [np.tile(wave[:, None], (1, SIDE)), np.zeros((SIDE, SIDE)), np.tile(wave, (SIDE, 1))]
@@ -45,7 +45,7 @@ def stripes(n: int, *, seed: int, labels: tuple[str, ...] = ("across", "blank", 
 
 
 def tiny(**change: Any) -> ClassificationSettings:
-    """The default settings, made small."""
+    """Return the default settings with a small network and small images."""
     _, model = settings.model("classifier", Path(__file__).parents[1] / "params.yaml")
     assert isinstance(model, ClassificationSettings)
     small = {"epochs": 6, "batch_size": 16, "width": 8, "learning_rate": 0.01, "patience": 6} | change
@@ -81,7 +81,7 @@ def graph(trained: Path) -> Path:
     return out
 
 
-def test_it_learns_and_leaves_its_files_but_no_checkpoint(trained: Path) -> None:
+def test_training_learns_and_leaves_its_files_but_no_checkpoint(trained: Path) -> None:
     history = (trained / "history.csv").read_text().splitlines()
     assert history[0] == "epoch,train_loss,val_loss,val_accuracy"
     assert len(history) == 1 + 6
@@ -137,7 +137,7 @@ def test_another_training_starts_from_its_blocks_and_has_its_own_head(trained: P
     assert torch.equal(after["stem.conv.weight"], before["stem.conv.weight"]), "three channels do not fit one"
 
 
-def test_starting_from_a_good_network_is_better_than_from_nothing(trained: Path, tmp_path: Path) -> None:
+def test_a_training_that_starts_from_a_good_network_is_better(trained: Path, tmp_path: Path) -> None:
     losses = []
     for name, pretrained in (("nothing", None), ("good", str(trained / "model.safetensors"))):
         out = run(tmp_path / name, tiny(epochs=1, learning_rate=0.001, pretrained=pretrained))
@@ -194,6 +194,6 @@ for channels in (3, 4, 8, 12):
 """
 
 
-def test_a_strided_1x1_of_few_channels_learns_the_right_gradient():
-    """In a process of its own: where oneDNN writes beyond its buffer, the process dies sooner or later."""
+def test_a_strided_1x1_convolution_of_few_channels_has_the_right_gradient():
+    """Runs in its own process, which dies sooner or later if oneDNN writes beyond its buffer."""
     subprocess.run([sys.executable, "-c", FEW_CHANNELS], check=True)

@@ -60,7 +60,7 @@ def map50(path: Path, spec: ModelSpec, side: int = SIDE) -> float:
     ]  # type: ignore[arg-type]
 
 
-def test_it_learns_and_leaves_its_files_but_no_checkpoint(trained: Path) -> None:
+def test_training_learns_and_leaves_its_files_but_no_checkpoint(trained: Path) -> None:
     assert sorted(path.name for path in trained.iterdir()) == ["config.json", "history.csv", "model.safetensors"]
     assert not list((trained.parent / "work").iterdir())
     header, *rows = (trained / "history.csv").read_text().splitlines()
@@ -70,7 +70,7 @@ def test_it_learns_and_leaves_its_files_but_no_checkpoint(trained: Path) -> None
     assert str(Path.cwd()) not in (trained / "config.json").read_text()
 
 
-def test_a_killed_training_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_killed_training_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     program = f"""
 import os, signal, sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
@@ -84,11 +84,11 @@ t.run(pathlib.Path({str(tmp_path / "killed")!r}), t.small(epochs=3), log)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed/train").exists()
     seen: list[int] = []
-    again = run(tmp_path / "killed", small(epochs=3), lambda epoch, _: seen.append(epoch))
-    whole = run(tmp_path / "whole", small(epochs=3))
+    resumed = run(tmp_path / "killed", small(epochs=3), lambda epoch, _: seen.append(epoch))
+    uninterrupted = run(tmp_path / "whole", small(epochs=3))
     assert seen == [1, 2, 3]
     for name in ("model.safetensors", "history.csv", "config.json"):
-        assert (again / name).read_bytes() == (whole / name).read_bytes()
+        assert (resumed / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
 def test_torch_and_onnx_agree_for_any_batch(trained: Path, exported: tuple[Path, ModelSpec]) -> None:
@@ -100,7 +100,7 @@ def test_torch_and_onnx_agree_for_any_batch(trained: Path, exported: tuple[Path,
         assert max(differences.values()) < 1e-3, differences
 
 
-def test_swapped_channels_are_seen_by_the_parity_check(trained: Path, exported: tuple[Path, ModelSpec]) -> None:
+def test_the_parity_check_notices_swapped_channels(trained: Path, exported: tuple[Path, ModelSpec]) -> None:
     path, spec = exported
     inputs = task.TASK.preprocessor(spec, trained)(shapes(5, seed=3).inputs)  # type: ignore[arg-type]
     swapped = {"image": inputs["image"][..., ::-1].copy()}
@@ -108,7 +108,7 @@ def test_swapped_channels_are_seen_by_the_parity_check(trained: Path, exported: 
         parity.check(detection.reference(trained)(inputs), sessions.run(path, swapped), tolerance=1e-3, what="they")
 
 
-def test_the_graph_is_good_and_says_what_it_is(exported: tuple[Path, ModelSpec]) -> None:
+def test_the_graph_is_accurate_and_its_specification_is_right(exported: tuple[Path, ModelSpec]) -> None:
     path, spec = exported
     assert spec.labels == LABELS
     assert spec.image == ImageInput(height=SIDE, width=SIDE, channels=3, fit="letterbox")
@@ -118,7 +118,7 @@ def test_the_graph_is_good_and_says_what_it_is(exported: tuple[Path, ModelSpec])
 
 
 def strings(message: Any) -> Iterator[str]:
-    """Every name, doc string and entry of metadata of a graph. Weights are left out: any three bytes may stand in them by chance."""
+    """Yield every name, doc string and metadata entry of a graph, but not weights: any three bytes may be in them by chance."""
     for field, value in message.ListFields():
         if field.name == "raw_data":
             continue
@@ -130,15 +130,15 @@ def strings(message: Any) -> Iterator[str]:
                 yield item if isinstance(item, str) else item.decode("utf-8", "replace")
 
 
-def test_the_file_does_not_tell_where_it_was_made(exported: tuple[Path, ModelSpec], tmp_path: Path) -> None:
-    told = onnx_export.to_onnx(torch.nn.Linear(2, 2), torch.zeros(2, 2), takes="x", gives=("y",))
-    assert any(".py" in text for text in strings(told))
-    onnx_export.save(told, tmp_path / "told.onnx")
+def test_the_file_holds_no_source_path(exported: tuple[Path, ModelSpec], tmp_path: Path) -> None:
+    exported_model = onnx_export.to_onnx(torch.nn.Linear(2, 2), torch.zeros(2, 2), takes="x", gives=("y",))
+    assert any(".py" in text for text in strings(exported_model))
+    onnx_export.save(exported_model, tmp_path / "told.onnx")
     assert not [text for text in strings(onnx.load(tmp_path / "told.onnx")) if ".py" in text]
     assert not [text for text in strings(onnx.load(exported[0])) if ".py" in text]
 
 
-def test_weights_that_look_like_a_path_tell_nothing() -> None:
+def test_weights_that_look_like_a_path_are_not_mistaken_for_one() -> None:
     weights = numpy_helper.from_array(np.frombuffer(b"/a/b.py/", np.uint8), "w")
     graph = helper.make_graph([], "g", [], [], [weights])
     assert b".py" in helper.make_model(graph).SerializeToString()
@@ -159,7 +159,7 @@ def quantized(path: Path, target: Path, spec: ModelSpec, *, side: int, naively: 
     return target
 
 
-def test_int8_is_as_good(exported: tuple[Path, ModelSpec], tmp_path: Path) -> None:
+def test_int8_is_as_accurate_as_fp32(exported: tuple[Path, ModelSpec], tmp_path: Path) -> None:
     path, spec = exported
     int8 = quantized(path, tmp_path / "int8.onnx", spec, side=SIDE, naively=False)
     assert map50(int8, spec) == pytest.approx(map50(path, spec), abs=0.03)
@@ -167,7 +167,9 @@ def test_int8_is_as_good(exported: tuple[Path, ModelSpec], tmp_path: Path) -> No
     assert kinds.count("QuantizeLinear") >= kinds.count("Conv")
 
 
-def test_quantized_naively_it_finds_nothing_and_no_error_says_so(trained: Path, tmp_path: Path) -> None:
+def test_a_naively_quantized_detector_loses_every_box_without_an_error_and_is_refused(
+    trained: Path, tmp_path: Path
+) -> None:
     shutil.copytree(trained, tmp_path / "train")
     config = json.loads((trained / "config.json").read_text())
     config["image"] |= {"height": 512, "width": 512}  # the network is convolutional: it runs at any size
@@ -198,7 +200,7 @@ def test_quantized_naively_it_finds_nothing_and_no_error_says_so(trained: Path, 
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_training_starts_from_weights_of_an_earlier_one(trained: Path, tmp_path: Path, suffix: str) -> None:
+def test_training_starts_from_the_weights_of_an_earlier_training(trained: Path, tmp_path: Path, suffix: str) -> None:
     weights = trained / "model.safetensors"
     if suffix == "pt":  # as ultralytics saves it
         network, _ = detection._load(trained)
@@ -230,7 +232,7 @@ def test_an_image_size_that_does_not_fit_is_refused() -> None:
         yolo.build(yolo.architecture(SMALL), 2, ImageInput(height=60, width=64, channels=3))
 
 
-def test_published_architectures_are_found_and_carry_no_path() -> None:
+def test_published_architectures_are_read_and_hold_no_path() -> None:
     layers = yolo.architecture("yolo11n.yaml")
     assert layers["scale"] == "n"
     assert "yaml_file" not in layers
@@ -262,17 +264,17 @@ def test_suppression_in_the_graph_and_in_numpy_agree(
     path = suppression_graph(tmp_path_factory.mktemp("graph") / "model.onnx", classes, iou, most)
     embedding = np.zeros((3, 2), np.float32)
     inputs = {"all_boxes_in": boxes, "all_scores_in": scores, "all_embedding_in": embedding}
-    found, expected = sessions.run(path, inputs), suppression.suppress(boxes, scores, iou=iou, most=most)
+    outputs, expected = sessions.run(path, inputs), suppression.suppress(boxes, scores, iou=iou, most=most)
     for name, value in expected.items():
-        assert np.array_equal(found[name], value), name
+        assert np.array_equal(outputs[name], value), name
 
 
-def test_suppression_drops_a_worse_box_of_the_same_class_alone() -> None:
+def test_suppression_drops_a_worse_box_of_the_same_class_only() -> None:
     boxes = np.array([[[0, 0, 10, 10], [1, 0, 11, 10], [30, 30, 40, 40]]], np.float32)
     scores = np.array([[[0.9, 0.8, 0.001], [0.2, 0.6, 0.5]]], np.float32)
-    found = suppression.suppress(boxes, scores, iou=0.5, most=4)
-    assert found["scores"][0].tolist() == pytest.approx([0.9, 0.6, 0.5, 0])
-    assert found["classes"][0].tolist() == [0, 1, 1, 0]
+    outputs = suppression.suppress(boxes, scores, iou=0.5, most=4)
+    assert outputs["scores"][0].tolist() == pytest.approx([0.9, 0.6, 0.5, 0])
+    assert outputs["classes"][0].tolist() == [0, 1, 1, 0]
 
 
 @hypothesis_settings(max_examples=40, deadline=None)
@@ -287,18 +289,18 @@ def test_boxes_move_with_their_pixels(seed: int, horizontal: bool, vertical: boo
     recipe = small(
         mosaic=1.0, flip_horizontal=float(horizontal), flip_vertical=float(vertical), scale=0.4, shift=0.3
     ).train
-    image, (*found,) = Scenes(pixels, boxes, 0).augmented(0, recipe, random, mosaic=mosaic)
+    image, (*moved,) = Scenes(pixels, boxes, 0).augmented(0, recipe, random, mosaic=mosaic)
     bright = image.max(2) > 90
     assert image.shape == (48, 64, 3)
     inside = np.zeros_like(bright)
-    for label, x1, y1, x2, y2 in found:
+    for label, x1, y1, x2, y2 in moved:
         assert label == 1
         assert 0 <= x1 < x2 <= 64
         assert 0 <= y1 < y2 <= 48
         rows, columns = slice(round(y1), round(y2)), slice(round(x1), round(x2))
         inside[rows, columns] = True
         assert bright[rows, columns].mean() > 0.7  # a box is full of its object
-    assert (bright & ~inside).sum() <= 40 + 60 * (len(found) < 4)  # and objects are in boxes, but for rims and slivers
+    assert (bright & ~inside).sum() <= 40 + 60 * (len(moved) < 4)  # and objects are in boxes, but for rims and slivers
 
 
 def test_the_learning_rate_rises_straight_and_falls_to_its_share() -> None:
@@ -309,5 +311,5 @@ def test_the_learning_rate_rises_straight_and_falls_to_its_share() -> None:
     assert fit.learning_rate(10, recipe) == pytest.approx(0.001)
 
 
-def test_rare_classes_can_weigh_more(tmp_path: Path) -> None:
+def test_a_training_with_class_weights_writes_its_model(tmp_path: Path) -> None:
     assert (run(tmp_path, small(epochs=1, class_weights=True)) / "model.safetensors").exists()

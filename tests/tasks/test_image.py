@@ -1,4 +1,4 @@
-"""Decoding and resizing: the same pixels for training and serving, whatever a camera or an editor wrote."""
+"""Decoding and resizing give the right pixels, whatever a camera or an editor wrote."""
 
 import io
 import struct
@@ -20,14 +20,14 @@ def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def quarters() -> Image.Image:
-    """Red, green, blue and white, 20 x 30, so that a turn or a swap shows."""
+    """Return quarters of red, green, blue and white, 20 x 30, in which a turn or a swap shows."""
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:10, :15, 0] = pixels[:10, 15:, 1] = pixels[10:, :15, 2] = 255
     pixels[10:, 15:] = 255
     return Image.fromarray(pixels)
 
 
-def test_rgb_comes_out_as_it_went_in():
+def test_rgb_is_unchanged():
     assert np.array_equal(image.decode(encode(quarters()), 3), np.asarray(quarters()))
 
 
@@ -82,7 +82,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded():
         image.decode(encode(quarters()), 3, max_pixels=100)
 
 
-def test_more_pixels_than_pillow_opens_are_too_many_not_a_broken_image():
+def test_more_pixels_than_pillow_opens_raise_too_large_and_not_a_broken_image():
     data = bytearray(encode(quarters(), "BMP"))
     data[18:26] = struct.pack("<ii", 16320, 12240)
     with pytest.raises(image.TooLarge, match="too many pixels, at most 50000000 are"):

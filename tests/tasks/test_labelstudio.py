@@ -1,4 +1,4 @@
-"""Results of Label Studio become classes and boxes in pixels, or say why they cannot."""
+"""Results of Label Studio become classes and boxes in pixels, or give the reason why they cannot."""
 
 import pytest
 
@@ -48,9 +48,9 @@ def test_a_rectangle_and_its_labels_may_be_two_results():
 
 
 def test_two_shapes_with_one_id_are_two_regions():
-    """A script that prepares annotations may write `id` once for all."""
-    found = labelstudio.regions([rectangle(id="r1"), rectangle(id="r1", x=0, names=("bus",)), rectangle(id="r1")])
-    assert [(region.label, region.corners[0]) for region in found] == [("car", 64), ("bus", 0)]
+    """A script that prepares annotations may give all of them the same `id`."""
+    regions = labelstudio.regions([rectangle(id="r1"), rectangle(id="r1", x=0, names=("bus",)), rectangle(id="r1")])
+    assert [(region.label, region.corners[0]) for region in regions] == [("car", 64), ("bus", 0)]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_region_of_another_kind_is_a_region(kind, value):
     assert region.problem == "region that is not a box, a polygon or an ellipse"
 
 
-def test_what_is_said_of_a_region_is_no_region():
+def test_a_result_that_describes_a_region_is_not_a_region():
     size, corners = {"original_width": 9, "original_height": 9}, {"x": 1, "y": 1, "width": 2, "height": 2}
     kinds = ("choices", "rating", "textarea", "number", "taxonomy", "datetime", "relation", "pairwise", "ranker")
     assert labelstudio.regions([size | {"type": kind, "value": corners} for kind in kinds]) == []
@@ -92,14 +92,14 @@ def test_what_is_said_of_a_region_is_no_region():
         (rectangle(type="polygonlabels", value={"points": [[1, 2], [3, None], [4, 5]]}), "not numbers"),
     ],
 )
-def test_a_region_that_is_no_box_says_why(result, problem):
+def test_a_region_that_has_no_box_gives_the_reason(result, problem):
     assert problem in box(result)
 
 
 def test_choices_of_the_whole_sample_count_and_those_of_a_region_do_not():
-    whole = {"type": "choices", "value": {"choices": ["cat"]}}
+    sample = {"type": "choices", "value": {"choices": ["cat"]}}
     inside = {"type": "choices", "value": {"x": 1, "y": 1, "width": 2, "height": 2, "choices": ["blurred"]}}
-    assert labelstudio.choices([inside, whole, whole]) == ["cat"]
+    assert labelstudio.choices([inside, sample, sample]) == ["cat"]
     assert labelstudio.choices([{"type": "choices", "value": {"choices": ["a", "b"]}}]) == ["a", "b"]
     assert labelstudio.choices([{"type": "choices", "value": {"choices": []}}, {"type": "rating"}]) == []
 
@@ -125,6 +125,6 @@ def test_submitted_annotations_count_and_ground_truth_alone_where_it_is_marked()
         ({"data": {}, "annotations": [{"result": {"a": 1}}]}, "result"),
     ],
 )
-def test_what_is_no_task_of_the_export_is_refused(task, message):
+def test_a_task_that_is_not_from_the_json_export_is_refused(task, message):
     with pytest.raises(labelstudio.UnusableResult, match=message):
         labelstudio.submitted(task)

@@ -1,4 +1,4 @@
-"""From any text to token ids."""
+"""The tokenizer turns any text into token ids."""
 
 from pathlib import Path
 
@@ -28,22 +28,22 @@ def ids(request, tmp_path_factory):
 
 
 def test_a_batch_is_padded_to_its_longest_text(ids):
-    found = ids("a b a", "a")
-    assert found.dtype == np.int64
-    assert found.shape == (2, 5 if found.shape[1] == 5 else 7)
-    assert list(found[1, 3:]) == [tokenizing.PAD] * (found.shape[1] - 3)
-    assert list(found[1, :3]) == list(ids("a")[0])
+    batch = ids("a b a", "a")
+    assert batch.dtype == np.int64
+    assert batch.shape == (2, 5 if batch.shape[1] == 5 else 7)
+    assert list(batch[1, 3:]) == [tokenizing.PAD] * (batch.shape[1] - 3)
+    assert list(batch[1, :3]) == list(ids("a")[0])
 
 
-def test_a_text_reads_the_same_alone_and_among_others(ids):
+def test_a_text_has_the_same_ids_alone_and_in_a_batch(ids):
     together = ids(*TEXTS)
-    for row, one in zip(together, TEXTS, strict=True):
-        alone = ids(one)[0]
+    for row, sample in zip(together, TEXTS, strict=True):
+        alone = ids(sample)[0]
         np.testing.assert_array_equal(row[: len(alone)], alone)
         assert (row[len(alone) :] == tokenizing.PAD).all()
 
 
-def test_an_empty_text_has_its_edges(ids):
+def test_an_empty_text_has_only_its_edges(ids):
     assert ids("").tolist() == ids("  \n ").tolist() == [[EDGE, EDGE]]
 
 
@@ -52,33 +52,33 @@ def test_a_long_text_is_cut(ids):
 
 
 @pytest.mark.parametrize("space", ["  ", "\t", "\n", "\r\n", "\u0085", "\u2028", "\u00a0"])
-def test_any_white_space_is_one_space(ids, space):
+def test_any_white_space_counts_as_one_space(ids, space):
     assert ids(f"a{space}b").tolist() == ids("a b").tolist()
 
 
-def test_what_training_did_not_see_is_unknown(ids):
+def test_a_token_that_training_did_not_see_is_unknown(ids):
     assert set(ids("😀")[0]) == set(ids("字")[0]) == {EDGE, UNKNOWN}
 
 
-def test_a_decomposed_letter_is_the_composed_one(ids):
+def test_a_decomposed_letter_equals_the_composed_one(ids):
     assert ids("Strasse e\u0301").tolist() == ids("Strasse \u00e9").tolist()
 
 
-def test_a_text_cannot_name_the_padding(ids):
+def test_the_text_pad_in_brackets_does_not_become_padding(ids):
     assert tokenizing.PAD not in ids("[PAD] a [PAD]")
 
 
-def test_a_lone_surrogate_is_a_question_mark(ids):
+def test_a_lone_surrogate_becomes_a_question_mark(ids):
     assert ids("a \ud800 b").tolist() == ids("a ? b").tolist()
 
 
 @given(st.lists(st.text(), min_size=1, max_size=4))
 def test_any_texts_make_one_array_between_edges(ids, texts):
-    found = ids(*texts)
-    assert found.shape[0] == len(texts)
-    assert 2 <= found.shape[1] <= 12
-    assert (found[:, 0] == EDGE).all()
-    assert ((found != tokenizing.PAD).sum(1) >= 2).all()
+    batch = ids(*texts)
+    assert batch.shape[0] == len(texts)
+    assert 2 <= batch.shape[1] <= 12
+    assert (batch[:, 0] == EDGE).all()
+    assert ((batch != tokenizing.PAD).sum(1) >= 2).all()
 
 
 def test_words_are_told_apart_from_punctuation_and_have_no_capitals():
@@ -92,6 +92,6 @@ def test_characters_keep_their_capitals():
     assert learnt.encode("D d").ids[2] == EDGE
 
 
-def test_a_vocabulary_holds_the_commonest(tmp_path: Path):
+def test_a_vocabulary_holds_the_commonest_words(tmp_path: Path):
     learnt = tokenizing.learn(TEXTS, "words", vocabulary=5, max_tokens=12)
     assert sorted(learnt.get_vocab(), key=learnt.get_vocab().__getitem__)[3:] == ["a", "stop"]

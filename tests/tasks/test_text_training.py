@@ -1,4 +1,4 @@
-"""The text model on small data: it learns, it exports, and any text goes through it."""
+"""The text model on small data: it learns, it exports, and it accepts any text."""
 
 import hashlib
 from dataclasses import replace
@@ -48,12 +48,12 @@ def exported(request, tmp_path_factory):
     return folder, text.export(folder / "train", split(300, 0), split(80, 1), model, out=folder / "model.onnx")
 
 
-def test_it_learns_and_torch_and_onnx_agree(exported):
+def test_the_model_learns_and_torch_and_onnx_agree(exported):
     folder, spec = exported
-    held = split(100, 2)
-    inputs = task.preprocessor(spec, folder / "train")(held.inputs)
+    held_out = split(100, 2)
+    inputs = task.preprocessor(spec, folder / "train")(held_out.inputs)
     outputs = sessions.run(folder / "model.onnx", inputs)
-    assert task.scorer(outputs, held, spec)(None)["accuracy"] > 0.95
+    assert task.scorer(outputs, held_out, spec)(None)["accuracy"] > 0.95
     parity.check(text.reference(folder / "train")(inputs), outputs, tolerance=1e-4, what="torch and ONNX")
 
 
@@ -62,9 +62,9 @@ def test_any_text_gets_probabilities_alone_or_in_a_batch(exported):
     preprocess = task.preprocessor(spec, folder / "train")
     together = sessions.run(folder / "model.onnx", preprocess(ODD))["probabilities"]
     assert np.allclose(together.sum(1), 1, atol=1e-5)
-    for row, one in enumerate(ODD):
-        alone = sessions.run(folder / "model.onnx", preprocess([one]))["probabilities"]
-        assert np.allclose(alone[0], together[row], atol=1e-4), repr(one[:20])
+    for row, sample in enumerate(ODD):
+        alone = sessions.run(folder / "model.onnx", preprocess([sample]))["probabilities"]
+        assert np.allclose(alone[0], together[row], atol=1e-4), repr(sample[:20])
 
 
 def test_int8_is_small_and_close(exported, tmp_path):
@@ -100,17 +100,17 @@ def test_words_stay_where_characters_are_not_clearly_better():
 
 
 @pytest.mark.parametrize("kind", ["words", "characters"])
-def test_auto_takes_the_tokens_that_tell_the_classes(kind):
-    """A word that all have tells them, or letters in words that each text has for itself."""
+def test_auto_takes_the_tokens_that_distinguish_the_classes(kind):
+    """Either a common word distinguishes the classes, or letters in words that are different in every text."""
     _, model = settings.model("text", Path(__file__).parents[1] / "params.yaml")
     model = model.model_copy(update={"train": model.train.model_copy(update={"tokenizer": "auto"})})
 
-    def made(count, seed):
+    def words_or_letters(count, seed):
         random = np.random.default_rng(seed)
         targets = np.arange(count) % 2
         words = ["".join(random.choice(list("bcdfgh"), 9)) for _ in targets]
-        told = {"words": ("{} fine", "{} poor"), "characters": ("{}aei", "{}oua")}[kind]
-        texts = [told[target].format(word) for target, word in zip(targets, words, strict=True)]
+        templates = {"words": ("{} fine", "{} poor"), "characters": ("{}aei", "{}oua")}[kind]
+        texts = [templates[target].format(word) for target, word in zip(targets, words, strict=True)]
         return replace(split(count, seed), inputs=texts, targets=targets)
 
-    assert text._fresh(made(300, 0), made(80, 1), model)[0] == kind
+    assert text._fresh(words_or_letters(300, 0), words_or_letters(80, 1), model)[0] == kind

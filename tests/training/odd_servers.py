@@ -1,4 +1,4 @@
-"""HTTP servers that give one answer to everything, or none: what stands in a tracking server's place on a bad day."""
+"""HTTP servers that give every request the same answer, or none, in place of a tracking server."""
 
 import datetime
 import ipaddress
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 @contextmanager
 def answering(status, body="", content_type="application/json", headers=(), certificate=None):
-    """The address of a server that answers every request so. certificate: a PEM file with its key, for HTTPS."""
+    """Yield the address of a server that answers every request alike. certificate: a PEM file with its key, for HTTPS."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self):
@@ -46,13 +46,13 @@ def answering(status, body="", content_type="application/json", headers=(), cert
 
 @contextmanager
 def silent():
-    """The address of a server that takes connections and never answers."""
+    """Yield the address of a server that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def free_port():
-    """A port of the loopback on which nobody listens."""
+    """Return a port of the loopback on which no server listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The test report, its baselines and what it objects to."""
+"""The test report, its baselines and its objections."""
 
 from types import SimpleNamespace
 
@@ -35,12 +35,12 @@ def report(accuracy=0.95, gain=(0.15, 0.1, 0.2)):
 BY_CHANCE, WORSE, NOTHING = (0.01, -0.01, 0.03), (-0.02, -0.03, -0.01), (0.0, 0.0, 0.0)
 
 
-def test_a_good_model_meets_no_objection():
+def test_a_good_model_has_no_objection():
     assert evaluation.objections(report(), OPTIONS) == []
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("measured", "sentence"),
     [
         (report(accuracy=0.89), "accuracy 0.89 is below the floor of 0.9"),
         (report(accuracy=float("nan")), "below the floor"),
@@ -49,26 +49,26 @@ def test_a_good_model_meets_no_objection():
         (report(gain=(float("nan"),) * 3), "not proven to be better"),
     ],
 )
-def test_each_shortcoming_is_an_objection(found, said):
-    assert any(said in objection for objection in evaluation.objections(found, OPTIONS))
+def test_each_shortcoming_is_an_objection(measured, sentence):
+    assert any(sentence in objection for objection in evaluation.objections(measured, OPTIONS))
 
 
 @pytest.mark.parametrize(
     ("demand", "refused"),
     [(False, []), (True, [WORSE, NOTHING]), ("proven", [WORSE, NOTHING, BY_CHANCE])],
 )
-def test_a_gain_over_the_simple_model_is_shown_or_proven_as_the_settings_demand(demand, refused):
+def test_the_settings_decide_whether_a_gain_over_the_simple_model_must_be_proven(demand, refused):
     options = OPTIONS.model_copy(update={"must_beat_simple": demand})
     for gain in (WORSE, NOTHING, BY_CHANCE, (0.02, 0.01, 0.03)):
         assert bool(evaluation.objections(report(gain=gain), options)) == (gain in refused)
 
 
-def test_a_gain_that_may_be_chance_is_called_so():
+def test_a_gain_that_may_be_chance_is_called_not_proven():
     assert evaluation.versus_simple(report(gain=BY_CHANCE)).startswith("not proven to be better than a simple one")
     assert evaluation.versus_simple(report()).startswith("better than a simple one")
 
 
-def test_a_floor_for_what_is_not_measured_is_an_objection():
+def test_a_floor_for_an_unknown_metric_is_an_objection():
     options = OPTIONS.model_copy(update={"floors": {"acuracy": 0.9}})
     assert "not measured: there are accuracy" in evaluation.objections(report(), options)[0]
 
@@ -85,13 +85,13 @@ def texts():
 def test_the_report_has_intervals_classes_slices_and_baselines(texts):
     shown = np.where(np.arange(300) < 270, texts.targets, 1 - texts.targets)  # 30 mistakes
     outputs = {"probabilities": np.eye(2)[shown] * 0.8 + 0.1}
-    found = evaluation.measure(classification, outputs, {"ids": np.zeros((300, 1))}, texts, SPEC, OPTIONS, 0)
-    accuracy = found["metrics"]["accuracy"]
+    measured = evaluation.measure(classification, outputs, {"ids": np.zeros((300, 1))}, texts, SPEC, OPTIONS, 0)
+    accuracy = measured["metrics"]["accuracy"]
     assert accuracy["value"] == 0.9
     assert accuracy["low"] < 0.9 < accuracy["high"]
-    assert set(found["per_class"]) == {"no", "yes"}
-    assert sum(third["n"] for third in found["slices"]["length"].values()) == 300
-    assert found["calibration_error"] == pytest.approx(0, abs=1e-9)
+    assert set(measured["per_class"]) == {"no", "yes"}
+    assert sum(third["n"] for third in measured["slices"]["length"].values()) == 300
+    assert measured["calibration_error"] == pytest.approx(0, abs=1e-9)
 
     simple = text_evaluation.simple({"train": texts, "val": texts, "test": texts}, None, {}, SPEC, seed=0)
     majority = text_evaluation.majority(texts, texts, SPEC)
@@ -100,14 +100,14 @@ def test_the_report_has_intervals_classes_slices_and_baselines(texts):
     assert compared["gain_over_simple"]["high"] < 0
     assert 0.4 < compared["majority"] < 0.6
 
-    short = evaluation.summary(found | {"baselines": compared})
+    short = evaluation.summary(measured | {"baselines": compared})
     assert short["accuracy_low"] < short["accuracy"] == 0.9 < short["accuracy_high"]
     assert (short["simple"], short["gain"]) == (1, pytest.approx(-0.1))
     assert all(isinstance(value, float) for value in short.values())
 
 
 def images_of_one_size_but_three(brightness):
-    """300 images of a class each, every answer right; three of them are larger."""
+    """Return 300 images, three of them larger, with every answer right."""
     targets = np.arange(300) % 2
     sizes = np.full((300, 2), 100, np.int32)
     sizes[:3] = 3024
@@ -117,22 +117,24 @@ def images_of_one_size_but_three(brightness):
 
 
 def test_a_slice_of_three_samples_is_counted_and_not_judged():
-    """Any warning of numpy fails this test: resamples without one of three samples once gave four."""
+    """Any warning of numpy fails this test. Resamples without any of the three samples once caused four."""
     split, inputs, outputs = images_of_one_size_but_three(np.random.default_rng(0).random(300))
-    found = evaluation.measure(classification, outputs, inputs, split, SPEC, OPTIONS, 0)
-    sizes = found["slices"]["size"]
+    measured = evaluation.measure(classification, outputs, inputs, split, SPEC, OPTIONS, 0)
+    sizes = measured["slices"]["size"]
     assert {"n": 3, "value": None, "low": None, "high": None} in sizes.values()
     assert sum(third["n"] for third in sizes.values()) == 300
 
 
-def test_no_figure_of_a_model_without_an_error_has_an_interval_without_width():
+def test_every_interval_of_a_model_without_errors_has_a_width():
     split, inputs, outputs = images_of_one_size_but_three(np.random.default_rng(0).random(300))
-    found = evaluation.measure(classification, outputs, inputs, split, SPEC, OPTIONS, 0)
-    rows = [found["metrics"]["accuracy"], *found["slices"]["brightness"].values()]
-    rows += [figure for row in found["per_class"].values() for figure in row.values()]
+    measured = evaluation.measure(classification, outputs, inputs, split, SPEC, OPTIONS, 0)
+    rows = [measured["metrics"]["accuracy"], *measured["slices"]["brightness"].values()]
+    rows += [figure for row in measured["per_class"].values() for figure in row.values()]
     assert all(row["value"] == 1 for row in rows)
     assert all(row["low"] < row["high"] for row in rows)
-    assert found["per_class"]["no"]["recall"]["low"] < found["metrics"]["accuracy"]["low"]  # it rests on half of them
+    assert (
+        measured["per_class"]["no"]["recall"]["low"] < measured["metrics"]["accuracy"]["low"]
+    )  # it rests on half of the samples
 
 
 def test_samples_of_a_class_are_counted_in_labels_and_in_boxes():
@@ -143,7 +145,7 @@ def test_samples_of_a_class_are_counted_in_labels_and_in_boxes():
 
 
 def squares(count, seed):
-    """Grey images with one bright square (class 0) or one dark one (class 1)."""
+    """Return grey images with one bright square (class 0) or one dark one (class 1), and their targets."""
     generator = np.random.default_rng(seed)
     images, targets = np.full((count, 64, 64, 3), 120, np.uint8), []
     for number in range(count):
@@ -156,12 +158,12 @@ def squares(count, seed):
     return images, targets
 
 
-def test_the_simple_detector_finds_what_is_simple_and_the_majority_does_not():
+def test_the_simple_detector_finds_simple_squares_and_the_majority_baseline_does_not():
     (images, targets), (others, truth) = squares(40, 0), squares(30, 1)
     spec = ModelSpec(task="detection", labels=("light", "dark"), image=ImageInput(height=64, width=64, channels=3))
     split = Split([str(i) for i in range(30)], [b""] * 30, truth, np.full((30, 2), 64, np.int32), spec.labels)
-    held = SimpleNamespace(targets=truth, sizes=split.sizes)
-    found = detection.TASK.scorer(blobs.detect(images, targets, others, 2), held, spec)(None)
-    always = detection.TASK.scorer(detection_evaluation.majority(split, split, spec), held, spec)(None)
-    assert found["map50"] > 0.5
+    held_out = SimpleNamespace(targets=truth, sizes=split.sizes)
+    metrics = detection.TASK.scorer(blobs.detect(images, targets, others, 2), held_out, spec)(None)
+    always = detection.TASK.scorer(detection_evaluation.majority(split, split, spec), held_out, spec)(None)
+    assert metrics["map50"] > 0.5
     assert always["map50"] < 0.3

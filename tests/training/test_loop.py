@@ -1,4 +1,4 @@
-"""The loop: reproducible, resumable, stops early, weighs classes."""
+"""The training loop is reproducible, can be resumed, stops early and weighs classes."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ SETTINGS = ClassificationTrain(
 
 
 def clouds(*, n: int, seed: int, flipped: bool = False, share: float = 0.5, kill_at: int | None = None) -> loop.Data:
-    """Two overlapping clouds of points; augmentation adds noise, and kills the process at its `kill_at`-th batch."""
+    """Return two overlapping clouds of points. Augmentation adds noise, and kills the process at its `kill_at`-th batch."""
     random = np.random.default_rng(seed)
     targets = (random.random(n) < share).astype(np.int64)
     points = torch.from_numpy((random.normal(size=(n, 6)) + targets[:, None] * 1.0).astype(np.float32))
@@ -46,7 +46,7 @@ def train(
     val: loop.Data | None = None,
     logged: list[int] | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Weights and history of a small network with batch normalisation and dropout."""
+    """Train a small network with batch normalisation and dropout; return its weights and history."""
     loop.reproducible(seed)
     model = torch.nn.Sequential(
         torch.nn.Linear(6, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(16, 2)
@@ -71,8 +71,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: P
     assert not same(first, other)
 
 
-def test_a_training_killed_in_the_middle_of_an_epoch_ends_with_the_bits_of_one_that_was_not(tmp_path: Path) -> None:
-    whole, history = train(tmp_path / "whole")
+def test_a_training_killed_in_the_middle_of_an_epoch_resumes_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    uninterrupted, history = train(tmp_path / "uninterrupted")
     code = (  # ten batches an epoch: the 34th is in the fourth
         "from pathlib import Path; import test_loop as t; "
         f"t.train(Path({str(tmp_path / 'killed')!r}), data=t.clouds(n=150, seed=1, kill_at=34))"
@@ -81,13 +81,13 @@ def test_a_training_killed_in_the_middle_of_an_epoch_ends_with_the_bits_of_one_t
     assert killed.returncode == -signal.SIGKILL
     logged: list[int] = []
     resumed, resumed_history = train(tmp_path / "killed", logged=logged, data=clouds(n=150, seed=1, kill_at=21))
-    assert same(whole, resumed), "the 21st batch of the resumed process was never reached: two epochs were left"
+    assert same(uninterrupted, resumed), "the 21st batch of the resumed process was never reached: two epochs were left"
     assert resumed_history == history
-    assert logged == [1, 2, 3, 4, 5], "the curve of the new run is whole"
+    assert logged == [1, 2, 3, 4, 5], "the curve of the new run is complete"
 
 
 @pytest.mark.parametrize("change", [{"epochs": 6}, {"learning_rate": 0.02}])
-def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tmp_path: Path, change: dict[str, float]) -> None:
+def test_a_checkpoint_of_other_settings_is_not_resumed(tmp_path: Path, change: dict[str, float]) -> None:
     data = clouds(n=150, seed=1)
     logged: list[int] = []
     for recipe in (SETTINGS, SETTINGS.model_copy(update=change)):
@@ -107,7 +107,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path, "k")
 
 
-def test_training_stops_when_validation_gets_worse_and_gives_back_the_best_weights(tmp_path: Path) -> None:
+def test_training_stops_when_validation_gets_worse_and_returns_the_best_weights(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 40, "patience": 3})
     contrary = clouds(n=60, seed=2, flipped=True)
     weights, history = train(tmp_path, settings, val=contrary)
@@ -131,18 +131,18 @@ def test_class_weights_find_more_of_a_rare_class(tmp_path: Path) -> None:
         loop.reproducible(0)
         model = torch.nn.Linear(6, 2)
         loop.fit(model, data, val, settings, seed=0, work=tmp_path / str(weighted), key="", log=lambda *_: None)
-        said = loop.predict(model, val).argmax(1).numpy()
-        recall[weighted] = (said[val.targets == 1] == 1).mean()
+        predicted = loop.predict(model, val).argmax(1).numpy()
+        recall[weighted] = (predicted[val.targets == 1] == 1).mean()
     assert recall[True] > recall[False] + 0.2
 
 
-def test_class_weights_make_every_class_count_alike() -> None:
+def test_with_class_weights_every_class_has_the_same_total_weight() -> None:
     targets = np.array([0] * 6 + [2] * 2)
     weights = loop.class_weights(targets, 4)
     assert weights.tolist() == pytest.approx([8 / 12, 1, 2, 1])
 
 
-def test_a_loss_that_is_no_number_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     data = clouds(n=32, seed=1)
     broken = loop.Data(inputs=lambda rows: data.inputs(rows) * float("nan"), targets=data.targets)
     with pytest.raises(LooplineError, match="lower learning_rate"):

@@ -1,4 +1,4 @@
-"""Each picture is drawn, is small, and is the same bytes for the same input. (How they look was judged by eye.)"""
+"""Each picture is drawn, is small, and has the same bytes for the same input. (Their look was judged by eye.)"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +71,7 @@ DRAWN: dict[str, Draw] = {
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_a_picture_is_drawn_small_and_leaves_nothing_beside_it(tmp_path: Path, name: str) -> None:
+def test_a_picture_is_small_and_no_other_file_is_left(tmp_path: Path, name: str) -> None:
     path = tmp_path / "pictures" / "one.png"
     path.parent.mkdir()
 

@@ -1,4 +1,4 @@
-"""Temperature and embedding."""
+"""The temperature and the embedding that are fitted after the weights."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_components_have_unit_variance_and_no_correlation() -> None:
     assert torch.allclose(embedded.mean(0), torch.zeros(4), atol=1e-3)
 
 
-def test_components_that_the_features_do_not_have_are_zero() -> None:
+def test_components_beyond_the_rank_of_the_features_are_zero() -> None:
     random = torch.Generator().manual_seed(0)
     features = torch.randn(50, 1, generator=random) @ torch.randn(1, 3, generator=random)
     weight, bias = posthoc.principal_components(features, 5)

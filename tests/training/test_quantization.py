@@ -1,4 +1,4 @@
-"""INT8 by search and the parity of graphs, on a small convolution made by hand."""
+"""The search for INT8 and the parity of graphs, on a small convolution made by hand."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ from loopline.training import parity, quantization
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
-    """uint8 (n, 8, 8, 3) -> probabilities (n, 4), through one convolution whose channels weigh very differently."""
+    """A graph from uint8 (n, 8, 8, 3) to probabilities (n, 4), with a convolution whose channels weigh very differently."""
     generator = np.random.default_rng(0)
     weight = (generator.normal(size=(4, 3, 3, 3)) * np.array([1, 3, 0.2])[None, :, None, None]).astype(np.float32)
     nodes = [
@@ -74,7 +74,7 @@ SMALLER = {"fp32": 100, "int8": 30}
 
 
 @pytest.mark.parametrize(
-    ("change", "gap", "sizes", "fast", "said"),
+    ("change", "gap", "sizes", "fast", "reason"),
     [
         (Interval(-0.8, -0.9, -0.7), 0.0, SMALLER, FASTER, "map50 may fall by 0.9"),
         (Interval(0.0, -0.02, 0.02), 0.0, SMALLER, FASTER, "may fall by 0.02"),
@@ -85,11 +85,11 @@ SMALLER = {"fp32": 100, "int8": 30}
         (Interval(*[float("nan")] * 3), 0.0, SMALLER, FASTER, "may fall by nan"),
     ],
 )
-def test_int8_ships_only_if_it_is_as_good_close_smaller_and_not_clearly_slower(change, gap, sizes, fast, said):
-    assert said in quantize.objections(change, gap, sizes, fast, "map50", OPTIONS)[0]
+def test_int8_ships_only_if_it_is_as_good_close_smaller_and_not_clearly_slower(change, gap, sizes, fast, reason):
+    assert reason in quantize.objections(change, gap, sizes, fast, "map50", OPTIONS)[0]
 
 
-def test_a_good_int8_meets_no_objection():
+def test_a_good_int8_model_has_no_objection():
     assert quantize.objections(Interval(0.001, -0.009, 0.01), 0.01, SMALLER, FASTER, "map50", OPTIONS) == []
 
 
@@ -99,7 +99,7 @@ def test_fp32_ships_where_the_settings_say_so():
 
 
 class Clock:
-    """A processor's clock, and models that move it: each call takes its seconds, off by noise, now and then three times as long."""
+    """A processor's clock, and models that advance it. A call takes its seconds plus noise, and sometimes three times as long."""
 
     def __init__(self, seed):
         self.now, self.noise = 0.0, np.random.default_rng(seed)
@@ -108,7 +108,7 @@ class Clock:
         return self.now
 
     def session(self, seconds):
-        place = self.noise.normal(0, 0.03)  # what a session's place in memory costs
+        place = self.noise.normal(0, 0.03)  # the effect of a session's place in memory
 
         def run(*_):
             pause = 3 if self.noise.random() < 0.05 else 1
@@ -118,7 +118,7 @@ class Clock:
 
 
 def reasons_at(ratio, seed, monkeypatch):
-    """What is said of an INT8 whose speed is `ratio` times FP32's, in a run whose clock has the noise `seed`."""
+    """Return the objections to an INT8 model of `ratio` times FP32's speed, in a run whose clock has the noise `seed`."""
     clock = Clock(seed)
     monkeypatch.setattr(sessions, "time", clock)
     monkeypatch.setattr(sessions, "session", lambda path: clock.session({"fp32": ratio * 0.01, "int8": 0.01}[path]))
@@ -127,14 +127,14 @@ def reasons_at(ratio, seed, monkeypatch):
 
 
 @pytest.mark.parametrize("ratio", [0.8, 0.85, 0.9, 0.95, 1.0, 1.02, 1.05, 1.08, 1.1, 1.2, 1.5, 2.0, 4.0])
-def test_whatever_the_clock_says_from_a_fifth_slower_on_the_decision_is_the_same(ratio, monkeypatch):
+def test_int8_ships_in_every_run_if_it_is_at_most_a_fifth_slower(ratio, monkeypatch):
     assert [reasons_at(ratio, seed, monkeypatch) for seed in range(20)] == [[]] * 20
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
-def test_what_takes_twice_as_long_never_ships(ratio, monkeypatch):
-    said = [reasons_at(ratio, seed, monkeypatch) for seed in range(20)]
-    assert said == [["clearly slower than FP32 on this processor: under 0.67 times its speed"]] * 20
+def test_an_int8_model_that_takes_twice_as_long_never_ships(ratio, monkeypatch):
+    reasons = [reasons_at(ratio, seed, monkeypatch) for seed in range(20)]
+    assert reasons == [["clearly slower than FP32 on this processor: under 0.67 times its speed"]] * 20
 
 
 def test_channels_in_the_wrong_order_break_parity(graph, images):
@@ -146,13 +146,13 @@ def test_channels_in_the_wrong_order_break_parity(graph, images):
         parity.check(right, swapped, tolerance=1e-4, what="torch and FP32 ONNX")
 
 
-def test_a_not_a_number_breaks_parity():
+def test_a_nan_breaks_parity():
     sound, broken = {"probabilities": np.ones((2, 2))}, {"probabilities": np.full((2, 2), np.nan)}
     with pytest.raises(LooplineError, match="differ by nan"):
         parity.check(sound, broken, tolerance=1, what="they")
 
 
-def test_boxes_count_only_where_something_was_seen():
+def test_only_boxes_with_a_score_count_for_parity():
     a = {"boxes": np.zeros((1, 2, 4)), "scores": np.array([[0.9, 0.01]])}
     b = {"boxes": np.array([[[1.0, 0, 0, 0], [50, 0, 0, 0]]]), "scores": np.array([[0.9, 0.01]])}
     assert parity.largest_difference(a, b)["boxes"] == 1

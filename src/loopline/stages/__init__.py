@@ -1,1 +1,1 @@
-"""One thin module a DVC stage: each reads files, calls pure functions, writes files."""
+"""One thin module for each DVC stage: it reads files, calls pure functions and writes files."""

@@ -1,10 +1,10 @@
-"""The drift reference: how each signal is distributed on data held out, through the model that ships, and when a change counts.
+"""Make the drift reference: how each signal of the model that ships is distributed on held-out data, and when a change counts.
 
-Held out are validation and test split: on training rows a model is surer than on any others. A third of them makes the bins, the
-rest fills them: a reference counted on the rows that made its bins would look more even than any traffic.
+Validation and test split are held out; on training rows a model is surer than on others. A third of the rows defines the bins and
+the rest is counted in them: a reference counted on the rows that defined its bins would look more even than any traffic.
 
-Writes to `models/<model>/calibrate/` the file `drift.json`, see `drift.reference`, and
-`golden.json`: a few samples and their answers, which a live server must still give. Run by `dvc repro calibrate@<model>`.
+Writes to `models/<model>/calibrate/` the files `drift.json` (see `drift.reference`) and `golden.json`, a few samples with the
+answers that a live server must still give. Run by `dvc repro calibrate@<model>`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEAST_ROWS = 60
 
 
 def main(name: str) -> None:
-    """Make the reference of `name`. Raises LooplineError where there is too little data for one."""
+    """Make the reference of `name`. Raises LooplineError if there are too few held-out samples."""
     everything, model = settings.model(name)
     task = tasks.find(model.task)
     spec = ModelSpec.from_dict(files.read_json(files.stage(name, "export") / "spec.json"))
@@ -47,10 +47,10 @@ def main(name: str) -> None:
         targets.append(split.targets)
     if sum(map(len, quality)) < LEAST_ROWS:
         raise LooplineError(
-            f"{name}: {sum(map(len, quality))} samples in {' and '.join(HELD_OUT)}, at least {LEAST_ROWS} are needed to tell drift: "
-            f"raise models.{name}.split"
+            f"{name}: {sum(map(len, quality))} samples in {' and '.join(HELD_OUT)}, at least {LEAST_ROWS} are needed to detect drift: "
+            f"raise val or test in models.{name}.split"
         )
-    made = make(
+    reference = make(
         {signal: np.concatenate([part[signal] for part in parts]) for signal in parts[0]},
         np.concatenate(quality),
         spec=spec,
@@ -59,15 +59,15 @@ def main(name: str) -> None:
         options=model.calibrate,
         seed=everything.seed,
     )
-    files.write_json(files.stage(name, "calibrate") / "drift.json", made.to_dict())
+    files.write_json(files.stage(name, "calibrate") / "drift.json", reference.to_dict())
     answers = task.answers({key: value[:GOLDEN] for key, value in outputs.items()}, spec, split.sizes[:GOLDEN])
-    given: Sequence[Any] = split.inputs[:GOLDEN]
-    rows = [golden.GoldenSample(one, answer) for one, answer in zip(given, answers, strict=True)]
+    originals: Sequence[Any] = split.inputs[:GOLDEN]
+    rows = [golden.GoldenSample(original, answer) for original, answer in zip(originals, answers, strict=True)]
     files.write_json(files.stage(name, "calibrate") / "golden.json", golden.to_dict(rows))
 
 
 def make(
-    found: signals.Signals,
+    by_name: signals.Signals,
     quality: NDArray[np.float64],
     *,
     spec: ModelSpec,
@@ -76,16 +76,16 @@ def make(
     options: settings.Calibrate,
     seed: int,
 ) -> drift.Reference:
-    """The reference from the signals and the quality of n held-out samples; targets: their classes, for a classifier."""
+    """Return the reference from signals by name and quality of n held-out samples. targets: their classes, for a classifier."""
     for_bins = np.arange(len(quality)) % FOR_BINS == 0
     rest = ~for_bins
     sure = tasks.find(spec.task).confidence
-    threshold = float(f"{harm.atc_threshold(found[sure][rest], quality[rest]):.6g}")
-    edges = {name: drift.quantile_edges(values[for_bins], options.bins) for name, values in found.items()}
-    if signals.CLASS in found:
+    threshold = float(f"{harm.atc_threshold(by_name[sure][rest], quality[rest]):.6g}")
+    edges = {name: drift.quantile_edges(values[for_bins], options.bins) for name, values in by_name.items()}
+    if signals.CLASS in by_name:
         edges[signals.CLASS] = drift.class_edges(len(spec.labels))
     edges[sure] = harm.confidence_edges(edges[sure], threshold)
-    bins = {name: drift.bin_of(values, edges[name]) for name, values in found.items()}
+    bins = {name: drift.bin_of(values, edges[name]) for name, values in by_name.items()}
     widths = {name: len(rows) + 2 for name, rows in edges.items()}
     null = thresholds.calibrate(
         bins,
@@ -99,7 +99,7 @@ def make(
     confusion = np.zeros((0, 0), np.int64)
     if targets is not None:
         confusion = np.zeros((len(spec.labels),) * 2, np.int64)
-        np.add.at(confusion, (found[signals.CLASS][rest].astype(np.int64), targets[rest]), 1)
+        np.add.at(confusion, (by_name[signals.CLASS][rest].astype(np.int64), targets[rest]), 1)
     return drift.Reference(
         samples=int(rest.sum()),
         least=options.least_samples,
@@ -116,14 +116,14 @@ def make(
                 mean=round(null.mean[name], 5),
                 sd=round(null.sd[name], 5),
             )
-            for name in found
+            for name in by_name
         },
         quality=drift.Quality(
             metric=metric,
             value=round(float(quality[rest].mean()), 4),
             max_loss=options.max_loss,
             signal=sure,
-            weights=harm.weights(found[sure][rest], quality[rest], edges[sure], threshold),
+            weights=harm.weights(by_name[sure][rest], quality[rest], edges[sure], threshold),
         ),
         labels=drift.ReferenceLabels(names=spec.labels, confusion=tuple(tuple(map(int, row)) for row in confusion)),
     )

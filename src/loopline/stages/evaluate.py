@@ -1,8 +1,8 @@
-"""Measure what will be served, on the test split, and refuse it if it is not good enough.
+"""Measure the model that ships on the test split, and refuse it if it is not good enough.
 
 Writes to `models/<model>/`: `report.json`, its dozen main figures as `metrics.json` for `dvc metrics` and `dvc exp show`, tables for
 `dvc plots` in `plots/`, and pictures in `pictures/`.
-Fails if the model falls under a floor of params.yaml or does not beat the simple baseline. Run by `dvc repro evaluate@<model>`.
+Fails if a metric is below its floor in params.yaml or the model does not beat the simple one. Run by `dvc repro evaluate@<model>`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from loopline.training import evaluation, pictures
 
 
 def main(name: str) -> None:
-    """Evaluate `name`. Raises LooplineError with every reason if the model must not go on; the report is written first."""
+    """Evaluate `name`. Raises LooplineError with every reason if the model must not ship; the report is written first."""
     everything, model = settings.model(name)
     task = tasks.find(model.task)
     spec = ModelSpec.from_dict(files.read_json(files.stage(name, "export") / "spec.json"))
@@ -48,7 +48,7 @@ def main(name: str) -> None:
         everything.seed,
     )
     report["model_bytes"] = path.stat().st_size
-    # Without the processor's name: machines of one kind have several, and must write the same file.
+    # Without the processor's name: machines of one kind have different processors and must write the same file.
     report["machine"] = machine.kind()
     files.write_json(Path("models") / name / "report.json", report)
     files.write_json(Path("models") / name / "metrics.json", evaluation.summary(report))
@@ -62,8 +62,8 @@ def main(name: str) -> None:
         history=Path("models") / name / "history.csv",
         classes=files.manifest(name).with_name("classes.csv"),
     )
-    one = {key: value[:1] for key, value in inputs.items()}
-    seconds = sessions.side_by_side(path, path, one)
+    single = {key: value[:1] for key, value in inputs.items()}
+    seconds = sessions.side_by_side(path, path, single)
     files.write_json(files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": min(seconds.values()) * 1e3})
     headline = report["metrics"][task.headline]
     print(
@@ -74,8 +74,8 @@ def main(name: str) -> None:
         raise LooplineError(
             f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nSee models/{name}/report.json. "
             f"Floors belong to a data set: models.{name}.evaluate.floors in params.yaml should fit {model.dataset!r}, and "
-            f"must_beat_simple: false lets a model ship that shows no gain over the simple one. "
-            f"No bundle was packaged: what lies in models/{name}/bundle is an earlier one"
+            f"must_beat_simple: false lets a model ship without a gain over the simple one. "
+            f"No bundle was packaged: models/{name}/bundle, if present, is an earlier one"
         )
 
 

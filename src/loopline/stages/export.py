@@ -1,6 +1,7 @@
-"""Export to ONNX and check that torch and ONNX agree: `models/<model>/train/` in, `models/<model>/export/` out.
+"""Export the model of `models/<model>/train/` to ONNX and check that torch and ONNX agree.
 
-Writes `model.onnx` (dynamic batch, uint8 images or token ids in), `spec.json` and `parity.json`. Run by `dvc repro export@<model>`.
+Writes `model.onnx` (dynamic batch; takes uint8 images or token ids), `spec.json` and `parity.json` to `models/<model>/export/`.
+Run by `dvc repro export@<model>`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ PARITY_SAMPLES = 64
 
 
 def main(name: str) -> None:
-    """Export `name`. Raises LooplineError where the parity tolerance is exceeded: nothing later runs on a wrong graph."""
+    """Export `name`. Raises LooplineError if the parity tolerance is exceeded, so no later stage runs on a wrong graph."""
     _, model = settings.model(name)
     task = tasks.find(model.task)
     trainer = task.trainer()

@@ -1,4 +1,4 @@
-"""Where each stage keeps its files, and how they are written: whole or not at all, and the same bytes for the same content."""
+"""Paths of the stages' files, and writers that are atomic and give the same bytes for the same content."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ SCRATCH = Path(".loopline")  # ignored by git: checkpoints, timings, downloads
 
 
 def manifest(name: str) -> Path:
-    """The model's manifest."""
+    """Return the path of the model's manifest."""
     return Path("data") / name / "manifest.parquet"
 
 
 def stage(name: str, stage: str) -> Path:
-    """The folder of a stage's outputs; made if it is missing."""
+    """Return the folder of a stage's outputs, which is created if missing."""
     folder = Path("models") / name / stage
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def scratch(kind: str, name: str) -> Path:
-    """A folder that no commit and no output sees; made if it is missing."""
+    """Return a folder outside of git and of the stages' outputs, which is created if missing."""
     folder = SCRATCH / kind / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -48,7 +48,7 @@ def _clean(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON that an earlier stage wrote. Raises LooplineError where it is missing."""
+    """Return the JSON that an earlier stage wrote. Raises LooplineError if it is missing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Stage `ingest`: from a dataset and its labelled batches to the manifest. Run it with `loopline stage ingest MODEL`.
+"""Make the manifest from a dataset and its labelled batches: `loopline stage ingest MODEL`.
 
 Reads the dataset that `models.<name>.dataset` in params.yaml names, and `data/batches/<name>/`. Writes in `data/<name>/`:
 `manifest.parquet`, `ingest.json` (counts, and what was set aside and why) and `classes.csv` (class, split, count).
@@ -20,14 +20,14 @@ SHOWN = 10  # reasons and classes in an error
 
 
 def main(name: str) -> None:
-    """Ingest the data of model `name`. Raises LooplineError where nothing could be trained on it."""
+    """Ingest the data of model `name`. Raises LooplineError if no model can be trained on it."""
     _, model = settings.model(name)
     task = tasks.find(model.task)
     if note := ambiguity(model.dataset):
         print(note)
     cleaned = clean(_sources(name, model), task=model.task, split=model.split)
-    if found := ingest_report.obstacles(cleaned, task):
-        raise LooplineError(_message(model.dataset, found, ingest_report.reasons(cleaned)))
+    if obstacles := ingest_report.obstacles(cleaned, task):
+        raise LooplineError(_message(model.dataset, obstacles, ingest_report.reasons(cleaned)))
     folder = files.manifest(name).parent
     manifest.write(
         files.manifest(name),
@@ -45,7 +45,7 @@ def main(name: str) -> None:
 
 
 def _sources(name: str, model: settings.ModelSettings) -> Iterator[tuple[str, Iterable[RawSample]]]:
-    """The dataset under its name, or its folder's, then the batches."""
+    """Yield the dataset under its own or its folder's name, then the batches."""
     dataset = settings.located(model.dataset).resolve().name
     column = model.split.column
     yield dataset, _progress(open_dataset(model.dataset, model.task, unused=True, group=column), dataset)
@@ -59,10 +59,10 @@ def _progress(samples: Iterable[RawSample], name: str) -> Iterable[RawSample]:
     return tqdm(samples, desc=f"ingest {name}", unit=" samples", disable=None, delay=1)
 
 
-def _message(dataset: str, found: list[str], aside: list[str]) -> str:
-    lines = [f"dataset {dataset} cannot be trained on:", *_few(found)]
-    if aside:
-        lines += ["Set aside or left out:", *_few(aside)]
+def _message(dataset: str, obstacles: list[str], set_aside: list[str]) -> str:
+    lines = [f"dataset {dataset} cannot be trained on:", *_few(obstacles)]
+    if set_aside:
+        lines += ["Set aside or left out:", *_few(set_aside)]
     return "\n".join([*lines, "See docs/bring-your-own-data.md."])
 
 

@@ -1,6 +1,6 @@
-"""Put the bundle together with its model card: `models/<model>/bundle/` out, the evidence to the training's run in MLflow.
+"""Write the bundle with its model card to `models/<model>/bundle/`, and the evidence to the training's run in MLflow.
 
-Reads what the stages before left in `data/<model>/` and `models/<model>/`. Run by `dvc repro package@<model>`.
+Reads what earlier stages wrote to `data/<model>/` and `models/<model>/`. Run by `dvc repro package@<model>`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loopline.release import bundle, card
 from loopline.stages import files
 from loopline.tasks.spec import ModelSpec
 
-CODE = (  # what decides what a bundle becomes: all code that a stage needs, as dvc.yaml says
+CODE = (  # the code that a bundle depends on: all that any stage in dvc.yaml needs
     "data",
     "drift",
     "errors.py",
@@ -45,7 +45,7 @@ CODE = (  # what decides what a bundle becomes: all code that a stage needs, as 
 
 
 def main(name: str) -> None:
-    """Package `name`. Raises LooplineError where an earlier stage left something out."""
+    """Package `name`. Raises LooplineError if a file of an earlier stage is missing."""
     from loopline.release import tracking
 
     everything, model = settings.model(name)
@@ -68,7 +68,7 @@ def main(name: str) -> None:
     )
     pictures = sorted((stages / "pictures").glob("*.png"))
     tokenizer = stages / "train" / "tokenizer.json"
-    made = bundle.write(
+    written = bundle.write(
         stages / "bundle",
         described,
         model=stages / "quantize" / "model.onnx",
@@ -81,8 +81,8 @@ def main(name: str) -> None:
     tracking.package(
         name,
         weights_sha256=sha256((stages / "train" / "model.safetensors").read_bytes()),
-        bundle=made.folder,
-        bundle_version=made.version,
+        bundle=written.folder,
+        bundle_version=written.version,
         metrics={key: row["value"] for key, row in report["metrics"].items() if row["value"] is not None},
         pictures=pictures,
         reports=[path for path in (Path("reports") / name / "validation.html",) if path.exists()],
@@ -90,7 +90,7 @@ def main(name: str) -> None:
 
 
 def source(name: str, dataset: str) -> card.DataSource:
-    """What the card says of the data. Only the last part of a folder's path is told: the rest is its owner's affair."""
+    """Return what the card says about the data. Only the last part of a folder's path is shown, for its owner's privacy."""
     columns = manifest.table(files.manifest(name), ["source", "split"]).to_pydict()
     counts: dict[str, dict[str, int]] = {}
     for origin, split in zip(columns["source"], columns["split"], strict=True):
@@ -109,7 +109,7 @@ def source(name: str, dataset: str) -> card.DataSource:
 
 
 def tensors(path: Path) -> tuple[tuple[bundle.Tensor, ...], tuple[bundle.Tensor, ...]]:
-    """The graph's inputs and outputs in the terms of the Open Inference Protocol."""
+    """Return the graph's inputs and outputs in the terms of the Open Inference Protocol."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
@@ -126,7 +126,7 @@ def _tensor(value: Any) -> bundle.Tensor:
 
 
 def code_hash(package: Path, rooms: Iterable[str]) -> str:
-    """sha256 over the sorted paths and sha256 of every Python file of the package that is one of `rooms` or lies in one."""
+    """Return the sha256 over the sorted paths and sha256 of all Python files in `rooms`, files or folders of the package."""
     places = [package / room for room in rooms]
     paths = sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*.py")))
     lines = [f"{sha256(path.read_bytes())}  {path.relative_to(package).as_posix()}\n" for path in paths]
@@ -134,10 +134,10 @@ def code_hash(package: Path, rooms: Iterable[str]) -> str:
 
 
 def canonical(content: Any) -> bytes:
-    """JSON with sorted keys and no spaces: the same bytes for the same content."""
+    """Return JSON with sorted keys and no spaces: the same bytes for the same content."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def sha256(content: bytes) -> str:
-    """In hexadecimal."""
+    """Return the sha256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()

@@ -1,8 +1,8 @@
-"""Choose the model that ships: INT8 if it is as good, smaller and not clearly slower, else FP32. `models/<model>/quantize/` out.
+"""Choose the model that ships: INT8 if it is as good, smaller and not clearly slower, else FP32.
 
-Calibrates on training samples and judges on the validation split: a paired bootstrap for the accuracy, both models side by side for
-the speed. Writes `model.onnx` (the chosen one) and `verdict.json`. Timings change from run to run, so they go to
-`.loopline/timings/` and MLflow, never into an output. Run by `dvc repro quantize@<model>`.
+Calibrates on training samples and judges on the validation split: by a paired bootstrap for the accuracy, and by running both
+models side by side for the speed. Writes `model.onnx` (the chosen one) and `verdict.json` to `models/<model>/quantize/`. Timings
+differ between runs, so they go to `.loopline/timings/` and MLflow, never into an output. Run by `dvc repro quantize@<model>`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from loopline.tasks import bootstrap
 from loopline.tasks.spec import ModelSpec
 from loopline.training import quantization
 
-CLEARLY_SLOWER = 2 / 3  # of FP32's speed: `promotion.max_latency_ratio` refuses what takes 1.5 times as long
-ROUNDS = 61  # pairs: about a second
+CLEARLY_SLOWER = 2 / 3  # of FP32's speed: `promotion.max_latency_ratio` refuses a model that takes 1.5 times as long
+ROUNDS = 61  # pairs of timings, which take about a second
 
 
 def main(name: str) -> None:
@@ -56,8 +56,8 @@ def main(name: str) -> None:
             resamples=model.evaluate.resamples,
             seed=everything.seed,
         )
-        one = {key: value[:1] for key, value in inputs.items()}
-        seconds = sessions.pairs(source, int8, one, rounds=ROUNDS)
+        single = {key: value[:1] for key, value in inputs.items()}
+        seconds = sessions.pairs(source, int8, single, rounds=ROUNDS)
         fast = speedup(seconds)
         sizes = {"fp32": source.stat().st_size, "int8": int8.stat().st_size}
         gap = quantization.distance(full, small)
@@ -94,18 +94,18 @@ def best_candidate(
 
     exclude = trainer.nodes_to_exclude(onnx.load(source))
     full = sessions.run(source, calibration)
-    tried = []
+    candidates = []
     for candidate in quantization.grid(trainer.QUANTIZATION, options.methods):
         path = target.with_name(f"{candidate.method}.onnx")
         quantization.quantize(source, path, candidate, calibration, exclude=exclude)
-        tried.append((quantization.distance(full, sessions.run(path, calibration)), path, candidate))
-    _, path, candidate = min(tried, key=lambda row: row[0])
+        candidates.append((quantization.distance(full, sessions.run(path, calibration)), path, candidate))
+    _, path, candidate = min(candidates, key=lambda row: row[0])
     path.replace(target)
     return candidate
 
 
 def speedup(seconds: NDArray[np.float64]) -> bootstrap.Interval:
-    """FP32's time over INT8's, of pairs (rounds, 2): the median and its 99.9 % interval, by order statistics."""
+    """Return FP32's time over INT8's for pairs (rounds, 2): the median and its 99.9 % interval, by order statistics."""
     ratios = np.sort(seconds[:, 0] / seconds[:, 1])
     half = 3.29 * np.sqrt(len(ratios)) / 2
     low, high = int(len(ratios) / 2 - half), int(np.ceil(len(ratios) / 2 + half))
@@ -122,10 +122,10 @@ def objections(
     metric: str,
     options: settings.Quantize,
 ) -> list[str]:
-    """Why INT8 must not ship; empty if it may.
+    """Return the reasons why INT8 must not ship; empty if it may.
 
-    sizes: bytes of `fp32` and `int8`. fast: FP32's time over INT8's. The clock has a say only far below what INT8 was ever measured to
-    do where it works: every ratio from CLEARLY_SLOWER on gives one decision, so a second run gives the same.
+    sizes: bytes of `fp32` and `int8`. fast: FP32's time over INT8's. Speed decides only far below any ratio that a working INT8 was
+    measured at: every ratio from CLEARLY_SLOWER up gives the same decision, so a second run decides alike.
     """
     reasons = ["precision: fp32 in params.yaml"] if options.precision == "fp32" else []
     if not change.low >= -options.max_loss:

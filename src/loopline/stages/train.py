@@ -1,6 +1,6 @@
-"""Train a model: `data/<model>/manifest.parquet` in, `models/<model>/train/` out, a run in MLflow.
+"""Train a model on `data/<model>/manifest.parquet`. Writes to `models/<model>/train/`, and a run to MLflow.
 
-Run by `dvc repro train@<model>`. A killed training goes on from its last epoch at the next run.
+Run by `dvc repro train@<model>`. A killed training resumes after its last finished epoch at the next run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(name: str) -> None:
             work=files.scratch("work", name),
             log=run.log,
         )
-    except BaseException:  # an interrupt too: MLflow would show the run as under way for ever
+    except BaseException:  # an interrupt too: MLflow would show the run as running for ever
         run.fail()
         raise
     (out / "history.csv").replace(Path("models") / name / "history.csv")

@@ -17,28 +17,19 @@ from loopline.errors import LooplineError
 from loopline.lib.files import write
 from loopline.stages import files
 
-ABSENT = {
-    "nan",
-    "null",
-    "none",
-    "n/a",
-    "na",
-    "<na>",
-    "nil",
-    "#n/a",
-}  # what pandas, R, Excel and others write for "no value"
+# What pandas, R, Excel and others write for "no value"
+ABSENT = {"nan", "null", "none", "n/a", "na", "<na>", "nil", "#n/a"}
 
 
 def main(name: str) -> None:
-    """Check the manifest of model `name`. Raises LooplineError where a check fails, after the reports are written."""
+    """Check the manifest of model `name`. Raises LooplineError if a check fails, after the reports are written."""
     _, model = settings.model(name)
     manifest, folder = files.manifest(name), Path("reports") / name
     ingest = files.read_json(manifest.with_name("ingest.json"))
     result = expectations.check(manifest, ingest, model, docs=folder / "data_docs")
     page = folder / "validation.html"
-    near = (
-        None if result.failed else similar.across_splits(manifest, tasks.find(model.task).content)
-    )  # what is broken is not compared
+    # Near copies are sought only in data that passed
+    near = None if result.failed else similar.across_splits(manifest, tasks.find(model.task).content)
     warnings = _warnings(near, ingest, list(result.counts))
     write(page, validation_page.html(name, result, ingest, warnings))
     verdict = {"passed": not result.failed, **asdict(result), "warnings": warnings}
@@ -53,25 +44,27 @@ def main(name: str) -> None:
 
 
 def _warnings(near: similar.NearCopies | None, ingest: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
-    """What a person should look at, though it stops nothing."""
-    found = [
+    """Return what a person should look at although it does not stop the pipeline."""
+    warnings = [
         f"classes that may be one: {', '.join(map(repr, alike))}. Write each class in one way"
         for alike in _alike(labels)
     ]
     if absent := [label for label in labels if label.casefold() in ABSENT]:
-        found.append(f"a class is called {absent[0]!r}, as tables write a missing label: fill it, or leave the row out")
+        warnings.append(
+            f"a class is called {absent[0]!r}, as tables write a missing label: fill it, or leave the row out"
+        )
     if near and near.count:
-        found.append(
+        warnings.append(
             f"{near.sentence()}. Frames of one video belong together: see split.group in docs/bring-your-own-data.md"
         )
     if torn := ingest.get("groups", {}).get("torn", {}).get("count", 0):
         examples = ", ".join(ingest["groups"]["torn"]["examples"])
-        found.append(f"{torn:,} groups are in more than one split, as published: {examples}")
-    return found
+        warnings.append(f"{torn:,} groups are in more than one split, as published: {examples}")
+    return warnings
 
 
 def _alike(labels: Sequence[str]) -> list[list[str]]:
-    """Classes that differ in upper and lower case alone, or are the same number: Cat and cat, 1 and 1.0."""
+    """Return groups of classes that differ only in upper and lower case, or are the same number: Cat and cat, 1 and 1.0."""
     groups: dict[Any, list[str]] = {}
     for label in labels:
         try:

@@ -1,4 +1,4 @@
-"""What differs between problems, a folder a task. Beside the folders: what tasks share, numpy only, so that the server has it too."""
+"""Tasks, one folder each. The modules beside the folders are shared and do without torch, because the server imports them too."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 
 def find(name: str) -> Task:
-    """Return the task: `TASK` in its task.py. Raises LooplineError where there is none of this name."""
+    """Return the task `name`, the object `TASK` of its task.py. Raises LooplineError if no task has this name."""
     task: Task = part(name, "task").TASK
     return task

@@ -1,6 +1,6 @@
 """Average precision as COCO defines it (Lin et al., 2014), and as pycocotools computes it, for weighted images. Numpy only.
 
-The pairing of boxes and objects is done once; a bootstrap then only changes the weights.
+Boxes and objects are paired once; a bootstrap then only changes the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def overlap(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """Intersection over union of boxes (m, 4) and (k, 4): (m, k)."""
+    """Return the intersection over union (m, k) of boxes (m, 4) and (k, 4)."""
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(2)
     areas = [(x[:, 2:] - x[:, :2]).prod(1) for x in (a, b)]
@@ -29,9 +29,9 @@ def overlap(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Matches:
-    """Every box that the model gave, in falling order of score, and the truth found at each of IOUS.
+    """All d boxes of the model in falling order of score, and whether each hits an object at each overlap of IOUS.
 
-    image, label: int64 (d,). score: float64 (d,). hits: bool (10, d). present: int64 (n, classes), objects of each image.
+    image, label: int64 (d,). score: float64 (d,). hits: bool (10, d). present: int64 (n, classes), objects in each of n images.
     """
 
     image: NDArray[np.int64]
@@ -44,27 +44,27 @@ class Matches:
 def matched(
     boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any], targets: Sequence[NDArray[Any]], labels: int
 ) -> Matches:
-    """Pair each box with an object of its class: best score first, each takes the object it overlaps most of those left.
+    """Pair boxes with objects of their class. In falling order of score, each box takes the free object that it overlaps most.
 
-    boxes: (n, m, 4); scores: (n, m), those of 0 are padding; classes: (n, m); targets: (k, 5) class and corners an image.
+    boxes: (n, m, 4); scores: (n, m), 0 for padding; classes: (n, m); targets: for each image (k, 5), class and corners.
     """
     scores = np.asarray(scores, np.float64)
     hits = np.zeros((len(IOUS), *scores.shape), bool)
     present = np.zeros((len(scores), labels), np.int64)
     for number, target in enumerate(targets):
-        wanted = target[:, 0].astype(np.int64)
-        present[number] = np.bincount(wanted, minlength=labels)
-        given = np.argsort(-scores[number], kind="stable")[: np.count_nonzero(scores[number] > 0)]
-        shared = overlap(boxes[number, given], target[:, 1:]) * (classes[number, given][:, None] == wanted)
+        true_classes = target[:, 0].astype(np.int64)
+        present[number] = np.bincount(true_classes, minlength=labels)
+        answered = np.argsort(-scores[number], kind="stable")[: np.count_nonzero(scores[number] > 0)]
+        shared = overlap(boxes[number, answered], target[:, 1:]) * (classes[number, answered][:, None] == true_classes)
         free = np.ones((len(IOUS), len(target)), bool)
-        for column, row in zip(given, shared, strict=True):
+        for column, row in zip(answered, shared, strict=True):
             if row.max(initial=0) < IOUS[0]:
                 continue
-            left = np.where(free, row, 0)
-            best = left.argmax(1)
-            found = np.flatnonzero(left.max(1) >= IOUS)
-            free[found, best[found]] = False
-            hits[found, number, column] = True
+            free_overlap = np.where(free, row, 0)
+            best = free_overlap.argmax(1)
+            matched_at = np.flatnonzero(free_overlap.max(1) >= IOUS)
+            free[matched_at, best[matched_at]] = False
+            hits[matched_at, number, column] = True
     rows, columns = np.nonzero(scores > 0)
     order = np.argsort(-scores[rows, columns], kind="stable")
     rows, columns = rows[order], columns[order]
@@ -78,29 +78,29 @@ def matched(
 
 
 def average_precision(matches: Matches, label: int) -> Callable[[Weights | None], NDArray[np.float64]]:
-    """The average precision of one class at each of IOUS, (10,), as a function of image weights; NaN without objects.
+    """Return the average precision of a class at each of IOUS (10,) as a function of image weights. It is NaN without objects.
 
-    Interpolated at 101 recalls (Lin et al., COCO, 2014; pycocotools). An image of weight w counts as w copies of it.
+    It is interpolated at 101 recalls (Lin et al., COCO, 2014; pycocotools). An image of weight w counts as w copies of it.
     """
-    mine = np.flatnonzero(matches.label == label)
-    images, hits = matches.image[mine], matches.hits[:, mine]
-    last = np.flatnonzero(hits.any(0))  # recall rises at hits only, and precision is largest there
+    of_class = np.flatnonzero(matches.label == label)
+    images, hits = matches.image[of_class], matches.hits[:, of_class]
+    last = np.flatnonzero(hits.any(0))  # recall rises only at hits, and precision is largest there
     hit_weight = hits[:, last].astype(np.float64)
-    wanted = matches.present[:, label].astype(np.float64)
+    objects = matches.present[:, label].astype(np.float64)
     rows = np.arange(len(IOUS))[:, None]
 
     def score(weights: Weights | None = None) -> NDArray[np.float64]:
-        total = wanted.sum() if weights is None else wanted @ weights
+        total = objects.sum() if weights is None else objects @ weights
         if not total > 0:
             return np.full(len(IOUS), np.nan)
         if not len(last):
             return np.zeros(len(IOUS))
         w = np.ones(len(images)) if weights is None else weights[images]
-        given = np.cumsum(w)[last]
-        found = np.cumsum(hit_weight * w[last], axis=1)
-        precision = np.divide(found, given, out=np.zeros_like(found), where=given > 0)
+        box_count = np.cumsum(w)[last]
+        hit_count = np.cumsum(hit_weight * w[last], axis=1)
+        precision = np.divide(hit_count, box_count, out=np.zeros_like(hit_count), where=box_count > 0)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        recall = found / total + 1e-12  # so that 3/10 is not below .3
+        recall = hit_count / total + 1e-12  # so that 3/10 is not below .3
         # One search for the ten curves: each is lifted by 2 above the one before.
         at = np.searchsorted((recall + 2 * rows).ravel(), (RECALLS + 2 * rows).ravel()).reshape(len(IOUS), -1)
         at -= rows * len(last)

@@ -1,8 +1,8 @@
-"""What the house asks of a task.
+"""The interface of a task.
 
-A task is a folder with four modules. `task.py` holds a subclass of `Task` and its only object, `TASK`: numpy at most, for a server
-imports it. `parameters.py` holds the class of such a model's part of params.yaml, as `PARAMETERS`. `training.py` and
-`evaluation.py` are what is heavy: modules that fit `Trainer` and `Evaluator`. See docs/extend.md.
+A task is a folder with four modules. `task.py` holds a subclass of `Task` and its only instance, `TASK`. It does without torch,
+because the server imports it. `parameters.py` holds, as `PARAMETERS`, the class of such a model's part of params.yaml.
+`training.py` and `evaluation.py` are the heavy modules, which fit `Trainer` and `Evaluator`. See docs/extend.md.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Split = Any  # `data.manifest.Split`
 
 
 class Task(ABC):
-    """One kind of problem. The methods get the graph's outputs by name, n samples each, and a split's truth.
+    """One kind of problem. Its methods take the graph's outputs by name, for n samples, and the truth of a split.
 
-    name: as `task:` in params.yaml has it. content: what a sample is. truth: the manifest's column that says what is right. An
+    name: the value of `task:` in params.yaml. content: what a sample is. truth: the manifest's column with the right answers. An
     answer has the same key: `label`, a text that is compared with the truth, or `boxes`. has_classes: whether the labels are names
     of classes, which `ModelSpec.labels` lists.
-    headline: the metric that gates and promotion go by. quality_name: what `quality` is the mean of.
+    headline: the metric that gates and promotion use. quality_name: the name of the mean of `quality`.
     confidence: the signal, 0 to 1, that says how sure an answer is.
-    question: what a prediction answers. use: the model card's first sentence, with {k} for the number of classes. limit: one of
-    its sentences on what the model cannot do.
+    question: the question that a prediction answers. use: the model card's first sentence, with {k} for the number of classes.
+    limit: one of its sentences on what the model cannot do.
     """
 
     name: ClassVar[str]
@@ -53,7 +53,7 @@ class Task(ABC):
     use: ClassVar[str]
     limit: ClassVar[str]
 
-    # What is heavy is imported here, and by stages alone
+    # Heavy modules, which only stages import
 
     def trainer(self) -> Trainer:
         """Return the folder's training.py."""
@@ -68,7 +68,7 @@ class Task(ABC):
     # Data
 
     def label_problem(self, label: str) -> str | None:
-        """Return why a sample with this label is set aside at ingest; None where the label will do."""
+        """Return why ingest sets a sample with this label aside; None if the label is usable."""
         return None
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Task(ABC):
         """Return a plain answer for each sample. sizes: (n, 2) width and height of the upright originals, zeros for texts."""
 
     def batch_answers(self, outputs: Arrays, spec: ModelSpec, sizes: NDArray[Any]) -> list[Json]:
-        """Return the columns of `batch_columns` for each sample, as fast as many samples want it."""
+        """Return the columns of `batch_columns` for each sample. Override it where `answers` is slow for many samples."""
         columns = self.batch_columns()
         return [{name: answer[name] for name in columns} for answer in self.answers(outputs, spec, sizes)]
 
@@ -99,11 +99,11 @@ class Task(ABC):
         """Return the JSON Schema of one answer."""
 
     def label_schema(self, spec: ModelSpec) -> Json:
-        """Return the JSON Schema of a label that comes back as feedback. It has an example."""
+        """Return the JSON Schema of a feedback label, with an example."""
         return {"enum": list(spec.labels), "example": spec.labels[0]}
 
     def check_label(self, label: Any, spec: ModelSpec, model: str) -> Any:
-        """Return a label that came back as the journal keeps it. Raises LooplineError with what is wrong. model: its name."""
+        """Return a feedback label as the journal keeps it. Raises LooplineError with the reason. model: the model's name."""
         return class_name(label, spec, model)
 
     # Measuring
@@ -129,7 +129,7 @@ class Task(ABC):
         return {}
 
     def pairs(self, outputs: Arrays, truth: Truth, spec: ModelSpec) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        """Return truth and answer of each, as indices int64 (k, 2), and the names that they index."""
+        """Return k pairs of truth and answer as indices int64 (k, 2), and the names that they index."""
         return np.zeros((0, 2), np.int64), ()
 
     @abstractmethod
@@ -138,7 +138,7 @@ class Task(ABC):
 
 
 class Trainer(Protocol):
-    """A task's training.py. All of it is a function of settings, data and seed."""
+    """A task's training.py. Its results depend on settings, data and seed alone."""
 
     QUANTIZATION: Literal["static", "dynamic"]
 
@@ -153,20 +153,20 @@ class Trainer(Protocol):
         work: Path,
         log: Callable[[int, dict[str, float]], None],
     ) -> None:
-        """Train, and write weights, `config.json` and `history.csv` to `out`. work: for checkpoints. log: epoch, its figures."""
+        """Train; write weights, `config.json` and `history.csv` to `out`. work: folder of checkpoints. log: takes epoch, figures."""
 
     def reference(self, folder: Path) -> Callable[[Arrays], Arrays]:
-        """Return the trained model as a function from the graph's inputs to its outputs: the graph is held against it."""
+        """Return the trained model as a function from the graph's inputs to its outputs, for the parity check of the graph."""
 
     def export(self, folder: Path, train: Split, val: Split, settings: Any, *, out: Path) -> ModelSpec:
-        """Write the ONNX graph to `out`, with a dynamic batch, and return what it takes and gives."""
+        """Write the ONNX graph to `out`, with a dynamic batch, and return its specification."""
 
     def nodes_to_exclude(self, model: Any) -> list[str]:
         """Return the names of the nodes of an `onnx.ModelProto` that stay in FP32 when it is quantized."""
 
 
 class Evaluator(Protocol):
-    """A task's evaluation.py: what the model is compared with."""
+    """A task's evaluation.py: the baselines of the model, and pictures of its answers."""
 
     def majority(self, train: Split, test: Split, spec: ModelSpec) -> Arrays:
         """Return the graph's outputs for the test split if every answer were the commonest one."""
@@ -187,13 +187,13 @@ class Evaluator(Protocol):
 
 
 def class_name(name: Any, spec: ModelSpec, model: str) -> str:
-    """Return the class's name as ingest writes it. Raises LooplineError where it is none of the model's."""
+    """Return the class's name as ingest writes it. Raises LooplineError if the model has no such class."""
     if not isinstance(name, str):
-        kind = "missing" if name is None else f"{_shown(name)}, and no text"
+        kind = "missing" if name is None else f"{_shown(name)}, not a text"
         raise LooplineError(f"the label is {kind}: send a class's name in quotes, as {_shown(spec.labels[0])}")
     composed = unicodedata.normalize("NFC", name)  # as ingest writes it; macOS decomposes characters
     if composed not in spec.labels:
-        raise LooplineError(f"{composed[:40]!r} is no class of {model}")
+        raise LooplineError(f"{composed[:40]!r} is not a class of {model}")
     return composed
 
 

@@ -1,10 +1,10 @@
 """Confidence intervals by resampling samples with replacement. Numpy only.
 
 Percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). A resample is a vector of counts,
-one a sample, so that a metric that is no mean (mAP) is resampled as it should be. Paired: both models see the same counts.
+one for each sample, so a metric that is not a mean (mAP) is resampled correctly too. Paired: both models see the same counts.
 
-Where all resamples agree, as they do where no error was seen, the percentiles say nothing of the errors that so few samples could
-not show: there the interval is Wilson's (Wilson, JASA 1927), of as many samples as the figure rests on.
+Where all resamples agree, as they do without a single error, percentiles would give an interval without width. There the interval
+is Wilson's (Wilson, JASA 1927), for the number of samples that the figure rests on.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-Z = 1.96  # of a 95 % interval
-NO_WIDTH = 1e-9  # the last bits of a sum
+Z = 1.96  # standard deviations on each side of a 95 % interval
+NO_WIDTH = 1e-9  # a smaller width is a rounding error
 Weights = NDArray[np.float64]
 Scorer = Callable[[Weights | None], dict[str, float]]
 
@@ -32,7 +32,7 @@ class Interval:
     dropped: int = 0
 
     def rounded(self) -> dict[str, float]:
-        """For a report: four decimals, so that the last bits of a sum do not show. `dropped` is left out where it is 0."""
+        """Return the figures for a report, with four decimals so that rounding errors do not show. `dropped` is left out if 0."""
         figures = {"value": round(self.value, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
         return figures | ({"dropped": self.dropped} if self.dropped else {})
 
@@ -55,14 +55,14 @@ def _interval(value: float, draws: list[float], support: int) -> Interval:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n samples."""
+    """Return the 95 % interval of a share of n samples."""
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def intervals(scorer: Scorer, n: int, *, resamples: int, seed: int, support: int | None = None) -> dict[str, Interval]:
-    """The 95 % interval of every metric that `scorer` gives over `n` samples.
+    """Return the 95 % interval of every metric that `scorer` gives over `n` samples.
 
     support: how many of the samples the metrics rest on (default: n).
     """
@@ -75,9 +75,9 @@ def intervals(scorer: Scorer, n: int, *, resamples: int, seed: int, support: int
 
 
 def paired(a: Scorer, b: Scorer, n: int, *, metric: str, resamples: int, seed: int) -> Interval:
-    """The 95 % interval of `metric` of `a` minus that of `b`, both measured on the same `n` samples.
+    """Return the 95 % interval of `metric` of `a` minus that of `b`, both measured on the same `n` samples.
 
-    Two models that answer alike differ by exactly nothing: that interval alone has no width.
+    Only models that answer alike have an interval without width: they differ by exactly 0.
     """
     point = a(None)[metric] - b(None)[metric]
     draws = [a(counts)[metric] - b(counts)[metric] for counts in _counts(n, resamples, seed)]

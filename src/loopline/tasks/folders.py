@@ -1,4 +1,4 @@
-"""The folder of a task: one of those beside this module, or one that another package brings by an entry point."""
+"""Find the folder of a task: beside this module, or in another package that names it by an entry point."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, Literal
 
 from loopline.errors import LooplineError
 
-GROUP = "loopline.tasks"  # the entry points by which a package brings tasks of its own: NAME = "package.of.the.task"
+GROUP = "loopline.tasks"  # entry points by which other packages add tasks: NAME = "package.of.the.task"
 BUILT_IN = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/task.py")))
 
 
 @functools.cache
 def part(name: str, module: Literal["task", "parameters", "training", "evaluation"]) -> Any:
-    """Import a module of a task's folder, see `base`. Raises LooplineError where there is no task of this name."""
+    """Import a module of a task's folder, see `base`. Raises LooplineError if no task has this name."""
     if name in BUILT_IN:
         return import_module(f"{GROUP}.{name}.{module}")
-    brought = {point.name: point.value for point in entry_points(group=GROUP)}
-    if name not in brought:
+    installed = {point.name: point.value for point in entry_points(group=GROUP)}
+    if name not in installed:
         raise LooplineError(
-            f"no task {name!r}: there are {', '.join((*BUILT_IN, *sorted(brought)))}; docs/extend.md says how to bring one"
+            f"no task {name!r}: there are {', '.join((*BUILT_IN, *sorted(installed)))}. docs/extend.md says how to add one"
         )
-    return import_module(f"{brought[name]}.{module}")
+    return import_module(f"{installed[name]}.{module}")

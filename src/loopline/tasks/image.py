@@ -1,4 +1,4 @@
-"""From an encoded image to the pixels that a model sees. Training, calibration, parity check and server all call this."""
+"""Turn encoded images into the pixels that a model sees, in training, calibration, parity check and server alike."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from loopline.lib.arrays import Pixels
 from loopline.tasks.spec import ImageInput
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # fewer decoders, less to attack
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no others: every decoder can be attacked
 MAX_PIXELS = 50_000_000
 
 
 class UnreadableImage(ValueError):
-    """The bytes are no image that we accept; the message is the reason."""
+    """The bytes are not an accepted image. The message gives the reason."""
 
 
 class TooLarge(UnreadableImage):
-    """It has too many pixels; none was decoded."""
+    """The image has too many pixels. It was not decoded."""
 
 
 class TooManyFrames(UnreadableImage):
-    """It is animated."""
+    """The image is animated."""
 
 
 def decode(
@@ -35,18 +35,18 @@ def decode(
     formats: tuple[str, ...] = FORMATS,
     max_frames: int | None = None,
 ) -> Pixels:
-    """The upright image as uint8 (height, width, channels), RGB or grey.
+    """Return the upright image as uint8 (height, width, channels), RGB or grey.
 
     The bytes decide the format, never a file name. EXIF rotation is applied, CMYK and palettes become RGB, 16 bits become 8,
-    transparency is laid on white. Of several frames the first counts. Raises UnreadableImage, TooLarge, TooManyFrames.
+    transparency is laid on white. Only the first frame is used. Raises UnreadableImage, TooLarge, TooManyFrames.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of broken metadata that does not matter here
+            warnings.simplefilter("ignore")  # Pillow warns about broken metadata, which does not matter here
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 if image.width * image.height > max_pixels:
                     raise TooLarge(f"{image.width}x{image.height} pixels, at most {max_pixels} are accepted")
-                # An MPO is a JPEG with further pictures behind it, as phones write: the first one is the photo.
+                # Phones write MPO files: a JPEG with further pictures behind it. The first one is the photo.
                 frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
                 if max_frames is not None and frames > max_frames:
                     raise TooManyFrames("an animated image: send one frame")
@@ -54,11 +54,11 @@ def decode(
                 return _to_uint8(upright, channels)
     except UnreadableImage:
         raise
-    except Image.DecompressionBombError as error:  # Pillow's own limit comes before ours
+    except Image.DecompressionBombError as error:  # Pillow checks a limit of its own first
         raise TooLarge(f"too many pixels, at most {max_pixels} are accepted") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"not an image in any of {', '.join(formats)}") from error
-    except Exception as error:  # decoders raise a dozen kinds, from SyntaxError to struct.error, on broken bytes
+    except Exception as error:  # on broken bytes, decoders raise all kinds, from SyntaxError to struct.error
         raise UnreadableImage(f"broken image: {error}") from error
 
 
@@ -79,7 +79,7 @@ def _to_uint8(image: Image.Image, channels: int) -> Pixels:
 
 
 def scale(width: int, height: int, spec: ImageInput) -> tuple[float, float]:
-    """Input pixels for one pixel of the original, along x and y."""
+    """Return the number of input pixels per pixel of the original, along x and y."""
     across, down = spec.width / width, spec.height / height
     return (across, down) if spec.fit == "stretch" else (min(across, down), min(across, down))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 Corners = tuple[float, float, float, float]
 Result = dict[str, Any]
-# Kinds that say something of an image or a region. Any other is a shape: a new one must not read as an image without objects.
+# Kinds that describe an image or a region. Any other kind is a shape: a new one must not read as an image without objects.
 _NO_SHAPES = frozenset(
     {"choices", "taxonomy", "rating", "textarea", "number", "datetime", "relation", "pairwise", "ranker", "chatmessage"}
 )
@@ -50,7 +50,7 @@ def submitted(task: object) -> list[list[Result]]:
     finished = [entry for entry in entries if not (entry.get("was_cancelled") or entry.get("skipped"))]
     chosen = [entry for entry in finished if entry.get("ground_truth")] or finished
     results = [entry.get("result") or [] for entry in chosen]
-    if not all(isinstance(each, list) and all(isinstance(result, dict) for result in each) for each in results):
+    if not all(isinstance(group, list) and all(isinstance(result, dict) for result in group) for group in results):
         raise UnusableResult("a `result` is not a list of objects")
     return results
 
@@ -67,8 +67,8 @@ def choices(results: Iterable[Result]) -> list[str]:
 
 
 def regions(results: Iterable[Result]) -> list[Region]:
-    """Return a region for each shape, of a known kind or not. Relations, texts, ratings and choices are passed over."""
-    # A rectangle and its labels may be two results with one id and one shape. Scripts also give one id to several shapes.
+    """Return a region for each shape, of a known kind or not. Relations, texts, ratings and choices are skipped."""
+    # A rectangle and its labels may be two results with the same id and shape. Scripts may give several shapes the same id.
     shapes: dict[tuple[str, str], list[Result]] = {}
     for place, result in enumerate(results):
         if _is_shape(result):
@@ -77,9 +77,9 @@ def regions(results: Iterable[Result]) -> list[Region]:
 
 
 def other_kinds(results: Iterable[Result], *, regions: bool) -> list[str]:
-    """Return the kind of each result that `regions`, or else `choices`, passes over."""
-    passed = [each for each in results if not (_is_shape(each) if regions else _kind(each) == "choices")]
-    return [_kind(result) or "unknown" for result in passed]
+    """Return the kind of each result that `regions`, or else `choices`, skips."""
+    skipped = [result for result in results if not (_is_shape(result) if regions else _kind(result) == "choices")]
+    return [_kind(result) or "unknown" for result in skipped]
 
 
 def sizes(results: Iterable[Result]) -> list[tuple[int, int]]:
@@ -104,7 +104,7 @@ def _kind(result: Result) -> str:
 
 
 def _shape(result: Result) -> str:
-    """Return what tells a region's shape from another's: its value without the names of classes and the text in it."""
+    """Return a key for a region's shape: its value without class names and text."""
     value = result.get("value")
     drawn = (
         {key: value[key] for key in value if not str(key).endswith("labels") and key != "text"}
@@ -143,7 +143,7 @@ def enclosing(result: Result) -> Corners:
 
 
 def _points(value: dict[str, Any], across: float, down: float) -> list[tuple[float, float]]:
-    """The points, in pixels, whose box is the region's; across, down: pixels of one percent."""
+    """Return points in pixels that have the same box as the region. across, down: pixels per percent."""
     if isinstance(value.get("points"), list):
         pairs = [point for point in value["points"] if isinstance(point, list) and len(point) == 2]
         points = [(number(x), number(y)) for x, y in pairs]

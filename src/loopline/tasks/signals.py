@@ -1,6 +1,6 @@
-"""Drift signals: a few figures a sample, from its input and its answer. Numpy only, constant work a sample.
+"""Drift signals: a few figures for each sample, from its input and its answer. Numpy only, constant work per sample.
 
-A signal that a request does not carry (the bytes of an image that came as a tensor) is left out, not guessed.
+A signal that a request does not carry (the number of bytes of an image that came as a tensor) is left out, not guessed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Signals = dict[str, NDArray[np.float64]]
 CLASS = "predicted_class"  # the only signal whose values have no order
 FLAT = 1.0  # grey levels: an image with a smaller standard deviation shows nothing
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
-CHUNK = 1 << 15  # pixels
+CHUNK = 1 << 15  # pixels at a time: they fit the processor's cache, which is four times as fast
 
 
 def signals(
@@ -29,30 +29,30 @@ def signals(
     originals: Sequence[bytes | str] | None = None,
     sizes: NDArray[Any] | None = None,
 ) -> Signals:
-    """Every signal of n samples, each float64 (n,).
+    """Return every signal of n samples by name, each float64 (n,).
 
-    inputs and outputs: the graph's tensors, padding included. originals: the encoded images, or the texts, where there are any.
-    sizes: (n, 2) width and height of the upright original images, where they are known.
+    inputs and outputs: the graph's tensors, padding included. originals: the encoded images or the texts, if available.
+    sizes: (n, 2) width and height of the upright original images, if available.
     """
-    found = of_images(inputs["image"]) if spec.image else _of_ids(inputs["ids"], spec)
+    by_name = of_images(inputs["image"]) if spec.image else _of_ids(inputs["ids"], spec)
     if sizes is not None and spec.image:
-        found["aspect"] = sizes[:, 0] / sizes[:, 1].astype(np.float64)
+        by_name["aspect"] = sizes[:, 0] / sizes[:, 1].astype(np.float64)
     if originals is not None:
-        found |= _of_originals(originals)
-    found |= find(spec.task).output_signals(outputs, spec)
-    return found | {f"embedding_{i}": column.astype(np.float64) for i, column in enumerate(outputs["embedding"].T)}
+        by_name |= _of_originals(originals)
+    by_name |= find(spec.task).output_signals(outputs, spec)
+    return by_name | {f"embedding_{i}": column.astype(np.float64) for i, column in enumerate(outputs["embedding"].T)}
 
 
 def of_images(images: NDArray[np.uint8]) -> Signals:
-    """brightness and contrast (mean and standard deviation of the grey levels), sharpness, and of RGB the saturation.
+    """Return brightness and contrast (mean and standard deviation of the grey levels), sharpness, and for RGB the saturation.
 
-    images: (n, h, w, c). Sharpness is the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000); saturation the mean over
-    the pixels of (max - min) / max, as in HSV.
+    images: (n, h, w, c). Sharpness is the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000). Saturation is the mean
+    over the pixels of (max - min) / max, as in HSV.
     """
     rows, height, width, channels = images.shape
     names = ("brightness", "contrast", "sharpness", *(("saturation",) if channels == 3 else ()))
-    found = {name: np.empty(rows) for name in names}
-    step = max(1, CHUNK // (height * width))  # what fits the processor's cache goes four times as fast
+    by_name = {name: np.empty(rows) for name in names}
+    step = max(1, CHUNK // (height * width))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         planes = [images[part, :, :, channel].astype(np.float32) for channel in range(channels)]
@@ -60,18 +60,18 @@ def of_images(images: NDArray[np.uint8]) -> Signals:
         if channels == 3:
             red, green, blue = planes
             grey = GREY[0] * red + GREY[1] * green + GREY[2] * blue
-            most, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-            found["saturation"][part] = ((most - least) / np.maximum(most, 1)).mean((1, 2))
+            brightest, darkest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+            by_name["saturation"][part] = ((brightest - darkest) / np.maximum(brightest, 1)).mean((1, 2))
         edges = (
             grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] - 4 * grey[:, 1:-1, 1:-1]
         )
-        found["brightness"][part], found["contrast"][part] = grey.mean((1, 2)), grey.std((1, 2))
-        found["sharpness"][part] = edges.var((1, 2))
-    return found
+        by_name["brightness"][part], by_name["contrast"][part] = grey.mean((1, 2)), grey.std((1, 2))
+        by_name["sharpness"][part] = edges.var((1, 2))
+    return by_name
 
 
 def _of_ids(ids: NDArray[np.int64], spec: ModelSpec) -> Signals:
-    """tokens, and the share of them that the tokenizer does not know."""
+    """Return the number of tokens, and the share of them that the tokenizer does not know."""
     assert spec.text is not None, "a text model's specification has a text input"
     tokens = (ids != spec.text.pad_id).sum(1)
     return {
@@ -81,8 +81,8 @@ def _of_ids(ids: NDArray[np.int64], spec: ModelSpec) -> Signals:
 
 
 def _of_originals(originals: Sequence[bytes | str]) -> Signals:
-    """bytes; of texts also their characters and the shares of upper case, digits, punctuation and what is not ASCII."""
-    found = {
+    """Return bytes; for texts also characters and the shares of upper case, digits, punctuation and non-ASCII characters."""
+    figures = {
         "bytes": np.array([len(x) if isinstance(x, bytes) else len(x.encode("utf-8", "replace")) for x in originals])
     }
     texts = [x for x in originals if isinstance(x, str)]
@@ -94,5 +94,5 @@ def _of_originals(originals: Sequence[bytes | str]) -> Signals:
             "punctuation": [sum(c in string.punctuation for c in text) for text in texts],
             "not_ascii": [sum(c > "\x7f" for c in text) for text in texts],
         }
-        found |= {"characters": length} | {k: np.array(v) / np.maximum(length, 1) for k, v in shares.items()}
-    return {name: values.astype(np.float64) for name, values in found.items()}
+        figures |= {"characters": length} | {k: np.array(v) / np.maximum(length, 1) for k, v in shares.items()}
+    return {name: values.astype(np.float64) for name, values in figures.items()}

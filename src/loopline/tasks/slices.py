@@ -1,4 +1,4 @@
-"""Slices of a data set: where a good average may hide a bad third. Numpy only."""
+"""Slices of a data set into thirds, because a good average may hide a bad third. Numpy only."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from loopline.tasks.bootstrap import Scorer, Weights
 
 NAMES = ("low", "middle", "high")
-LEAST = (
-    20  # samples: fewer are counted and not judged, for with 90 % right one slice in eight of 20 shows no error at all
-)
+# Samples: a smaller slice is counted and not judged. With 90 % right, one slice in eight of 20 shows no error at all.
+LEAST = 20
 
 
 def traits(
     inputs: dict[str, NDArray[Any]], originals: Sequence[bytes | str], sizes: NDArray[np.int32]
 ) -> dict[str, NDArray[np.float64]]:
-    """What the slices are cut by, one figure a sample: brightness and original area of an image, or length of a text.
+    """Return what slices are cut by, a figure for each sample: brightness and original area of an image, or length of a text.
 
     inputs: the model's input tensors; sizes: (n, 2) width and height of the originals.
     """
@@ -32,18 +31,18 @@ def traits(
 
 
 def thirds(values: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
-    """Masks of the low, middle and high third; fewer where the values do not tell the samples apart, none where all are equal."""
+    """Return masks of the low, middle and high third; fewer where many values are equal, none where all are."""
     edges = np.quantile(values, [1 / 3, 2 / 3])
     index = np.searchsorted(edges, values, side="left")
     masks = {name: index == number for number, name in enumerate(NAMES)}
-    found = {name: mask for name, mask in masks.items() if mask.any()}
-    return found if len(found) > 1 else {}
+    filled = {name: mask for name, mask in masks.items() if mask.any()}
+    return filled if len(filled) > 1 else {}
 
 
 def samples_of(label: int, targets: NDArray[Any] | Sequence[NDArray[Any]]) -> int:
-    """How many samples are of a class, or show an object of it.
+    """Return the number of samples that are of a class, or show an object of it.
 
-    targets: (n,) a class each, or an array (k, 5) of objects for each of n images, class first.
+    targets: classes (n,), or for each of n images an array (k, 5) of objects, class first.
     """
     if isinstance(targets, np.ndarray):
         return int(np.count_nonzero(targets == label))
@@ -51,7 +50,7 @@ def samples_of(label: int, targets: NDArray[Any] | Sequence[NDArray[Any]]) -> in
 
 
 def restrict(scorer: Scorer, mask: NDArray[np.bool_] | Weights) -> Scorer:
-    """The scorer over the samples of `mask` alone, or over all samples with these weights."""
+    """Return the scorer over the samples of `mask` alone, or over all samples with these weights."""
     inside = mask.astype(np.float64)
 
     def score(weights: Weights | None = None) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a bundle says about its model's inputs and outputs. The server reads it too."""
+"""The specification of a model's inputs and outputs in its bundle. The server reads it too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODEL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a label of a h
 
 
 def model_name(name: str) -> str:
-    """Return `name` if a model may have it: it becomes a part of addresses, queries and paths. Raises ValueError otherwise."""
+    """Return `name` if it is valid in addresses, queries and paths. Raises ValueError otherwise."""
     if MODEL_NAME.fullmatch(name):
         return name
     raise ValueError(f"{name!r} cannot name a model: use 1 to 63 of a-z, 0-9 and '-', without '-' at either end")
@@ -37,7 +37,7 @@ class ImageInput:
 class TextInput:
     """How a text becomes the tensor `ids`: int64, shape (n, length), padded with `pad_id` to the longest of the batch.
 
-    `unknown_id` stands for what the tokenizer does not know.
+    `unknown_id` stands for tokens that the tokenizer does not know.
     """
 
     max_tokens: int
@@ -54,16 +54,16 @@ class ModelSpec:
     image: ImageInput | None = None
     text: TextInput | None = None
     temperature: float = 1.0
-    score_threshold: float = 0.25  # detection: boxes below it are not answered
+    score_threshold: float = 0.25  # detection: answers leave out boxes below it
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; what does not apply is left out."""
+        """Return plain JSON types, without the fields that are None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelSpec:
-        """The reverse of `to_dict`. Raises TypeError on an unknown field."""
+        """Return the specification that `to_dict` made into `fields`. Raises TypeError on an unknown field."""
         image, text = fields.get("image"), fields.get("text")
         return cls(
             **fields
@@ -73,11 +73,11 @@ class ModelSpec:
 
 
 class Truth(Protocol):
-    """What a scorer needs of a split: see `data.manifest.Split`."""
+    """The part of a split that a scorer needs: see `data.manifest.Split`."""
 
     @property
     def targets(self) -> Any:
-        """Class indices (n,), or one (m, 5) array of boxes an image."""
+        """Class indices (n,), or for each image an array (m, 5) of boxes."""
 
     @property
     def sizes(self) -> NDArray[np.int32]:

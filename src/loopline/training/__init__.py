@@ -1,1 +1,1 @@
-"""The heavy half: torch, ultralytics, export, quantization, MLflow tracking."""
+"""What only stages need: the training loop, export, quantization, evaluation and pictures."""

@@ -1,6 +1,6 @@
-"""What a model must beat to be worth its weight: the commonest answer, and a simple classical model, trained on the same split.
+"""Baselines that a model must beat: the commonest answer, and a simple classical model trained on the same split.
 
-Each baseline answers with the outputs of the graph contract, so that the same scorer judges it.
+Each baseline returns the same outputs as the model's graph, so the same scorer measures it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def class_frequencies(train: Split, test: Split) -> Arrays:
 
 
 def some_images(train: Split, preprocess: Any, most: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Draw at most `most` training images: their rows, ascending, and their pixels uint8 (n, h, w, c)."""
+    """Draw at most `most` training images; return their rows, ascending, and their pixels uint8 (n, h, w, c)."""
     rows = np.sort(np.random.default_rng(seed).permutation(len(train.ids))[:most])
     return rows, preprocess([train.inputs[row] for row in rows])["image"]
 
@@ -45,13 +45,13 @@ def logistic(train: Any, targets: NDArray[Any], test: Any, classes: int, *, c: f
     from sklearn.preprocessing import StandardScaler
 
     model: Any = LogisticRegression(C=c, max_iter=200)
-    if hasattr(train, "tocsr"):  # TF-IDF is sparse and scaled as it is; SAGA gets as far in a tenth of the time
+    if hasattr(train, "tocsr"):  # TF-IDF is sparse and already scaled; SAGA is as good in a tenth of the time
         model.set_params(solver="saga", max_iter=50, random_state=0)
     else:
         model = make_pipeline(StandardScaler(), model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # so many steps are enough for a baseline
+        warnings.simplefilter("ignore", ConvergenceWarning)  # these steps are enough for a baseline
         model.fit(train, targets)
-    found = np.zeros((test.shape[0], classes))
-    found[:, model.classes_] = model.predict_proba(test)
-    return found
+    probabilities = np.zeros((test.shape[0], classes))
+    probabilities[:, model.classes_] = model.predict_proba(test)
+    return probabilities

@@ -1,4 +1,4 @@
-"""Where a killed training goes on: `work/checkpoint.pt`, replaced after each epoch, loaded without running code."""
+"""Checkpoints from which a killed training resumes: `work/checkpoint.pt`, replaced after each epoch, loaded without running code."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NAME = "checkpoint.pt"
 
 @dataclass
 class TrainingState:
-    """How far a training is; `history` has a row an epoch, `best` the weights of the epoch with the least loss."""
+    """The state of a training. `history` has a row for each epoch, `best` the weights of the epoch with the least loss."""
 
-    epoch: int = 0  # finished
+    epoch: int = 0  # number of finished epochs
     best_epoch: int = 0
     best_loss: float = inf
     best: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class TrainingState:
 
 
 def fingerprint(*parts: Any) -> str:
-    """The sha256 of what decides a training's result (settings, sample ids, seed): whose checkpoint is this?"""
+    """Return the sha256 of what decides a training's result (settings, sample ids, seed), the key of its checkpoint."""
     return hashlib.sha256(json.dumps(parts, default=_plain).encode()).hexdigest()
 
 
@@ -47,7 +47,7 @@ def save(work: Path, key: str, state: TrainingState, **parts: Any) -> None:
 
 
 def load(work: Path, key: str, **parts: Any) -> TrainingState:
-    """Load the checkpoint of `key` into `parts`; a fresh state where there is none, or that of another training."""
+    """Load the checkpoint of `key` into `parts` and return its state; a fresh state if there is none with this key."""
     import torch
 
     if not (work / NAME).exists():
@@ -62,5 +62,5 @@ def load(work: Path, key: str, **parts: Any) -> TrainingState:
 
 
 def forget(work: Path) -> None:
-    """Remove the checkpoint, once everything that comes of it is written."""
+    """Remove the checkpoint. Call it after all results are written."""
     (work / NAME).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The test report of the model that ships: figures with intervals, per class, per slice, against baselines and floors."""
+"""The test report of the model that ships: figures with intervals, by class and by slice, against baselines and floors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLICE_RESAMPLES = 200  # enough for a slice's interval, and there are many slice
 def measure(
     task: Task, outputs: Arrays, inputs: Arrays, test: Split, spec: ModelSpec, options: Evaluate, seed: int
 ) -> dict[str, Any]:
-    """Every figure of the model: `headline`, `n`, `metrics`, `per_class`, `slices`, `calibration_error`."""
+    """Return every figure of the model: `headline`, `n`, `metrics`, `per_class`, `slices`, `calibration_error`."""
     n, fewer = len(test.ids), min(options.resamples, SLICE_RESAMPLES)
     scorer = task.scorer(outputs, test, spec)
     figures = {
@@ -48,24 +48,24 @@ def measure(
 
 
 def _slice(task: Task, scorer: bootstrap.Scorer, mask: NDArray[np.bool_], resamples: int, seed: int) -> dict[str, Any]:
-    """How many samples a slice has, and its headline figure: none where they are too few to judge."""
+    """Return a slice's number of samples and its headline figure, None where there are too few to judge."""
     count = int(mask.sum())
     if count < slices.LEAST:
         return {"n": count, "value": None, "low": None, "high": None}
     inside = slices.restrict(scorer, mask)
-    found = bootstrap.intervals(
+    intervals = bootstrap.intervals(
         lambda weights: {task.headline: inside(weights)[task.headline]},
         len(mask),
         resamples=resamples,
         seed=seed,
         support=count,
     )
-    return {"n": count} | found[task.headline].rounded()
+    return {"n": count} | intervals[task.headline].rounded()
 
 
 def _class(scorer: bootstrap.Scorer, n: int, support: int, resamples: int, seed: int) -> dict[str, Any]:
-    found = bootstrap.intervals(scorer, n, resamples=resamples, seed=seed, support=support)
-    return {name: value.rounded() for name, value in found.items()}
+    intervals = bootstrap.intervals(scorer, n, resamples=resamples, seed=seed, support=support)
+    return {name: value.rounded() for name, value in intervals.items()}
 
 
 def compare(
@@ -78,50 +78,52 @@ def compare(
     options: Evaluate,
     seed: int,
 ) -> dict[str, Any]:
-    """The baselines' headline figures, and ours minus the simple one's with its paired interval."""
-    ours, theirs = task.scorer(outputs, test, spec), task.scorer(simple[1], test, spec)
-    gain = bootstrap.paired(ours, theirs, len(test.ids), metric=task.headline, resamples=options.resamples, seed=seed)
+    """Return the baselines' headline figures, and the model's gain over the simple one with its paired interval."""
+    model_scorer, simple_scorer = task.scorer(outputs, test, spec), task.scorer(simple[1], test, spec)
+    gain = bootstrap.paired(
+        model_scorer, simple_scorer, len(test.ids), metric=task.headline, resamples=options.resamples, seed=seed
+    )
     return {
         "majority": round(task.scorer(majority, test, spec)(None)[task.headline], 4),
-        "simple": {"name": simple[0], "value": round(theirs(None)[task.headline], 4)},
+        "simple": {"name": simple[0], "value": round(simple_scorer(None)[task.headline], 4)},
         "gain_over_simple": gain.rounded(),
     }
 
 
 def summary(report: dict[str, Any]) -> dict[str, float]:
-    """What is compared between runs, flat: each metric, the headline's interval, the simple model's value and the gain over it."""
+    """Return flat figures to compare runs by: each metric, the headline's interval, the simple model's value and the gain over it."""
     headline, gain = report["headline"], report["baselines"]["gain_over_simple"]
-    found = {metric: interval["value"] for metric, interval in report["metrics"].items()}
-    found |= {f"{headline}_{end}": report["metrics"][headline][end] for end in ("low", "high")}
-    return found | {"simple": report["baselines"]["simple"]["value"], "gain": gain["value"], "gain_low": gain["low"]}
+    figures = {metric: interval["value"] for metric, interval in report["metrics"].items()}
+    figures |= {f"{headline}_{end}": report["metrics"][headline][end] for end in ("low", "high")}
+    return figures | {"simple": report["baselines"]["simple"]["value"], "gain": gain["value"], "gain_low": gain["low"]}
 
 
 def objections(report: dict[str, Any], options: Evaluate) -> list[str]:
-    """Why the model must not go on; empty if it may."""
+    """Return the reasons why the model must not ship; empty if it may."""
     headline = report["headline"]
-    found = []
+    reasons = []
     for metric, floor in options.floors.items():
         if metric not in report["metrics"]:
-            found.append(
+            reasons.append(
                 f"a floor is set for {metric!r}, which is not measured: there are {', '.join(report['metrics'])}"
             )
         elif not report["metrics"][metric]["value"] >= floor:
-            found.append(f"{metric} {report['metrics'][metric]['value']} is below the floor of {floor}")
+            reasons.append(f"{metric} {report['metrics'][metric]['value']} is below the floor of {floor}")
     gain = report["baselines"]["gain_over_simple"]
-    shown = gain["value"] > 0 and (options.must_beat_simple != "proven" or gain["low"] > 0)
-    if options.must_beat_simple and not shown:
-        found.append(
+    beaten = gain["value"] > 0 and (options.must_beat_simple != "proven" or gain["low"] > 0)
+    if options.must_beat_simple and not beaten:
+        reasons.append(
             f"must_beat_simple is {str(options.must_beat_simple).lower()}, and {headline} is {versus_simple(report)}"
         )
-    return found
+    return reasons
 
 
 def versus_simple(report: dict[str, Any]) -> str:
     """Say whether the model is better than the simple one, and how sure that is."""
     baselines = report["baselines"]
     gain, simple = baselines["gain_over_simple"], baselines["simple"]
-    said = "better than" if gain["low"] > 0 else "worse than" if gain["high"] < 0 else "not proven to be better than"
+    verdict = "better than" if gain["low"] > 0 else "worse than" if gain["high"] < 0 else "not proven to be better than"
     return (
-        f"{said} {simple['name']} ({simple['value']}): "
+        f"{verdict} {simple['name']} ({simple['value']}): "
         f"a gain of {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
     )

@@ -9,8 +9,8 @@
 `model(batch)` gives logits (n, classes); the splits come as `Data`. AdamW, one-cycle learning rate, early stopping on
 the validation loss (the best weights come back in `model`), mixed precision where there is a GPU.
 
-Order, dropout and augmentation of an epoch are functions of (seed, epoch) alone, so a training that was killed and went
-on from its checkpoint ends with the same bits as one that was not.
+Order, dropout and augmentation of an epoch are functions of (seed, epoch) alone, so a training that resumes from its
+checkpoint ends with the same bits as one that was never killed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Data:
 
     inputs: from int64 indices (b,) to the batch that the model takes. targets: int64 (n,) class indices.
     augment: changes a batch, on the model's device, with torch's global random numbers; training only.
-    lengths: (n,); where given, a batch is made of samples of like length, so that little of it is padding.
+    lengths: (n,) or None; if set, samples of similar length share a batch, so that little of it is padding.
     """
 
     inputs: Tensors
@@ -59,7 +59,7 @@ class Data:
 
 
 def device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,9 +70,9 @@ def reproducible(seed: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     import torch
 
-    # `use_deterministic_algorithms` does the same, and imports the compiler for 2 s
+    # `use_deterministic_algorithms` does the same, but takes 2 s to import the compiler
     torch.set_deterministic_debug_mode("error")
-    # Filling memory that is written next anyway would take 8 % of the time.
+    # Filling memory that is overwritten at once would take 8 % of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
@@ -91,10 +91,10 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `model` in place and leave the weights of the epoch with the least validation loss in it.
 
-    work: the checkpoint's folder, named after the model. One with the same `key`, seed and tensor shapes is gone on with;
-    any other is replaced.
-    log: called once an epoch with its metrics, and first for the epochs that an earlier, killed process finished.
-    Returns a row an epoch: train_loss, val_loss, val_accuracy. Raises LooplineError where the loss is no number.
+    work: the checkpoint's folder, named after the model. A checkpoint with the same `key`, seed and tensor shapes is
+    resumed; any other is replaced.
+    log: called with each epoch and its metrics, first for the epochs that an earlier, killed process finished.
+    Returns a row for each epoch: train_loss, val_loss, val_accuracy. Raises LooplineError if the loss is not a number.
     """
     import torch
 
@@ -148,9 +148,9 @@ def fit(
 
 
 def predict(function: Tensors, data: Data) -> torch.Tensor:
-    """`function` of every sample in order, without gradients: float32 (n, ...) on the CPU.
+    """Return `function` of every sample in order, without gradients: float32 (n, ...) on the CPU.
 
-    `data.inputs` gives its batches. Set the model to `eval()` first.
+    It takes batches of `data.inputs`. Set the model to `eval()` first.
     """
     import torch
 
@@ -158,8 +158,8 @@ def predict(function: Tensors, data: Data) -> torch.Tensor:
     order = torch.from_numpy(np.argsort(lengths, kind="stable"))
     with torch.inference_mode():
         chunks = torch.split(order, EVALUATION_BATCH)
-        found = torch.cat([function(data.inputs(chunk).to(device())).float().cpu() for chunk in chunks])
-        return found[torch.argsort(order)]
+        outputs = torch.cat([function(data.inputs(chunk).to(device())).float().cpu() for chunk in chunks])
+        return outputs[torch.argsort(order)]
 
 
 def write(out: Path, model: torch.nn.Module, history: list[dict[str, float]], config: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ def write(out: Path, model: torch.nn.Module, history: list[dict[str, float]], co
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:
-    """The learning rate at `step` of `steps`: by cosines from peak/25 up to peak, then down to nearly zero.
+    """Return the learning rate at `step` of `steps`: by cosines from peak/25 up to peak, then down to nearly zero.
 
     Smith and Topin, "Super-convergence", 2018, with fast.ai's cosines.
     """
@@ -190,7 +190,7 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
 
 
 def class_weights(targets: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """n / (classes present * count) for each class, so that all count alike in sum; 1 for a class without samples."""
+    """Return n / (classes present * count) for each class, so that all weigh the same in sum; 1 for a class without samples."""
     counts = np.bincount(targets, minlength=classes)
     weights = len(targets) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return np.where(counts > 0, weights, 1.0).astype(np.float32)
@@ -209,7 +209,7 @@ def _loss(model: torch.nn.Module, train: Data, settings: ClassifierFit) -> torch
 
 
 def _optimizer(model: torch.nn.Module, settings: ClassifierFit) -> torch.optim.Optimizer:
-    """AdamW; biases and normalisation have no weight decay, which would only fight their job."""
+    """Return AdamW, without weight decay for biases and normalisation, where it would only do harm."""
     import torch
 
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -219,7 +219,7 @@ def _optimizer(model: torch.nn.Module, settings: ClassifierFit) -> torch.optim.O
 
 
 def _precision() -> torch.dtype:
-    """bfloat16 on GPUs that have it, float16 on older ones, float32 on the CPU."""
+    """Return bfloat16 on GPUs that have it, float16 on older ones, float32 on the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -228,13 +228,13 @@ def _precision() -> torch.dtype:
 
 
 def _batches(data: Data, size: int, *, seed: int, epoch: int) -> list[torch.Tensor]:
-    """Every sample once, in ceil(n / size) batches of nearly equal size: no tiny last one to upset normalisation."""
+    """Return every sample once, in ceil(n / size) batches of nearly equal size: a tiny last one would upset normalisation."""
     import torch
 
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(data.targets))
     count = math.ceil(len(order) / size)
-    if data.lengths is not None:  # neighbours of like length, but other neighbours each epoch
+    if data.lengths is not None:  # neighbours have similar lengths and change from epoch to epoch
         order = order[np.argsort(data.lengths[order] * random.uniform(0.9, 1.1, len(order)), kind="stable")]
     parts = np.array_split(order, count)
     if data.lengths is not None:

@@ -1,4 +1,4 @@
-"""From a torch network to an ONNX file with a dynamic batch, the same bytes wherever it is made."""
+"""Export a torch network to an ONNX file with a dynamic batch. The bytes do not depend on where it is made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def to_onnx(
     network: torch.nn.Module, example: torch.Tensor, *, takes: str, gives: Sequence[str], free: Sequence[str] = ("n",)
 ) -> onnx.ModelProto:
-    """The graph of `network`, which takes one tensor. free: names of the leading dimensions of the input that may be any size."""
+    """Return the graph of `network`, which takes one tensor. free: names of the input's leading dimensions, which have any size."""
     import torch
 
     with warnings.catch_warnings():
@@ -35,14 +35,14 @@ def to_onnx(
     for node in program.model.graph:
         for value in node.outputs:
             if not value.is_graph_output():
-                value.name = f"inner_{value.name}"  # torch may call one as we call an output
+                value.name = f"inner_{value.name}"  # torch may have given it the name of an output
     model = program.model_proto
-    del model.graph.value_info[:]  # shapes of fused layers trip the quantizer
+    del model.graph.value_info[:]  # the quantizer fails on shapes of fused layers
     return model
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` without the exporter's notes: they hold source paths, so two clones would not give the same bytes. Atomic."""
+    """Write `model` atomically, without the exporter's notes: they hold source paths, which differ between clones."""
     import onnx
 
     graph = model.graph

@@ -1,4 +1,4 @@
-"""The pictures of one evaluation, for the model card, MLflow and `dvc plots`: which samples are shown, and what is drawn."""
+"""Choose the samples of an evaluation and draw its pictures, for the model card, MLflow and `dvc plots`."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def draw(
         plots.confusion(folder / "confusion.png", matrix, names)
     ranked = task.ranked(outputs, test, spec)
     points = {
-        label: curves.precision_recall(found)
-        for label, found in ranked.items()
-        if found.positives and len(found.scores)
+        label: curves.precision_recall(answers)
+        for label, answers in ranked.items()
+        if answers.positives and len(answers.scores)
     }
     if points:
         plots.precision_recall(folder / "precision_recall.png", points)
@@ -55,17 +55,17 @@ def draw(
 
 
 def _distribution(classes: Path) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     with classes.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            found.setdefault(row["class"], {})[row["split"]] = int(row["count"])
-    return found
+            counts.setdefault(row["class"], {})[row["split"]] = int(row["count"])
+    return counts
 
 
 def right_and_wrong(
     outputs: Arrays, test: Split, spec: ModelSpec, shown: Callable[[Any], Any]
 ) -> tuple[list[plots.ShownSample], list[plots.ShownSample]]:
-    """The first samples that were classified right, and the most confident mistakes. shown: makes a picture or text of an input."""
+    """Return the first samples that were classified right, and the most confident mistakes. shown: input to picture or text."""
     probabilities = outputs["probabilities"]
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     hit = predicted == test.targets

@@ -1,4 +1,4 @@
-"""The pictures of a report: each function takes numpy and plain values and writes one PNG to `path`."""
+"""The pictures of a report. Each function takes numpy arrays and plain values and writes one PNG to `path`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from loopline.lib.drawing import BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, 
 
 ACROSS = 8  # pictures in a row
 MAX_CAPTION = 11  # characters that fit under a picture
-MAX_TEXT = 84  # and on a line of the table
+MAX_TEXT = 84  # characters that fit on a line of the table
 
 
 @dataclass(frozen=True)
 class ShownSample:
-    """sample: the image uint8 (h, w, 1 or 3), or the text. probability: of the predicted class."""
+    """A sample with its answer. sample: the image uint8 (h, w, 1 or 3), or the text. probability: of the predicted class."""
 
     sample: NDArray[np.uint8] | str
     actual: str
@@ -30,15 +30,15 @@ class ShownSample:
 
 @dataclass(frozen=True)
 class Scene:
-    """truth (m, 5): class index and corners; found (m, 6): class index, corners, score. Corners in pixels of the image."""
+    """truth (m, 5): class index, corners. predicted (m, 6): class index, corners, score. Corners are in pixels of the image."""
 
     image: NDArray[np.uint8]
     truth: NDArray[np.float32]
-    found: NDArray[np.float32]
+    predicted: NDArray[np.float32]
 
 
 def learning_curves(path: Path, history: Path) -> None:
-    """Losses, and the other columns of `history.csv` (epoch, train_loss, val_loss, ...) beside them, over the epochs."""
+    """Draw the columns of `history.csv` (epoch, train_loss, val_loss, ...) over the epochs, losses beside the others."""
     with history.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     columns = {name: [float(row[name] or "nan") for row in rows] for name in rows[0]}
@@ -56,7 +56,7 @@ def learning_curves(path: Path, history: Path) -> None:
 
 
 def confusion(path: Path, matrix: NDArray[np.int64], labels: Sequence[str]) -> None:
-    """Counts (k, k) with the true class down and the predicted one across; the shade is the share of the true class."""
+    """Draw counts (k, k), true classes down and predicted ones across. The shade is the share of the true class."""
     count = len(labels)
     share = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     side = min(8.0, 2.6 + 0.33 * count)
@@ -64,7 +64,7 @@ def confusion(path: Path, matrix: NDArray[np.int64], labels: Sequence[str]) -> N
     with sheet(path, side, side) as (_, (axis,)):
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for (row, column), number in np.ndenumerate(matrix):
-            if number and size > 4:  # smaller ones nobody reads
+            if number and size > 4:  # a smaller font is not readable
                 colour = "white" if share[row, column] > 0.5 else INK if row == column else RED
                 axis.text(column, row, f"{number}", ha="center", va="center", fontsize=size, color=colour)
         ticks = range(count)
@@ -77,7 +77,7 @@ def confusion(path: Path, matrix: NDArray[np.int64], labels: Sequence[str]) -> N
 
 
 def precision_recall(path: Path, curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> None:
-    """Class -> recall (n,), precision (n,). Beyond six classes the three with the least area are coloured, the rest grey."""
+    """Draw each class's recall (n,), precision (n,). Of more than six, the three with the least area are coloured, the rest grey."""
     areas = {name: float(np.trapezoid(precision, recall)) for name, (recall, precision) in curves.items()}
     worst = sorted(areas, key=lambda name: areas[name])[: 6 if len(curves) <= 6 else 3]
     colours = dict(zip(worst, (RED, ORANGE, PURPLE, SKY, GREEN, BLUE), strict=False))
@@ -96,7 +96,7 @@ def precision_recall(path: Path, curves: Mapping[str, tuple[NDArray[np.float64],
 
 
 def reliability(path: Path, bins: Sequence[tuple[float, float, int]]) -> None:
-    """(mean confidence, accuracy, count) of each bin: on the diagonal the confidence is honest. Below, how many answers."""
+    """Draw accuracy over mean confidence of each bin, and counts below. On the diagonal the confidence is honest."""
     confidence, accuracy, count = (np.array(column, np.float64) for column in zip(*bins, strict=True))
     error = float(np.abs(confidence - accuracy) @ count / count.sum())
     with sheet(path, 3.6, 4.0, 2) as (figure, (upper, lower)):
@@ -116,7 +116,7 @@ def reliability(path: Path, bins: Sequence[tuple[float, float, int]]) -> None:
 
 
 def class_distribution(path: Path, counts: Mapping[str, Mapping[str, int]]) -> None:
-    """Class -> split -> samples, as stacked bars in the order given."""
+    """Draw class -> split -> samples as stacked bars, in the order of `counts`."""
     with sheet(path, 5.6, 1.1 + 0.2 * max(3, len(counts))) as (figure, (axis,)):
         start = np.zeros(len(counts))
         for split, colour in (("train", BLUE), ("val", ORANGE), ("test", GREEN)):
@@ -134,7 +134,7 @@ def class_distribution(path: Path, counts: Mapping[str, Mapping[str, int]]) -> N
 
 
 def examples(path: Path, right: Sequence[ShownSample], wrong: Sequence[ShownSample]) -> None:
-    """Images: a row that was classified right, then those that were not, in the order given."""
+    """Draw a row of images that were classified right, then those that were not, in their order."""
     rows = 1 + -(-min(len(wrong), 2 * ACROSS) // ACROSS)
     with sheet(path, 0.95 * ACROSS, 1.2 * rows + 0.4, rows, ACROSS) as (figure, axes):
         for axis in axes:
@@ -153,7 +153,7 @@ def examples(path: Path, right: Sequence[ShownSample], wrong: Sequence[ShownSamp
 
 
 def detections(path: Path, scenes: Sequence[Scene], labels: Sequence[str]) -> None:
-    """Up to six images with the true boxes dashed and the found ones solid, with class and score."""
+    """Draw up to six images, with true boxes dashed and predicted ones solid, with class and score."""
     from matplotlib.lines import Line2D
 
     columns = min(3, len(scenes))
@@ -169,13 +169,15 @@ def detections(path: Path, scenes: Sequence[Scene], labels: Sequence[str]) -> No
 
 
 def text_examples(path: Path, right: Sequence[ShownSample], wrong: Sequence[ShownSample]) -> None:
-    """A table of texts that were classified right, then of those that were not, in the order given."""
+    """Draw a table of texts that were classified right, then of those that were not, in their order."""
     lines: list[tuple[str, str, str, str, str]] = []
     for title, answers, colour in (("Right", right, GREEN), ("Wrong, the most confident first", wrong, RED)):
         lines.append((title, "predicted", "", "true", INK))
-        for one in answers:
-            text = _cut(" ".join(str(one.sample).split()), MAX_TEXT)
-            lines.append((text, _cut(one.predicted, 18), f"{one.probability:.0%}", _cut(one.actual, 18), colour))
+        for answer in answers:
+            text = _cut(" ".join(str(answer.sample).split()), MAX_TEXT)
+            lines.append(
+                (text, _cut(answer.predicted, 18), f"{answer.probability:.0%}", _cut(answer.actual, 18), colour)
+            )
     with sheet(path, 8.4, 0.24 * len(lines) + 0.1) as (_, (axis,)):
         axis.set(xlim=(0, 1), ylim=(len(lines), 0))
         axis.axis("off")
@@ -211,9 +213,9 @@ def _scene(axis: Any, scene: Scene, labels: Sequence[str]) -> None:
     _picture(axis, scene.image, extent=(0, width, height, 0))
     for _, *corners in scene.truth:
         _box(axis, corners, color=GREEN, linestyle="--")
-    crowded = len(scene.found) > 12
+    crowded = len(scene.predicted) > 12
     tag = {"facecolor": ORANGE, "edgecolor": "none", "pad": 0.6}
-    for index, *corners, score in scene.found:
+    for index, *corners, score in scene.predicted:
         _box(axis, corners, color=ORANGE)
         words = labels[int(index)] + ("" if crowded else f" {score:.2f}".replace(" 0.", " ."))
         x, y = max(0, corners[0]), max(0, corners[1])

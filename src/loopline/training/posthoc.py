@@ -1,4 +1,4 @@
-"""What is fitted after the weights: the temperature that makes probabilities honest, a small embedding for drift."""
+"""Fit what follows the weights: the temperature that calibrates probabilities, and a small embedding for drift."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """The T that minimises the mean of -log softmax(logits / T)[target], between 0.05 and 20 (Guo et al., ICML 2017).
+    """Return the T that minimises the mean of -log softmax(logits / T)[target], between 0.05 and 20 (Guo et al., ICML 2017).
 
     logits: (n, classes) of the validation split; targets: int64 (n,). Golden-section search on log T.
     """
@@ -28,10 +28,10 @@ def temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
 
 
 def principal_components(features: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The linear map to `count` principal components, each of unit variance: weight (count, width), bias (count,).
+    """Return the linear map to `count` principal components, each of unit variance: weight (count, width), bias (count,).
 
-    features: float32 (n, width) of the training split. A component's largest weight is positive, so its sign is no
-    accident. Where `features` has a lower rank than `count` the rest of the outputs are zero.
+    features: float32 (n, width) of the training split. A component's largest weight is positive, which fixes its sign.
+    If `features` has a lower rank than `count`, the remaining outputs are zero.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""How far a training is: a bar where standard error is a terminal, else a line an epoch with the time left.
+"""Show the progress of a training: a bar if standard error is a terminal, else a line for each epoch with the time left.
 
-The last finished epoch is also in `.loopline/progress/NAME`, for `loopline status`, while the training runs.
+While the training runs, its last finished epoch is also in `.loopline/progress/NAME`, for `loopline status`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Progress:
 
         self._name, self._epochs, self._done = name, epochs, done
         self._start = time.monotonic()
-        self._note("")  # a training that was killed left its epoch
+        self._note("")  # a killed training may have left its epoch
         total, initial = epochs * steps, done * steps
         self._bar = tqdm(total=total, initial=initial, desc=f"train {name}", unit="step", disable=not _terminal())
 
@@ -33,14 +33,14 @@ class Progress:
         self._bar.update()
 
     def epoch(self, number: int, figures: dict[str, float]) -> None:
-        """Show the figures of a finished epoch, the first being 1."""
+        """Show the figures of the finished epoch `number`, counted from 1."""
         text = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
         self._note(f"epoch {number} of {self._epochs}")
         if not self._bar.disable:
             self._bar.set_postfix_str(f"epoch {number}, {text}")
             return
-        left = (time.monotonic() - self._start) / (number - self._done) * (self._epochs - number)
-        print(f"{self._name}: epoch {number} of {self._epochs}, {text}, {duration(left)} left", flush=True)  # noqa: T201
+        remaining = (time.monotonic() - self._start) / (number - self._done) * (self._epochs - number)
+        print(f"{self._name}: epoch {number} of {self._epochs}, {text}, {duration(remaining)} left", flush=True)  # noqa: T201
 
     def close(self) -> None:
         """End the bar."""
@@ -57,10 +57,10 @@ def _terminal() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """`41 s`, `3 min 05 s` or `2 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    """Return a text like `41 s`, `3 min 05 s` or `2 h 10 min`."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02} s"
+    return f"{total // 3600} h {total % 3600 // 60:02} min"

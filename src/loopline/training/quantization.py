@@ -1,7 +1,7 @@
-"""INT8 by search: try a small grid, keep the candidate closest to FP32 on the calibration samples. The stage judges it elsewhere.
+"""Candidates for INT8: the grid to try, one candidate's graph, and its distance from FP32. The stage `quantize` judges it.
 
-Activations are unsigned and weights signed, per channel: the pairing that VNNI multiplies in one step. Signed activations are slower
-than FP32 on x86. Without VNNI the 16-bit sums of AVX2 can overflow, so weights get 7 bits (`reduce_range`).
+Activations are unsigned and weights signed, per channel, because VNNI multiplies such a pair in one step. Signed activations are
+slower than FP32 on x86. Without VNNI the 16-bit sums of AVX2 can overflow, so weights get 7 bits (`reduce_range`).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Candidate:
 
 
 def grid(kind: Literal["static", "dynamic"], methods: tuple[str, ...]) -> list[Candidate]:
-    """What to try on this processor. Dynamic quantization has no calibration method to choose."""
+    """Return the candidates for this processor. Dynamic quantization has no calibration method to choose."""
     reduce_range = not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"} & set(cpu_features())
     chosen: Any = methods if kind == "static" else ("dynamic",)
     return [Candidate(method, reduce_range) for method in chosen]
 
 
 def quantize(source: Path, target: Path, candidate: Candidate, inputs: Arrays, *, exclude: list[str]) -> None:
-    """Write the INT8 version of `source`, calibrated on `inputs`; the nodes named in `exclude` stay FP32. Atomic."""
+    """Write the INT8 version of `source` atomically, calibrated on `inputs`; the nodes named in `exclude` stay FP32."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
     common = {"per_channel": True, "reduce_range": candidate.reduce_range, "weight_type": QuantType.QInt8}
@@ -63,7 +63,7 @@ def quantize(source: Path, target: Path, candidate: Candidate, inputs: Arrays, *
 
 
 def _prepare(source: Path, target: Path) -> Path:
-    """Drop the shapes that the exporter wrote between the nodes: the quantizer trips over those of fused layers."""
+    """Drop the shapes of inner values: the quantizer fails on those of fused layers."""
     import onnx
 
     model = onnx.load(source)
@@ -89,7 +89,7 @@ def _reader(inputs: Arrays) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer prints its progress and advises, at every call, a preparation that is ours to choose."""
+    """Silence the quantizer, which prints its progress and advises a preparation at every call."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -101,5 +101,5 @@ def _quiet() -> Iterator[None]:
 
 
 def distance(a: Arrays, b: Arrays) -> float:
-    """Mean absolute difference in probabilities, in scores in falling order, or in whatever else answers: the largest of these."""
+    """Return the largest mean absolute difference of the outputs that carry the answer, such as probabilities or scores."""
     return max(float(np.abs(a[name].astype(np.float64) - b[name].astype(np.float64)).mean()) for name in answering(a))

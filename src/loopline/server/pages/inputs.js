@@ -6,7 +6,7 @@ import { makePad } from "./pad.js";
 const SHOWN = 60; // most characters of an example text on its button
 
 /** An image input; read() returns a Blob or null. drawn: whether drawing is possible. examples: addresses. changed: called on new input. */
-export function imageInput(drawn, examples, changed) {
+export function imageInput(drawn, shape, examples, changed) {
   const picture = make("img", { alt: "The chosen image" });
   const overlay = make("div", { className: "overlay" });
   const frame = make("div", { className: "frame", hidden: true }, [picture, overlay]);

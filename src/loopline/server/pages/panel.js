@@ -12,7 +12,7 @@ export function makePanel(model, examples) {
   const output = make("div", { className: "answer", ariaLive: "polite" });
   const latency = make("p", { className: "latency quiet" });
   const drawn = inputs[0].shape.at(-1) === 1 && outputs.some((output) => output.name === "probabilities");
-  const input = inputs[0].name === "ids" ? textInput(examples, () => run()) : imageInput(drawn, examples, () => run());
+  const input = inputs[0].name === "ids" ? textInput(examples, () => run()) : imageInput(drawn, inputs[0].shape, examples, () => run());
   const facts = [parameters.task, parameters.precision, `version ${versions[0]}`].join(" · ");
   const element = make("section", { className: "panel" }, [
     make("div", { className: "input" }, [input.element]),

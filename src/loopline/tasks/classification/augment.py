@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Augment:
-    """Rotates, shifts, scales, mirrors and blanks patches, each image by its own random numbers."""
+    """Rotates, shifts, scales and mirrors images and blanks patches, each image by its own random numbers."""
 
     settings: ClassificationTrain
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (n, h, w, c), 0 to 255, to float32 of the same shape, by torch's global random numbers."""
+        """Return changed pixels as float32, from pixels (n, h, w, c), 0 to 255. Uses torch's global random numbers."""
         x = pixels.float()
         s = self.settings
         if s.rotate or s.shift or s.scale or s.flip:
@@ -27,7 +27,7 @@ class Augment:
         return self._erase(x) if s.erase else x
 
     def _warp(self, x: torch.Tensor) -> torch.Tensor:
-        """One affine map an image. Shifts are whole pixels: without rotation and scaling nothing is blurred."""
+        """Apply an affine map to each image. Shifts are whole pixels, so only rotation and scaling blur."""
         import torch
 
         s, (n, height, width, _) = self.settings, x.shape
@@ -50,7 +50,7 @@ class Augment:
         return warped.permute(0, 2, 3, 1)
 
     def _erase(self, x: torch.Tensor) -> torch.Tensor:
-        """Blank one rectangle in a share `erase` of the images with their mean (Zhong et al., 2017)."""
+        """Fill a rectangle with the image's mean, in a share `erase` of the images (Zhong et al., 2017)."""
         import torch
 
         n, height, width, _ = x.shape

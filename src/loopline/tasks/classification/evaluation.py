@@ -1,4 +1,4 @@
-"""What the classifier is compared with, and examples of its answers."""
+"""The baselines of the image classifier, and examples of its answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def majority(train: Split, test: Split, spec: ModelSpec) -> Arrays:
 def simple(
     splits: dict[str, Split], preprocess: Any, test: Arrays, spec: ModelSpec, *, seed: int
 ) -> tuple[str, Arrays]:
-    """Logistic regression on pixels."""
+    """Fit a logistic regression on pixels; return its name and its answers."""
     train = splits["train"]
     rows, images = baselines.some_images(train, preprocess, BASELINE_SAMPLES, seed)
     targets = np.asarray(train.targets)[rows]

@@ -22,14 +22,14 @@ SMALLEST = 8  # pixels: stages are added until the map is no larger
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution that, while it trains, gets only the pixels that its stride picks.
+    """A 1x1 convolution that, during training, gets only the pixels that its stride picks.
 
-    oneDNN's backward pass of a strided one writes beyond a buffer where the input channels are fewer than a vector has lanes
-    (oneDNN's issue 6035): the process crashes, or learns wrong weights.
+    The backward pass of a strided one in oneDNN writes beyond a buffer if there are fewer input channels than lanes in a vector
+    (oneDNN's issue 6035). The process then crashes or learns wrong weights.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, in_channels, h, w) to (n, out_channels, h / stride, w / stride)."""
+        """Map (n, in_channels, h, w) to (n, out_channels, h / stride, w / stride)."""
         if not self.training:
             return super().forward(x)
         return nn.functional.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
@@ -45,13 +45,13 @@ class ConvNorm(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
-        found: torch.Tensor = self.norm(self.conv(x))
-        return found
+        """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
+        normalised: torch.Tensor = self.norm(self.conv(x))
+        return normalised
 
 
 class Block(nn.Module):
-    """relu(x + f(x)) with two 3x3 convolutions in f; x goes through a 1x1 where the shape changes."""
+    """relu(x + f(x)) with two 3x3 convolutions in f. Where the shape changes, x goes through a 1x1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
@@ -62,19 +62,19 @@ class Block(nn.Module):
         self.short: nn.Module = nn.Identity() if same else ConvNorm(inputs, outputs, kernel=1, stride=stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
+        """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
         return torch.relu(self.second(torch.relu(self.first(x))) + self.short(x))
 
 
 class ImageNetwork(nn.Module):
-    """Logits from images. The temperature and the embedding's linear map are fitted after the training."""
+    """The network from images to logits. Temperature and embedding are fitted after the training."""
 
     pixel_mean: torch.Tensor
     pixel_scale: torch.Tensor
     temperature: torch.Tensor
 
     def __init__(self, shape: ImageInput, *, classes: int, width: int, embedding: int) -> None:
-        """width: channels of the first stage; the later ones have twice as many. embedding: how many outputs it has."""
+        """width: channels of the first stage; later stages have twice as many. embedding: size of the embedding."""
         super().__init__()
         self.register_buffer("pixel_mean", torch.zeros(shape.channels))
         self.register_buffer("pixel_scale", torch.full((shape.channels,), 1 / 255))
@@ -93,9 +93,9 @@ class ImageNetwork(nn.Module):
 
     @torch.no_grad()
     def normalise(self, pixels: NDArray[np.uint8]) -> None:
-        """Take mean and deviation of each channel from the training images, uint8 (n, h, w, c)."""
+        """Set mean and deviation of each channel to those of the training images, uint8 (n, h, w, c)."""
         sums, squares = np.zeros((2, pixels.shape[3]))
-        for start in range(0, min(len(pixels), 4096), 64):  # in parts: all of them in float64 are gigabytes
+        for start in range(0, min(len(pixels), 4096), 64):  # in parts: all of them would be gigabytes in float64
             part = pixels[start : start + 64].astype(np.float64)
             sums, squares = sums + part.sum((0, 1, 2)), squares + np.square(part).sum((0, 1, 2))
         count = pixels[:4096, ..., 0].size
@@ -110,23 +110,23 @@ class ImageNetwork(nn.Module):
         self.projection.bias.copy_(bias)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (n, h, w, c), 0 to 255 of any type, to (n, 2 * width)."""
+        """Return the features (n, 2 * width) of pixels (n, h, w, c), 0 to 255 of any type."""
         x = (pixels.float() - self.pixel_mean) * self.pixel_scale
-        found: torch.Tensor = self.blocks(torch.relu(self.stem(x.permute(0, 3, 1, 2))))
-        return found.mean((2, 3))
+        maps: torch.Tensor = self.blocks(torch.relu(self.stem(x.permute(0, 3, 1, 2))))
+        return maps.mean((2, 3))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (n, h, w, c) to logits (n, classes)."""
+        """Map pixels (n, h, w, c) to logits (n, classes)."""
         logits: torch.Tensor = self.head(self.features(pixels))
         return logits
 
     def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels (n, h, w, c) to probabilities (n, classes) and embedding (n, d)."""
+        """Map pixels (n, h, w, c) to probabilities (n, classes) and embedding (n, d)."""
         features = self.features(pixels)
         return torch.softmax(self.head(features) / self.temperature, 1), self.projection(features)
 
     def folded(self) -> ImageNetwork:
-        """A copy for inference, with each normalisation folded into its convolution."""
+        """Return a copy for inference, with each normalisation folded into its convolution."""
         copied = copy.deepcopy(self).eval()
         for module in copied.modules():
             if isinstance(module, ConvNorm):
@@ -135,7 +135,7 @@ class ImageNetwork(nn.Module):
 
 
 class ImageAnswers(nn.Module):
-    """`ImageNetwork.answer` as a module's `forward`, which is what the exporter takes."""
+    """A module whose `forward` is `ImageNetwork.answer`, as the exporter needs it."""
 
     def __init__(self, network: ImageNetwork) -> None:
         super().__init__()

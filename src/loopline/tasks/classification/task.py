@@ -1,4 +1,4 @@
-"""Image classification: one label an image. Text classification shares the answers and the metrics."""
+"""Image classification: one label per image. Text classification shares the answers and the metrics."""
 
 from __future__ import annotations
 
@@ -33,37 +33,39 @@ class Classification(Task):
     limit = "Every input gets one of these classes, even one that shows none of them."
 
     def targets(self, truths: Sequence[Any], labels: tuple[str, ...]) -> NDArray[np.int64]:
-        """Class indices int64 (n,)."""
+        """Return class indices int64 (n,)."""
         index = {label: number for number, label in enumerate(labels)}
         return np.array([index[label] for label in truths], np.int64)
 
     def preprocessor(self, spec: ModelSpec, folder: Path) -> Callable[[Sequence[Any]], Arrays]:
-        """From encoded images to `{"image": uint8 (n, h, w, c)}`."""
+        """Return the function from encoded images to `{"image": uint8 (n, h, w, c)}`."""
         assert spec.image is not None, "a classifier's specification has an image input"
         shape = spec.image
         return lambda images: {"image": image.batch(list(images), shape)}
 
     def answers(self, outputs: Arrays, spec: ModelSpec, sizes: NDArray[Any]) -> list[dict[str, Any]]:
-        """One `{"label", "probability", "probabilities"}` a sample, the classes in falling order of probability."""
-        found = []
+        """Return for each sample `{"label", "probability", "probabilities"}`, classes in falling order of probability."""
+        results = []
         for row in outputs["probabilities"]:
             order = np.argsort(-row, kind="stable")
             ranked = {spec.labels[i]: float(row[i]) for i in order}
-            found.append({"label": spec.labels[order[0]], "probability": float(row[order[0]]), "probabilities": ranked})
-        return found
+            results.append(
+                {"label": spec.labels[order[0]], "probability": float(row[order[0]]), "probabilities": ranked}
+            )
+        return results
 
     def batch_columns(self) -> Mapping[str, Any]:
-        """The class and its probability."""
+        """Return the columns of the class and its probability."""
         return {"label": "string", "probability": "float32"}
 
     def batch_answers(self, outputs: Arrays, spec: ModelSpec, sizes: NDArray[Any]) -> list[Json]:
-        """Without the ranking of all classes, which costs more than the model does."""
+        """Return label and probability. Ranking all classes would take longer than the model does."""
         probabilities = outputs["probabilities"]
         best = zip(probabilities.argmax(1).tolist(), probabilities.max(1).tolist(), strict=True)
         return [{"label": spec.labels[place], "probability": value} for place, value in best]
 
     def answer_schema(self, spec: ModelSpec) -> Json:
-        """`label`, `probability`, and the `probabilities` of all classes."""
+        """Return the schema of `label`, `probability`, and the `probabilities` of all classes."""
         share = {"type": "number", "minimum": 0, "maximum": 1.000001}
         return record(
             {
@@ -74,7 +76,7 @@ class Classification(Task):
         )
 
     def scorer(self, outputs: Arrays, truth: Truth, spec: ModelSpec) -> Scorer:
-        """Metrics as a function of sample weights: accuracy, macro_f1, log_loss, calibration_error.
+        """Return the metrics as a function of sample weights: accuracy, macro_f1, log_loss, calibration_error.
 
         calibration_error is the expected calibration error over 10 bins of equal width (Naeini et al., AAAI 2015).
         macro_f1 is the mean over the classes that occur in the targets or the predictions.
@@ -106,19 +108,19 @@ class Classification(Task):
         return score
 
     def per_class(self, outputs: Arrays, truth: Truth, spec: ModelSpec) -> dict[str, Scorer]:
-        """For each class a scorer of its recall and precision."""
+        """Return for each class a scorer of its recall and precision."""
         predicted, targets = np.asarray(outputs["probabilities"]).argmax(1), truth.targets
 
         def of(index: int) -> Scorer:
-            wanted, said = targets == index, predicted == index
-            hit = wanted & said
+            is_class, answered = targets == index, predicted == index
+            hit = is_class & answered
 
             def score(weights: Weights | None = None) -> dict[str, float]:
                 w = np.ones(len(targets)) if weights is None else weights
                 with np.errstate(invalid="ignore"):
                     return {
-                        "recall": float(np.divide((w * hit).sum(), (w * wanted).sum())),
-                        "precision": float(np.divide((w * hit).sum(), (w * said).sum())),
+                        "recall": float(np.divide((w * hit).sum(), (w * is_class).sum())),
+                        "precision": float(np.divide((w * hit).sum(), (w * answered).sum())),
                     }
 
             return score
@@ -126,16 +128,16 @@ class Classification(Task):
         return {label: of(index) for index, label in enumerate(spec.labels)}
 
     def confidences(self, outputs: Arrays, truth: Truth, spec: ModelSpec) -> tuple[NDArray[Any], NDArray[Any]]:
-        """How sure each answer is and whether it is right: float64 (n,), bool (n,)."""
+        """Return how sure each answer is and whether it is right: float64 (n,), bool (n,)."""
         probabilities = np.asarray(outputs["probabilities"], np.float64)
         return probabilities.max(1), probabilities.argmax(1) == truth.targets
 
     def quality(self, outputs: Arrays, truth: Truth, spec: ModelSpec) -> NDArray[np.float64]:
-        """1 for each sample that is right, 0 for the others (n,): their mean is the accuracy."""
+        """Return 1 for each right answer and 0 for the others (n,). The mean is the accuracy."""
         return np.asarray(np.asarray(outputs["probabilities"]).argmax(1) == truth.targets, np.float64)
 
     def ranked(self, outputs: Arrays, truth: Truth, spec: ModelSpec) -> dict[str, Ranked]:
-        """Each class against the rest, for its precision-recall curve."""
+        """Return each class against the rest, for its precision-recall curve."""
         probabilities = np.asarray(outputs["probabilities"], np.float64)
         hits = {label: truth.targets == index for index, label in enumerate(spec.labels)}
         return {
@@ -144,12 +146,12 @@ class Classification(Task):
         }
 
     def pairs(self, outputs: Arrays, truth: Truth, spec: ModelSpec) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        """What was and what was said: class indices int64 (n, 2), and the names that they index."""
+        """Return true and predicted class indices int64 (n, 2), and the names that they index."""
         predicted = np.asarray(outputs["probabilities"]).argmax(1)
         return np.stack([truth.targets, predicted], 1), spec.labels
 
     def output_signals(self, outputs: Arrays, spec: ModelSpec) -> Signals:
-        """predicted_class, top_probability, margin to the next class, entropy in nats."""
+        """Return predicted_class, top_probability, margin to the next class, and entropy in nats."""
         p = outputs["probabilities"].astype(np.float64)
         top = np.sort(p, axis=1)[:, ::-1]
         return {

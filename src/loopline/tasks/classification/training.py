@@ -45,8 +45,7 @@ def train(
 ) -> None:
     """Train on `train`, choose the epoch and the temperature on `val`, and write the files named above.
 
-    A checkpoint in `work` of the same settings, data and seed is gone on with. Raises LooplineError on a bad
-    `pretrained`.
+    Resumes from a checkpoint in `work` of the same settings, data and seed. Raises LooplineError on a bad `pretrained`.
     """
     import torch
 
@@ -90,9 +89,9 @@ def _data(
 
 
 def start_from(network: ImageNetwork, pretrained: str) -> None:
-    """Load the tensors of an earlier run that fit; the head of other classes, or another first layer, stays as it is.
+    """Load those tensors of an earlier run that fit. A head for other classes or another first layer stays as it is.
 
-    Raises LooplineError where the file is missing, is no safetensors file, or where no block of it fits.
+    Raises LooplineError if the file is missing, is not a safetensors file, or if no block of it fits.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -102,7 +101,7 @@ def start_from(network: ImageNetwork, pretrained: str) -> None:
     except OSError as error:
         raise LooplineError(
             f"pretrained: no file {pretrained!r}. Give the path of a model.safetensors that an earlier training wrote "
-            "(models/<name>/train/model.safetensors); this network has no published weights to be named"
+            "(models/<name>/train/model.safetensors); there are no published weights of this network"
         ) from error
     except SafetensorError as error:
         raise LooplineError(f"pretrained: {pretrained!r} is not a safetensors file ({error})") from error
@@ -110,7 +109,7 @@ def start_from(network: ImageNetwork, pretrained: str) -> None:
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     if not any(name.startswith("blocks.") and tensor.ndim == 4 for name, tensor in fitting.items()):
         raise LooplineError(
-            f"pretrained: no block of {pretrained!r} fits a network of this size: set width as it was there"
+            f"pretrained: no block of {pretrained!r} fits a network of this size: set width to that of the earlier training"
         )
     network.load_state_dict(fitting, strict=False)
 
@@ -130,7 +129,7 @@ def _load(folder: Path) -> tuple[ImageNetwork, ModelSpec]:
 
 
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
-    """The network in torch: `image` uint8 (n, h, w, c) to `probabilities` (n, classes) and `embedding` (n, d)."""
+    """Return the network in torch: from `image` uint8 (n, h, w, c) to `probabilities` (n, classes) and `embedding` (n, d)."""
     import torch
 
     network, _ = _load(folder)
@@ -144,7 +143,7 @@ def reference(folder: Path) -> Callable[[Arrays], Arrays]:
 
 
 def export(folder: Path, train: Split, val: Split, settings: ClassificationSettings, *, out: Path) -> ModelSpec:
-    """Write the ONNX graph of the network in `folder` to `out`, with a dynamic batch, and say what it takes and gives.
+    """Write the ONNX graph of the network in `folder` to `out`, with a dynamic batch, and return its specification.
 
     Batch normalisation is folded into the convolutions, so that quantization sees one node for each.
     """
@@ -163,9 +162,9 @@ def export(folder: Path, train: Split, val: Split, settings: ClassificationSetti
 
 
 def nodes_to_exclude(model: onnx.ModelProto) -> list[str]:
-    """All but the convolutions, what joins them and the pool: scaling, head, softmax and embedding stay in FP32.
+    """Return the nodes that stay in FP32: all but the convolutions, what joins them, and the pool.
 
-    They are a thousandth of the work, and the last two would lose most.
+    Scaling, head, softmax and embedding are a thousandth of the work, and the last two would lose most accuracy.
     """
     quantized = {"Conv", "Add", "Relu", "GlobalAveragePool", "ReduceMean", "MaxPool"}
     return [node.name for node in model.graph.node if node.op_type not in quantized]

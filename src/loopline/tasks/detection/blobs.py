@@ -1,7 +1,7 @@
-"""The simple classical detector that ours must beat: connected blobs of contrast, told apart by logistic regression.
+"""The simple classical detector that the model must beat: connected blobs of contrast, classified by logistic regression.
 
-Proposals are the connected components of the grey image above and below a few of its quantiles (a poor man's maximally stable
-regions, Matas et al., BMVC 2002). Each is cropped, shrunk to 12 x 12 and classified, with one class for background.
+Proposals are the connected components of the grey image above and below a few of its quantiles (a simple form of maximally
+stable regions, Matas et al., BMVC 2002). Each is cropped, shrunk to 12 x 12 and classified, with one class for background.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from loopline.lib.arrays import Arrays
 from loopline.tasks.average_precision import overlap
 
 LEVELS = (0.05, 0.15, 0.3, 0.7, 0.85, 0.95)
-PROPOSALS = 60  # an image, the largest first
+PROPOSALS = 60  # the largest of an image
 PATCH = 12
 
 
 def proposals(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Candidate boxes (m, 4), x1 y1 x2 y2, of one uint8 (h, w, c) image."""
+    """Return candidate boxes (m, 4), x1 y1 x2 y2, of one uint8 (h, w, c) image."""
     from scipy import ndimage
 
     grey = ndimage.gaussian_filter(image.astype(np.float32).mean(2), 1)
@@ -33,8 +33,8 @@ def proposals(image: NDArray[np.uint8]) -> NDArray[np.float32]:
                 and max(box[2] - box[0], box[3] - box[1]) <= 0.8 * side
             ):
                 boxes.append(box)
-    found = np.array(sorted(set(boxes), key=lambda b: -(b[2] - b[0]) * (b[3] - b[1]))[:PROPOSALS], np.float32)
-    return found.reshape(-1, 4)
+    largest = np.array(sorted(set(boxes), key=lambda b: -(b[2] - b[0]) * (b[3] - b[1]))[:PROPOSALS], np.float32)
+    return largest.reshape(-1, 4)
 
 
 def _patches(image: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -61,7 +61,7 @@ def detect(
     *,
     most: int = 100,
 ) -> Arrays:
-    """Train on images (n, h, w, c) with boxes (m, 5) (class, x1, y1, x2, y2 in their pixels); answer as the graph contract says."""
+    """Train on images (n, h, w, c) with boxes (m, 5) (class, x1, y1, x2, y2 in pixels); return the graph's outputs for `test`."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -100,7 +100,7 @@ def detect(
 
 
 def _suppress(boxes: NDArray[np.float32], scores: NDArray[np.float64], limit: float = 0.5) -> list[int]:
-    """Greedy non-maximum suppression: indices of the boxes to keep, best first."""
+    """Return the indices of the boxes to keep, best first: greedy non-maximum suppression."""
     shared = overlap(boxes, boxes)
     kept: list[int] = []
     for row in np.argsort(-scores, kind="stable"):

@@ -1,4 +1,4 @@
-"""What the detector is compared with, and examples of its answers."""
+"""The baselines of the detector, and examples of its answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def majority(train: Split, test: Split, spec: ModelSpec) -> Arrays:
 def simple(
     splits: dict[str, Split], preprocess: Any, test: Arrays, spec: ModelSpec, *, seed: int
 ) -> tuple[str, Arrays]:
-    """Connected blobs of contrast, told apart by logistic regression."""
+    """Detect blobs of contrast with a logistic regression; return its name and its answers."""
     assert spec.image is not None, "a detector's specification has an image input"
     train = splits["train"]
     rows, images = baselines.some_images(train, preprocess, BASELINE_IMAGES, seed)
@@ -52,17 +52,17 @@ def draw_examples(path: Path, outputs: Arrays, test: Split, spec: ModelSpec) -> 
 
 
 def scenes(outputs: Arrays, test: Split, spec: ModelSpec) -> list[plots.Scene]:
-    """The first images with their true boxes and the found ones, in pixels of the originals."""
+    """Return the first images with their true and predicted boxes, in pixels of the originals."""
     index = {label: number for number, label in enumerate(spec.labels)}
-    few = {name: values[:SHOWN_SCENES] for name, values in outputs.items()}
-    found = task.TASK.answers(few, spec, test.sizes[:SHOWN_SCENES])
+    shown = {name: values[:SHOWN_SCENES] for name, values in outputs.items()}
+    answers = task.TASK.answers(shown, spec, test.sizes[:SHOWN_SCENES])
     return [
         plots.Scene(
             image=image.decode(bytes(raw), 3) if isinstance(raw, bytes) else np.zeros((1, 1, 3), np.uint8),
             truth=np.asarray(truth),
-            found=np.array(
+            predicted=np.array(
                 [(index[b["label"]], b["x1"], b["y1"], b["x2"], b["y2"], b["score"]) for b in answer["boxes"]]
             ).reshape(-1, 6),
         )
-        for raw, truth, answer in zip(test.inputs, test.targets, found, strict=False)
+        for raw, truth, answer in zip(test.inputs, test.targets, answers, strict=False)
     ]

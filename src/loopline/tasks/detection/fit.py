@@ -1,7 +1,7 @@
 """The detector's training loop: AdamW, warm-up and cosine, a running average of the weights, early stopping.
 
-Order and augmentation of an epoch are functions of (seed, epoch) alone, so a training that was killed and went on from its
-checkpoint ends with the same bits as one that was not.
+Order and augmentation of an epoch are functions of (seed, epoch) alone, so a training that resumes from its checkpoint ends
+with the same bits as one that was never killed.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ if TYPE_CHECKING:
 
 LARGEST_GRADIENT = 10.0  # norm
 MOST_INERTIA = 0.99  # of the running average: about the last hundred steps
-NMS_IOU = 0.6  # while training; what serves is chosen on the validation split afterwards
+NMS_IOU = 0.6  # during training; the value that serves is chosen on the validation split afterwards
 EVALUATION_BATCH = 32
-Batch = tuple[Any, list[Any]]  # images and, of each, its boxes
+Batch = tuple[Any, list[Any]]  # images, and the boxes of each
 
 
 class Average:
-    """A running average of a network's weights, quick to forget at first (TensorFlow's ExponentialMovingAverage)."""
+    """A running average of a network's weights that forgets quickly at first (TensorFlow's ExponentialMovingAverage)."""
 
     def __init__(self, network: Detector) -> None:
         self.network = copy.deepcopy(network).eval()
         self.steps = 0
         pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
-        self._pairs = [(mine, live) for mine, live in pairs if mine.is_floating_point()]  # changed in place from now on
+        # `update` changes the averages in place
+        self._pairs = [(mean, live) for mean, live in pairs if mean.is_floating_point()]
 
     def update(self) -> None:
         """Move towards the network's weights."""
@@ -52,14 +53,14 @@ class Average:
         self.steps += 1
         inertia = min(MOST_INERTIA, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
-            torch._foreach_lerp_([mine for mine, _ in self._pairs], [live for _, live in self._pairs], 1 - inertia)
+            torch._foreach_lerp_([mean for mean, _ in self._pairs], [live for _, live in self._pairs], 1 - inertia)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"steps": self.steps, "network": self.network.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The reverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         self.steps = state["steps"]
         self.network.load_state_dict(state["network"])
 
@@ -79,10 +80,10 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `network` in place and leave the averaged weights of the epoch with the best validation map50_95 in it.
 
-    truth: the validation split that `val` was made from. work: the checkpoint's folder, named after the model; one with the same
-    `key` and seed is gone on with. log: called once an epoch with its metrics, first for the epochs that an earlier, killed
-    process finished. Returns a row an epoch: epoch, train_loss, val_loss, map50, map50_95. Raises LooplineError where the loss
-    is no number.
+    truth: the validation split that `val` was made from. work: the checkpoint's folder, named after the model; a checkpoint with
+    the same `key` and seed is resumed. log: called with each epoch and its metrics, first for the epochs that an earlier, killed
+    process finished. Returns a row for each epoch: train_loss, val_loss, map50, map50_95. Raises LooplineError if the loss is
+    not a number.
     """
     import torch
 
@@ -135,7 +136,7 @@ def fit(
 
 
 def learning_rate(epoch: float, recipe: DetectionTrain) -> float:
-    """Straight up from nothing in `warmup_epochs`, then by a cosine down to `final_learning_rate` of the peak."""
+    """Return the learning rate: linear from 0 up in `warmup_epochs`, then a cosine down to `final_learning_rate` of the peak."""
     if epoch < recipe.warmup_epochs:
         return recipe.learning_rate * epoch / recipe.warmup_epochs
     done = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
@@ -144,24 +145,24 @@ def learning_rate(epoch: float, recipe: DetectionTrain) -> float:
 
 
 def predict(network: Detector, scenes: Scenes) -> tuple[list[Any], float]:
-    """Every box, its scores and the features of every image, as lists of arrays (a batch each); and the mean loss."""
+    """Return boxes, scores and features of every image, as a list with three arrays for each batch; and the mean loss."""
     import torch
 
     network.eval()
-    found, total = [], 0.0
+    batches, total = [], 0.0
     with torch.inference_mode():
         for start in range(0, len(scenes.boxes), EVALUATION_BATCH):
             rows = slice(start, start + EVALUATION_BATCH)
             raw = network.raw(torch.from_numpy(scenes.pixels[rows]).to(loop.device()))
             total += float(network.loss(raw, [torch.from_numpy(b) for b in scenes.boxes[rows]], _size(scenes.pixels)))
-            found.append([tensor.float().cpu().numpy() for tensor in network.decode(raw)])
-    return found, total / len(scenes.boxes)
+            batches.append([tensor.float().cpu().numpy() for tensor in network.decode(raw)])
+    return batches, total / len(scenes.boxes)
 
 
 def validate(network: Detector, val: Scenes, truth: Split, spec: ModelSpec) -> dict[str, float]:
-    """val_loss, map50 and map50_95."""
-    found, loss = predict(network, val)
-    parts = [suppression.suppress(boxes, scores, iou=NMS_IOU) for boxes, scores, _ in found]
+    """Return val_loss, map50 and map50_95."""
+    batches, loss = predict(network, val)
+    parts = [suppression.suppress(boxes, scores, iou=NMS_IOU) for boxes, scores, _ in batches]
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     figures = task.TASK.scorer(outputs, truth, spec)(None)
     return {"val_loss": loss, "map50": figures["map50"], "map50_95": figures["map50_95"]}
@@ -182,7 +183,7 @@ def _loss(network: Detector, pixels: Any, boxes: list[Any]) -> torch.Tensor:
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches; each is made in a second thread while the one before it is used."""
+    """Yield the same batches. A second thread makes each one while the previous one is used."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, batches, None)
         while batch := following.result():
@@ -191,17 +192,17 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _batches(train: Scenes, recipe: DetectionTrain, *, seed: int, epoch: int) -> Iterator[Batch]:
-    """Every image once, augmented, in batches of nearly equal size."""
+    """Yield every image once, augmented, in batches of nearly equal size."""
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(train.boxes))
     mosaic = epoch < recipe.epochs - recipe.close_mosaic
     for rows in np.array_split(order, math.ceil(len(order) / recipe.batch_size)):
-        made = [train.augmented(int(row), recipe, random, mosaic=mosaic) for row in rows]
-        yield np.stack([pixels for pixels, _ in made]), [boxes for _, boxes in made]
+        augmented = [train.augmented(int(row), recipe, random, mosaic=mosaic) for row in rows]
+        yield np.stack([pixels for pixels, _ in augmented]), [boxes for _, boxes in augmented]
 
 
 def _optimizer(network: Detector, recipe: DetectionTrain) -> torch.optim.Optimizer:
-    """AdamW in one fused step; biases and normalisation have no weight decay."""
+    """Return AdamW with one fused step, without weight decay for biases and normalisation."""
     import torch
 
     matrices = [p for p in network.network.parameters() if p.requires_grad and p.ndim > 1]

@@ -13,7 +13,7 @@ from loopline.lib.arrays import Boxes, Pixels
 if TYPE_CHECKING:
     from loopline.tasks.detection.parameters import DetectionTrain
 
-LEAST_VISIBLE = 0.2  # share of a box that must stay in the image, or it is no example of its class
+LEAST_VISIBLE = 0.2  # share of a box that must stay in the image; otherwise the box is dropped
 LEAST_SIDE = 2.0  # pixels
 
 
@@ -28,7 +28,7 @@ class Scenes:
     def augmented(
         self, row: int, recipe: DetectionTrain, random: np.random.Generator, *, mosaic: bool
     ) -> tuple[Pixels, Boxes]:
-        """Image `row`, changed at random within the limits of `recipe`; of the same size."""
+        """Return image `row` and its boxes, changed at random within the limits of `recipe`, at the same size."""
         if mosaic and random.random() < recipe.mosaic:
             rows = [row, *random.integers(0, len(self.pixels), 3)]
             canvas, boxes = self._tiled(rows, random)
@@ -40,7 +40,7 @@ class Scenes:
         return _recoloured(canvas, recipe, random), boxes
 
     def _tiled(self, rows: list[Any], random: np.random.Generator) -> tuple[Pixels, Boxes]:
-        """Four images in a square of two by two."""
+        """Return four images, tiled two by two in random order, and their boxes."""
         height, width = self.pixels.shape[1:3]
         rows = list(random.permutation(rows))
         canvas = np.concatenate([np.concatenate([self.pixels[a], self.pixels[b]], 1) for a, b in (rows[:2], rows[2:])])
@@ -53,13 +53,13 @@ class Scenes:
     def _warped(
         self, canvas: Pixels, boxes: Boxes, shift: float, recipe: DetectionTrain, random: np.random.Generator
     ) -> tuple[Pixels, Boxes]:
-        """A window on the canvas, resized to the size of an image; its middle is up to `shift` of that size off the centre."""
+        """Return a window on the canvas, resized to an image. Its middle is up to `shift` of that size off the centre."""
         height, width, channels = self.pixels.shape[1:]
         size = np.array([width, height], np.float64)
         flip = np.where(random.random(2) < [recipe.flip_horizontal, recipe.flip_vertical], -1.0, 1.0)
         zoom = flip * np.exp(random.uniform(-1, 1) * np.log1p(recipe.scale))
         middle = np.array([canvas.shape[1], canvas.shape[0]]) / 2 + random.uniform(-shift, shift, 2) * size
-        start = middle - size / zoom / 2  # of the window on the canvas: canvas = start + out / zoom
+        start = middle - size / zoom / 2  # the window's corner: canvas = start + out / zoom
         affine = (1 / zoom[0], 0, start[0], 0, 1 / zoom[1], start[1])
         picture = Image.fromarray(canvas if channels == 3 else canvas[:, :, 0])
         fill = (self.pad_value,) * channels if channels == 3 else self.pad_value
@@ -67,16 +67,16 @@ class Scenes:
             (width, height), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=fill
         )
         corners = (boxes[:, 1:].reshape(-1, 2, 2) - start) * zoom
-        whole = np.abs(corners[:, 1] - corners[:, 0])
+        full = np.abs(corners[:, 1] - corners[:, 0])
         corners = np.clip(np.sort(corners, axis=1), 0, size)
         seen = corners[:, 1] - corners[:, 0]
-        kept = (seen.min(1, initial=np.inf) >= LEAST_SIDE) & (seen.prod(1) >= LEAST_VISIBLE * whole.prod(1))
+        kept = (seen.min(1, initial=np.inf) >= LEAST_SIDE) & (seen.prod(1) >= LEAST_VISIBLE * full.prod(1))
         moved = np.concatenate([boxes[:, :1], corners.reshape(-1, 4)], 1)[kept]
         return np.asarray(warped, np.uint8).reshape(height, width, channels), moved.astype(np.float32)
 
 
 def _recoloured(image: Pixels, recipe: DetectionTrain, random: np.random.Generator) -> Pixels:
-    """Hue turned, saturation and brightness stretched; a grey image only gets lighter or darker."""
+    """Turn the hue, stretch saturation and brightness; a grey image only gets lighter or darker."""
     turn, *stretch = random.uniform(-1, 1, 3) * [recipe.hue, recipe.saturation, recipe.brightness]
     levels = np.arange(256)
     tables = [(levels + turn * 256) % 256, *(np.clip(levels * (1 + by), 0, 255) for by in stretch)]

@@ -1,6 +1,6 @@
-"""Non-maximum suppression twice: as part of an ONNX graph, and in numpy to compare it with. Both class by class, greedily.
+"""Non-maximum suppression twice: as part of an ONNX graph, and in numpy as its reference. Both are greedy, class by class.
 
-Both give `boxes` (n, m, 4), `scores` (n, m) in falling order and `classes` (n, m), with zeros behind the last box.
+Both return `boxes` (n, m, 4), `scores` (n, m) in falling order and `classes` (n, m), with zeros behind the last box.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from loopline.tasks.average_precision import overlap
 if TYPE_CHECKING:
     import onnx
 
-MOST = 100  # boxes an image, as in COCO's evaluation
+MOST = 100  # boxes per image, as in COCO's evaluation
 FLOOR = 0.01  # scores up to this are dropped: they cost time and hardly move the average precision
 
-# Kept scores go back to their place in (n, classes, anchors), so that one TopK over both ranks an image's boxes. Where there are
-# fewer places than boxes to give, zeros make up for it.
+# Kept scores go back to their place in (n, classes, anchors), so that one TopK over both ranks an image's boxes. If there are
+# fewer places than boxes to return, they are padded with zeros.
 GRAPH = """
 <ir_version: {ir}, opset_import: ["" : {opset}]>
 suppression (float[n,a,4] all_boxes, float[n,c,a] all_scores, float[n,d] all_embedding)
@@ -57,7 +57,7 @@ suppression (float[n,a,4] all_boxes, float[n,c,a] all_scores, float[n,d] all_emb
 
 
 def append(model: onnx.ModelProto, *, iou: float, most: int = MOST) -> onnx.ModelProto:
-    """A graph that ends in `all_boxes`, `all_scores`, `all_embedding`, with suppression behind it."""
+    """Return `model`, which ends in `all_boxes`, `all_scores` and `all_embedding`, with suppression appended."""
     import onnx
     import onnx.parser
 
@@ -74,9 +74,9 @@ def append(model: onnx.ModelProto, *, iou: float, most: int = MOST) -> onnx.Mode
 
 
 def suppress(boxes: NDArray[Any], scores: NDArray[Any], *, iou: float, most: int = MOST) -> dict[str, NDArray[Any]]:
-    """The same for arrays: every box (n, a, 4) and its scores (n, classes, a), float32.
+    """Suppress in numpy, from all boxes (n, a, 4) and their scores (n, classes, a), float32.
 
-    iou: a box that overlaps a better one of its class by more is dropped.
+    iou: a box that overlaps a better one of its class by more than this is dropped.
     """
     n = len(boxes)
     out: dict[str, NDArray[Any]] = {
@@ -93,9 +93,9 @@ def suppress(boxes: NDArray[Any], scores: NDArray[Any], *, iou: float, most: int
         if not picked:
             continue
         labels, anchors = np.array(picked, np.int64).T
-        found = scores[number, labels, anchors]
-        order = np.argsort(-found, kind="stable")[:most]
-        out["scores"][number, : len(order)] = found[order]
+        picked_scores = scores[number, labels, anchors]
+        order = np.argsort(-picked_scores, kind="stable")[:most]
+        out["scores"][number, : len(order)] = picked_scores[order]
         out["classes"][number, : len(order)] = labels[order]
         out["boxes"][number, : len(order)] = boxes[number, anchors[order]]
     return out

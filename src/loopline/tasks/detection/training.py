@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 QUANTIZATION: Literal["static", "dynamic"] = "static"
 QUANTIZED = {"Conv", "Relu", "Concat", "Add", "MaxPool", "Resize", "Split"}
 EMBEDDING_SAMPLES = 1024
-NMS_IOUS = (0.6, 0.55, 0.65, 0.5, 0.7, 0.45, 0.4, 0.35, 0.3)  # of equals, the first
+NMS_IOUS = (0.6, 0.55, 0.65, 0.5, 0.7, 0.45, 0.4, 0.35, 0.3)  # the first of equally good ones is taken
 
 
 def train(
@@ -46,8 +46,8 @@ def train(
 ) -> None:
     """Train on `train`; choose the epoch, the overlap for suppression and the score threshold on `val`; write the files above.
 
-    A checkpoint in `work` of the same settings, data and seed is gone on with. Raises LooplineError on an architecture that
-    is unknown, does not fit the image's size, or on a bad `pretrained`.
+    Resumes from a checkpoint in `work` of the same settings, data and seed. Raises LooplineError on an architecture that is
+    unknown or does not fit the image's size, and on a bad `pretrained`.
     """
     import torch
 
@@ -55,12 +55,12 @@ def train(
 
     if not val.ids:
         raise LooplineError(
-            "the validation split is empty: set split.val above 0, epoch and thresholds are chosen on it"
+            "the validation split is empty: set split.val above 0, because epoch and thresholds are chosen on it"
         )
     shape = ImageInput(**settings.input.model_dump(), fit="letterbox")
     labels, recipe = train.labels, settings.train
     loop.reproducible(seed)
-    # Its loss scatters, CUDA cannot
+    # The loss scatters, which CUDA cannot do deterministically
     torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     layers = yolo.architecture(recipe.architecture, recipe.activation)
     network = yolo.Detector(yolo.build(layers, len(labels), shape), shape, settings.export.embedding)
@@ -76,8 +76,8 @@ def train(
     history = fit.fit(network, data, val_data, val, spec, recipe, seed=seed, work=work, key=key, log=log)
     config = {"image": vars(shape), "labels": list(labels), "layers": layers, "embedding": settings.export.embedding}
     config |= _thresholds(network, val_data, val, spec)
-    few = type(data)(data.pixels[:EMBEDDING_SAMPLES], data.boxes[:EMBEDDING_SAMPLES], data.pad_value)
-    features = np.concatenate([part[2] for part in fit.predict(network, few)[0]])
+    sample = type(data)(data.pixels[:EMBEDDING_SAMPLES], data.boxes[:EMBEDDING_SAMPLES], data.pad_value)
+    features = np.concatenate([part[2] for part in fit.predict(network, sample)[0]])
     weight, bias = posthoc.principal_components(torch.from_numpy(features), settings.export.embedding)
     with torch.no_grad():
         network.embedding.weight.copy_(weight)
@@ -96,12 +96,12 @@ def _scenes(split: Split, shape: ImageInput) -> Scenes:
 
 
 def _thresholds(network: Detector, scenes: Scenes, truth: Split, spec: ModelSpec) -> dict[str, float]:
-    """The overlap for suppression with the best map50 on the validation split, and then the score with the best F1."""
-    found = fit.predict(network, scenes)[0]
-    boxes, scores = (np.concatenate([part[number] for part in found]) for number in range(2))
-    tried = {iou: suppression.suppress(boxes, scores, iou=iou) for iou in NMS_IOUS}
-    best = max(NMS_IOUS, key=lambda iou: task.TASK.scorer(tried[iou], truth, spec)(None)["map50"])
-    return {"nms_iou": best, "score_threshold": round(task.best_threshold(tried[best], truth, spec), 4)}
+    """Return the overlap for suppression with the best map50 on the validation split, and then the score with the best F1."""
+    batches = fit.predict(network, scenes)[0]
+    boxes, scores = (np.concatenate([part[number] for part in batches]) for number in range(2))
+    outputs = {iou: suppression.suppress(boxes, scores, iou=iou) for iou in NMS_IOUS}
+    best = max(NMS_IOUS, key=lambda iou: task.TASK.scorer(outputs[iou], truth, spec)(None)["map50"])
+    return {"nms_iou": best, "score_threshold": round(task.best_threshold(outputs[best], truth, spec), 4)}
 
 
 def _load(folder: Path) -> tuple[Detector, ModelSpec]:
@@ -124,7 +124,7 @@ def _load(folder: Path) -> tuple[Detector, ModelSpec]:
 
 
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
-    """The network in torch, suppression in numpy: `image` uint8 (n, h, w, c) to the outputs that `tasks.detection` names."""
+    """Return network (torch) and suppression (numpy) as one: from `image` uint8 (n, h, w, c) to the outputs in `task`."""
     import torch
 
     network, spec = _load(folder)
@@ -138,7 +138,7 @@ def reference(folder: Path) -> Callable[[Arrays], Arrays]:
 
 
 def export(folder: Path, train: Split, val: Split, settings: DetectionSettings, *, out: Path) -> ModelSpec:
-    """Write the ONNX graph of the network in `folder` to `out`, with a dynamic batch, and say what it takes and gives.
+    """Write the ONNX graph of the network in `folder` to `out`, with a dynamic batch, and return its specification.
 
     Batch normalisation is folded into the convolutions; suppression is appended as standard ONNX operators.
     """
@@ -155,12 +155,12 @@ def export(folder: Path, train: Split, val: Split, settings: DetectionSettings, 
 
 
 def nodes_to_exclude(model: onnx.ModelProto) -> list[str]:
-    """All but the convolutions and what joins them on the way to another convolution.
+    """Return all nodes but the convolutions and those that join them on the way to another convolution.
 
-    From the decoding of the head on, eight bits cannot hold both a place in pixels and a small score: quantized, every box
-    may be lost, and the library raises no error.
+    Where the head decodes, eight bits cannot hold both a position in pixels and a small score: quantized, it may lose every
+    box, and the library raises no error.
     """
-    leading: set[str] = set()  # names of values that a convolution is still to see
+    leading: set[str] = set()  # names of values that lead to a convolution
     inside: set[str] = set()
     for node in reversed(model.graph.node):
         if node.op_type == "Conv" or leading.intersection(node.output):

@@ -1,7 +1,7 @@
-"""The network of the detector, built by ultralytics from a YAML. The only module that imports ultralytics (AGPL-3.0).
+"""The detector's network, built by ultralytics from a YAML. No other module imports ultralytics (AGPL-3.0).
 
-Of it we use the network and its loss; training loop, augmentation, suppression and export are ours, so nothing here calls home,
-draws with a downloaded font or needs torchvision's compiled operators.
+Only the network and its loss come from there. Training loop, augmentation, suppression and export are Loopline's own, so nothing
+calls home, downloads a font or needs torchvision's compiled operators.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from loopline.settings import located
 if TYPE_CHECKING:
     from loopline.tasks.spec import ImageInput
 
-GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}  # of the parts of the loss: ultralytics' defaults
-# ultralytics' .03 suits trainings of many thousand steps: in one of a few hundred the running statistics lag so far behind
+GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}  # weights of the loss's parts: ultralytics' defaults
+# ultralytics' .03 suits trainings of many thousand steps. In a few hundred steps the running statistics lag so far behind
 # that the average precision is a third lower.
 BATCH_NORM_MOMENTUM = 0.1
 ACTIVATIONS = {"silu": "torch.nn.SiLU()", "relu": "torch.nn.ReLU()"}
@@ -35,10 +35,10 @@ Raw = dict[str, Any]
 
 
 def architecture(name: str, activation: str = "silu") -> dict[str, Any]:
-    """The layers of `name`: a YAML that ultralytics ships (`yolo11n.yaml`; the letter is the size) or a path to one's own."""
+    """Return the layers of `name`: a YAML that ultralytics ships (`yolo11n.yaml`; the letter is the size), or any YAML's path."""
     try:
         if "://" in name:
-            raise FileNotFoundError("the network is not read")
+            raise FileNotFoundError("addresses are not read")
         layers: dict[str, Any] = yaml_model_load(str(located(name)))
     except FileNotFoundError as error:
         raise LooplineError(
@@ -49,14 +49,14 @@ def architecture(name: str, activation: str = "silu") -> dict[str, Any]:
 
 
 def build(layers: dict[str, Any], classes: int, shape: ImageInput) -> DetectionModel:
-    """A network of `layers` with random weights. Raises LooplineError if it is no detector or the image does not fit it."""
+    """Return a network of `layers` with random weights. Raises LooplineError if it is not a detector or `shape` does not fit."""
     network = DetectionModel(copy.deepcopy(layers) | {"nc": classes}, ch=shape.channels, verbose=False)
     head = network.model[-1]
     if type(head) not in (Detect, v10Detect):
-        raise LooplineError(f"architecture: its last layer is {type(head).__name__}, boxes need Detect")
+        raise LooplineError(f"architecture: its last layer is {type(head).__name__}, a detector needs Detect")
     step = int(network.stride.max())
     if shape.height % step or shape.width % step:
-        raise LooplineError(f"image: {shape.width}x{shape.height} does not fit, both sides must be multiples of {step}")
+        raise LooplineError(f"input: {shape.width}x{shape.height} does not fit, both sides must be multiples of {step}")
     network.args = SimpleNamespace(**GAINS)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -65,9 +65,10 @@ def build(layers: dict[str, Any], classes: int, shape: ImageInput) -> DetectionM
 
 
 def start_from(network: DetectionModel, pretrained: str) -> None:
-    """Load the tensors of `pretrained`, a .safetensors of ours or a .pt of ultralytics, that fit; other classes keep their head.
+    """Load those tensors of `pretrained` that fit, a .safetensors of Loopline or a .pt of ultralytics.
 
-    A .pt is unpickled, which can run code: use only files that you trust. Raises LooplineError where nothing fits.
+    A head for other classes stays as it is. A .pt is unpickled, which can run code: use only files that you trust. Raises
+    LooplineError if fewer than half of the tensors fit.
     """
     from safetensors.torch import load
 
@@ -86,7 +87,7 @@ def start_from(network: DetectionModel, pretrained: str) -> None:
 
 
 class Detector(torch.nn.Module):
-    """From uint8 images (n, h, w, c) to every box (n, a, 4) in pixels, its scores (n, classes, a) and an embedding (n, d).
+    """The network from uint8 images (n, h, w, c) to boxes (n, a, 4) in pixels, scores (n, classes, a) and embedding (n, d).
 
     The embedding is a linear map of the deepest features, averaged over the image.
     """
@@ -110,23 +111,23 @@ class Detector(torch.nn.Module):
         torch.nn.init.zeros_(self.embedding.bias)
 
     def raw(self, image: torch.Tensor) -> Raw:
-        """What the loss takes: `boxes` and `scores` before decoding, `feats` the feature maps."""
-        self.network.model[-1].training = True  # the head then leaves decoding to us; the layers in it do not change
-        found: Raw = self.network(image.permute(0, 3, 1, 2).float() / 255)
-        return found
+        """Return what the loss takes: `boxes` and `scores` before decoding, and the feature maps `feats`."""
+        self.network.model[-1].training = True  # so that the head does not decode; its layers do not change
+        outputs: Raw = self.network(image.permute(0, 3, 1, 2).float() / 255)
+        return outputs
 
     def decode(self, raw: Raw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Boxes, scores and features of what `raw` gave."""
-        found = raw.get("one2many", raw)  # newer heads come in two: this is the one that expects suppression
-        n, _, count = found["boxes"].shape
-        sides = found["boxes"].view(n, 4, -1, count)  # for each side a distribution over whole strides
+        """Return boxes, scores and features from the result of `raw`."""
+        outputs = raw.get("one2many", raw)  # newer heads have two branches: this one expects suppression
+        n, _, count = outputs["boxes"].shape
+        sides = outputs["boxes"].view(n, 4, -1, count)  # for each side a distribution over whole strides
         distance = (sides.softmax(2) * self.bins[:, None]).sum(2) if len(self.bins) > 1 else sides[:, :, 0]
         left_top, right_bottom = distance.transpose(1, 2).split(2, 2)
         boxes = torch.cat([self.anchors - left_top, self.anchors + right_bottom], 2) * self.strides
-        return boxes, found["scores"].sigmoid(), found["feats"][-1].mean((2, 3))
+        return boxes, outputs["scores"].sigmoid(), outputs["feats"][-1].mean((2, 3))
 
     def loss(self, raw: Raw, targets: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-        """The sum over the batch. targets: (k, 5) class and corners in input pixels, an image; size: width, height."""
+        """Return the sum over the batch. targets: for each image (k, 5), class and corners in input pixels; size: width, height."""
         count = torch.tensor([len(target) for target in targets])
         joined = torch.cat(targets)
         corners = joined[:, 1:] / torch.tensor([*size, *size])
@@ -141,12 +142,12 @@ class Detector(torch.nn.Module):
         return loss
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Boxes, scores and embedding."""
+        """Return boxes, scores and embedding."""
         boxes, scores, features = self.decode(self.raw(image))
         return boxes, scores, self.embedding(features)
 
     def fused(self) -> Detector:
-        """Itself with batch normalisation folded into the convolutions; for inference alone."""
+        """Fold batch normalisation into the convolutions, in place, and return itself. For inference only."""
         self.network.end2end = False
         self.network.fuse(verbose=False)
         return self

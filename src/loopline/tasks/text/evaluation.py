@@ -1,4 +1,4 @@
-"""What the text classifier is compared with, and examples of its answers."""
+"""The baselines of the text classifier, and examples of its answers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def simple(
     *,
     seed: int,
 ) -> tuple[str, Arrays]:
-    """TF-IDF and logistic regression, on words (1-2) or characters (1-4), whichever does better on the validation split."""
+    """Fit a logistic regression on TF-IDF of words (1-2) or characters (1-4), whichever is better on the validation split."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     train, val = splits["train"], splits["val"]
 
-    tried = []
+    candidates = []
     choices: dict[str, dict[str, Any]] = {
         "words": {"ngram_range": (1, 2), "token_pattern": r"(?u)\S+"},
         "characters": {"analyzer": "char_wb", "ngram_range": (1, 4), "max_features": 50_000},
@@ -39,11 +39,11 @@ def simple(
     for name, options in choices.items():
         vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **options)
         features = vectorizer.fit_transform(train.inputs)
-        held = vectorizer.transform([*val.inputs, *splits["test"].inputs])
-        found = baselines.logistic(features, np.asarray(train.targets), held, len(train.labels), c=10.0)
-        accuracy = (found[: len(val.ids)].argmax(1) == val.targets).mean()
-        tried.append((float(accuracy), name, found[len(val.ids) :]))
-    _, name, probabilities = max(tried, key=lambda row: row[0])
+        held_out = vectorizer.transform([*val.inputs, *splits["test"].inputs])
+        answers = baselines.logistic(features, np.asarray(train.targets), held_out, len(train.labels), c=10.0)
+        accuracy = (answers[: len(val.ids)].argmax(1) == val.targets).mean()
+        candidates.append((float(accuracy), name, answers[len(val.ids) :]))
+    _, name, probabilities = max(candidates, key=lambda row: row[0])
     return f"TF-IDF on {name} with logistic regression", {"probabilities": probabilities}
 
 

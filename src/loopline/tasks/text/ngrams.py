@@ -1,9 +1,9 @@
 """The text model's network: embeddings of the n-grams of tokens, summed over the text, beside a small convolution.
 
-The n-grams are found inside the graph. A hash of each one's token ids points into `slots`, a slot to a row of the
-embedding table, and the row's `keys` entry tells whether it is that n-gram's: one that the training texts lack counts as
-nothing, not as another one's double. (Hashed n-grams: Joulin et al., "Bag of tricks for efficient text classification",
-2017; there without the check, which costs 2 points on sentiment.)
+The graph itself finds the n-grams. The hash of an n-gram's token ids points into `slots`, and the slot to a row of the
+embedding table. The row's entry in `keys` is the hash that it belongs to: an n-gram that the training texts lack does not
+match it and counts as nothing. (Hashed n-grams: Joulin et al., "Bag of tricks for efficient text classification", 2017;
+they do without `keys`, which costs 2 points on sentiment.)
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from loopline.tasks.text.tokenizing import EDGE, PAD, UNKNOWN
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SLOTS = 2**18  # a sixth of 40,000 n-grams meet a commoner one in their slot, and are left out
+SLOTS = 2**18  # a sixth of 40,000 n-grams share a slot with a commoner one, and are left out
 MOST_ROWS = 40_000
 PRIME = 2**31 - 1  # hashes are below it
-# Of the first token, the second, ...; any odd ones
+# Factors of the first token, the second, ...: any odd numbers
 FACTORS = [1103515245, 1597334677, 2654435761, 3812015801, 2246822519]
-LEAST_COUNT = 2  # texts that an n-gram of two tokens or more must occur in
+LEAST_COUNT = 2  # an n-gram of two or more tokens must occur in that many texts
 DIMENSION = 64
 CHANNELS = 128  # of the convolution
 
 
 def windows(x: torch.Tensor, *, before: int, after: int) -> torch.Tensor:
-    """(n, l, ...) to (n, l, before + 1 + after, ...): each position with its neighbours; zeros beyond the ends."""
+    """Return each position of (n, l, ...) with its neighbours (n, l, before + 1 + after, ...), zeros beyond the ends."""
     length, size = x.shape[1], before + 1 + after
     padded = functional.pad(x, (0, 0) * (x.ndim - 2) + (before, after))
     places = torch.arange(length, device=x.device)[:, None] + torch.arange(size, device=x.device)
@@ -41,7 +41,7 @@ def windows(x: torch.Tensor, *, before: int, after: int) -> torch.Tensor:
 
 
 def hashes(ids: torch.Tensor, longest: int) -> torch.Tensor:
-    """Token ids (n, l) to hashes (n, l, longest) of the 1-gram, 2-gram, ... that start at each token; 0 past the end."""
+    """Return hashes (n, l, longest) of the 1-gram, 2-gram, ... that start at each token of ids (n, l); 0 past the end."""
     tokens = windows(ids, before=0, after=longest - 1)
     factors = torch.tensor(FACTORS[:longest], device=ids.device)
     return torch.where(tokens != PAD, (tokens * factors).cumsum(2) % PRIME, 0)
@@ -49,9 +49,9 @@ def hashes(ids: torch.Tensor, longest: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Dictionary:
-    """The n-grams of the training texts that are worth an embedding, the commonest first. Row 0 is that of all others.
+    """The n-grams of the training texts that get an embedding, the commonest first. Row 0 stands for all others.
 
-    slots: int32 (SLOTS,), hash modulo SLOTS to row. keys: int32 (rows,), the row's hash.
+    slots: int32 (SLOTS,), row for each hash modulo SLOTS. keys: int32 (rows,), the row's hash.
     evidence: float32 (rows, classes), log P(n-gram | class), add-one smoothed, less its mean over the classes.
     """
 
@@ -60,18 +60,18 @@ class Dictionary:
     evidence: NDArray[np.float32]
 
     def classify(self, ids: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
-        """The naive Bayes classifier's answers (n,) for token ids (n, l), all classes alike likely beforehand."""
-        found = hashes(torch.from_numpy(ids), longest).numpy()
-        row = self.slots[found % SLOTS]
-        row = np.where(self.keys[row] == found, row, 0)
+        """Return the answers (n,) of naive Bayes with equal priors, for token ids (n, l)."""
+        hashed = hashes(torch.from_numpy(ids), longest).numpy()
+        row = self.slots[hashed % SLOTS]
+        row = np.where(self.keys[row] == hashed, row, 0)
         answers: NDArray[np.int64] = self.evidence[row].sum((1, 2)).argmax(1)
         return answers
 
 
 def count(batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]], longest: int, classes: int) -> Dictionary:
-    """From batches of token ids (n, l) and targets (n,) to the n-grams and what each says about the classes.
+    """Return the n-grams in batches of token ids (n, l) and targets (n,), with their evidence for each class.
 
-    A text counts an n-gram once (Wang and Manning, "Baselines and bigrams", 2012).
+    An n-gram counts once in a text (Wang and Manning, "Baselines and bigrams", 2012).
     """
     parts = []
     for ids, targets in batches:
@@ -82,10 +82,10 @@ def count(batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]], longes
             parts.append(np.stack([pairs[:, 0], targets[pairs[:, 1]], np.full(len(pairs), order)], 1))
     table = np.concatenate(parts)
     keys, first, row, counts = np.unique(table[:, 0], return_index=True, return_inverse=True, return_counts=True)
-    wanted = np.flatnonzero((counts >= LEAST_COUNT) | (table[first, 2] == 0))
-    wanted = wanted[np.lexsort((keys[wanted], -counts[wanted]))]
-    _, owners = np.unique(keys[wanted] % SLOTS, return_index=True)  # of the n-grams in one slot, the commonest
-    kept = wanted[np.sort(owners)][:MOST_ROWS]
+    common = np.flatnonzero((counts >= LEAST_COUNT) | (table[first, 2] == 0))
+    common = common[np.lexsort((keys[common], -counts[common]))]
+    _, owners = np.unique(keys[common] % SLOTS, return_index=True)  # of the n-grams in one slot, the commonest
+    kept = common[np.sort(owners)][:MOST_ROWS]
 
     by_class = np.zeros((len(keys), classes))
     np.add.at(by_class, (row, table[:, 1]), 1.0)
@@ -102,7 +102,7 @@ def count(batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]], longes
 
 
 class TextNetwork(nn.Module):
-    """Logits from token ids. The temperature and the embedding's linear map are fitted after the training."""
+    """The network from token ids to logits. Temperature and embedding are fitted after the training."""
 
     slots: torch.Tensor
     keys: torch.Tensor
@@ -111,7 +111,7 @@ class TextNetwork(nn.Module):
     def __init__(
         self, *, rows: int, longest: int, convolve: bool, classes: int, embedding: int, word_dropout: float = 0.0
     ) -> None:
-        """rows: of the embedding table. longest: tokens of an n-gram. convolve: has it the second branch?"""
+        """rows: rows of the embedding table. longest: most tokens in an n-gram. convolve: whether to add the convolution."""
         super().__init__()
         self.longest, self.word_dropout = longest, word_dropout
         self.register_buffer("slots", torch.zeros(SLOTS, dtype=torch.int32))
@@ -131,10 +131,10 @@ class TextNetwork(nn.Module):
 
     @torch.no_grad()
     def know(self, dictionary: Dictionary, *, informed: bool) -> None:
-        """Take over the n-grams. informed: start as the naive Bayes classifier that their evidence makes.
+        """Load the n-grams. informed: whether to start as the naive Bayes classifier of their evidence.
 
-        That is the starting point of the classifiers of Wang and Manning. Where there are more classes than
-        dimensions, it is the nearest one in as many dimensions.
+        Wang and Manning's classifiers start there. With more classes than dimensions, it is the nearest such classifier in
+        that many dimensions.
         """
         self.slots.copy_(torch.from_numpy(dictionary.slots))
         self.keys.copy_(torch.from_numpy(dictionary.keys))
@@ -152,13 +152,13 @@ class TextNetwork(nn.Module):
         self.projection.bias.copy_(bias)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, l) to rows of the table (n, l, longest); 0 where an n-gram is not known."""
-        found = hashes(ids, self.longest)
-        row = self.slots[found % SLOTS].long()
-        return torch.where(self.keys[row] == found, row, 0)
+        """Return the rows (n, l, longest) of the table for token ids (n, l); 0 for an unknown n-gram."""
+        hashed = hashes(ids, self.longest)
+        row = self.slots[hashed % SLOTS].long()
+        return torch.where(self.keys[row] == hashed, row, 0)
 
     def features(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, l) to what the head sees (n, width)."""
+        """Return the features (n, width) of token ids (n, l), the head's input."""
         if self.training and self.word_dropout:
             hidden = (torch.rand(ids.shape, device=ids.device) < self.word_dropout) & (ids > EDGE)
             ids = torch.where(hidden, UNKNOWN, ids)
@@ -171,12 +171,12 @@ class TextNetwork(nn.Module):
         return torch.cat([bag, self.context(tokens, real, count)], 1)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, l) to logits (n, classes)."""
+        """Map token ids (n, l) to logits (n, classes)."""
         logits: torch.Tensor = self.head(self.dropout(self.features(ids)))
         return logits
 
     def answer(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (n, l) to probabilities (n, classes) and embedding (n, d)."""
+        """Map token ids (n, l) to probabilities (n, classes) and embedding (n, d)."""
         features = self.features(ids)
         return torch.softmax(self.head(features) / self.temperature, 1), self.projection(features)
 
@@ -194,19 +194,19 @@ class Context(nn.Module):
         self.dropout = nn.Dropout(0.3)
 
     def forward(self, tokens: torch.Tensor, real: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-        """(n, l, DIMENSION), 1 for tokens and 0 for padding (n, l, 1), and their count (n, 1), to (n, 2 * CHANNELS)."""
+        """Return (n, 2 * CHANNELS). tokens: (n, l, DIMENSION). real: (n, l, 1), 0 for padding, else 1. count: (n, 1)."""
         x = torch.relu(self.first(_triples(self.dropout(tokens)))) * real
         x = (x + torch.relu(self.second(_triples(self.dropout(x))))) * real
         return torch.cat([x.amax(1), x.sum(1) / count], 1)
 
 
 def _triples(x: torch.Tensor) -> torch.Tensor:
-    """(n, l, d) to (n, l, 3 d): each token's vector between its neighbours'."""
+    """Map (n, l, d) to (n, l, 3 d): each token's vector between its neighbours'."""
     return windows(x, before=1, after=1).flatten(2)
 
 
 class TextAnswers(nn.Module):
-    """`TextNetwork.answer` as a module's `forward`, which is what the exporter takes."""
+    """A module whose `forward` is `TextNetwork.answer`, as the exporter needs it."""
 
     def __init__(self, network: TextNetwork) -> None:
         super().__init__()

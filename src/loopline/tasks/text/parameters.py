@@ -10,7 +10,7 @@ from loopline.settings import ClassifierFit, Fraction, ModelSettings, Strict
 
 
 class TextShape(Strict):
-    """How much of a text the model takes: what is beyond is cut off."""
+    """The number of tokens that the model takes. The rest of a text is cut off."""
 
     max_tokens: int = Field(ge=4)
 

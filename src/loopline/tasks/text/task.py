@@ -1,4 +1,4 @@
-"""Text classification: one label a text. Answers and metrics are those of image classification."""
+"""Text classification: one label per text. Answers and metrics are those of image classification."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Text(Classification):
     use = "Says which of {k} classes a text belongs to, with a probability for each."
 
     def preprocessor(self, spec: ModelSpec, folder: Path) -> Callable[[Sequence[Any]], Arrays]:
-        """From texts to `{"ids": int64 (n, length)}`, by `folder/tokenizer.json`, padded to the longest text of the batch.
+        """Return the function from texts to `{"ids": int64 (n, length)}`, padded to the longest text of the batch.
 
-        Any text will do: an empty one has its two edges only, one that is too long is cut after `spec.text.max_tokens`.
+        It uses `folder/tokenizer.json`. An empty text has only its two edges; a long one is cut after `spec.text.max_tokens`.
         """
         from tokenizers import Tokenizer
 
@@ -36,13 +36,13 @@ class Text(Classification):
 
         def ids(texts: Sequence[str]) -> Arrays:
             encoded = tokenizer.encode_batch([_valid(text) for text in texts])
-            return {"ids": np.array([one.ids for one in encoded], np.int64).reshape(len(encoded), -1)}
+            return {"ids": np.array([encoding.ids for encoding in encoded], np.int64).reshape(len(encoded), -1)}
 
         return ids
 
 
 def _valid(text: str) -> str:
-    """A lone surrogate, which JSON can hold and UTF-8 cannot, becomes a question mark."""
+    """Replace lone surrogates, which JSON can hold and UTF-8 cannot, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,7 +1,7 @@
 """The text model's tokenizer, learnt from its training texts: words or characters, as a `tokenizers` file (tokenizer.json).
 
-A text starts and ends with the token EDGE, which stands for the space too where tokens are characters. Everything that
-Unicode calls white space counts as one space. What the training texts lack is UNKNOWN.
+A text starts and ends with the token EDGE. Where tokens are characters, EDGE also stands for the space. Any run of
+Unicode white space counts as one space. A token that the training texts lack is UNKNOWN.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ WORD = r"\w+(?:'\w+)?|[^\w\s]+"  # "don't" is one word, a run of punctuation is 
 
 
 def learn(texts: Sequence[str], kind: Kind, *, vocabulary: int, max_tokens: int) -> Tokenizer:
-    """A tokenizer of the `vocabulary` commonest words (in lower case) or characters of `texts`.
+    """Return a tokenizer of the `vocabulary` commonest words (in lower case) or characters of `texts`.
 
-    It cuts a text after `max_tokens` tokens, the edges counted, and pads a batch to its longest text.
+    It cuts a text after `max_tokens` tokens, including the edges, and pads a batch to its longest text.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -32,7 +32,7 @@ def learn(texts: Sequence[str], kind: Kind, *, vocabulary: int, max_tokens: int)
     if kind == "words":
         normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         splitter = pre_tokenizers.Split(Regex(WORD), "removed", invert=True)
-    else:  # capitals stay: that German has them inside a sentence tells it from Dutch
+    else:  # capitals stay: German has them inside a sentence, Dutch does not
         spaces = [normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), edge)]
         normalizer = normalizers.Sequence([normalizers.NFC(), *spaces])
         splitter = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 QUANTIZATION: Literal["static", "dynamic"] = "dynamic"
 EMBEDDING_SAMPLES = 8192  # enough for the principal components of some hundred features
-BATCH = 512  # texts counted at a time
+BATCH = 512  # texts whose n-grams are counted at a time
 
 
 @dataclass(frozen=True)
 class View:
-    """How a text is looked at.
+    """Settings of the network for a kind of token.
 
-    longest: tokens of an n-gram. informed: start from naive Bayes: good where texts are few and words say much; with
-    overlapping n-grams of characters it is a bad start (-2 points). convolve: see `ngrams.TextNetwork`; on words it only
-    learns the training texts by heart.
+    longest: most tokens in an n-gram. informed: whether to start from naive Bayes, which helps where texts are few and words
+    say much; with overlapping n-grams of characters it costs 2 points. convolve: see `ngrams.TextNetwork`; with words the
+    convolution only memorises the training texts.
     """
 
     longest: int
@@ -64,10 +64,10 @@ class _Encoded:
     targets: NDArray[np.int64]
 
     def padded(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        found = np.full((len(rows), max(len(self.ids[row]) for row in rows)), tokenizing.PAD, np.int64)
+        block = np.full((len(rows), max(len(self.ids[row]) for row in rows)), tokenizing.PAD, np.int64)
         for line, row in enumerate(rows):
-            found[line, : len(self.ids[row])] = self.ids[row]
-        return found
+            block[line, : len(self.ids[row])] = self.ids[row]
+        return block
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         for start in range(0, len(self.ids), BATCH):
@@ -89,7 +89,7 @@ def _texts(split: Split) -> list[str]:
 
 def _encode(tokenizer: Tokenizer, split: Split) -> _Encoded:
     tokenizer.no_padding()
-    ids = [np.array(one.ids, np.int64) for one in tokenizer.encode_batch(_texts(split))]
+    ids = [np.array(encoding.ids, np.int64) for encoding in tokenizer.encode_batch(_texts(split))]
     tokenizer.enable_padding(pad_id=tokenizing.PAD)
     return _Encoded(ids, np.asarray(split.targets, np.int64))
 
@@ -106,8 +106,7 @@ def train(
 ) -> None:
     """Train on `train`; choose the tokenizer, the epoch and the temperature on `val`; write the files named above.
 
-    A checkpoint in `work` of the same settings, data and seed is gone on with. Raises LooplineError on a bad
-    `pretrained`.
+    Resumes from a checkpoint in `work` of the same settings, data and seed. Raises LooplineError on a bad `pretrained`.
     """
     import torch
 
@@ -134,26 +133,27 @@ def train(
 
 
 def _fresh(train: Split, val: Split, settings: TextSettings) -> tuple[tokenizing.Kind, Tokenizer, TextNetwork]:
-    """The kind of tokens asked for. For `auto`: words, unless characters are clearly better with naive Bayes on `val`.
+    """Return the kind of tokens, their tokenizer and an untrained network.
 
-    A network on words takes a ninth of the time. Without the margin the next batch of labels could turn the choice over.
+    `auto` takes words, unless characters are clearly better with naive Bayes on `val`: a network on words takes a ninth of
+    the time, and without the margin the next batch of labels could reverse the choice.
     """
     from loopline.tasks.text import ngrams
 
-    wanted = settings.train.tokenizer
-    kinds: list[tokenizing.Kind] = list(VIEWS) if wanted == "auto" else [wanted]
-    tried = []
+    choice = settings.train.tokenizer
+    kinds: list[tokenizing.Kind] = list(VIEWS) if choice == "auto" else [choice]
+    candidates = []
     for kind in kinds:
         tokenizer = tokenizing.learn(
             _texts(train), kind, vocabulary=settings.train.vocabulary, max_tokens=settings.input.max_tokens
         )
         longest = VIEWS[kind].longest
         dictionary = ngrams.count(_encode(tokenizer, train).batches(), longest, len(train.labels))
-        held = _encode(tokenizer, val).batches()
-        right = np.concatenate([dictionary.classify(ids, longest) == targets for ids, targets in held])
-        tried.append((right, kind, tokenizer, dictionary))
-    place = len(tried) - 1 if clearly_better(tried[-1][0], tried[0][0]) else 0
-    _, kind, tokenizer, dictionary = tried[place]
+        val_batches = _encode(tokenizer, val).batches()
+        right = np.concatenate([dictionary.classify(ids, longest) == targets for ids, targets in val_batches])
+        candidates.append((right, kind, tokenizer, dictionary))
+    place = len(candidates) - 1 if clearly_better(candidates[-1][0], candidates[0][0]) else 0
+    _, kind, tokenizer, dictionary = candidates[place]
     network = _network(
         kind,
         rows=len(dictionary.keys),
@@ -166,7 +166,7 @@ def _fresh(train: Split, val: Split, settings: TextSettings) -> tuple[tokenizing
 
 
 def clearly_better(right: NDArray[np.bool_], than: NDArray[np.bool_]) -> bool:
-    """Is the gain in accuracy over two standard errors? right, than: (n,) which samples each classifier got right (McNemar, 1947)."""
+    """Return whether the gain in accuracy is over two standard errors (McNemar, 1947). right, than: (n,), each one's hits."""
     gain = right.astype(float) - than
     return bool(gain.mean() > 2 * gain.std() / np.sqrt(len(gain)))
 
@@ -184,10 +184,10 @@ def _network(
 def start_from(
     pretrained: Path, settings: TextSettings, *, classes: int
 ) -> tuple[tokenizing.Kind, Tokenizer, TextNetwork]:
-    """The tokenizer and the network of an earlier run, with a fresh head where its classes were others in number.
+    """Return tokens, tokenizer and network of an earlier run, with a fresh head if the number of classes differs.
 
     pretrained: a model.safetensors, with the tokenizer.json and config.json that were written beside it. Raises
-    LooplineError where one of them is missing or broken.
+    LooplineError if one of them is missing or broken.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -234,7 +234,7 @@ def _load(folder: Path) -> tuple[TextNetwork, ModelSpec]:
 
 
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
-    """The network in torch: `ids` int64 (n, l) to `probabilities` (n, classes) and `embedding` (n, d)."""
+    """Return the network in torch: from `ids` int64 (n, l) to `probabilities` (n, classes) and `embedding` (n, d)."""
     import torch
 
     network, _ = _load(folder)
@@ -248,7 +248,7 @@ def reference(folder: Path) -> Callable[[Arrays], Arrays]:
 
 
 def export(folder: Path, train: Split, val: Split, settings: TextSettings, *, out: Path) -> ModelSpec:
-    """Write the ONNX graph of the network in `folder` to `out`, with free batch and length, and say what it takes."""
+    """Write the ONNX graph of the network in `folder` to `out`, with dynamic batch and length; return its specification."""
     import torch
 
     from loopline.tasks.text.ngrams import TextAnswers
@@ -263,5 +263,5 @@ def export(folder: Path, train: Split, val: Split, settings: TextSettings, *, ou
 
 
 def nodes_to_exclude(model: onnx.ModelProto) -> list[str]:
-    """The head and the embedding stay in FP32: they are small, so that it takes longer to quantize their input."""
+    """Return head and embedding, which stay in FP32: they are so small that quantizing their input would take longer."""
     return [node.name for node in model.graph.node if node.op_type == "Gemm"]
