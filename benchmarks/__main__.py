@@ -22,7 +22,7 @@ from loopline.lib.machine import cpu_name
 from loopline.server.drift_counter import PERIOD, ROWS_A_SECOND, Watcher
 from loopline.server.metrics import Metrics
 from loopline.server.model import Encoded, Model
-from loopline.stages import files
+from loopline.stages import stage_files
 from loopline.stages.quantize import best_candidate
 from loopline.tasks.signals import CLASS
 from loopline.tasks.spec import ModelSpec
@@ -37,12 +37,12 @@ def models() -> None:
         "| model | batch | preprocess ms | FP32 ms | INT8 ms | speed-up | size ratio |\n|---|---|---|---|---|---|---|"
     )
     for name, model in settings.load().models.items():
-        source = files.stage(name, "export") / "model.onnx"
-        spec = ModelSpec.from_dict(files.read_json(source.with_name("spec.json")))
-        preprocess = tasks.find(model.task).preprocessor(spec, files.stage(name, "train"))
-        train = manifest.load_split(files.manifest(name), "train").inputs[: model.quantize.calibration_samples]
-        test = manifest.load_split(files.manifest(name), "test").inputs
-        with tempfile.TemporaryDirectory(dir=files.SCRATCH) as folder:
+        source = stage_files.stage(name, "export") / "model.onnx"
+        spec = ModelSpec.from_dict(stage_files.read_json(source.with_name("spec.json")))
+        preprocess = tasks.find(model.task).preprocessor(spec, stage_files.stage(name, "train"))
+        train = manifest.load_split(stage_files.manifest(name), "train").inputs[: model.quantize.calibration_samples]
+        test = manifest.load_split(stage_files.manifest(name), "test").inputs
+        with tempfile.TemporaryDirectory(dir=stage_files.SCRATCH) as folder:
             int8 = Path(folder) / "int8.onnx"
             best_candidate(source, int8, preprocess(train), tasks.find(model.task).trainer(), model.quantize)
             ratio = int8.stat().st_size / source.stat().st_size
@@ -64,8 +64,8 @@ def drift_signals() -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for name in settings.load().models:
-        model, metrics = Model(files.stage(name, "bundle")), Metrics()
-        samples: list[Any] = list(manifest.load_split(files.manifest(name), "test").inputs)
+        model, metrics = Model(stage_files.stage(name, "bundle")), Metrics()
+        samples: list[Any] = list(manifest.load_split(stage_files.manifest(name), "test").inputs)
         watcher = Watcher([model], metrics)
         clock = time.pthread_getcpuclockid(watcher.thread.ident or 0)
         sent, cold, start = SIGNALS_SECONDS * ROWS_A_SECOND, 0.0, time.monotonic()

@@ -36,6 +36,39 @@ def test_a_class_name_stands_once_in_the_package():
     assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}
 
 
+# Modules that every task has, and words that do not say what a variable holds.
+OF_EVERY_TASK = {"__init__", "task", "parameters", "training", "evaluation"}
+VAGUE = {"found", "said", "there", "one", "wanted", "made", "ours", "theirs"}
+LONGEST = 350  # lines of a module
+
+
+def test_a_module_s_name_means_one_thing():
+    where = defaultdict(list)
+    for module, path in MODULES.items():
+        where[path.stem].append(module)
+    assert {name: where[name] for name in where.keys() - OF_EVERY_TASK if len(where[name]) > 1} == {}
+
+
+def variables(source):
+    """The names that a module's variables and parameters have."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+
+
+def test_a_variable_is_named_by_what_it_holds():
+    used = {module: VAGUE & {*variables(path.read_text(encoding="utf-8"))} for module, path in MODULES.items()}
+    assert {module: names for module, names in used.items() if names} == {}
+    assert VAGUE & {*variables("def f(said):\n    return [one for one in said]")} == {"said", "one"}
+
+
+def test_a_module_can_be_read_at_once():
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert {module: count for module, count in lines.items() if count > LONGEST} == {}
+
+
 def test_no_two_modules_import_each_other_by_any_way():
     """Types count too: who reads one module of a circle must read all. Raises CycleError, which names them."""
     assert len(list(TopologicalSorter({module: imported(module) for module in MODULES}).static_order())) == len(MODULES)

@@ -8,7 +8,7 @@ import pytest
 
 from loopline.cli import main, results
 from loopline.errors import LooplineError
-from loopline.training import progress
+from loopline.training import progress_bar
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_an_unknown_model_is_named(project, capsys):
 
 
 def follow(epochs, done):
-    shown = progress.Progress("signs", epochs=epochs, steps=2, done=done)
+    shown = progress_bar.Progress("signs", epochs=epochs, steps=2, done=done)
     for epoch in range(done + 1, epochs + 1):
         shown.step()
         shown.step()
@@ -108,7 +108,7 @@ def follow(epochs, done):
 
 def test_a_log_gets_a_line_an_epoch_with_the_time_left(capsys, monkeypatch):
     seconds = iter([100.0, 110.0, 120.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: next(seconds))
     follow(epochs=12, done=10)
     assert capsys.readouterr() == (
         "signs: epoch 11 of 12, val_loss 0.1235, 10 s left\nsigns: epoch 12 of 12, val_loss 0.1235, 0 s left\n",
@@ -129,4 +129,4 @@ def test_a_terminal_gets_a_bar_and_no_lines(capsys, monkeypatch):
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
 )
 def test_a_duration_is_read_at_a_glance(seconds, text):
-    assert progress.duration(seconds) == text
+    assert progress_bar.duration(seconds) == text

@@ -24,7 +24,7 @@ from benchmarks.serving.servers import cores
 from loopline.lib import files
 from loopline.observability import sentinel
 from loopline.planning import measure
-from loopline.planning.inputs import Profile
+from loopline.planning.plan_files import Profile
 from loopline.planning.queueing import Service
 
 SHARES = (0.3, 0.6)

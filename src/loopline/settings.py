@@ -10,7 +10,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from loopline.errors import LooplineError
-from loopline.tasks.folders import BUILT_IN, part
+from loopline.tasks.plugins import BUILT_IN, part
 from loopline.tasks.spec import model_name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -454,7 +454,7 @@ def test_broken_rows_are_reported_with_their_line(tmp_path):
     ],
 )
 def test_columns_are_picked_by_their_names(columns, chosen):
-    from loopline.data.formats.columns import pick
+    from loopline.data.formats.text_tables import pick
 
     assert pick(columns) == chosen
 

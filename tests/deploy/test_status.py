@@ -16,9 +16,9 @@ from loopline.fleet import members
 from loopline.lib import processes
 from loopline.release import decisions
 from loopline.retraining.guard import Alert
-from loopline.retraining.state import RetrainerStore
+from loopline.retraining.run_store import RetrainerStore
 from loopline.rollout import state
-from loopline.training.progress import Progress
+from loopline.training.progress_bar import Progress
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from servers import Process
 from loopline import cli
 from loopline.data import manifest
 from loopline.data.raw import RawSample
-from loopline.drill import faults, picture, story
+from loopline.drill import faults, story, timeline_picture
 from loopline.drill.observer import Observer
 from loopline.drill.record import DrillRecord, Figure
 from loopline.drill.scenario import Pools, ScenarioSample, pools
@@ -32,7 +32,7 @@ from loopline.errors import LooplineError
 from loopline.journal import index
 from loopline.release import bundle, decisions
 from loopline.retraining.guard import Action, Alert, RetrainingDecision
-from loopline.retraining.state import RetrainerStore
+from loopline.retraining.run_store import RetrainerStore
 from loopline.simulate import other_domain
 
 ROOT = Path(__file__).parents[2]
@@ -256,7 +256,7 @@ def test_a_record_prints_and_stores_events(capsys):
     output = capsys.readouterr().out
     assert "00:00 ▶ One\n" in output
     assert "00:00 → retrain: because\n          of two reasons\n" in output
-    assert "| 00:00 | → | retrain: because; of two reasons |" in picture.table(record)
+    assert "| 00:00 | → | retrain: because; of two reasons |" in timeline_picture.table(record)
     assert record.to_dict()["events"][1]["short"] == "retrain"
 
 
@@ -266,10 +266,10 @@ def test_the_picture_is_drawn_with_many_or_few_data(tmp_path):
         record.say("note", "x", f"event number {number}")
     record.figures.extend(Figure(float(t), {"v1": t / 10}, 0, ("RetrainCandidate",) * (t > 20)) for t in range(40))
     seen = [Seen(t / 5, t > 100, "test", t % 3 > 0, "v1" if t < 150 else "v2", 200) for t in range(200)]
-    picture.draw(tmp_path / "a.png", record, [*seen, Seen(20.0, True, "train", None, "", 503)], "worn camera")
+    timeline_picture.draw(tmp_path / "a.png", record, [*seen, Seen(20.0, True, "train", None, "", 503)], "worn camera")
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width > 600
-    picture.draw(tmp_path / "b.png", DrillRecord(out=io.StringIO()), seen[:3], "")
+    timeline_picture.draw(tmp_path / "b.png", DrillRecord(out=io.StringIO()), seen[:3], "")
     assert (tmp_path / "b.png").exists()
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from loopline.data import clean, formats, manifest
 from loopline.errors import LooplineError
-from loopline.journal import annotations, export, quality, segments
+from loopline.journal import annotations, label_files, quality, segments
 from loopline.journal.collector import Bounds, Collector
 from loopline.journal.labels import Trust, checked, worth
 from loopline.journal.reader import Entry, JournalReader
@@ -155,7 +155,7 @@ def test_the_quality_of_boxes_is_that_of_the_evaluation():
 
 
 def test_an_export_has_images_a_table_and_tasks_for_label_studio(tmp_path):
-    export.export([entry("a/1"), entry("b")], tmp_path / "out", ("bright", 'd"ark'))
+    label_files.export([entry("a/1"), entry("b")], tmp_path / "out", ("bright", 'd"ark'))
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/labels.csv").read_text())))
     assert [(row["id"], row["predicted"], row["label"]) for row in rows] == [("a/1", "bright", ""), ("b", "bright", "")]
     assert (tmp_path / "out" / rows[0]["sample"]).read_bytes() == journals.png()
@@ -166,7 +166,7 @@ def test_an_export_has_images_a_table_and_tasks_for_label_studio(tmp_path):
     assert "<Choice value='d\"ark'/>" in config
     assert '<Image name="sample" value="$image"/>' in config
     with pytest.raises(LooplineError, match="not empty"):
-        export.export([entry()], tmp_path / "out", ())
+        label_files.export([entry()], tmp_path / "out", ())
 
 
 def test_a_filled_in_table_is_read_without_its_empty_rows(tmp_path):
@@ -409,7 +409,7 @@ def test_a_photo_with_an_orientation_is_exported_and_imported_upright(tmp_path):
     prediction = {"boxes": [journals.box("spot", 0.9, 8, 48, 40, 96)]}
     photos = {"upright": picture((128, 192), form="JPEG"), "turned": turned((192, 128))}
     entries = {name: entry(name, prediction=prediction, input=content) for name, content in photos.items()}
-    export.export(list(entries.values()), tmp_path / "out", ("spot",))
+    label_files.export(list(entries.values()), tmp_path / "out", ("spot",))
     tasks = json.loads((tmp_path / "out/tasks.json").read_text())
     upright, sideways = (task["predictions"][0]["result"][0] for task in tasks)
     assert (upright["original_width"], upright["original_height"]) == (128, 192)
@@ -420,7 +420,7 @@ def test_a_photo_with_an_orientation_is_exported_and_imported_upright(tmp_path):
     assert passed_over == {}
     box = {"label": "spot", "x1": 8, "y1": pytest.approx(48), "x2": 40, "y2": 96}
     assert labels == {"upright": [box], "turned": [box]}
-    export.batch([replace(entries[name], label=label) for name, label in labels.items()], tmp_path / "batch")
+    label_files.batch([replace(entries[name], label=label) for name, label in labels.items()], tmp_path / "batch")
     content = json.loads((tmp_path / "batch/instances.json").read_text())
     assert [(row["width"], row["height"]) for row in content["images"]] == [(128, 192)] * 2
     samples = formats.read(tmp_path / "batch", "detection")
@@ -430,7 +430,7 @@ def test_a_photo_with_an_orientation_is_exported_and_imported_upright(tmp_path):
 
 def test_a_suggestion_that_is_confirmed_comes_back_unchanged(tmp_path):
     prediction = {"boxes": [journals.box("spot", 0.9, 1, 2, 5, 6)]}
-    export.export([entry("a", prediction=prediction)], tmp_path / "out", ("spot",))
+    label_files.export([entry("a", prediction=prediction)], tmp_path / "out", ("spot",))
     tasks = json.loads((tmp_path / "out/tasks.json").read_text())
     tasks[0]["annotations"] = tasks[0].pop("predictions")
     labels, _ = imported(tmp_path, tasks, {"a": entry("a", prediction=prediction)})
@@ -452,7 +452,7 @@ def test_a_batch_is_a_data_set_that_the_pipeline_reads(tmp_path, kind):
     else:
         entries = [entry("a", label="7"), entry("b", label="new class", input=journals.png(3))]
         truth = ["7", "new class"]
-    export.batch(entries, tmp_path / "batch")
+    label_files.batch(entries, tmp_path / "batch")
     samples = list(formats.read(tmp_path / "batch", kind))
     if kind == "detection":
         boxes = [[(b.label, b.x1, b.y1, b.x2, b.y2) for b in sample.boxes] for sample in samples]
@@ -463,7 +463,9 @@ def test_a_batch_is_a_data_set_that_the_pipeline_reads(tmp_path, kind):
 
 def test_a_class_unsuitable_as_a_folder_name_comes_back_unchanged(tmp_path):
     names = ["../x", ".hidden", "T-shirt/top", "50 %", "%2F", ".."]
-    export.batch([entry(str(n), label=name, input=journals.png(n)) for n, name in enumerate(names)], tmp_path / "batch")
+    label_files.batch(
+        [entry(str(n), label=name, input=journals.png(n)) for n, name in enumerate(names)], tmp_path / "batch"
+    )
     assert {sample.label for sample in formats.read(tmp_path / "batch", "classification")} == set(names)
     assert len(list((tmp_path / "batch").iterdir())) == len(names), "nothing is written outside the folder"
 
@@ -592,7 +594,7 @@ def test_only_labels_of_samples_in_the_journal_are_taken(tmp_path, kept):
 def test_an_image_is_saved_with_the_suffix_of_its_format(tmp_path):
     out = io.BytesIO()
     Image.new("RGB", (4, 4)).save(out, "JPEG")
-    export.batch([entry(label="7", input=out.getvalue())], tmp_path / "batch")
+    label_files.batch([entry(label="7", input=out.getvalue())], tmp_path / "batch")
     assert [path.suffix for path in (tmp_path / "batch/7").iterdir()] == [".jpg"]
 
 

@@ -10,14 +10,14 @@ import requests
 from servers import Process
 
 from loopline.journal.collector import Collector
-from loopline.release import bundle, evidence
+from loopline.release import bundle, promotion_evidence
 
 SHOWN = range(5, 256, 10)  # every tenth of the 256 brightnesses in the test split
 
 
 def offline(folder, manifest):
     """Accuracy on the test split, as the promotion gate measures it."""
-    measured, _ = evidence.gather(bundle.read(folder), None, manifest)
+    measured, _ = promotion_evidence.gather(bundle.read(folder), None, manifest)
     return measured.scorer()["accuracy"]
 
 

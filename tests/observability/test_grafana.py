@@ -24,7 +24,7 @@ from loopline import retraining
 from loopline.errors import LooplineError
 from loopline.journal import collector
 from loopline.observability import rules
-from loopline.observability.grafana import alerting, dashboards, files, push
+from loopline.observability.grafana import alerting, dashboards, provisioning, push
 from loopline.server.metrics import CATALOGUE, Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def alerts():
 
 
 def test_the_committed_files_are_current(tmp_path):
-    written = files.write(tmp_path)
+    written = provisioning.write(tmp_path)
     for path in written:
         name = path.relative_to(tmp_path)
         assert (FILES / name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), (
@@ -83,7 +83,7 @@ def test_the_committed_files_are_current(tmp_path):
 def test_no_file_holds_a_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("RETRAINER_SECRET", "hunter2")
     monkeypatch.setenv("GRAFANA_TOKEN", "glsa_hunter2")
-    for path in files.write(tmp_path):
+    for path in provisioning.write(tmp_path):
         text = path.read_text(encoding="utf-8")
         assert "hunter2" not in text
         assert not re.search(r"(?i)password|bearer|glsa_|api.?key|token", text), path

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopline.errors import LooplineError
-from loopline.planning import capacity, inputs
+from loopline.planning import capacity, plan_files
 
-PROFILE = inputs.Profile.model_validate(
+PROFILE = plan_files.Profile.model_validate(
     {
         "schema": 1,
         "model": "any",
@@ -26,8 +26,8 @@ PROFILE = inputs.Profile.model_validate(
         "load_average": 1.0,
     }
 )
-MACHINE = inputs.Machine(vcpu=2, memory_gib=4, per_hour=1.0)
-UPTIME = inputs.Serverless(
+MACHINE = plan_files.Machine(vcpu=2, memory_gib=4, per_hour=1.0)
+UPTIME = plan_files.Serverless(
     bills="uptime",
     memory_gib=1,
     per_second=0.001,
@@ -35,12 +35,12 @@ UPTIME = inputs.Serverless(
     idle_seconds=60,
     start_seconds=1.0,
 )
-PRICES = inputs.Prices(currency="EUR", machines={"machine": MACHINE}, serverless={"zero": UPTIME})
+PRICES = plan_files.Prices(currency="EUR", machines={"machine": MACHINE}, serverless={"zero": UPTIME})
 GOAL = capacity.Goal(p99=0.1)
 
 
 def week(rate):
-    return np.full(inputs.WEEK, float(rate))
+    return np.full(plan_files.WEEK, float(rate))
 
 
 def offer(row, goal=GOAL):
@@ -78,7 +78,7 @@ def test_no_traffic_costs_nothing_if_scaled_to_zero_and_full_price_if_rented():
 
 
 def test_spare_machines_are_paid_for_in_every_hour():
-    rates = np.where(np.arange(inputs.WEEK) < 84, 1.0, 1000.0)
+    rates = np.where(np.arange(plan_files.WEEK) < 84, 1.0, 1000.0)
     (always, hourly) = offer(MACHINE, replace(GOAL, spare=1)).options(rates)
     machines = math.ceil(always.replicas / 2) + 1
     assert always.machines == hourly.machines == machines

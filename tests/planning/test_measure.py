@@ -10,7 +10,7 @@ import bundles
 import pytest
 
 from loopline import cli
-from loopline.planning import inputs
+from loopline.planning import plan_files
 
 PRICES = Path(__file__).parents[2] / "serving/prices.example.yaml"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="private memory is read from Linux's /proc")
@@ -30,7 +30,7 @@ def profile(tmp_path_factory):
 
 
 def test_a_measured_profile_is_plausible(profile):
-    measured = inputs.profile(profile)
+    measured = plan_files.profile(profile)
     assert (measured.model, len(measured.starts)) == ("classifier", 1)
     assert measured.starts[0] > measured.batches[1]
     assert sorted(measured.batches) == [1, 2, 4, 8, 16, 32]

@@ -15,7 +15,7 @@ from servers import Process
 
 import loopline
 from loopline.cli import main
-from loopline.cli.lineage import _made_from
+from loopline.cli.whoami import _made_from
 from loopline.data import manifest
 from loopline.errors import LooplineError
 from loopline.release import bundle, mlflow_store, registry
@@ -134,8 +134,8 @@ def test_a_whole_chain_leads_from_the_server_to_the_data(released, project):
     links = walk(released)
     assert states(links, "whole") == [name for name in identity.LINKS if name != "image"], [*map(str, links.values())]
     assert links["image"].state == "not asked"
-    assert released.version in links["server"].said
-    assert released.revision in links["revision"].said
+    assert released.version in links["server"].outcome
+    assert released.revision in links["revision"].outcome
     assert identity.stands([*links.values()])
     assert identity.models(question(released)) == ["classifier"]
 
@@ -143,7 +143,7 @@ def test_a_whole_chain_leads_from_the_server_to_the_data(released, project):
 def test_a_server_of_an_unregistered_bundle_breaks_the_chain(released, project):
     links = walk(released, url=released.other)
     assert links["bundle"].state == "unchecked"
-    assert "is not in the registry" in links["registry"].said
+    assert "is not in the registry" in links["registry"].outcome
     assert states(links, "broken") == ["registry"]
     assert not identity.stands([*links.values()], allow_missing=identity.LINKS)
 
@@ -194,7 +194,7 @@ def test_a_server_whose_files_changed_breaks_the_chain(released, project):
     stat = card.stat()
     os.utime(card, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
     try:
-        assert "bundle_intact is not 1" in walk(released)["metrics"].said
+        assert "bundle_intact is not 1" in walk(released)["metrics"].outcome
     finally:
         os.utime(card, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
@@ -203,13 +203,13 @@ def test_a_changed_file_of_the_bundle_breaks_the_chain(released, project):
     (project / "models/classifier/bundle/model.onnx").write_bytes(b"x")
     links = walk(released)
     assert states(links, "broken") == ["bundle"]
-    assert "model.onnx was changed" in links["bundle"].said
+    assert "model.onnx was changed" in links["bundle"].outcome
 
 
 def test_a_folder_of_another_bundle_breaks_the_chain(released, project, tmp_path):
     other = write_bundle(tmp_path / "other", 150, tmp_path)
     links = walk(released, bundle=other.folder)
-    assert f"is bundle {other.version:.12}, but {released.version:.12} is served" in links["bundle"].said
+    assert f"is bundle {other.version:.12}, but {released.version:.12} is served" in links["bundle"].outcome
     assert states(links, "broken") == ["bundle"]
 
 
@@ -241,13 +241,13 @@ def test_a_missing_registry_fails_unless_it_may_be_missing(released, project, mo
 @pytest.mark.parametrize("kind", ["data", "parameters", "code"])
 def test_a_tag_that_differs_from_the_bundle_breaks_the_chain(released, project, kind):
     retag(released, **{f"{kind}_sha256": "0" * 64})
-    assert f"the tag {kind}_sha256" in walk(released)["registry"].said
+    assert f"the tag {kind}_sha256" in walk(released)["registry"].outcome
 
 
 def test_a_run_of_another_bundle_breaks_the_chain(released, project):
     store = mlflow_store.client()
     store.set_tag(store.get_model_version("classifier", "1").run_id, registry.HASH, "0" * 64)
-    assert "is of another bundle" in walk(released)["registry"].said
+    assert "is of another bundle" in walk(released)["registry"].outcome
 
 
 @pytest.mark.parametrize("revision", ["none", "{}-dirty", "main; rm", "0" * 40])
@@ -306,7 +306,7 @@ def test_other_data_breaks_the_chain(released, project):
     retag(released, git_revision=commit())
     links = walk(released)
     assert states(links, "broken") == ["data"]
-    assert "bundle.json says" in links["data"].said
+    assert "bundle.json says" in links["data"].outcome
 
 
 def test_earlier_data_comes_from_dvcs_cache_and_is_not_checked_without_it(released, project):

@@ -10,7 +10,7 @@ import pytest
 import loopline
 from loopline.errors import LooplineError
 from loopline.release import bundle, mlflow_store, registry
-from loopline.stages import files, package
+from loopline.stages import package, stage_files
 
 INTERVAL = {"value": 0.98, "low": 0.96, "high": 1.0}
 
@@ -23,16 +23,16 @@ def stages(project, monkeypatch):
     for folder in ("train", "export", "quantize", "calibrate", "pictures"):
         (models / folder).mkdir(parents=True)
     brightness.onnx_model(models / "quantize" / "model.onnx", 127.5)
-    files.write_json(models / "export" / "spec.json", brightness.described().spec.to_dict())
-    files.write_json(models / "quantize" / "verdict.json", {"chosen": "int8", "reasons": ["fast"], "bytes": {}})
-    files.write_json(models / "calibrate" / "drift.json", brightness.reference(brightness.described().spec))
-    files.write_json(models / "calibrate" / "golden.json", {"schema": 1, "samples": []})
+    stage_files.write_json(models / "export" / "spec.json", brightness.described().spec.to_dict())
+    stage_files.write_json(models / "quantize" / "verdict.json", {"chosen": "int8", "reasons": ["fast"], "bytes": {}})
+    stage_files.write_json(models / "calibrate" / "drift.json", brightness.reference(brightness.described().spec))
+    stage_files.write_json(models / "calibrate" / "golden.json", {"schema": 1, "samples": []})
     (models / "train" / "model.safetensors").write_bytes(b"weights")
     (models / "pictures" / "confusion.png").write_bytes(b"\x89PNG")
     report = {"headline": "accuracy", "n": 256, "metrics": {"accuracy": INTERVAL}, "model_bytes": 1000}
-    files.write_json(models / "report.json", report | {"per_class": {}, "slices": {}, "calibration_error": 0.01})
+    stage_files.write_json(models / "report.json", report | {"per_class": {}, "slices": {}, "calibration_error": 0.01})
     aside = {"a duplicate": {"count": 2, "examples": ["a.png"]}}
-    files.write_json(project / "data/classifier/ingest.json", {"samples": 256, "set_aside": aside})
+    stage_files.write_json(project / "data/classifier/ingest.json", {"samples": 256, "set_aside": aside})
     shutil.copyfile(brightness.ROOT / "data" / "catalog.yaml", project / "data" / "catalog.yaml")
     shutil.copytree(brightness.ROOT / "data" / "catalog", project / "data" / "catalog")
     return models

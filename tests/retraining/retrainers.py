@@ -17,7 +17,7 @@ import prometheus
 import yaml
 
 from loopline.release import bundle, decisions
-from loopline.retraining.state import RetrainerStore
+from loopline.retraining.run_store import RetrainerStore
 
 TOKEN, SECRET = "a-token-of-the-tests", "a-secret-of-the-tests"
 POLICY = yaml.safe_load((brightness.ROOT / "monitoring/retraining.yaml").read_text(encoding="utf-8"))

@@ -24,8 +24,8 @@ from loopline.data import manifest
 from loopline.errors import LooplineError
 from loopline.release import bundle, decisions
 from loopline.retraining import github, guard, policy, run_report, runs, worktree
+from loopline.retraining.run_store import RetrainerStore, Run
 from loopline.retraining.runs import Place
-from loopline.retraining.state import RetrainerStore, Run
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "monitoring/retraining.yaml"

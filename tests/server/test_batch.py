@@ -31,7 +31,7 @@ from loopline.batch.predict import BatchOptions, predict
 from loopline.errors import LooplineError
 from loopline.release import bundle
 from loopline.server.model import Encoded, Model
-from loopline.tables import reader
+from loopline.tables import table_reader
 
 TEXTS = ["good fine", "bad poor", 'good, "great"', "bad\nawful", "", "gut über"]
 
@@ -47,7 +47,7 @@ def answers(path):
 
 def table(path, texts, column="text"):
     """Write a table of texts in the format of the path's suffix."""
-    kind = reader.kind(tables.unpacked(path.name))
+    kind = table_reader.kind(tables.unpacked(path.name))
     if kind == ".parquet":
         pq.write_table(pa.table({"other": list(range(len(texts))), column: texts}), path, row_group_size=2)
         return path

@@ -227,7 +227,7 @@ def test_bundles_can_be_in_it_and_its_labels_say_which(engine, run, image, folde
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
     for name in (container.name, "loopline-test-bundles"):
         assert (
-            f"{name}: its label names the same bundle" in image_link(container.url, name).said
+            f"{name}: its label names the same bundle" in image_link(container.url, name).outcome
             or "-dirty" in labels[REVISION]
         )
     assert image_link(container.url, image).state == "unchecked", "it has no bundles in it"
@@ -248,7 +248,7 @@ def test_a_container_that_serves_another_bundle_than_its_image_has_is_found_out(
     assert build("--tag", "loopline-test-bundles", "--bundles", *folders.values()).returncode == 0
     container = run("loopline-test-bundles", "/other", options=[f"--volume={other}:/other:ro"])
     link = image_link(container.url, container.name)
-    assert (link.state, "its label names" in link.said) == ("broken", True)
+    assert (link.state, "its label names" in link.outcome) == ("broken", True)
 
 
 def test_signed_bundles_are_in_it_with_their_signatures_and_verified_there(engine, run, image, folders, tmp_path):

@@ -40,7 +40,7 @@ def imports(module, task):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Call) and module != "loopline.tasks.folders":
+        elif isinstance(node, ast.Call) and module != "loopline.tasks.plugins":
             names |= called(node, task)
     return names
 

@@ -9,7 +9,7 @@ import pytest
 from loopline.data import manifest
 from loopline.drift import golden, reference
 from loopline.errors import LooplineError
-from loopline.stages import calibrate, files
+from loopline.stages import calibrate, stage_files
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def project(tmp_path, monkeypatch):
     models = Path("models/classifier")
     for stage in ("export", "quantize", "train"):
         (models / stage).mkdir(parents=True)
-    files.write_json(models / "export/spec.json", brightness.described().spec.to_dict())
+    stage_files.write_json(models / "export/spec.json", brightness.described().spec.to_dict())
     brightness.onnx_model(models / "quantize/model.onnx", 127.5)
     return tmp_path
 

@@ -11,7 +11,7 @@ import pytest
 from loopline.data import manifest
 from loopline.data.manifest import Sample
 from loopline.errors import LooplineError
-from loopline.stages import files, validate
+from loopline.stages import stage_files, validate
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 LABELS = ("<b>wild</b> & free", "tame")
@@ -31,9 +31,9 @@ def ingested(*extra: Sample, labels: tuple[str, ...] = LABELS) -> None:
         text, split = f"text {number}", manifest.SPLITS[0 if number % 10 < 8 else number % 10 - 7]
         common = {"source": "zoo", "path": f"{number}.txt", "label": labels[number // 10 % len(labels)]}
         samples.append(Sample(id=hashlib.sha256(text.encode()).hexdigest(), text=text, split=split, **common))
-    manifest.write(files.manifest("text"), samples, task="text", labels=labels)
+    manifest.write(stage_files.manifest("text"), samples, task="text", labels=labels)
     set_aside = {"a text with two labels": {"count": 3, "examples": ["<i>.txt"]}}
-    files.write_json(Path("data/text/ingest.json"), {"samples": len(samples), "set_aside": set_aside})
+    stage_files.write_json(Path("data/text/ingest.json"), {"samples": len(samples), "set_aside": set_aside})
 
 
 def test_good_data_passes_and_leaves_its_reports() -> None:
@@ -120,7 +120,7 @@ def test_near_copies_and_torn_groups_only_cause_warnings(capsys: pytest.CaptureF
     )
     path = Path("data/text/ingest.json")
     report = json.loads(path.read_text(encoding="utf-8"))
-    files.write_json(path, report | {"groups": {"torn": {"count": 2, "examples": ["clip1", "clip2"]}}})
+    stage_files.write_json(path, report | {"groups": {"torn": {"count": 2, "examples": ["clip1", "clip2"]}}})
 
     validate.main("text")
 

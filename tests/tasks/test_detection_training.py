@@ -23,7 +23,7 @@ from loopline.errors import LooplineError
 from loopline.lib import sessions
 from loopline.stages import quantize
 from loopline.tasks import bootstrap
-from loopline.tasks.detection import fit, suppression, task, yolo
+from loopline.tasks.detection import fit, suppression, task, yolo_network
 from loopline.tasks.detection import training as detection
 from loopline.tasks.detection.mosaic import Scenes
 from loopline.tasks.detection.parameters import DetectionSettings
@@ -229,11 +229,11 @@ def test_a_wrong_setting_is_named(change: dict[str, str], message: str, tmp_path
 
 def test_an_image_size_that_does_not_fit_is_refused() -> None:
     with pytest.raises(LooplineError, match="multiples of 16"):
-        yolo.build(yolo.architecture(SMALL), 2, ImageInput(height=60, width=64, channels=3))
+        yolo_network.build(yolo_network.architecture(SMALL), 2, ImageInput(height=60, width=64, channels=3))
 
 
 def test_published_architectures_are_read_and_hold_no_path() -> None:
-    layers = yolo.architecture("yolo11n.yaml")
+    layers = yolo_network.architecture("yolo11n.yaml")
     assert layers["scale"] == "n"
     assert "yaml_file" not in layers
 

@@ -26,6 +26,7 @@ from loopline.batch import inputs, texts
 from loopline.batch.inputs import Item
 from loopline.batch.output import Output, schema
 from loopline.errors import LooplineError
+from loopline.lib.options import option
 from loopline.server.messages import Refusal
 from loopline.server.model import Encoded, Model, Tensors, cpu_limit
 
@@ -37,12 +38,16 @@ Answer = dict[str, Any]  # the columns of one row without its id
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """See `loopline predict --help`."""
+    """How a batch is predicted."""
 
-    column: str | None = None
-    slots: int | None = None
-    batch_rows: int | None = None
-    part_rows: int | None = None
+    column: str | None = option(None, "column of the texts (default: text, else the first that ingest would take)")
+    slots: int | None = option(
+        None, "number of batches that run at once (default: number of cores that this process may use)"
+    )
+    batch_rows: int | None = option(
+        None, "number of samples that the model gets at once (default: the fastest number here)"
+    )
+    part_rows: int | None = option(None, "number of samples between two saves (default: 8192 texts, 1024 images)")
 
 
 @dataclass

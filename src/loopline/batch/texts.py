@@ -9,7 +9,7 @@ from typing import IO
 from loopline.batch.inputs import BatchInput, Item, guarded, opened, told
 from loopline.errors import LooplineError
 from loopline.server.model import MOST_TEXT
-from loopline.tables import reader
+from loopline.tables import table_reader
 from loopline.tables.columns import TEXT, Unreadable, cell, match
 from loopline.tables.delimited import TableRow
 
@@ -28,8 +28,8 @@ def texts(url: str, column: str | None = None) -> BatchInput:
     Raises LooplineError if the table cannot be read or has no such column.
     """
     name = unpacked(url)
-    if reader.kind(name) not in reader.KINDS:
-        raise LooplineError(f"{url}: a text model needs a table, whose name ends in {', '.join(reader.KINDS)}")
+    if table_reader.kind(name) not in table_reader.KINDS:
+        raise LooplineError(f"{url}: a text model needs a table, whose name ends in {', '.join(table_reader.KINDS)}")
 
     def choose(columns: Sequence[str]) -> Sequence[str] | None:
         chosen = column if column in columns else match(columns, TEXT if column is None else [column])
@@ -38,7 +38,7 @@ def texts(url: str, column: str | None = None) -> BatchInput:
     file = opened(url)
     try:
         with told(url):
-            table = reader.read(file, url, name, choose)
+            table = table_reader.read(file, url, name, choose)
         if table.chosen is None:
             names = ", ".join(map(repr, table.columns)) or "none"
             raise LooplineError(

@@ -13,7 +13,6 @@ from loopline.cli import (
     deploy,
     drill,
     journal,
-    lineage,
     monitoring,
     pipeline,
     plan,
@@ -21,6 +20,7 @@ from loopline.cli import (
     retraining,
     rollout,
     serving,
+    whoami,
 )
 from loopline.cli.verbs import VerbParser
 from loopline.errors import LooplineError
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     top = VerbParser(prog="loopline", description="Train, serve, monitor and retrain models.")
     top.add_argument("--version", action="version", version=f"loopline {__version__}")
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (pipeline, serving, journal, monitoring, retraining, releases, rollout, deploy, lineage, drill, plan):
+    for module in (pipeline, serving, journal, monitoring, retraining, releases, rollout, deploy, whoami, drill, plan):
         module.add(verbs)
     return top
 

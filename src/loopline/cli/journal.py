@@ -39,12 +39,12 @@ def _classes(model: str) -> tuple[str, ...]:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from loopline.journal import export, labels
+    from loopline.journal import label_files, labels
     from loopline.journal.reader import JournalReader
 
     latest = JournalReader(options.journal, options.parts).latest(options.model, options.pool)
     entries = labels.worth(latest, options.count)
-    export.export(entries, options.folder, _classes(options.model))
+    label_files.export(entries, options.folder, _classes(options.model))
     print(f"{options.folder}: {len(entries)} samples to label, the most useful first")
     return 0
 
@@ -101,7 +101,7 @@ def _consistent(model: str, entries: list[Entry]) -> tuple[list[Entry], dict[str
 
 def _batch(options: argparse.Namespace) -> int:
     from loopline.errors import LooplineError
-    from loopline.journal import export, labels
+    from loopline.journal import label_files, labels
     from loopline.journal.reader import JournalReader
 
     store = JournalReader(options.journal, options.parts)
@@ -114,7 +114,7 @@ def _batch(options: argparse.Namespace) -> int:
             print(f"  left out: {count} x {reason}")
     if not entries:
         raise LooplineError(f"the journal has no label of {options.model} that may be used")
-    export.batch(entries, options.folder)
+    label_files.batch(entries, options.folder)
     print(
         f"{options.folder}: {len(entries)} labelled samples; next: loopline data add {options.model} {options.folder}"
     )

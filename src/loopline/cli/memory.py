@@ -11,7 +11,7 @@ from pathlib import Path
 from loopline import settings
 from loopline.data import catalog, sources
 from loopline.settings import ModelSettings
-from loopline.stages import files
+from loopline.stages import stage_files
 
 PROCESS = 500_000_000  # bytes: Python and its libraries
 COPIES = 5  # a stage holds the encoded samples in several forms
@@ -41,7 +41,7 @@ def need(stage: str, name: str, model: ModelSettings) -> int:
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_metadata(files.manifest(name))
+        metadata = pq.read_metadata(stage_files.manifest(name))
     except (OSError, ValueError):  # the file is missing or is not Parquet: the stage reports it
         return 0
     encoded = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))

@@ -135,10 +135,10 @@ def _rules(options: argparse.Namespace) -> int:
 
 def _grafana(options: argparse.Namespace) -> int:
     from loopline.lib import credentials
-    from loopline.observability.grafana import files
+    from loopline.observability.grafana import provisioning
 
     if options.verb == "write":
-        print("\n".join(map(str, files.write(options.out, _window(options), options.runbooks))))
+        print("\n".join(map(str, provisioning.write(options.out, _window(options), options.runbooks))))
         return 0
     from loopline.observability.grafana import push
 

@@ -14,27 +14,29 @@ PROFILES = Path(".loopline/profiles")
 def _profile(options: argparse.Namespace) -> int:
     import json
 
-    from loopline.planning import inputs, measure, report
+    from loopline.planning import measure, plan_files, report
 
     profile = measure.measure(options.bundle, starts=options.starts, rounds=options.rounds)
     path: Path = options.out or PROFILES / f"{profile['model']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, json.dumps(profile, indent=1) + "\n", shared=True)
-    print(f"{report.profiled(inputs.profile(path))}\n\n{path}")
+    print(f"{report.profiled(plan_files.profile(path))}\n\n{path}")
     return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
     import json
 
-    from loopline.planning import capacity, inputs, picture, report
+    from loopline.planning import capacity, plan_files, plan_picture, report
 
-    profile, prices = inputs.profile(options.profile), inputs.prices(options.prices)
-    rates = inputs.Shape(rate=options.rate).week() if options.traffic is None else inputs.traffic(options.traffic)
+    profile, prices = plan_files.profile(options.profile), plan_files.prices(options.prices)
+    rates = (
+        plan_files.Shape(rate=options.rate).week() if options.traffic is None else plan_files.traffic(options.traffic)
+    )
     goal = capacity.Goal(p99=options.p99_ms / 1e3, utilisation=options.utilisation, spare=options.spare)
     plan = capacity.plan(profile, rates, prices, goal)
     if options.plot:
-        picture.draw(options.plot, plan, prices.currency)
+        plan_picture.draw(options.plot, plan, prices.currency)
     if options.json:
         print(json.dumps(report.as_json(plan, prices.currency), indent=1))
     else:
@@ -43,10 +45,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _memory(options: argparse.Namespace) -> int:
-    from loopline.planning import inputs, report
+    from loopline.planning import plan_files, report
 
-    profiles = [inputs.profile(path) for path in options.profile]
-    prices = inputs.prices(options.prices) if options.prices else None
+    profiles = [plan_files.profile(path) for path in options.profile]
+    prices = plan_files.prices(options.prices) if options.prices else None
     print(report.memories(options.parameters, options.bits or report.BITS, profiles, prices))
     return 0
 

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from loopline.errors import LooplineError
-from loopline.stages import files
-from loopline.training.progress import duration
+from loopline.stages import stage_files
+from loopline.training.progress_bar import duration
 
 HEADER = ("model", "on the test split [95 % interval]", "simple model", "ships", "size", "time")
 
 
 def keep_seconds(model: str, stage: str, seconds: float) -> None:
     """Store how many seconds a stage took on this machine."""
-    path = files.scratch("timings", model) / "stages.json"
-    timings = files.read_json(path) if path.exists() else {}
-    files.write_json(path, timings | {stage: round(seconds, 1)})
+    path = stage_files.scratch("timings", model) / "stages.json"
+    timings = stage_files.read_json(path) if path.exists() else {}
+    stage_files.write_json(path, timings | {stage: round(seconds, 1)})
 
 
 def line(stage: str, model: str) -> str | None:
@@ -32,14 +32,14 @@ def line(stage: str, model: str) -> str | None:
 
 
 def _ingest(data: Path, _: Path) -> str:
-    counts = files.read_json(data / "ingest.json")
+    counts = stage_files.read_json(data / "ingest.json")
     aside = sum(reason["count"] for reason in counts["set_aside"].values())
     splits = ", ".join(f"{split} {count:,}" for split, count in counts["splits"].items())
     return f"{counts['samples']:,} samples, {aside:,} set aside, {splits}, {len(counts['classes'])} classes"
 
 
 def _validate(data: Path, _: Path) -> str:
-    return f"{len(files.read_json(data / 'validation.json')['checks'])} checks of the data passed"
+    return f"{len(stage_files.read_json(data / 'validation.json')['checks'])} checks of the data passed"
 
 
 def _train(_: Path, models: Path) -> str:
@@ -52,20 +52,20 @@ def _train(_: Path, models: Path) -> str:
 
 
 def _export(_: Path, models: Path) -> str:
-    parity = files.read_json(models / "export" / "parity.json")
+    parity = stage_files.read_json(models / "export" / "parity.json")
     largest = max(parity["largest_difference"].values())
     size = _size((models / "export" / "model.onnx").stat().st_size)
     return f"ONNX of {size}, differs from torch by {largest:g} at most, {parity['tolerance']:g} is allowed"
 
 
 def _evaluate(_: Path, models: Path) -> str:
-    report = files.read_json(models / "report.json")
+    report = stage_files.read_json(models / "report.json")
     simple = report["baselines"]["simple"]
     return f"{_headline(report)} on {report['n']:,} test samples, {simple['name']} reaches {simple['value']:.3f}"
 
 
 def _calibrate(_: Path, models: Path) -> str:
-    drift = files.read_json(models / "calibrate" / "drift.json")
+    drift = stage_files.read_json(models / "calibrate" / "drift.json")
     promise = drift["promise"]
     return (
         f"drift reference of {drift['samples']:,} samples and {len(drift['signals'])} signals, "
@@ -112,15 +112,15 @@ def table(models: Sequence[str]) -> str:
 
 def _row(model: str) -> tuple[str, ...]:
     folder = Path("models") / model
-    report, verdict = files.read_json(folder / "report.json"), folder / "quantize" / "verdict.json"
-    seconds = files.SCRATCH / "timings" / model / "stages.json"
+    report, verdict = stage_files.read_json(folder / "report.json"), folder / "quantize" / "verdict.json"
+    seconds = stage_files.SCRATCH / "timings" / model / "stages.json"
     return (
         model,
         _headline(report),
         f"{report['baselines']['simple']['value']:.3f}",
-        files.read_json(verdict)["chosen"].upper() if verdict.exists() else "-",
+        stage_files.read_json(verdict)["chosen"].upper() if verdict.exists() else "-",
         _size(report["model_bytes"]),
-        duration(sum(files.read_json(seconds).values())) if seconds.exists() else "-",
+        duration(sum(stage_files.read_json(seconds).values())) if seconds.exists() else "-",
     )
 
 

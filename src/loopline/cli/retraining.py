@@ -11,12 +11,12 @@ from loopline.cli.verbs import JOURNAL, Verbs, models, verb
 from loopline.errors import LooplineError
 
 if TYPE_CHECKING:
-    from loopline.retraining.state import RetrainerStore, Run
+    from loopline.retraining.run_store import RetrainerStore, Run
 
 
 def _store() -> RetrainerStore:
     from loopline.retraining import FOLDER
-    from loopline.retraining.state import RetrainerStore
+    from loopline.retraining.run_store import RetrainerStore
 
     return RetrainerStore(_root() / FOLDER)
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from loopline.lib import options
 
@@ -67,11 +67,14 @@ def _add(group: argparse._ActionsContainer, declared: Field[Any], hint: Any, opt
     if hint is bool:
         group.add_argument(flag, dest=place, action="store_true", help=option.text)
         return
-    kind = next(part for part in (get_args(hint) or (hint,)) if part is not type(None))
+    kind: Any
+    choices: Any
+    if get_origin(hint) is Literal:
+        kind, choices = str, get_args(hint)
+    else:
+        kind, choices = next(part for part in (get_args(hint) or (hint,)) if part is not type(None)), option.choices
     more: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {}
-    group.add_argument(
-        flag, dest=place, type=kind, default=declared.default, choices=option.choices, help=option.text, **more
-    )
+    group.add_argument(flag, dest=place, type=kind, default=declared.default, choices=choices, help=option.text, **more)
 
 
 def _place(declared: Field[Any]) -> str:

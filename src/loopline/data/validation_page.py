@@ -9,7 +9,7 @@ from typing import Any
 from loopline import tasks
 from loopline.data.expectations import Result
 from loopline.data.manifest import SPLITS
-from loopline.lib import pages
+from loopline.lib import templates
 
 MAX_CLASSES = 50  # bars; more would be unreadable
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -21,7 +21,7 @@ def html(name: str, result: Result, ingest: Mapping[str, Any], warnings: Iterabl
     figures = {"samples": result.samples, "classes": len(result.counts)}
     for split in SPLITS:
         figures[f"{counted} in {split}"] = sum(counts[split] for counts in result.counts.values())
-    return pages.render(
+    return templates.render(
         TEMPLATE,
         name=name,
         result=result,

@@ -23,7 +23,7 @@ from loopline.errors import LooplineError
 from loopline.fleet import configuration, members
 from loopline.fleet.gateway import CHALLENGER, CHAMPION, COLOURS
 from loopline.lib import credentials, files, locks
-from loopline.lib.http import answers
+from loopline.lib.http_client import answers
 from loopline.lib.waiting import until
 from loopline.observability import prometheus_api
 from loopline.release import bundle, decisions, signature

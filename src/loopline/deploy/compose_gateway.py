@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from loopline.fleet.gateway import CHALLENGER, CHAMPION, COLOURS
-from loopline.lib.http import FetchError, fetch
+from loopline.lib.http_client import FetchError, fetch
 
 PORTS = {
     "LOOPLINE_PORT": 8080,

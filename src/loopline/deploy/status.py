@@ -16,7 +16,7 @@ from loopline.lib import processes
 from loopline.observability import prometheus_api
 from loopline.release import bundle, decisions
 from loopline.retraining import FOLDER as RETRAINER
-from loopline.retraining.state import WAITING, RetrainerStore
+from loopline.retraining.run_store import WAITING, RetrainerStore
 from loopline.rollout import state
 
 SERVER = "http://127.0.0.1:8080"  # address of `make serve`, for when `up` started nothing
@@ -160,7 +160,7 @@ def _stages(root: Path) -> Iterator[Stage]:
 
 
 def _progress(folder: Path, stage: str, model: str) -> str:
-    """The text that `training.progress` wrote for a training; empty for other stages."""
+    """The text that `training.progress_bar` wrote for a training; empty for other stages."""
     try:
         return (folder / PROGRESS / model).read_text(encoding="utf-8") if stage == "train" else ""
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loopline.errors import LooplineError
 from loopline.lib import credentials
-from loopline.lib.http import FetchError, fetch
+from loopline.lib.http_client import FetchError, fetch
 from loopline.observability import sentinel
 from loopline.release import bundle
 

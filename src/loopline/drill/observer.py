@@ -17,7 +17,7 @@ from loopline.lib import processes
 from loopline.observability import prometheus_api
 from loopline.release import decisions
 from loopline.retraining import RUNS_FOLDER
-from loopline.retraining.state import RetrainerStore, Run
+from loopline.retraining.run_store import RetrainerStore, Run
 from loopline.rollout import state
 
 # DVC's lines that begin or end like this are left out, because they say nothing about the training.

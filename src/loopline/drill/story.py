@@ -276,12 +276,12 @@ class Drill:
 
     def _keep(self) -> None:
         """Write the timeline as Markdown and JSON, the decision log, the evidence and the picture."""
-        from loopline.drill import picture
+        from loopline.drill import timeline_picture
 
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
         (self.out / "record.json").write_text(json.dumps(self.record.to_dict(), indent=1), encoding="utf-8")
-        (self.out / "timeline.md").write_text(picture.table(self.record), encoding="utf-8")
+        (self.out / "timeline.md").write_text(timeline_picture.table(self.record), encoding="utf-8")
         for source, name in (
             (self.folder / "decisions/log.jsonl", "decisions.jsonl"),
             (self.folder / "reports/retraining", "evidence"),
@@ -291,4 +291,4 @@ class Drill:
             elif source.exists():
                 shutil.copy(source, self.out / name)
         if self.world and self.world.seen:
-            picture.draw(self.out / "timeline.png", self.record, self.world.seen, self.world.pools.short)
+            timeline_picture.draw(self.out / "timeline.png", self.record, self.world.seen, self.world.pools.short)

@@ -16,8 +16,8 @@ from typing import Any
 
 from loopline.errors import LooplineError
 from loopline.journal.reader import Entry
-from loopline.tables import columns, encoding, reader
-from loopline.tasks import image, labelstudio
+from loopline.tables import columns, encoding, table_reader
+from loopline.tasks import image, labelstudio_json
 
 CORNERS = ("x1", "y1", "x2", "y2")
 ROUNDING = 2  # pixels by which the size noted in a region may differ from the image's
@@ -84,7 +84,7 @@ def _table(path: Path, name: str, foreign: Set[str] = FOREIGN) -> Returned:
     labels: dict[str, list[Any]] = {}
     passed_over: Counter[str] = Counter()
     with path.open("rb") as file:
-        table = reader.read(file, str(path), name, _columns)
+        table = table_reader.read(file, str(path), name, _columns)
         if {columns.normal(name) for name in table.columns} & foreign:
             raise LooplineError(
                 f"{path} is Label Studio's CSV or JSON-MIN, whose ids are those of its tasks: export as JSON"
@@ -120,8 +120,8 @@ def _tasks(path: Path, content: bytes) -> Returned:
     passed_over: Counter[str] = Counter()
     for number, task in enumerate(tasks):
         try:
-            annotations = labelstudio.submitted(task)
-        except labelstudio.UnusableResult as error:
+            annotations = labelstudio_json.submitted(task)
+        except labelstudio_json.UnusableResult as error:
             raise LooplineError(f"{wrong}: task {number}: {error}") from error
         identity = task["data"].get("id")
         if not isinstance(identity, str) or not identity:
@@ -147,37 +147,37 @@ def take(returned: Returned, entries: Mapping[str, Entry]) -> ImportedLabels:
                 raise _PassedOver("its labels disagree")
             if isinstance(readings[0], str) == ("boxes" in entry.prediction):
                 raise _PassedOver("the label is not of the kind that the model predicts")
-        except (_PassedOver, labelstudio.UnusableResult) as error:
+        except (_PassedOver, labelstudio_json.UnusableResult) as error:
             taken.passed_over[str(error)] += 1
         else:
             taken.labels[identity] = readings[0]
     return taken
 
 
-def _understood(results: list[labelstudio.Result], entry: Entry, taken: ImportedLabels) -> Any:
+def _understood(results: list[labelstudio_json.Result], entry: Entry, taken: ImportedLabels) -> Any:
     """The label that an annotation gives this sample: a class, or boxes in pixels of the upright image."""
     boxes = "boxes" in entry.prediction
-    for kind in labelstudio.other_kinds(results, regions=boxes):
+    for kind in labelstudio_json.other_kinds(results, regions=boxes):
         taken.passed_over[f"unused kind of result: {kind}"] += 1
     return _boxes(results, entry) if boxes else _choice(results)
 
 
-def _choice(results: list[labelstudio.Result]) -> str:
-    chosen = labelstudio.choices(results)
+def _choice(results: list[labelstudio_json.Result]) -> str:
+    chosen = labelstudio_json.choices(results)
     if len(chosen) != 1:
         raise _PassedOver("several classes for one sample" if chosen else "no class is chosen")
     return nfc(chosen[0])
 
 
-def _boxes(results: list[labelstudio.Result], entry: Entry) -> list[dict[str, Any]]:
+def _boxes(results: list[labelstudio_json.Result], entry: Entry) -> list[dict[str, Any]]:
     """All boxes, or _PassedOver: a list without the unusable box would say that there is no object in its place."""
-    regions = labelstudio.regions(results)
+    regions = labelstudio_json.regions(results)
     for region in regions:
         if region.problem or not region.label:
             raise _PassedOver(region.problem or "region without a class")
     if results and not regions:
         raise _PassedOver("results but no region: only an empty annotation means that the image has no object")
-    sizes = labelstudio.sizes(results)
+    sizes = labelstudio_json.sizes(results)
     if sizes and isinstance(entry.input, bytes):
         size = upright(entry.input)
         if any(abs(side - real) > ROUNDING for drawn in sizes for side, real in zip(drawn, size, strict=True)):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from loopline.errors import LooplineError
 from loopline.lib import files
-from loopline.lib.http import answers
+from loopline.lib.http_client import answers
 from loopline.lib.waiting import until
 
 READY_SECONDS = 30.0

@@ -17,7 +17,7 @@ from loopline.drift.statistic import Mover, WindowCounts
 from loopline.drift.verdict import Finding
 from loopline.errors import LooplineError
 from loopline.journal.reader import Entry
-from loopline.lib import files, pages
+from loopline.lib import files, templates
 from loopline.observability import outliers, prometheus_api
 from loopline.release.bundle import Bundle, read
 from loopline.tasks.signals import CLASS
@@ -73,7 +73,7 @@ def html(bundle: Bundle, reference: Reference, counts: WindowCounts, source: str
     finding = verdict.judge(counts, reference)
     card = (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8").split("\n\n")
     classes = _classes(finding, reference)
-    return pages.render(
+    return templates.render(
         TEMPLATE,
         name=bundle.manifest.name,
         version=bundle.version[:12],

@@ -15,7 +15,7 @@ from loopline.drift.reference import Reference
 from loopline.drift.statistic import WindowCounts
 from loopline.errors import LooplineError
 from loopline.lib import credentials
-from loopline.lib.http import FetchError, fetch
+from loopline.lib.http_client import FetchError, fetch
 
 TIMEOUT = 10.0  # seconds
 LARGEST = 32 << 20  # largest answer, in bytes

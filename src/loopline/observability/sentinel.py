@@ -17,7 +17,7 @@ from loopline.drift import golden
 from loopline.errors import LooplineError
 from loopline.lib import credentials
 from loopline.lib.exporter import exported
-from loopline.lib.http import FetchError, fetch
+from loopline.lib.http_client import FetchError, fetch
 from loopline.release import bundle
 
 TOLERANCE = 0.05  # the answers of an INT8 graph differ by up to this much between kinds of processors

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
-from loopline.planning.inputs import Machine, Prices, Profile, Serverless
+from loopline.planning.plan_files import Machine, Prices, Profile, Serverless
 from loopline.planning.queueing import Service
 
 HOURS = 8760 / 12  # hours of a month

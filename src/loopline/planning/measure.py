@@ -49,7 +49,7 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # numbers of engines at once, up to the 
 
 
 def measure(folder: Path, *, starts: int = 5, rounds: int = 300) -> dict[str, Any]:
-    """Measure the bundle in `folder`; return a `loopline.planning.inputs.Profile` in its JSON form. Raises LooplineError.
+    """Measure the bundle in `folder`; return a `loopline.planning.plan_files.Profile` in its JSON form. Raises LooplineError.
 
     The requests are the bundle's golden samples, sent to /predict. rounds: largest number of rounds of each batch size.
     """

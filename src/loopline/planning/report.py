@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loopline.planning.capacity import HOUR, HOURS, OVERHEAD, CapacityPlan, memory
-from loopline.planning.inputs import Prices, Profile
+from loopline.planning.plan_files import Prices, Profile
 
 GIB = 2**30
 BITS = (32, 16, 8, 4)

@@ -24,7 +24,7 @@ import yaml
 
 from loopline.errors import LooplineError
 from loopline.lib import credentials
-from loopline.lib.http import FetchError, fetch
+from loopline.lib.http_client import FetchError, fetch
 from loopline.release import bundle
 from loopline.release.bundle import Bundle
 
@@ -47,16 +47,16 @@ class _NotAsked(LooplineError):
 
 @dataclass(frozen=True)
 class Link:
-    """One link of a model's chain. said: what was compared, or what is wrong."""
+    """One link of a model's chain. outcome: what was compared, or what is wrong."""
 
     model: str
     name: str
     state: State
-    said: str
+    outcome: str
 
     def __str__(self) -> str:
         """Return the line that `loopline whoami` prints."""
-        return f"{MARKS[self.state]} {self.name:<10} {'not checked: ' * (self.state == 'unchecked')}{self.said}"
+        return f"{MARKS[self.state]} {self.name:<10} {'not checked: ' * (self.state == 'unchecked')}{self.outcome}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopline import settings, tasks
 from loopline.errors import LooplineError
-from loopline.release import bundle, current, decisions, evidence, promotion, signature
+from loopline.release import bundle, current, decisions, promotion, promotion_evidence, signature
 from loopline.release.bundle import Bundle, BundleError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _promote(
             )
         else:
             path = Path("data") / name / "manifest.parquet"
-            measured, baseline = evidence.gather(challenger_bundle, champion_bundle, path)
+            measured, baseline = promotion_evidence.gather(challenger_bundle, champion_bundle, path)
             present = current.gather(name, path, journal) if journal and champion_bundle else None
             decision = promotion.decide(measured, baseline, demands, present)
             proof |= {"test_set": measured.test_set, "samples": measured.n, **_sealed(decision.figures)}

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, Validat
 from loopline.errors import LooplineError
 from loopline.lib import credentials
 from loopline.retraining.guard import Alert
-from loopline.retraining.state import key
+from loopline.retraining.run_store import key
 
 TOKEN, SECRET = "LOOPLINE_RETRAINER_TOKEN", "LOOPLINE_RETRAINER_HMAC_SECRET"
 # The same names as in observability/grafana/alerting.py

@@ -8,7 +8,7 @@ from typing import Any
 
 from loopline.errors import LooplineError
 from loopline.lib import credentials
-from loopline.lib.http import FetchError, fetch
+from loopline.lib.http_client import FetchError, fetch
 from loopline.retraining.policy import GitHub
 
 TOKEN = "LOOPLINE_GITHUB_TOKEN"  # noqa: S105 - the name of a variable

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from loopline import settings
 from loopline.errors import LooplineError
 from loopline.lib import files
-from loopline.release import bundle, current, decisions, evidence, promotion, registry
+from loopline.release import bundle, current, decisions, promotion, promotion_evidence, registry
 from loopline.release.bundle import Bundle
 from loopline.release.markdown import figure, plain, table, word
 from loopline.release.promotion import PromotionDecision, PromotionEvidence, PromotionPolicy
 from loopline.retraining import facts
-from loopline.retraining.state import Run
+from loopline.retraining.run_store import Run
 from loopline.tasks import bootstrap, slices
 from loopline.tasks.bootstrap import Interval
 
@@ -53,7 +53,7 @@ def make(run: Run, repository: Path, journal: Path) -> tuple[Path, PromotionDeci
     challenger = bundle.read(Path("models") / run.model / "bundle")
     champion = facts.served_bundle(run.model, run.version, repository)
     path = Path("data") / run.model / "manifest.parquet"
-    challenger_evidence, champion_evidence = evidence.gather(challenger, champion, path)
+    challenger_evidence, champion_evidence = promotion_evidence.gather(challenger, champion, path)
     if champion_evidence is None:
         raise LooplineError(f"{run.model}: there is no champion to compare the challenger with")
     present = current.gather(run.model, path, journal)

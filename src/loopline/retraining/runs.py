@@ -16,7 +16,7 @@ from pathlib import Path
 from loopline.errors import LooplineError
 from loopline.retraining import RUNS_FOLDER, alerts, github
 from loopline.retraining.policy import DISPATCH, RetrainingPolicy, Step
-from loopline.retraining.state import RetrainerStore, Run
+from loopline.retraining.run_store import RetrainerStore, Run
 from loopline.retraining.worktree import folder_of, remove
 
 REFUSED = 2  # the exit code of a step that evaluates the candidate and refuses it

@@ -23,7 +23,7 @@ from loopline.lib import locks
 from loopline.retraining import DECISIONS, METRICS, RESULTS, RUNNING, RUNS, alerts
 from loopline.retraining.alerts import Secrets
 from loopline.retraining.guard import Action
-from loopline.retraining.state import RetrainerStore
+from loopline.retraining.run_store import RetrainerStore
 from loopline.retraining.worker import Worker
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from loopline.retraining import facts, guard, runs
 from loopline.retraining.facts import Sources
 from loopline.retraining.guard import Action
 from loopline.retraining.policy import RetrainingPolicy
+from loopline.retraining.run_store import AlertRow, RetrainerStore, UnloggedDecision
 from loopline.retraining.runs import Place
-from loopline.retraining.state import AlertRow, RetrainerStore, UnloggedDecision
 
 LOG = logging.getLogger("loopline.retrainer")
 KILL = "LOOPLINE_RETRAINER_PAUSED"

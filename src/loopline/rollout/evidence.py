@@ -15,7 +15,7 @@ import numpy as np
 from loopline.errors import LooplineError
 from loopline.fleet.gateway import BASELINE, CHALLENGER
 from loopline.lib import credentials
-from loopline.lib.http import FetchError, fetch
+from loopline.lib.http_client import FetchError, fetch
 from loopline.rollout import judge
 from loopline.tasks.signals import CLASS
 

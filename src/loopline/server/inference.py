@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from loopline.lib.options import option
 from loopline.server import oip, payloads
 from loopline.server.batcher import Batcher, Job, TooLate
 from loopline.server.cache import Cache, key
@@ -37,17 +38,15 @@ Handler = Callable[[Request, Respond], Cancel | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of the server. body_bytes, rows: most in one request. timeout_ms: default time to answer a request.
-
-    cache_bytes: size of the cache of answers; 0 for no cache. signals: samples a second and model whose drift signals are
-    counted; 0 for none.
-    """
+    """Limits of the server. body_bytes, rows: most in one request. cache_bytes: size of the cache of answers; 0 for no cache."""
 
     body_bytes: int = 16 * 1024 * 1024
     rows: int = 1024
-    timeout_ms: int = 1000
+    timeout_ms: int = option(1000, "milliseconds to answer a request that sends no X-Request-Timeout-Ms")
     cache_bytes: int = 0
-    signals: int = ROWS_A_SECOND
+    signals: int = option(
+        ROWS_A_SECOND, "number of samples a second and model whose drift signals are counted; 0: none"
+    )
 
 
 def broken(error: Exception) -> Refusal:

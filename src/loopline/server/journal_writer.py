@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from loopline.drift.reference import Reference, bin_of
 from loopline.errors import LooplineError
+from loopline.lib.options import option
 from loopline.server.logs import log
 from loopline.server.metrics import Metrics
 
@@ -47,12 +48,16 @@ Signals = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class JournalOptions:
-    """See `loopline serve --help`. sample: share of the watched samples kept at random. seconds, size: most of a segment."""
+    """What the journal keeps. seconds, size: most of a segment."""
 
     folder: Path
-    sample: float = 0.1
-    redact: Redact = "nothing"
-    seconds: float = 5.0
+    sample: float = option(0.1, "share of ordinary samples that the journal keeps, 0 to 1", name="journal-sample")
+    redact: Redact = option(
+        "nothing",
+        "parts to redact; text: mail addresses and long numbers in texts; inputs: all inputs",
+        name="journal-redact",
+    )
+    seconds: float = option(5.0, "seconds until `loopline journal` may fetch a sample", name="journal-seconds")
     size: int = 8 << 20
     most: int = 256 << 20  # most bytes of closed segments that were not fetched; then the oldest are removed
 

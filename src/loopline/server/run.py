@@ -20,6 +20,7 @@ from pathlib import Path
 
 from loopline.errors import LooplineError
 from loopline.lib import credentials
+from loopline.lib.options import option
 from loopline.server import http, tracing
 from loopline.server import journal_writer as journal
 from loopline.server.app import App
@@ -33,22 +34,23 @@ BACKLOG = 1024  # connections that may wait to be accepted
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """See `loopline serve --help`.
+    """How a server runs. verify_key: a public key; only bundles signed with its private key are loaded."""
 
-    share_port: whether other processes may listen on `port` too. metrics_port: a second port, of this process alone.
-    grace: seconds of answering after SIGTERM. drain: seconds to finish the requests in flight. verify_key: a public key; only
-    bundles signed with its private key are loaded.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8080
-    share_port: bool = False
-    metrics_port: int | None = None
-    slots: int | None = None
-    grace: float = 1.0
-    drain: float = 30.0
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8080, "port to listen on; 0 takes any free one")
+    share_port: bool = option(
+        False, "let other servers with this option listen on --port too; each gets a part of the connections"
+    )
+    metrics_port: int | None = option(
+        None, "second port to answer on, which reaches this process even if several share --port (default: none)"
+    )
+    slots: int | None = option(
+        None, "number of batches that run at once (default: number of cores that this process may use)"
+    )
+    grace: float = option(1.0, "seconds after SIGTERM in which the server answers but is not ready")
+    drain: float = option(30.0, "seconds after the grace to finish requests in flight")
     demo: bool = True
-    log_requests: bool = False
+    log_requests: bool = option(False, "log a line for each answer, with its request id")
     limits: Limits = field(default_factory=Limits)
     journal: journal.JournalOptions | None = None
     verify_key: Path | None = None

@@ -21,7 +21,7 @@ from loopline.drift import golden, harm, thresholds
 from loopline.drift import reference as drift
 from loopline.errors import LooplineError
 from loopline.lib import sessions
-from loopline.stages import files
+from loopline.stages import stage_files
 from loopline.tasks import signals
 from loopline.tasks.spec import ModelSpec
 
@@ -35,13 +35,13 @@ def main(name: str) -> None:
     """Make the reference of `name`. Raises LooplineError if there are too few held-out samples."""
     everything, model = settings.model(name)
     task = tasks.find(model.task)
-    spec = ModelSpec.from_dict(files.read_json(files.stage(name, "export") / "spec.json"))
-    preprocess = task.preprocessor(spec, files.stage(name, "train"))
+    spec = ModelSpec.from_dict(stage_files.read_json(stage_files.stage(name, "export") / "spec.json"))
+    preprocess = task.preprocessor(spec, stage_files.stage(name, "train"))
     parts, quality, targets = [], [], []
     for part in HELD_OUT:
-        split = manifest.load_split(files.manifest(name), part)
+        split = manifest.load_split(stage_files.manifest(name), part)
         inputs = preprocess(split.inputs)
-        outputs = sessions.run(files.stage(name, "quantize") / "model.onnx", inputs)
+        outputs = sessions.run(stage_files.stage(name, "quantize") / "model.onnx", inputs)
         parts.append(signals.signals(inputs, outputs, spec, split.inputs, split.sizes if spec.image else None))
         quality.append(task.quality(outputs, split, spec))
         targets.append(split.targets)
@@ -59,11 +59,11 @@ def main(name: str) -> None:
         options=model.calibrate,
         seed=everything.seed,
     )
-    files.write_json(files.stage(name, "calibrate") / "drift.json", reference.to_dict())
+    stage_files.write_json(stage_files.stage(name, "calibrate") / "drift.json", reference.to_dict())
     answers = task.answers({key: value[:GOLDEN] for key, value in outputs.items()}, spec, split.sizes[:GOLDEN])
     originals: Sequence[Any] = split.inputs[:GOLDEN]
     rows = [golden.GoldenSample(original, answer) for original, answer in zip(originals, answers, strict=True)]
-    files.write_json(files.stage(name, "calibrate") / "golden.json", golden.to_dict(rows))
+    stage_files.write_json(stage_files.stage(name, "calibrate") / "golden.json", golden.to_dict(rows))
 
 
 def make(

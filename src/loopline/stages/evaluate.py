@@ -16,28 +16,28 @@ from loopline.data import manifest
 from loopline.errors import LooplineError
 from loopline.lib import machine, sessions
 from loopline.lib.arrays import Arrays
-from loopline.stages import files
+from loopline.stages import stage_files
 from loopline.tasks import curves
 from loopline.tasks.base import Task
 from loopline.tasks.spec import ModelSpec
-from loopline.training import evaluation, pictures
+from loopline.training import pictures, quality_report
 
 
 def main(name: str) -> None:
     """Evaluate `name`. Raises LooplineError with every reason if the model must not ship; the report is written first."""
     everything, model = settings.model(name)
     task = tasks.find(model.task)
-    spec = ModelSpec.from_dict(files.read_json(files.stage(name, "export") / "spec.json"))
-    splits = {split: manifest.load_split(files.manifest(name), split) for split in manifest.SPLITS}
+    spec = ModelSpec.from_dict(stage_files.read_json(stage_files.stage(name, "export") / "spec.json"))
+    splits = {split: manifest.load_split(stage_files.manifest(name), split) for split in manifest.SPLITS}
     test = splits["test"]
-    preprocess = task.preprocessor(spec, files.stage(name, "train"))
+    preprocess = task.preprocessor(spec, stage_files.stage(name, "train"))
     inputs = preprocess(test.inputs)
-    path = files.stage(name, "quantize") / "model.onnx"
+    path = stage_files.stage(name, "quantize") / "model.onnx"
     outputs = sessions.run(path, inputs)
 
-    report = evaluation.measure(task, outputs, inputs, test, spec, model.evaluate, everything.seed)
+    report = quality_report.measure(task, outputs, inputs, test, spec, model.evaluate, everything.seed)
     evaluator = task.evaluator()
-    report["baselines"] = evaluation.compare(
+    report["baselines"] = quality_report.compare(
         task,
         outputs,
         evaluator.simple(splits, preprocess, inputs, spec, seed=everything.seed),
@@ -50,27 +50,29 @@ def main(name: str) -> None:
     report["model_bytes"] = path.stat().st_size
     # Without the processor's name: machines of one kind have different processors and must write the same file.
     report["machine"] = machine.kind()
-    files.write_json(Path("models") / name / "report.json", report)
-    files.write_json(Path("models") / name / "metrics.json", evaluation.summary(report))
+    stage_files.write_json(Path("models") / name / "report.json", report)
+    stage_files.write_json(Path("models") / name / "metrics.json", quality_report.summary(report))
     _tables(Path("models") / name / "plots", task, outputs, test, spec)
     pictures.draw(
-        files.stage(name, "pictures"),
+        stage_files.stage(name, "pictures"),
         task,
         outputs,
         test,
         spec,
         history=Path("models") / name / "history.csv",
-        classes=files.manifest(name).with_name("classes.csv"),
+        classes=stage_files.manifest(name).with_name("classes.csv"),
     )
     single = {key: value[:1] for key, value in inputs.items()}
     seconds = sessions.side_by_side(path, path, single)
-    files.write_json(files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": min(seconds.values()) * 1e3})
+    stage_files.write_json(
+        stage_files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": min(seconds.values()) * 1e3}
+    )
     headline = report["metrics"][task.headline]
     print(
         f"{name}: {task.headline} {headline['value']} [{headline['low']}, {headline['high']}] on {report['n']:,} test samples; "
-        f"{evaluation.versus_simple(report)}"
+        f"{quality_report.versus_simple(report)}"
     )
-    if reasons := evaluation.objections(report, model.evaluate):
+    if reasons := quality_report.objections(report, model.evaluate):
         raise LooplineError(
             f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nSee models/{name}/report.json. "
             f"Floors belong to a data set: models.{name}.evaluate.floors in params.yaml should fit {model.dataset!r}, and "
@@ -81,9 +83,9 @@ def main(name: str) -> None:
 
 def _tables(folder: Path, task: Task, outputs: Arrays, test: manifest.Split, spec: ModelSpec) -> None:
     rows, names = task.pairs(outputs, test, spec)
-    files.write_csv(folder / "confusion.csv", ["actual", "predicted"], [[names[a], names[p]] for a, p in rows])
+    stage_files.write_csv(folder / "confusion.csv", ["actual", "predicted"], [[names[a], names[p]] for a, p in rows])
     ranked = task.ranked(outputs, test, spec)
     points = np.stack(curves.precision_recall(curves.pool(ranked)), 1).tolist() if ranked else []
-    files.write_csv(folder / "precision_recall.csv", ["recall", "precision"], points)
+    stage_files.write_csv(folder / "precision_recall.csv", ["recall", "precision"], points)
     bins = curves.reliability(*task.confidences(outputs, test, spec))
-    files.write_csv(folder / "reliability.csv", ["confidence", "accuracy", "count"], [list(row) for row in bins])
+    stage_files.write_csv(folder / "reliability.csv", ["confidence", "accuracy", "count"], [list(row) for row in bins])

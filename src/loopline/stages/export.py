@@ -9,7 +9,7 @@ from __future__ import annotations
 from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.lib import sessions
-from loopline.stages import files
+from loopline.stages import stage_files
 from loopline.training import parity
 
 PARITY_SAMPLES = 64
@@ -20,11 +20,11 @@ def main(name: str) -> None:
     _, model = settings.model(name)
     task = tasks.find(model.task)
     trainer = task.trainer()
-    trained, out = files.stage(name, "train"), files.stage(name, "export")
-    train = manifest.load_split(files.manifest(name), "train")
-    val = manifest.load_split(files.manifest(name), "val")
+    trained, out = stage_files.stage(name, "train"), stage_files.stage(name, "export")
+    train = manifest.load_split(stage_files.manifest(name), "train")
+    val = manifest.load_split(stage_files.manifest(name), "val")
     spec = trainer.export(trained, train, val, model, out=out / "model.onnx")
-    files.write_json(out / "spec.json", spec.to_dict())
+    stage_files.write_json(out / "spec.json", spec.to_dict())
 
     inputs = task.preprocessor(spec, trained)(val.inputs[:PARITY_SAMPLES])
     differences = parity.check(
@@ -35,4 +35,4 @@ def main(name: str) -> None:
     )
     report = {"samples": len(next(iter(inputs.values()))), "tolerance": model.export.tolerance}
     rounded = {output: float(f"{value:.1g}") for output, value in differences.items()}
-    files.write_json(out / "parity.json", report | {"largest_difference": rounded})
+    stage_files.write_json(out / "parity.json", report | {"largest_difference": rounded})

@@ -14,7 +14,7 @@ from loopline.data.clean import clean
 from loopline.data.raw import RawSample
 from loopline.data.sources import ambiguity, open_batches, open_dataset
 from loopline.errors import LooplineError
-from loopline.stages import files
+from loopline.stages import stage_files
 
 SHOWN = 10  # reasons and classes in an error
 
@@ -28,20 +28,20 @@ def main(name: str) -> None:
     cleaned = clean(_sources(name, model), task=model.task, split=model.split)
     if obstacles := ingest_report.obstacles(cleaned, task):
         raise LooplineError(_message(model.dataset, obstacles, ingest_report.reasons(cleaned)))
-    folder = files.manifest(name).parent
+    folder = stage_files.manifest(name).parent
     manifest.write(
-        files.manifest(name),
+        stage_files.manifest(name),
         cleaned.samples,
         task=model.task,
         labels=ingest_report.labels(cleaned.samples) if task.has_classes else (),
     )
-    files.write_json(folder / "ingest.json", ingest_report.summary(cleaned, task))
+    stage_files.write_json(folder / "ingest.json", ingest_report.summary(cleaned, task))
     rows = [
         [label, split, count]
         for label, counts in (ingest_report.classes(cleaned.samples) if task.has_classes else {}).items()
         for split, count in counts.items()
     ]
-    files.write_csv(folder / "classes.csv", ["class", "split", "count"], rows)
+    stage_files.write_csv(folder / "classes.csv", ["class", "split", "count"], rows)
 
 
 def _sources(name: str, model: settings.ModelSettings) -> Iterator[tuple[str, Iterable[RawSample]]]:

@@ -15,7 +15,7 @@ import loopline
 from loopline import settings
 from loopline.data import catalog, manifest
 from loopline.release import bundle, card
-from loopline.stages import files
+from loopline.stages import stage_files
 from loopline.tasks.spec import ModelSpec
 
 CODE = (  # the code that a bundle depends on: all that any stage in dvc.yaml needs
@@ -27,8 +27,8 @@ CODE = (  # the code that a bundle depends on: all that any stage in dvc.yaml ne
     "lib/files.py",
     "lib/locks.py",
     "lib/machine.py",
-    "lib/pages.py",
     "lib/sessions.py",
+    "lib/templates.py",
     "release/bundle.py",
     "release/card.py",
     "release/markdown.py",
@@ -49,13 +49,13 @@ def main(name: str) -> None:
     from loopline.release import tracking
 
     everything, model = settings.model(name)
-    data, stages = files.manifest(name), Path("models") / name
-    report = files.read_json(stages / "report.json")
-    verdict = files.read_json(stages / "quantize" / "verdict.json")
+    data, stages = stage_files.manifest(name), Path("models") / name
+    report = stage_files.read_json(stages / "report.json")
+    verdict = stage_files.read_json(stages / "quantize" / "verdict.json")
     inputs, outputs = tensors(stages / "quantize" / "model.onnx")
     described = bundle.Manifest(
         name=name,
-        spec=ModelSpec.from_dict(files.read_json(stages / "export" / "spec.json")),
+        spec=ModelSpec.from_dict(stage_files.read_json(stages / "export" / "spec.json")),
         inputs=inputs,
         outputs=outputs,
         quantization=verdict["chosen"],
@@ -91,13 +91,13 @@ def main(name: str) -> None:
 
 def source(name: str, dataset: str) -> card.DataSource:
     """Return what the card says about the data. Only the last part of a folder's path is shown, for its owner's privacy."""
-    columns = manifest.table(files.manifest(name), ["source", "split"]).to_pydict()
+    columns = manifest.table(stage_files.manifest(name), ["source", "split"]).to_pydict()
     counts: dict[str, dict[str, int]] = {}
     for origin, split in zip(columns["source"], columns["split"], strict=True):
         row = counts.setdefault(Path(origin).name, dict.fromkeys(manifest.SPLITS, 0))
         row[split] += 1
     entry = catalog.load().get(dataset)
-    left_out = files.read_json(files.manifest(name).with_name("ingest.json"))["set_aside"]
+    left_out = stage_files.read_json(stage_files.manifest(name).with_name("ingest.json"))["set_aside"]
     return card.DataSource(
         name=Path(dataset).name,
         description=entry.description if entry else None,

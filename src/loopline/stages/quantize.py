@@ -22,7 +22,7 @@ from loopline.lib import sessions
 from loopline.lib.arrays import Arrays
 from loopline.lib.files import replacing
 from loopline.lib.machine import cpu_features
-from loopline.stages import files
+from loopline.stages import stage_files
 from loopline.tasks import bootstrap
 from loopline.tasks.spec import ModelSpec
 from loopline.training import quantization
@@ -36,15 +36,15 @@ def main(name: str) -> None:
     everything, model = settings.model(name)
     task = tasks.find(model.task)
     trainer = task.trainer()
-    source, out = files.stage(name, "export") / "model.onnx", files.stage(name, "quantize")
-    spec = ModelSpec.from_dict(files.read_json(source.with_name("spec.json")))
-    preprocess = task.preprocessor(spec, files.stage(name, "train"))
-    path = files.manifest(name)
+    source, out = stage_files.stage(name, "export") / "model.onnx", stage_files.stage(name, "quantize")
+    spec = ModelSpec.from_dict(stage_files.read_json(source.with_name("spec.json")))
+    preprocess = task.preprocessor(spec, stage_files.stage(name, "train"))
+    path = stage_files.manifest(name)
     calibration = preprocess(manifest.load_split(path, "train").inputs[: model.quantize.calibration_samples])
     val = manifest.load_split(path, "val")
     inputs = preprocess(val.inputs)
 
-    with tempfile.TemporaryDirectory(dir=files.SCRATCH) as folder:
+    with tempfile.TemporaryDirectory(dir=stage_files.SCRATCH) as folder:
         int8 = Path(folder) / "int8.onnx"
         candidate = best_candidate(source, int8, calibration, trainer, model.quantize)
         full, small = sessions.run(source, inputs), sessions.run(int8, inputs)
@@ -79,10 +79,10 @@ def main(name: str) -> None:
         "size_ratio": round(sizes["int8"] / sizes["fp32"], 3),
         "cpu_features": cpu_features(),
     }
-    files.write_json(out / "verdict.json", verdict)
+    stage_files.write_json(out / "verdict.json", verdict)
     fp32, int8_seconds = map(float, np.median(seconds, axis=0))
     timing = {"fp32_ms": fp32 * 1e3, "int8_ms": int8_seconds * 1e3, "speedup": fast.value}
-    files.write_json(files.scratch("timings", name) / "quantize.json", timing)
+    stage_files.write_json(stage_files.scratch("timings", name) / "quantize.json", timing)
     print(f"{name}: {verdict['chosen']} ships; {'; '.join(verdict['reasons'])} ({fast.value:.2f}x)")
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.release import tracking
-from loopline.stages import files
+from loopline.stages import stage_files
 
 
 def main(name: str) -> None:
     """Train `name`. Raises LooplineError on bad settings or a missing manifest."""
     everything, model = settings.model(name)
-    path = files.manifest(name)
+    path = stage_files.manifest(name)
     trainer = tasks.find(model.task).trainer()
-    out = files.stage(name, "train")
+    out = stage_files.stage(name, "train")
     run = tracking.Training(
         name,
         parameters={"seed": everything.seed, **model.model_dump(exclude={"expectations", "calibrate"})},
@@ -33,7 +33,7 @@ def main(name: str) -> None:
             model,
             seed=everything.seed,
             out=out,
-            work=files.scratch("work", name),
+            work=stage_files.scratch("work", name),
             log=run.log,
         )
     except BaseException:  # an interrupt too: MLflow would show the run as running for ever

@@ -15,7 +15,7 @@ from loopline import settings, tasks
 from loopline.data import expectations, similar, validation_page
 from loopline.errors import LooplineError
 from loopline.lib.files import write
-from loopline.stages import files
+from loopline.stages import stage_files
 
 # What pandas, R, Excel and others write for "no value"
 ABSENT = {"nan", "null", "none", "n/a", "na", "<na>", "nil", "#n/a"}
@@ -24,8 +24,8 @@ ABSENT = {"nan", "null", "none", "n/a", "na", "<na>", "nil", "#n/a"}
 def main(name: str) -> None:
     """Check the manifest of model `name`. Raises LooplineError if a check fails, after the reports are written."""
     _, model = settings.model(name)
-    manifest, folder = files.manifest(name), Path("reports") / name
-    ingest = files.read_json(manifest.with_name("ingest.json"))
+    manifest, folder = stage_files.manifest(name), Path("reports") / name
+    ingest = stage_files.read_json(manifest.with_name("ingest.json"))
     result = expectations.check(manifest, ingest, model, docs=folder / "data_docs")
     page = folder / "validation.html"
     # Near copies are sought only in data that passed
@@ -33,7 +33,7 @@ def main(name: str) -> None:
     warnings = _warnings(near, ingest, list(result.counts))
     write(page, validation_page.html(name, result, ingest, warnings))
     verdict = {"passed": not result.failed, **asdict(result), "warnings": warnings}
-    files.write_json(manifest.with_name("validation.json"), verdict | {"near_copies": near and asdict(near)})
+    stage_files.write_json(manifest.with_name("validation.json"), verdict | {"near_copies": near and asdict(near)})
     for warning in warnings:
         print(f"{name}: warning: {warning}")
     if result.failed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loopline.tasks.folders import part
+from loopline.tasks.plugins import part
 
 if TYPE_CHECKING:
     from loopline.tasks.base import Task

@@ -21,7 +21,7 @@ from loopline.errors import LooplineError
 from loopline.lib.arrays import Arrays
 from loopline.tasks.bootstrap import Scorer
 from loopline.tasks.curves import Ranked
-from loopline.tasks.folders import part
+from loopline.tasks.plugins import part
 from loopline.tasks.spec import ModelSpec, Truth
 
 Json = dict[str, Any]

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from loopline.errors import LooplineError
 from loopline.lib import files
 from loopline.training import checkpoint
-from loopline.training.progress import Progress
+from loopline.training.progress_bar import Progress
 
 if TYPE_CHECKING:
     import torch

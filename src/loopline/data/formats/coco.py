@@ -25,7 +25,7 @@ from loopline.data.formats.common import (
 from loopline.data.formats.finder import ImageFinder
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
-from loopline.tasks.labelstudio import number
+from loopline.tasks.labelstudio_json import number
 
 _KEYS = ("images", "annotations", "categories")
 # COCO's own release has these beside instances_val2017.json; they repeat its images with fewer classes.

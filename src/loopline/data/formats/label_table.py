@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from loopline.data.formats.common import Folder, nfc
 from loopline.errors import LooplineError
-from loopline.tables import reader
+from loopline.tables import table_reader
 from loopline.tables.columns import normal
 
 Path = tuple[str, ...]
@@ -52,7 +52,7 @@ def _labelled(folder: Folder, table: str, files: Mapping[str, Path | None], clas
     """The files that a table names; none if one of its columns agrees with their folders."""
     try:
         with (folder.root / table).open("rb") as file:
-            content = reader.read(file, table, table, _columns)
+            content = table_reader.read(file, table, table, _columns)
             rows = [list(map(str, row.values)) for row in itertools.islice(content.rows, _ROWS) if not row.problem]
     except (LooplineError, OSError):
         return set()

@@ -1,6 +1,6 @@
 """Label Studio's JSON export: boxes and polygons for detection, choices for images and texts.
 
-Formats: see loopline.tasks.labelstudio. The file refers to images by addresses: `/data/upload/1/0f3a9c1b-cat.jpg`,
+Formats: see loopline.tasks.labelstudio_json. The file refers to images by addresses: `/data/upload/1/0f3a9c1b-cat.jpg`,
 `/data/local-files/?d=photos/cat.jpg`, `s3://bucket/cat.jpg`. The end of the path identifies the image in the folder.
 """
 
@@ -30,9 +30,9 @@ from loopline.data.formats.common import (
 from loopline.data.formats.finder import ImageFinder
 from loopline.data.raw import RawBox, RawSample
 from loopline.errors import LooplineError
-from loopline.tasks import labelstudio
+from loopline.tasks import labelstudio_json
 from loopline.tasks.base import Content, TruthColumn
-from loopline.tasks.labelstudio import UnusableResult
+from loopline.tasks.labelstudio_json import UnusableResult
 
 _PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio puts it before the names of uploaded files
 Label = str | tuple[RawBox, ...] | None
@@ -75,7 +75,7 @@ def _read(folder: Folder, content: Content, truth: TruthColumn) -> Iterator[RawS
         for place, entry in enumerate(tasks):
             where = f"{file}:tasks[{place}]"
             try:
-                annotations = labelstudio.submitted(entry)
+                annotations = labelstudio_json.submitted(entry)
                 yield _sample(folder, finder, content, truth, entry["data"], annotations, where, split)
             except UnusableResult as error:
                 reason = error.args[0] if len(error.args) > 1 else "task that is not from a JSON export"
@@ -90,7 +90,7 @@ def _sample(
     content: Content,
     truth: TruthColumn,
     data: dict[str, Any],
-    annotations: list[list[labelstudio.Result]],
+    annotations: list[list[labelstudio_json.Result]],
     where: str,
     split: str | None,
 ) -> RawSample:
@@ -112,7 +112,7 @@ def _sample(
         return file_sample(folder, path, label=label if isinstance(label, str) else None, split=split)
     boxes = _agreed([_boxes(results, where) for results in annotations])
     sample = file_sample(folder, path, boxes=boxes if isinstance(boxes, tuple) else (), split=split)
-    sizes = labelstudio.sizes(result for results in annotations for result in results)
+    sizes = labelstudio_json.sizes(result for results in annotations for result in results)
     if len(sizes) > 1:
         raise UnusableResult(
             "regions drawn on images of several sizes", ", ".join(f"{width}x{height}" for width, height in sizes)
@@ -147,14 +147,14 @@ def _image(address: str, where: str, finder: ImageFinder, split: str | None) -> 
     raise UnusableResult(finder.missing, f"{where}: {address}")
 
 
-def _choice(results: list[labelstudio.Result]) -> str | None:
-    chosen = labelstudio.choices(results)
+def _choice(results: list[labelstudio_json.Result]) -> str | None:
+    chosen = labelstudio_json.choices(results)
     if len(chosen) > 1:
         raise UnusableResult("sample with several classes", ", ".join(chosen))
     return chosen[0] if chosen else None
 
 
-def _boxes(results: list[labelstudio.Result], where: str) -> tuple[RawBox, ...]:
+def _boxes(results: list[labelstudio_json.Result], where: str) -> tuple[RawBox, ...]:
     return tuple(
         RawBox(
             region.label,
@@ -162,7 +162,7 @@ def _boxes(results: list[labelstudio.Result], where: str) -> tuple[RawBox, ...]:
             problem=region.problem,
             detail=f"{where}: {region.label}" if region.problem else "",
         )
-        for region in labelstudio.regions(results)
+        for region in labelstudio_json.regions(results)
     )
 
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from loopline.data.formats.columns import has_columns
 from loopline.data.formats.common import IMAGES, SPLITS, Folder, Format, broken, split_of_file, split_of_folder, suffix
+from loopline.data.formats.text_tables import has_columns
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
 from loopline.tables import columns, encoding

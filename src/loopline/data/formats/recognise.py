@@ -9,22 +9,22 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from loopline import tasks
-from loopline.data.formats import columns
+from loopline.data.formats import text_tables
 from loopline.data.formats.coco import COCO
-from loopline.data.formats.columns import TABLES
 from loopline.data.formats.common import Folder, Format, broken, list_folder, split_of_folder, suffix
 from loopline.data.formats.cvat import CVAT, CVAT_TAGS
 from loopline.data.formats.folders import IMAGE_FOLDERS, ONE_IMAGE_FOLDER, ONE_TEXT_FOLDER, TEXT_FOLDERS
 from loopline.data.formats.idx import IDX
 from loopline.data.formats.labelstudio import LABEL_STUDIO
 from loopline.data.formats.lines import CLASS_FILES, FASTTEXT, PARALLEL, TABBED
+from loopline.data.formats.text_tables import TABLES
 from loopline.data.formats.voc import VOC
 from loopline.data.formats.yolo import YOLO
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
-from loopline.tables.reader import KINDS
+from loopline.tables.table_reader import KINDS
 from loopline.tasks.base import Task
-from loopline.tasks.folders import BUILT_IN
+from loopline.tasks.plugins import BUILT_IN
 
 IMAGE_FORMATS = (IMAGE_FOLDERS, IDX, YOLO, COCO, VOC, CVAT, CVAT_TAGS, *LABEL_STUDIO)
 FORMATS = (*IMAGE_FORMATS, TABLES, FASTTEXT, CLASS_FILES, TABBED, PARALLEL, TEXT_FOLDERS)
@@ -107,7 +107,7 @@ def _unknown(folder: Path, listed: Folder, task: Task, others: list[Format], adv
     if packed := [name for name in listed.files if suffix(name) in ARCHIVES]:
         text.append(f"Archives are not read: unpack {packed[0]} and give the folder.")
     tables = listed.suffixed({*KINDS} - {".txt"}) if task.content == "text" else ()
-    text += [columns.describe(listed, name) for name in tables[:3]]
+    text += [text_tables.describe(listed, name) for name in tables[:3]]
     for form in others:
         names = ", ".join(name for name in BUILT_IN if form.fits(tasks.find(name)))
         text.append(f"It looks like {form.name}, which is for {names}: correct `task` in params.yaml.")

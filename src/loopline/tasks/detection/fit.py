@@ -19,7 +19,7 @@ from loopline.errors import LooplineError
 from loopline.tasks.detection import suppression, task
 from loopline.tasks.spec import ModelSpec
 from loopline.training import checkpoint, loop
-from loopline.training.progress import Progress
+from loopline.training.progress_bar import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from loopline.data.manifest import Split
     from loopline.tasks.detection.mosaic import Scenes
     from loopline.tasks.detection.parameters import DetectionTrain
-    from loopline.tasks.detection.yolo import Detector
+    from loopline.tasks.detection.yolo_network import Detector
 
 LARGEST_GRADIENT = 10.0  # norm
 MOST_INERTIA = 0.99  # of the running average: about the last hundred steps

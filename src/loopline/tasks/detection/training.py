@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from loopline.data.manifest import Split
     from loopline.tasks.detection.mosaic import Scenes
     from loopline.tasks.detection.parameters import DetectionSettings
-    from loopline.tasks.detection.yolo import Detector
+    from loopline.tasks.detection.yolo_network import Detector
 
 QUANTIZATION: Literal["static", "dynamic"] = "static"
 QUANTIZED = {"Conv", "Relu", "Concat", "Add", "MaxPool", "Resize", "Split"}
@@ -51,7 +51,7 @@ def train(
     """
     import torch
 
-    from loopline.tasks.detection import yolo
+    from loopline.tasks.detection import yolo_network
 
     if not val.ids:
         raise LooplineError(
@@ -62,10 +62,10 @@ def train(
     loop.reproducible(seed)
     # The loss scatters, which CUDA cannot do deterministically
     torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
-    layers = yolo.architecture(recipe.architecture, recipe.activation)
-    network = yolo.Detector(yolo.build(layers, len(labels), shape), shape, settings.export.embedding)
+    layers = yolo_network.architecture(recipe.architecture, recipe.activation)
+    network = yolo_network.Detector(yolo_network.build(layers, len(labels), shape), shape, settings.export.embedding)
     if recipe.pretrained:
-        yolo.start_from(network.network, recipe.pretrained)
+        yolo_network.start_from(network.network, recipe.pretrained)
     targets = np.concatenate([*train.targets, *val.targets])
     if recipe.class_weights:
         weights = loop.class_weights(np.concatenate(list(train.targets))[:, 0].astype(np.int64), len(labels))
@@ -107,11 +107,13 @@ def _thresholds(network: Detector, scenes: Scenes, truth: Split, spec: ModelSpec
 def _load(folder: Path) -> tuple[Detector, ModelSpec]:
     from safetensors.torch import load
 
-    from loopline.tasks.detection import yolo
+    from loopline.tasks.detection import yolo_network
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shape, labels = ImageInput(**config["image"]), tuple(config["labels"])
-    network = yolo.Detector(yolo.build(config["layers"], len(labels), shape), shape, config["embedding"])
+    network = yolo_network.Detector(
+        yolo_network.build(config["layers"], len(labels), shape), shape, config["embedding"]
+    )
     network.load_state_dict(load((folder / "model.safetensors").read_bytes()))
     spec = ModelSpec(
         task="detection",

@@ -13,7 +13,7 @@ from loopline.tasks.detection import evaluation as detection_evaluation
 from loopline.tasks.detection import task as detection
 from loopline.tasks.spec import ImageInput, ModelSpec
 from loopline.tasks.text import evaluation as text_evaluation
-from loopline.training import evaluation
+from loopline.training import quality_report
 
 classification = find("classification")
 
@@ -36,7 +36,7 @@ BY_CHANCE, WORSE, NOTHING = (0.01, -0.01, 0.03), (-0.02, -0.03, -0.01), (0.0, 0.
 
 
 def test_a_good_model_has_no_objection():
-    assert evaluation.objections(report(), OPTIONS) == []
+    assert quality_report.objections(report(), OPTIONS) == []
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_good_model_has_no_objection():
     ],
 )
 def test_each_shortcoming_is_an_objection(measured, sentence):
-    assert any(sentence in objection for objection in evaluation.objections(measured, OPTIONS))
+    assert any(sentence in objection for objection in quality_report.objections(measured, OPTIONS))
 
 
 @pytest.mark.parametrize(
@@ -60,17 +60,17 @@ def test_each_shortcoming_is_an_objection(measured, sentence):
 def test_the_settings_decide_whether_a_gain_over_the_simple_model_must_be_proven(demand, refused):
     options = OPTIONS.model_copy(update={"must_beat_simple": demand})
     for gain in (WORSE, NOTHING, BY_CHANCE, (0.02, 0.01, 0.03)):
-        assert bool(evaluation.objections(report(gain=gain), options)) == (gain in refused)
+        assert bool(quality_report.objections(report(gain=gain), options)) == (gain in refused)
 
 
 def test_a_gain_that_may_be_chance_is_called_not_proven():
-    assert evaluation.versus_simple(report(gain=BY_CHANCE)).startswith("not proven to be better than a simple one")
-    assert evaluation.versus_simple(report()).startswith("better than a simple one")
+    assert quality_report.versus_simple(report(gain=BY_CHANCE)).startswith("not proven to be better than a simple one")
+    assert quality_report.versus_simple(report()).startswith("better than a simple one")
 
 
 def test_a_floor_for_an_unknown_metric_is_an_objection():
     options = OPTIONS.model_copy(update={"floors": {"acuracy": 0.9}})
-    assert "not measured: there are accuracy" in evaluation.objections(report(), options)[0]
+    assert "not measured: there are accuracy" in quality_report.objections(report(), options)[0]
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def texts():
 def test_the_report_has_intervals_classes_slices_and_baselines(texts):
     shown = np.where(np.arange(300) < 270, texts.targets, 1 - texts.targets)  # 30 mistakes
     outputs = {"probabilities": np.eye(2)[shown] * 0.8 + 0.1}
-    measured = evaluation.measure(classification, outputs, {"ids": np.zeros((300, 1))}, texts, SPEC, OPTIONS, 0)
+    measured = quality_report.measure(classification, outputs, {"ids": np.zeros((300, 1))}, texts, SPEC, OPTIONS, 0)
     accuracy = measured["metrics"]["accuracy"]
     assert accuracy["value"] == 0.9
     assert accuracy["low"] < 0.9 < accuracy["high"]
@@ -95,12 +95,12 @@ def test_the_report_has_intervals_classes_slices_and_baselines(texts):
 
     simple = text_evaluation.simple({"train": texts, "val": texts, "test": texts}, None, {}, SPEC, seed=0)
     majority = text_evaluation.majority(texts, texts, SPEC)
-    compared = evaluation.compare(classification, outputs, simple, majority, texts, SPEC, OPTIONS, 0)
+    compared = quality_report.compare(classification, outputs, simple, majority, texts, SPEC, OPTIONS, 0)
     assert compared["simple"]["value"] == 1
     assert compared["gain_over_simple"]["high"] < 0
     assert 0.4 < compared["majority"] < 0.6
 
-    short = evaluation.summary(measured | {"baselines": compared})
+    short = quality_report.summary(measured | {"baselines": compared})
     assert short["accuracy_low"] < short["accuracy"] == 0.9 < short["accuracy_high"]
     assert (short["simple"], short["gain"]) == (1, pytest.approx(-0.1))
     assert all(isinstance(value, float) for value in short.values())
@@ -119,7 +119,7 @@ def images_of_one_size_but_three(brightness):
 def test_a_slice_of_three_samples_is_counted_and_not_judged():
     """Any warning of numpy fails this test. Resamples without any of the three samples once caused four."""
     split, inputs, outputs = images_of_one_size_but_three(np.random.default_rng(0).random(300))
-    measured = evaluation.measure(classification, outputs, inputs, split, SPEC, OPTIONS, 0)
+    measured = quality_report.measure(classification, outputs, inputs, split, SPEC, OPTIONS, 0)
     sizes = measured["slices"]["size"]
     assert {"n": 3, "value": None, "low": None, "high": None} in sizes.values()
     assert sum(third["n"] for third in sizes.values()) == 300
@@ -127,7 +127,7 @@ def test_a_slice_of_three_samples_is_counted_and_not_judged():
 
 def test_every_interval_of_a_model_without_errors_has_a_width():
     split, inputs, outputs = images_of_one_size_but_three(np.random.default_rng(0).random(300))
-    measured = evaluation.measure(classification, outputs, inputs, split, SPEC, OPTIONS, 0)
+    measured = quality_report.measure(classification, outputs, inputs, split, SPEC, OPTIONS, 0)
     rows = [measured["metrics"]["accuracy"], *measured["slices"]["brightness"].values()]
     rows += [figure for row in measured["per_class"].values() for figure in row.values()]
     assert all(row["value"] == 1 for row in rows)

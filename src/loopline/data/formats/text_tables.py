@@ -9,7 +9,7 @@ from functools import partial
 from loopline.data.formats.common import Folder, Format, broken, split_of_file, split_of_folder, suffix
 from loopline.data.raw import RawSample
 from loopline.errors import LooplineError
-from loopline.tables import reader
+from loopline.tables import table_reader
 from loopline.tables.columns import Unreadable, cell, label_cell, match, pick
 from loopline.tables.delimited import TableRow
 
@@ -32,7 +32,7 @@ def _choose(columns: Sequence[str], group: str | None = None) -> Sequence[str] |
 def _columns(folder: Folder, name: str) -> list[str]:
     try:
         with (folder.root / name).open("rb") as file:
-            return reader.read(file, name, name, _choose).columns
+            return table_reader.read(file, name, name, _choose).columns
     except OSError as error:
         raise LooplineError(f"{name} cannot be opened: {error.strerror}") from error
 
@@ -48,14 +48,14 @@ def describe(folder: Folder, name: str) -> str:
 def has_columns(folder: Folder, name: str) -> bool:
     """Whether the file is a table with a text column and a label column."""
     try:
-        return suffix(name) in reader.KINDS and pick(_columns(folder, name)) is not None
+        return suffix(name) in table_reader.KINDS and pick(_columns(folder, name)) is not None
     except LooplineError:
         return False
 
 
 def _read(folder: Folder) -> Iterator[RawSample]:
     for name in folder.files:
-        if suffix(name) in reader.KINDS:
+        if suffix(name) in table_reader.KINDS:
             yield from _read_table(folder, name)
         else:
             yield broken(name, "file that is not a table")
@@ -68,7 +68,7 @@ def _read_table(folder: Folder, name: str) -> Iterator[RawSample]:
         yield broken(name, "file that cannot be opened")
         return
     with file:
-        table = reader.read(file, str(folder.root / name), name, partial(_choose, group=folder.group))
+        table = table_reader.read(file, str(folder.root / name), name, partial(_choose, group=folder.group))
         if not table.chosen:
             yield broken(name, "table without a text column and a label column")
             return

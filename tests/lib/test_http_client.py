@@ -1,4 +1,4 @@
-"""`lib.http` against servers that answer well, refuse, stay silent, end early or redirect."""
+"""`lib.http_client` against servers that answer well, refuse, stay silent, end early or redirect."""
 
 import socket
 import threading
@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from loopline.errors import LooplineError
-from loopline.lib import http
-from loopline.lib.http import FetchError, fetch
+from loopline.lib import http_client
+from loopline.lib.http_client import FetchError, fetch
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def test_a_refusal_has_its_status_and_content():
     with served(reply(503, b"later" * 99_999)) as (url, _), pytest.raises(FetchError, match="503") as caught:
         fetch(url, timeout=5)
     assert caught.value.status == 503
-    assert caught.value.content == (b"later" * 99_999)[: http.LARGEST_REFUSAL]
+    assert caught.value.content == (b"later" * 99_999)[: http_client.LARGEST_REFUSAL]
 
 
 def test_an_answer_that_is_too_large_is_refused():
@@ -108,7 +108,7 @@ def test_silence_and_a_closed_port_give_different_errors():
             fetch(f"http://127.0.0.1:{port}", timeout=0.2)
     with pytest.raises(FetchError, match="refused"):
         fetch(f"http://127.0.0.1:{port}", timeout=5)
-    assert not http.answers(f"http://127.0.0.1:{port}")
+    assert not http_client.answers(f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "file:///etc/passwd", "ftp://127.0.0.1/x", ""])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loopline.tasks import labelstudio
+from loopline.tasks import labelstudio_json
 
 
 def rectangle(*, x=50, y=20, width=30, height=10, names=("car",), **more):
@@ -12,7 +12,7 @@ def rectangle(*, x=50, y=20, width=30, height=10, names=("car",), **more):
 
 
 def box(result):
-    (region,) = labelstudio.regions([result])
+    (region,) = labelstudio_json.regions([result])
     return region.problem or pytest.approx(region.corners)
 
 
@@ -44,12 +44,14 @@ def test_a_rectangle_and_its_labels_may_be_two_results():
     name = size | {"type": "labels", "value": corners | {"labels": ["car"]}}
     text = size | {"type": "textarea", "value": corners | {"text": ["a note"]}}
     relation = {"type": "relation", "from_id": "r1", "to_id": "r1"}
-    assert labelstudio.regions([shape, name, text, relation]) == [labelstudio.Region("car", (0, 0, 5, 5))]
+    assert labelstudio_json.regions([shape, name, text, relation]) == [labelstudio_json.Region("car", (0, 0, 5, 5))]
 
 
 def test_two_shapes_with_one_id_are_two_regions():
     """A script that prepares annotations may give all of them the same `id`."""
-    regions = labelstudio.regions([rectangle(id="r1"), rectangle(id="r1", x=0, names=("bus",)), rectangle(id="r1")])
+    regions = labelstudio_json.regions(
+        [rectangle(id="r1"), rectangle(id="r1", x=0, names=("bus",)), rectangle(id="r1")]
+    )
     assert [(region.label, region.corners[0]) for region in regions] == [("car", 64), ("bus", 0)]
 
 
@@ -66,7 +68,7 @@ def test_two_shapes_with_one_id_are_two_regions():
     ],
 )
 def test_a_region_of_another_kind_is_a_region(kind, value):
-    (region,) = labelstudio.regions(
+    (region,) = labelstudio_json.regions(
         [{"id": "1", "type": kind, "original_width": 9, "original_height": 9, "value": value}]
     )
     assert region.problem == "region that is not a box, a polygon or an ellipse"
@@ -75,7 +77,7 @@ def test_a_region_of_another_kind_is_a_region(kind, value):
 def test_a_result_that_describes_a_region_is_not_a_region():
     size, corners = {"original_width": 9, "original_height": 9}, {"x": 1, "y": 1, "width": 2, "height": 2}
     kinds = ("choices", "rating", "textarea", "number", "taxonomy", "datetime", "relation", "pairwise", "ranker")
-    assert labelstudio.regions([size | {"type": kind, "value": corners} for kind in kinds]) == []
+    assert labelstudio_json.regions([size | {"type": kind, "value": corners} for kind in kinds]) == []
 
 
 @pytest.mark.parametrize(
@@ -99,20 +101,20 @@ def test_a_region_that_has_no_box_gives_the_reason(result, problem):
 def test_choices_of_the_whole_sample_count_and_those_of_a_region_do_not():
     sample = {"type": "choices", "value": {"choices": ["cat"]}}
     inside = {"type": "choices", "value": {"x": 1, "y": 1, "width": 2, "height": 2, "choices": ["blurred"]}}
-    assert labelstudio.choices([inside, sample, sample]) == ["cat"]
-    assert labelstudio.choices([{"type": "choices", "value": {"choices": ["a", "b"]}}]) == ["a", "b"]
-    assert labelstudio.choices([{"type": "choices", "value": {"choices": []}}, {"type": "rating"}]) == []
+    assert labelstudio_json.choices([inside, sample, sample]) == ["cat"]
+    assert labelstudio_json.choices([{"type": "choices", "value": {"choices": ["a", "b"]}}]) == ["a", "b"]
+    assert labelstudio_json.choices([{"type": "choices", "value": {"choices": []}}, {"type": "rating"}]) == []
 
 
 def test_submitted_annotations_count_and_ground_truth_alone_where_it_is_marked():
     first, second = [{"type": "choices", "value": {"choices": [name]}} for name in "ab"]
     task = {"data": {}, "predictions": [{"result": [first]}]}
     skipped = {"result": [first], "was_cancelled": True}
-    assert labelstudio.submitted(task | {"annotations": [skipped, {"result": [second]}]}) == [[second]]
+    assert labelstudio_json.submitted(task | {"annotations": [skipped, {"result": [second]}]}) == [[second]]
     old = {"result": [first], "skipped": True}
-    assert labelstudio.submitted(task | {"completions": [old, {"result": [second]}]}) == [[second]]
+    assert labelstudio_json.submitted(task | {"completions": [old, {"result": [second]}]}) == [[second]]
     truth = {"result": [second], "ground_truth": True}
-    assert labelstudio.submitted(task | {"annotations": [{"result": [first]}, truth]}) == [[second]]
+    assert labelstudio_json.submitted(task | {"annotations": [{"result": [first]}, truth]}) == [[second]]
 
 
 @pytest.mark.parametrize(
@@ -126,5 +128,5 @@ def test_submitted_annotations_count_and_ground_truth_alone_where_it_is_marked()
     ],
 )
 def test_a_task_that_is_not_from_the_json_export_is_refused(task, message):
-    with pytest.raises(labelstudio.UnusableResult, match=message):
-        labelstudio.submitted(task)
+    with pytest.raises(labelstudio_json.UnusableResult, match=message):
+        labelstudio_json.submitted(task)

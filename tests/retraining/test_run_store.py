@@ -12,8 +12,8 @@ from loopline.release import decisions
 from loopline.retraining import policy, runs
 from loopline.retraining.facts import Sources
 from loopline.retraining.guard import Action, Alert, RetrainingDecision
+from loopline.retraining.run_store import RetrainerStore, key
 from loopline.retraining.runs import Place
-from loopline.retraining.state import RetrainerStore, key
 from loopline.retraining.worker import Worker
 
 ALERT = Alert(model="classifier", name="RetrainCandidate", version="abc")
