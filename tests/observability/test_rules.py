@@ -763,6 +763,7 @@ def blocks(page, kind):
 
 def words(parser):
     """The verbs and options of a command line."""
+    parser.fill()
     for action in parser._actions:
         yield from action.option_strings
         if isinstance(action, argparse._SubParsersAction):
