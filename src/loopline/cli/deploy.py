@@ -146,5 +146,5 @@ def add(verbs: Verbs) -> None:
         )
         rollout.plan_arguments(command, command.add_argument_group("rollout"))
         stack = command.add_argument_group("stack on this machine")
-        command.options_of(monitoring.stack_options_class, group=stack, without=("gateway", "journal"))
+        command.options_of(monitoring.STACK, group=stack, without=("gateway", "journal"))
         command.set_defaults(gateway=True)

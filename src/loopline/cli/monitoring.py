@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import threading
 
     from loopline.fleet.configuration import StackOptions
-    from loopline.simulate.traffic import TrafficPlan
 
+STACK = "loopline.fleet.configuration:StackOptions"  # declares the options that `up` and `deploy` share
 STARTED = "that of `up` if it runs, else port"  # the default of an address
 
 
@@ -206,19 +206,6 @@ def add(verbs: Verbs) -> None:
     _making(verbs)
 
 
-def stack_options_class() -> type[StackOptions]:
-    """The dataclass that declares the options of a stack, which `up` and `deploy` share."""
-    from loopline.fleet.configuration import StackOptions
-
-    return StackOptions
-
-
-def _traffic_plan() -> type[TrafficPlan]:
-    from loopline.simulate.traffic import TrafficPlan
-
-    return TrafficPlan
-
-
 def window_argument(command: argparse._ActionsContainer) -> None:
     """Add --window, the window of the drift rules."""
     command.add_argument("--window", default="1h", help="length of the traffic window for drift: 2m, 1h, 1d")
@@ -227,7 +214,7 @@ def window_argument(command: argparse._ActionsContainer) -> None:
 def _running(verbs: Verbs) -> None:
     start = verb(verbs, "up", _up, "start servers, sentinel, Prometheus and Alertmanager on 127.0.0.1")
     start.add_argument("bundle", nargs="*", type=Path, help="bundle folders (default: models/*/bundle)")
-    start.options_of(stack_options_class)
+    start.options_of(STACK)
     show = verb(verbs, "status", _status, "show processes, served versions, training runs, decisions and firing alerts")
     show.add_argument("--url", help=f"address of a server (default: {STARTED} 8080)")
     show.add_argument("--json", action="store_true", help="print one JSON object")
@@ -244,7 +231,7 @@ def _running(verbs: Verbs) -> None:
 
     send = verb(verbs, "traffic", _traffic, "send test samples, or a shift of them, to a live server")
     send.add_argument("model", nargs="*", help="names of models (default: all)")
-    send.options_of(_traffic_plan)
+    send.options_of("loopline.simulate.traffic:TrafficPlan")
     send.add_argument("--url", help=f"address of a server (default: {STARTED} 8080)")
 
     watch = verb(verbs, "sentinel", _sentinel, "send golden inputs to a live server and compare the answers")

@@ -10,7 +10,6 @@ from loopline.cli.verbs import JOURNAL, VerbParser, Verbs, chosen, room, verb
 
 if TYPE_CHECKING:
     from loopline.rollout.controller import Controller
-    from loopline.rollout.judge import RolloutPolicy
     from loopline.rollout.state import RolloutPlan, RolloutState
 
 
@@ -105,22 +104,10 @@ def plan_arguments(command: VerbParser, group: argparse._ActionsContainer | None
     start = group or command
     start.add_argument("--again", action="store_true", help="try a bundle again that was rolled back before")
     start.add_argument("--steps", default="5,25,50", help="shares of the requests in percent, rising, up to 50")
-    command.options_of(_plan_class, group=group)
-    command.options_of(_policy_class, group=group)
+    command.options_of("loopline.rollout.state:RolloutPlan", group=group)
+    command.options_of("loopline.rollout.judge:RolloutPolicy", group=group)
     register_argument(start)
     journal_argument(start)
-
-
-def _plan_class() -> type[RolloutPlan]:
-    from loopline.rollout.state import RolloutPlan
-
-    return RolloutPlan
-
-
-def _policy_class() -> type[RolloutPolicy]:
-    from loopline.rollout.judge import RolloutPolicy
-
-    return RolloutPolicy
 
 
 def register_argument(command: argparse._ActionsContainer) -> None:

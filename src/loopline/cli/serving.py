@@ -5,16 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loopline.cli.verbs import Verbs, chosen, verb
 from loopline.errors import LooplineError
-
-if TYPE_CHECKING:
-    from loopline.batch.predict import BatchOptions
-    from loopline.server.inference import Limits
-    from loopline.server.journal_writer import JournalOptions
-    from loopline.server.run import ServerOptions
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -59,8 +52,8 @@ def add(verbs: Verbs) -> None:
         verbs, "serve", _serve, "serve bundles over HTTP: the Open Inference Protocol v2, and POST /predict/MODEL"
     )
     serve.add_argument("bundle", nargs="+", type=Path, help="bundles, e.g. models/text/bundle, or folders of bundles")
-    serve.options_of(_server_options)
-    serve.options_of(_limits)
+    serve.options_of("loopline.server.run:ServerOptions")
+    serve.options_of("loopline.server.inference:Limits")
     serve.add_argument(
         "--cache-mb", type=int, default=0, help="size in MiB of a cache of answers by content; 0: no cache"
     )
@@ -68,7 +61,7 @@ def add(verbs: Verbs) -> None:
     serve.add_argument(
         "--journal", type=Path, metavar="FOLDER", help="folder for samples and labels: docs/journal.md (default: none)"
     )
-    serve.options_of(_journal_options)
+    serve.options_of("loopline.server.journal_writer:JournalOptions")
     serve.add_argument(
         "--no-demo", dest="demo", action="store_false", help="serve neither the demo page nor the bundles' files"
     )
@@ -83,28 +76,4 @@ def add(verbs: Verbs) -> None:
     batch.add_argument("bundle", type=Path, help="bundle folder, e.g. models/text/bundle")
     batch.add_argument("input", help="CSV, TSV, JSON or Parquet file, folder of images or list of images; path or URL")
     batch.add_argument("output", help="path or URL of the result, ending in .parquet, .csv or .jsonl")
-    batch.options_of(_batch_options)
-
-
-def _server_options() -> type[ServerOptions]:
-    from loopline.server.run import ServerOptions
-
-    return ServerOptions
-
-
-def _limits() -> type[Limits]:
-    from loopline.server.inference import Limits
-
-    return Limits
-
-
-def _journal_options() -> type[JournalOptions]:
-    from loopline.server.journal_writer import JournalOptions
-
-    return JournalOptions
-
-
-def _batch_options() -> type[BatchOptions]:
-    from loopline.batch.predict import BatchOptions
-
-    return BatchOptions
+    batch.options_of("loopline.batch.predict:BatchOptions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
@@ -28,23 +29,19 @@ class VerbParser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self._waiting: list[tuple[argparse._ActionsContainer, Callable[[], type], tuple[str, ...]]] = []
+        self._waiting: list[tuple[argparse._ActionsContainer, str, tuple[str, ...]]] = []
 
     def options_of(
-        self,
-        load: Callable[[], type],
-        *,
-        group: argparse._ActionsContainer | None = None,
-        without: tuple[str, ...] = (),
+        self, path: str, *, group: argparse._ActionsContainer | None = None, without: tuple[str, ...] = ()
     ) -> None:
-        """Add the fields of a dataclass that are declared as options. load: imports it. without: names of fields to leave out."""
-        self._waiting.append((group or self, load, without))
+        """Add the fields of a dataclass that are declared as options. path: "module:Class". without: fields to leave out."""
+        self._waiting.append((group or self, path, without))
 
     def fill(self) -> None:
         """Add the options that wait."""
         while self._waiting:
-            group, load, without = self._waiting.pop(0)
-            kind = load()
+            group, path, without = self._waiting.pop(0)
+            kind = pkgutil.resolve_name(path)
             hints = get_type_hints(kind)
             for each in fields(kind):
                 if (declared := each.metadata.get(options.KEY)) and each.name not in without:
