@@ -1,8 +1,8 @@
 """The retrainer: it takes alerts by webhook, asks the guard, and carries out one retraining at a time.
 
-`webhook` receives alerts, `alerts` authenticates and parses them, `state` stores everything that must survive a crash, `worker`
-decides and carries out, `facts` gathers the guard's evidence from Prometheus and the journal, and `runs` executes a run's steps.
-`worktree` and `run_report` implement two of these steps.
+`webhook` receives alerts, `alerts` authenticates and parses them, `run_store` stores everything that must survive a crash.
+`worker` asks the `guard`, whose evidence `facts` gathers from Prometheus and the journal, and has `runs` execute a run's steps.
+`policy` reads monitoring/retraining.yaml, which lists these steps; `worktree` and `run_report` implement two of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read the retraining policy `monitoring/retraining.yaml`: when a retraining may start, and which steps it takes."""
+"""Read the retraining policy `monitoring/retraining.yaml`: the limits that the guard applies, and the steps that `runs` executes."""
 
 from __future__ import annotations
 
