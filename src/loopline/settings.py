@@ -54,7 +54,7 @@ class SampleGroup(Strict):
 class SplitSettings(Strict):
     """Shares of the samples in validation and test. A hash of a sample's content, or of its group, assigns it.
 
-    A split that was published with the dataset is kept.
+    A published val or test split is kept. Published training samples fill the splits that their source does not publish.
     """
 
     seed: int
@@ -107,7 +107,7 @@ class ClassifierFit(Fit):
 
 
 class Export(Strict):
-    """tolerance: largest allowed difference between torch and FP32 ONNX, in probability or score. embedding: its size."""
+    """tolerance: largest allowed difference between torch and FP32 ONNX, in the unit of the answer. embedding: its size."""
 
     tolerance: float = Field(gt=0)
     embedding: int = Field(ge=1, le=64)
@@ -120,7 +120,7 @@ class Quantize(Strict):
     precision: Literal["auto", "fp32"] = "auto"
     calibration_samples: int = Field(ge=8)
     max_loss: Fraction  # INT8 ships only if the lower bound of (INT8 - FP32) is at least -max_loss
-    tolerance: float = Field(gt=0)  # mean absolute difference allowed between FP32 and INT8, in probability
+    tolerance: float = Field(gt=0)  # mean absolute difference allowed between FP32 and INT8, in the same unit
     methods: tuple[Literal["minmax", "entropy", "percentile"], ...] = ("minmax",)
 
     @model_validator(mode="before")

@@ -154,7 +154,7 @@ def test_an_unknown_task_is_one_message(project):
     alone = environment(folder) | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "no task 'number': there are classification, detection, text; docs/extend.md" in done.stderr
+    assert "no task 'number': there are classification, detection, text. docs/extend.md" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,27 @@ def graph(trained: Path) -> Path:
     assert spec.labels == ("across", "blank", "down")
     assert spec.image == ImageInput(height=SIDE, width=SIDE, channels=1)
     return out
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_training_whose_labels_were_corrected_does_not_resume_with_the_old_ones(tmp_path: Path) -> None:
+    before = stripes(120, seed=0)
+    corrected = replace(before, targets=np.roll(np.asarray(before.targets), 1))
+
+    def kill(epoch: int, _: dict[str, float]) -> None:
+        raise Killed(epoch)
+
+    work = tmp_path / "killed/work"
+    with pytest.raises(Killed):
+        classification.train(
+            before, stripes(45, seed=1), tiny(), seed=0, out=tmp_path / "killed/train", work=work, log=kill
+        )
+    assert list(work.iterdir())
+    resumed, fresh = (run(tmp_path / name, tiny(), train=corrected) for name in ("killed", "fresh"))
+    assert (resumed / "model.safetensors").read_bytes() == (fresh / "model.safetensors").read_bytes()
 
 
 def test_training_learns_and_leaves_its_files_but_no_checkpoint(trained: Path) -> None:

@@ -91,7 +91,7 @@ class _Copies:
 
 
 def assign(key: str, published: str | None, of_source: Iterable[str], split: SplitSettings) -> str:
-    """The split of a sample. It depends only on its content or group, the seed and its source, so later samples never move it.
+    """The split of a sample. It depends on its content or group, the seed and what its source publishes: later sources never move it.
 
     key: the content's id, or the group's name. of_source: the splits that the source publishes. A published val or test is
     kept. Otherwise the hash of "seed:key" is a number in [0, 1): below `split.test` is test, from 1 - `split.val` is val,
@@ -109,7 +109,8 @@ def clean(sources: Iterable[tuple[str, Iterable[RawSample]]], *, task: str, spli
     """Check each sample, drop copies, assign splits. Decodes one image at a time and keeps the encoded bytes.
 
     sources: (name, samples) in the order they were added: the dataset, then its batches. A copy of a sample in an earlier
-    source changes nothing; among copies in one source, test wins over val, and val over train.
+    source adds nothing; with another label it sets all copies aside. Among copies in one source, test wins over val, and val over
+    train.
     """
     boxes = _Boxes()
     aside, left_out = Aside(), Aside()

@@ -2,7 +2,7 @@
 
 Each draw takes a row with all its signals, so correlated signals do not raise the threshold as a correction for independent tests
 would. Each simulated stream also draws a new reference, because a small reference deviates from the truth itself. Windows overlap
-as they do when the rules are evaluated thirty times a window. The threshold is for the largest score of all signals in a stream.
+as they do when the rules are evaluated thirty times a window. The threshold is for the largest standardised evidence of all signals.
 
 Traffic reaches bins in which the reference has no row. A signal with few values, such as the share of digits in texts with hardly
 any digits, has such a bin at its end in every third reference, and a handful of samples there is strong evidence. The simulation

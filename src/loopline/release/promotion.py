@@ -1,7 +1,8 @@
 """Decide whether the challenger may replace the champion: a pure function of the evidence on one test set, with reasons.
 
-No decision rests on a point estimate. A gain is judged by the lower bound of its 95 % paired bootstrap interval, a floor by the
-lower bound of the challenger's metric, and a slice counts as lost if the interval of its change lies entirely below zero.
+Quality is never judged by a point estimate alone; the budgets of time and size are plain ratios. A gain is judged by the lower
+bound of its 95 % paired bootstrap interval, a floor by the lower bound of the challenger's metric, and a slice counts as lost if
+the interval of its change lies entirely below zero.
 
 A challenger that follows an alert is judged on the present traffic. Its gain must be proven on the newest labelled batch, the
 lower bound of its change on all older samples must not be under -max_slice_loss, and a floor binds only if the champion holds it

@@ -1,8 +1,8 @@
 """Decide whether the challenger is as good as the champion: pure functions from evidence to a verdict. Numpy only.
 
 `shadow` judges a replay, `canary` judges a step of live traffic. A hard stop rolls back at once, and so does a clear difference
-for the worse. Too little data holds, and so does a difference that is neither clear nor harmless. A step passes only if all its
-evidence is in. The controller limits how long a step may hold; after that time it rolls back.
+for the worse. Too little data holds, and so does an unclear difference of errors, of latency, or of labels that are demanded. A
+step passes only if all its evidence is in. The controller limits how long a step may hold; after that time it rolls back.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The queue between clients and models, without timers or polling. Every accepted item gets an answer or an error.
+"""The queue between clients and models, without timers or polling. Every accepted item gets an answer or an error while it is open.
 
 A slot is a thread that runs one batch at a time; by default there is one slot a core. A free slot takes the jobs of the
 waiting model that has used the least slot time, up to the batch size that the warm-up found best. With a single slot a

@@ -60,6 +60,7 @@ def main(name: str) -> None:
         seed=everything.seed,
     )
     stage_files.write_json(stage_files.stage(name, "calibrate") / "drift.json", reference.to_dict())
+    # The golden samples are the first of the last part, the test split
     answers = task.answers({key: value[:GOLDEN] for key, value in outputs.items()}, spec, split.sizes[:GOLDEN])
     originals: Sequence[Any] = split.inputs[:GOLDEN]
     rows = [golden.GoldenSample(original, answer) for original, answer in zip(originals, answers, strict=True)]

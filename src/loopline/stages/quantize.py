@@ -2,7 +2,7 @@
 
 Calibrates on training samples and judges on the validation split: by a paired bootstrap for the accuracy, and by running both
 models side by side for the speed. Writes `model.onnx` (the chosen one) and `verdict.json` to `models/<model>/quantize/`. Timings
-differ between runs, so they go to `.loopline/timings/` and MLflow, never into an output. Run by `dvc repro quantize@<model>`.
+differ between runs, so they go to `.loopline/timings/`, never into an output. Run by `dvc repro quantize@<model>`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
 from loopline.lib.arrays import Arrays
+from loopline.tasks import image, tokens
 from loopline.tasks.bootstrap import Scorer
 from loopline.tasks.curves import Ranked
 from loopline.tasks.plugins import part
@@ -27,15 +28,15 @@ from loopline.tasks.spec import ModelSpec, Truth
 Json = dict[str, Any]
 Content = Literal["image", "text"]
 TruthColumn = Literal["label", "boxes"]
-Split = Any  # `data.manifest.Split`
+Split = Any  # `data.manifest.Split`: ids, inputs, targets, sizes, labels
 
 
 class Task(ABC):
     """One kind of problem. Its methods take the graph's outputs by name, for n samples, and the truth of a split.
 
     name: the value of `task:` in params.yaml. content: what a sample is. truth: the manifest's column with the right answers. An
-    answer has the same key: `label`, a text that is compared with the truth, or `boxes`. has_classes: whether the labels are names
-    of classes, which `ModelSpec.labels` lists.
+    answer holds its result under that name: `label`, a text that is compared with the truth, or `boxes`. has_classes: whether the
+    labels are names of classes, which `ModelSpec.labels` lists.
     headline: the metric that gates and promotion use. quality_name: the name of the mean of `quality`.
     confidence: the signal, 0 to 1, that says how sure an answer is.
     question: the question that a prediction answers. use: the model card's first sentence, with {k} for the number of classes.
@@ -77,9 +78,17 @@ class Task(ABC):
 
     # Serving
 
-    @abstractmethod
     def preprocessor(self, spec: ModelSpec, folder: Path) -> Callable[[Sequence[Any]], Arrays]:
-        """Return the function from n encoded images, or texts, to the graph's inputs. folder: the bundle's, or the training's."""
+        """Return the function from n encoded images, or texts, to the graph's inputs.
+
+        It is the same for all tasks, so training and serving cannot differ: `image` uint8 (n, height, width, channels), or `ids` int64
+        (n, length). folder: the bundle's or the training's, with the tokenizer.json of a text model.
+        """
+        if spec.image is not None:
+            shape = spec.image
+            return lambda images: {"image": image.batch(list(images), shape)}
+        assert spec.text is not None, "a model takes images or texts"
+        return tokens.tokenizer(spec.text, folder)
 
     @abstractmethod
     def answers(self, outputs: Arrays, spec: ModelSpec, sizes: NDArray[Any]) -> list[Json]:
@@ -153,7 +162,10 @@ class Trainer(Protocol):
         work: Path,
         log: Callable[[int, dict[str, float]], None],
     ) -> None:
-        """Train; write weights, `config.json` and `history.csv` to `out`. work: folder of checkpoints. log: takes epoch, figures."""
+        """Train; write `model.safetensors`, `config.json` and `history.csv` (epoch, train_loss, val_loss, ...) to `out`.
+
+        For texts also the `tokenizer.json` of the library tokenizers. work: folder of checkpoints. log: takes epoch and figures.
+        """
 
     def reference(self, folder: Path) -> Callable[[Arrays], Arrays]:
         """Return the trained model as a function from the graph's inputs to its outputs, for the parity check of the graph."""

@@ -77,7 +77,7 @@ class Truth(Protocol):
 
     @property
     def targets(self) -> Any:
-        """Class indices (n,), or for each image an array (m, 5) of boxes."""
+        """Class indices (n,), for each image an array (m, 5) of boxes, or what else the task's `targets` returns."""
 
     @property
     def sizes(self) -> NDArray[np.int32]:

@@ -1,7 +1,7 @@
 """The training loop that the classifier and the text model share.
 
     loop.reproducible(seed)                                    # before the model is made
-    key = checkpoint.fingerprint(settings.train, train.ids)
+    key = checkpoint.fingerprint(settings.train, *loop.identity(train, val))
     history = loop.fit(model, data, val_data, settings.train, seed=seed, work=work, key=key, log=log)
     loop.write(out, model, history, config)                    # model.safetensors, history.csv, config.json
     checkpoint.forget(work)
@@ -34,6 +34,7 @@ from loopline.training.progress_bar import Progress
 if TYPE_CHECKING:
     import torch
 
+    from loopline.data.manifest import Split
     from loopline.settings import ClassifierFit
 
     Tensors = Callable[[torch.Tensor], torch.Tensor]
@@ -76,6 +77,11 @@ def reproducible(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
+
+
+def identity(*splits: Split) -> list[Any]:
+    """What a checkpoint's key says of the data: each split's ids and targets. A corrected label starts a training anew."""
+    return [part for split in splits for part in (split.ids, np.asarray(split.targets))]
 
 
 def fit(

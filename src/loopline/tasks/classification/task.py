@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loopline.lib.arrays import Arrays
-from loopline.tasks import image
 from loopline.tasks.base import Content, Json, Task, record
 from loopline.tasks.bootstrap import Scorer, Weights
 from loopline.tasks.curves import Ranked
@@ -36,12 +34,6 @@ class Classification(Task):
         """Return class indices int64 (n,)."""
         index = {label: number for number, label in enumerate(labels)}
         return np.array([index[label] for label in truths], np.int64)
-
-    def preprocessor(self, spec: ModelSpec, folder: Path) -> Callable[[Sequence[Any]], Arrays]:
-        """Return the function from encoded images to `{"image": uint8 (n, h, w, c)}`."""
-        assert spec.image is not None, "a classifier's specification has an image input"
-        shape = spec.image
-        return lambda images: {"image": image.batch(list(images), shape)}
 
     def answers(self, outputs: Arrays, spec: ModelSpec, sizes: NDArray[Any]) -> list[dict[str, Any]]:
         """Return for each sample `{"label", "probability", "probabilities"}`, classes in falling order of probability."""

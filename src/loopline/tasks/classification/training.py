@@ -63,7 +63,7 @@ def train(
         start_from(network, settings.train.pretrained)
     data = _data(pixels, train, Augment(settings.train))
     val_data = _data(val_pixels, val)
-    key = checkpoint.fingerprint(settings.train, settings.input, settings.export.embedding, train.ids, val.ids)
+    key = checkpoint.fingerprint(settings.train, settings.input, settings.export.embedding, *loop.identity(train, val))
     history = loop.fit(network, data, val_data, settings.train, seed=seed, work=work, key=key, log=log)
     network.temperature.fill_(posthoc.temperature(loop.predict(network, val_data), torch.from_numpy(val_data.targets)))
     features = loop.predict(network.features, _data(pixels[:EMBEDDING_SAMPLES], train))

@@ -7,8 +7,7 @@ and `classes` (n, m). Everything here is measured in pixels of the upright origi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,12 +46,6 @@ class Detection(Task):
         index = {label: number for number, label in enumerate(labels)}
         rows = [[(index[box["label"]], *(box[corner] for corner in CORNERS)) for box in boxes] for boxes in truths]
         return [np.array(boxes, np.float32).reshape(-1, 5) for boxes in rows]
-
-    def preprocessor(self, spec: ModelSpec, folder: Path) -> Callable[[Sequence[Any]], Arrays]:
-        """Return the function from encoded images to `{"image": uint8 (n, h, w, c)}`, letterboxed."""
-        assert spec.image is not None, "a detector's specification has an image input"
-        shape = spec.image
-        return lambda images: {"image": image.batch(list(images), shape)}
 
     def answers(self, outputs: Arrays, spec: ModelSpec, sizes: NDArray[Any]) -> list[dict[str, Any]]:
         """Return for each image `{"boxes": [{"label", "score", "x1", "y1", "x2", "y2"}, ...]}`, best first.

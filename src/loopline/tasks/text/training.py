@@ -118,7 +118,7 @@ def train(
         else _fresh(train, val, settings)
     )
     encoded, val_encoded = _encode(tokenizer, train), _encode(tokenizer, val)
-    key = checkpoint.fingerprint(options, settings.input, settings.export.embedding, train.ids, val.ids)
+    key = checkpoint.fingerprint(options, settings.input, settings.export.embedding, *loop.identity(train, val))
     val_data = val_encoded.data()
     history = loop.fit(network, encoded.data(), val_data, options, seed=seed, work=work, key=key, log=log)
     network.temperature.fill_(posthoc.temperature(loop.predict(network, val_data), torch.from_numpy(val_data.targets)))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
 from loopline.lib.arrays import Arrays
-from loopline.tasks import image
 from loopline.tasks.base import Json, Task, record
 from loopline.tasks.bootstrap import Scorer, Weights
 from loopline.tasks.spec import ModelSpec, Truth
@@ -41,12 +39,6 @@ class Number(Task):
     def targets(self, truths: Sequence[Any], labels: tuple[str, ...]) -> NDArray[np.float64]:
         """The numbers, float64 (n,)."""
         return np.array([float(label) for label in truths])
-
-    def preprocessor(self, spec: ModelSpec, folder: Path) -> Callable[[Sequence[Any]], Arrays]:
-        """From encoded images to `{"image": uint8 (n, h, w, c)}`."""
-        shape = spec.image
-        assert shape is not None
-        return lambda images: {"image": image.batch(list(images), shape)}
 
     def answers(self, outputs: Arrays, spec: ModelSpec, sizes: NDArray[Any]) -> list[Json]:
         """The value, and the rounded one as the label."""
