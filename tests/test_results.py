@@ -62,7 +62,6 @@ def test_every_stage_ends_with_a_line_of_its_figures(project):
         "validate": "signs: 2 checks of the data passed",
         "train": "signs: trained 3 epochs, the best is 2: val_loss 0.25, val_accuracy 0.9",
         "export": "signs: ONNX of 612 KB, differs from torch by 3e-06 at most, 0.0001 is allowed",
-        "evaluate": "signs: accuracy 0.992 [0.981, 1.000] on 418 test samples, logistic regression reaches 0.972",
         "calibrate": "signs: drift reference of 420 samples and 2 signals, chance of a false alarm 0.05 in 24 windows",
         "package": "signs: bundle e3b0c44298fc in models/signs/bundle",
     }

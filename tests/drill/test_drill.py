@@ -377,4 +377,4 @@ def test_a_clone_begins_with_uncommitted_results(tmp_path, monkeypatch):
 def test_a_model_that_cannot_be_drilled_is_refused_with_those_that_can(monkeypatch, capsys):
     monkeypatch.chdir(ROOT / "tests")  # tests/params.yaml has all three models
     assert cli.main(["drill", "--model", "detector"]) == 1
-    assert "one class a sample: classifier, text in params.yaml" in capsys.readouterr().err
+    assert "one class a sample; params.yaml has: classifier, text" in capsys.readouterr().err

@@ -58,12 +58,6 @@ def _export(_: Path, models: Path) -> str:
     return f"ONNX of {size}, differs from torch by {largest:g} at most, {parity['tolerance']:g} is allowed"
 
 
-def _evaluate(_: Path, models: Path) -> str:
-    report = stage_files.read_json(models / "report.json")
-    simple = report["baselines"]["simple"]
-    return f"{_headline(report)} on {report['n']:,} test samples, {simple['name']} reaches {simple['value']:.3f}"
-
-
 def _calibrate(_: Path, models: Path) -> str:
     drift = stage_files.read_json(models / "calibrate" / "drift.json")
     promise = drift["promise"]
@@ -84,7 +78,6 @@ LINES: dict[str, Callable[[Path, Path], str]] = {
     "validate": _validate,
     "train": _train,
     "export": _export,
-    "evaluate": _evaluate,
     "calibrate": _calibrate,
     "package": _package,
 }
