@@ -1,5 +1,6 @@
 """`scripts/readme`: what the README shows as a command's output is what the command prints."""
 
+import re
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -17,6 +18,12 @@ def test_the_readme_shows_output_and_it_is_checked():
     shown = [output for _, output in readme.commands((ROOT / "README.md").read_text(encoding="utf-8")) if output]
     assert len(shown) >= 3
     assert all(len(output.replace("…", "").strip()) > 10 for output in shown)  # an ellipsis alone would fit anything
+
+
+def test_the_readme_says_how_many_files_the_spine_has():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    files = re.findall(r"^\| \d+ \| \[", page, re.MULTILINE)
+    assert f"the {len(files)} files of the spine" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_lines_under_a_command_are_its_output():

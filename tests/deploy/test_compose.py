@@ -179,8 +179,9 @@ def test_versions_come_and_go_under_load_and_no_request_is_lost(stack, place, ve
     post("LOOPLINE_ALERTMANAGER_PORT", "/api/v2/alerts", json.dumps([{"labels": alert}]).encode(), **JSON)
     decision = prometheus.eventually(lambda: decided(stack), 300)
     assert (decision["model"], decision["bundle"]) == ("classifier", old)
-    why = {"decline": "the drift is over", "ask-labels": "new labels"}  # the traffic decides which
-    assert why[decision["action"]] in "".join(decision["reasons"])
+    # The traffic decides which: its brightness drifts now and then, and the model is as good on it.
+    why = {"decline": ("the drift is over", "a harmless shift"), "ask-labels": ("new labels",)}
+    assert any(reason in "".join(decision["reasons"]) for reason in why[decision["action"]])
     prometheus.eventually(lambda: recorded("sum(loopline_retrain_decisions_total) > 0"))
     prometheus.eventually(lambda: name in kept(stack), 300)
     stack.down()
