@@ -5,6 +5,7 @@ Without podman or docker these tests are skipped, or fail if LOOPLINE_REQUIRE_CO
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ import yaml
 
 from loopline import cli
 from loopline.cli import deploy
-from loopline.deploy import compose
+from loopline.deploy import compose, compose_gateway
 from loopline.errors import LooplineError
 from loopline.fleet import gateway
 from loopline.release import decisions, signature
@@ -214,6 +215,18 @@ def test_every_container_is_locked_down_and_listens_on_this_machine_only(name):
     assert "privileged" not in service and "cap_add" not in service
     kind, _, tag = service["image"].rpartition(":")
     assert "LOOPLINE" in kind or tag.lstrip("v").count(".") >= 1, "an exact version"
+
+
+def test_every_port_that_is_asked_has_the_default_of_the_file(monkeypatch):
+    """`make canary TARGET=compose ARGS=--wait` asks Prometheus, whose port is seldom set."""
+    text = (Path(__file__).parents[2] / "serving/compose.yaml").read_text(encoding="utf-8")
+    defaults = {name: int(port) for name, port in re.findall(r"\$\{(LOOPLINE_\w*PORT):-(\d+)\}", text)}
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(compose.__file__).parent.glob("compose*.py"))
+    asked = set(re.findall(r"url\(\"(LOOPLINE_\w*PORT)\"\)", source))
+    assert len(asked) >= 3
+    for port in asked:
+        monkeypatch.delenv(port, raising=False)
+        assert compose_gateway.url(port) == f"http://127.0.0.1:{defaults[port]}"
 
 
 def test_the_file_contains_no_secret_and_an_empty_secret_stops_it():
