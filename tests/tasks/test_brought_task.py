@@ -159,7 +159,7 @@ def test_an_unknown_task_is_one_message(project):
 
 
 COMPARED = re.compile(
-    r"""(?:==|!=|\bin\b)\s*[(\[{]?\s*["'](classification|detection|text)["']|["'](classification|detection)["']"""
+    r"""(?:==|!=|\bin\b|\bcase\b)\s*[(\[{]?\s*["'](classification|detection|text)["']|["'](classification|detection)["']"""
 )
 # `--redact text` of the journal, and the content of a sample: neither is a task's name
 CONTENTS = re.compile(r"""\b(redact|content) == "text\"""")
