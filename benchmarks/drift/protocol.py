@@ -37,7 +37,7 @@ class Size:
     references: int = 3
     nulls: int = 34
     sizes: tuple[int, ...] = SIZES
-    streams: int = 2000  # without drift, for the rate of false alarms
+    streams: int = 4000  # without drift, for the rate of false alarms
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ EVALUATIONS = 30  # of the rules in one window
 SIZES = (50, 100, 200, 500, 1000, 2000)
 PAIRS = 400  # windows that give the mean and the deviation of a signal's evidence
 PAIR_SIZE = 200  # samples in each of them
-AIM = 0.85  # share of the promised rate to aim at, because a simulated threshold is itself uncertain
+AIM = 0.9  # share of the promised rate to aim at, because a simulated threshold is itself uncertain
 # The least mean and deviation, those of two bins: a signal that is constant in the reference may vary a little in traffic.
 LEAST = (0.8, 0.3)
 
