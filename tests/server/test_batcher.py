@@ -3,14 +3,16 @@
 import asyncio
 import threading
 import time
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loopline.server.batcher import INLINE_BYTES, MOST_BYTES, TURN_SECONDS, Batcher, Job, TooLate
+from loopline.server.batcher import INLINE_BYTES, MOST_BYTES, READING, Batcher, Job, TooLate
 from loopline.server.messages import Refusal
+from loopline.server.sockets import take
 
 
 class Clock:
@@ -109,25 +111,124 @@ def test_on_one_core_a_short_batch_runs_in_the_event_loop_with_all_jobs_of_a_tur
     assert observed == [("clock", 5)]
 
 
-def test_long_reading_does_not_delay_the_model(monkeypatch):
-    """With thousands of busy connections a turn of the event loop is long, so a due batch runs in between."""
-    model = Clock(best_rows=2)
-    now = [0.0]
-    monkeypatch.setattr("loopline.server.batcher.time", SimpleNamespace(monotonic=lambda: now[0]))
+class Flood:
+    """A server on one core with a simulated clock, as `sockets` drives it. All times are in seconds.
 
-    async def play(batcher, submit):
-        futures = [submit(model, n) for n in range(4)]
-        batcher.turn()
-        assert model.batches == [], "more may come in this turn"
-        now[0] += 2 * TURN_SECONDS
-        batcher.turn()
-        assert model.batches == [[0, 1]]
-        now[0] += 2 * TURN_SECONDS
-        batcher.turn()
-        assert model.batches == [[0, 1], [2, 3]]
-        return await asyncio.gather(*futures)
+    rate: requests a second, over `connections` that have one request each. read, write: cost of reading a request, and of
+    writing its answer. batch, row: cost of a batch, and of a row in it. patience: after which an answer is of no use.
+    """
 
-    assert scenario(play, model, inline=1.0)[0] == [0, 1, 2, 3]
+    def __init__(self, *, rate, connections, read, write, batch, row, best_rows, patience, seconds):
+        self.rate, self.read, self.write, self.patience, self.seconds = rate, read, write, patience, seconds
+        self.free = connections
+        self.model = Clock(best_rows=best_rows, row_seconds=(batch + best_rows * row) / best_rows)
+        self.model.run = self.run
+        self.batch, self.row = batch, row
+        self.clock, self.worked = 0.0, 0.0
+        self.unread = deque()
+        self.late, self.refused, self.expired = [], 0, 0
+        self.waits = []
+        self.answered = 0
+        self.full_seconds = self.full_worked = 0.0
+
+    def run(self, payloads):
+        self.spend(self.batch + len(payloads) * self.row, worked=True)
+        return list(payloads)
+
+    def spend(self, seconds, *, worked=False):
+        self.clock += seconds
+        if worked:
+            self.worked += seconds
+
+    def done(self, job):
+        self.spend(self.write, worked=True)
+        self.free += 1
+        if isinstance(job.result, TooLate):
+            self.expired += self.clock > self.seconds / 3  # until then the pace is learnt
+            return
+        self.answered += 1
+        self.waits.append(self.clock - job.payload)
+        if self.clock > job.deadline:
+            self.late.append(self.clock - job.deadline)
+
+    async def play(self):
+        batcher = Batcher([self.model], slots=1, observe=lambda *_: None, inline_seconds=1e9)
+        due, taken = 0.0, 0
+        while self.clock < self.seconds:
+            full, start, worked = batcher.full, self.clock, self.worked
+            while due <= self.clock:
+                if self.free:
+                    self.unread.append(SimpleNamespace(since=due))
+                    self.free -= 1
+                due += 1 / self.rate
+            spent = 0.0
+            while self.unread and batcher.hungry(spent):
+                arrived = take(self.unread, start, taken, self.patience).since
+                taken += 1
+                self.spend(self.read)
+                try:
+                    batcher.submit(Job(self.model, arrived, 1, 0, arrived + self.patience, self.done))
+                except Refusal:
+                    self.refused += 1
+                    self.free += 1
+                spent = self.clock - start
+            batcher.turn(spent)
+            await asyncio.sleep(0)
+            if full and batcher.full:
+                self.full_seconds += self.clock - start
+                self.full_worked += self.worked - worked
+            if not self.unread and not batcher.busy:
+                self.clock = max(self.clock, due)
+        batcher.close()
+        return self
+
+
+@pytest.fixture
+def flooded(monkeypatch):
+    """flooded(...) -> the Flood after it was played."""
+
+    def play(**given):
+        flood = Flood(**given)
+        monkeypatch.setattr("loopline.server.batcher.time", SimpleNamespace(monotonic=lambda: flood.clock))
+        return asyncio.run(flood.play())
+
+    return play
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(
+    st.floats(0.2, 20),
+    st.floats(1e-5, 5e-5),
+    st.floats(0, 5e-5),
+    st.floats(0, 2e-3),
+    st.floats(2e-5, 5e-3),
+    st.sampled_from([1, 2, 3, 8, 16, 32]),
+)
+def test_in_a_flood_the_model_keeps_its_share_of_the_core_and_nothing_is_answered_late(
+    flooded, load, read, write, batch, row, best_rows
+):
+    alone = (batch / best_rows) + row + read + write  # seconds a request
+    patience = 10 * (batch + best_rows * row) + 0.05
+    seconds = patience + min(100 * (batch + best_rows * row) + 0.2, 20 * (batch + best_rows * row) + 3000 * read)
+    flood = flooded(
+        rate=load / alone,
+        connections=500,
+        read=read,
+        write=write,
+        batch=batch,
+        row=row,
+        best_rows=best_rows,
+        patience=patience,
+        seconds=seconds,
+    )
+    if flood.full_seconds > seconds / 2:
+        assert flood.full_worked / flood.full_seconds > 1 - READING - 0.01
+    if load > 2:
+        assert flood.answered * alone > 0.85 * (seconds - patience), (
+            "reading what is refused costs the model no more than its share"
+        )
+    assert len(flood.late) <= best_rows, "in the first batches, whose pace is not known"
+    assert flood.expired <= 0.05 * flood.answered + best_rows, "hardly any is accepted and refused later"
 
 
 def test_a_poisoned_item_fails_alone():

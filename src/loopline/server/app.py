@@ -16,7 +16,8 @@ from loopline import __version__
 from loopline.lib import credentials
 from loopline.server import feedback, oip, openapi, pages
 from loopline.server import journal_writer as journals
-from loopline.server.inference import Handler, Inference, Limits, broken
+from loopline.server.exchange import broken
+from loopline.server.inference import Handler, Inference, Limits
 from loopline.server.messages import Cancel, Headers, Refusal, Request, Respond, Response, decompress
 from loopline.server.metrics import Metrics
 from loopline.server.model import Model
@@ -136,18 +137,30 @@ class App:
             raise Refusal(405, f"{path} answers {', '.join(methods)}", headers={b"allow": ", ".join(methods).encode()})
         return methods[method]
 
-    def turn(self) -> None:
+    def wakes(self, wake: Callable[[], None]) -> None:
         """See `messages.Application`."""
-        self.inference.batcher.turn()
+        self.inference.batcher.wake = wake
 
-    def admit(self, method: str, path: str, headers: Headers) -> int:
+    def patience(self) -> float:
+        """See `messages.Application`."""
+        return self.inference.patience
+
+    def hungry(self, spent: float) -> bool:
+        """See `messages.Application`."""
+        return self.inference.batcher.hungry(spent)
+
+    def turn(self, spent: float) -> None:
+        """See `messages.Application`."""
+        self.inference.batcher.turn(spent)
+
+    def admit(self, method: str, path: str, headers: Headers, arrived: float) -> int:
         """See `messages.Application`."""
         route = self._route(method, path)
         with _about(route):
             if self.token and not route.open and not credentials.bearer(headers.get(b"authorization", b""), self.token):
                 raise Refusal(401, "this server requires a bearer token", headers={b"www-authenticate": b"Bearer"})
             if route.model is not None:
-                self.inference.admit(route.model, headers)
+                self.inference.admit(route.model, headers, arrived)
         return route.limit
 
     def about(self, method: str, path: str, refusal: Refusal) -> Refusal:

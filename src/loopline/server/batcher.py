@@ -4,7 +4,11 @@ A slot is a thread that runs one batch at a time; by default there is one slot a
 waiting model that has used the least slot time, up to the batch size that the warm-up found best. With a single slot a
 short batch runs in the event loop itself, because a change of threads would cost more than the delay to other requests.
 
-`submit` refuses an item that could not be answered before its deadline. Cancelled and late items leave the queue without
+The models and the reading of requests share the cores by time. While a full batch waits, more requests are of no use to the
+models, so reading gets `READING` of the time; otherwise it goes on until a batch is full or `BURST_SECONDS` are over.
+
+`submit` refuses an item that could not be answered before its deadline. The prediction is learnt from the time between
+batches while items wait, which includes reading, refusing and writing. Cancelled and late items leave the queue without
 being run. A batch that fails is run again item by item, so that only the bad items fail.
 """
 
@@ -23,11 +27,12 @@ from loopline.server.messages import Refusal
 
 MOST_WAITING = 4096  # most items that wait for one model
 MOST_BYTES = 256 * 1024 * 1024  # most bytes of all waiting items
-INLINE_SECONDS = 0.002  # a batch with a shorter expected time may run in the event loop
-INLINE_BYTES = 64 * 1024  # most bytes of such a batch's payloads, because decoding takes time too
-# Longest wait of a due batch for the reading of requests, so that thousands of busy connections cannot stall a model.
-TURN_SECONDS = 0.002
-LEARN = 0.1  # weight of the newest batch in a row's expected time
+INLINE_SECONDS = 0.01  # a batch with a shorter expected time may run in the event loop
+INLINE_BYTES = 256 * 1024  # most bytes of such a batch's payloads, because decoding takes time too
+READING = 0.1  # share of the time in which requests are read while a full batch waits
+BURST_SECONDS = 0.002  # longest reading without a look at the queue
+MARGIN = 1.05  # times the expected time that must be left when an item is accepted
+LEARN = 0.1  # weight of the newest batch in what is learnt: a row's expected time, and the pace
 Answer = Any
 
 
@@ -77,6 +82,16 @@ class _Line:
     rows: int = 0
     used: float = 0.0  # seconds of slots that this model has used
 
+    @property
+    def seconds(self) -> float:
+        """Expected time of the waiting rows."""
+        return self.rows * self.model.row_seconds
+
+    @property
+    def full(self) -> bool:
+        """Whether a full batch waits."""
+        return self.rows >= self.model.best_rows
+
 
 class Batcher:
     """The queue. Jobs are submitted in the event loop's thread, which also calls their `done`."""
@@ -95,7 +110,12 @@ class Batcher:
         self.free = slots
         self.inline_seconds = inline_seconds if slots == 1 else -1.0
         self.due = False  # whether a dispatch is scheduled
-        self.due_since = 0.0
+        self.full = 0  # lines in which a full batch waits
+        self.credit = 0.0  # seconds in which requests may be read while a full batch waits
+        self.pace = 1.0  # seconds that pass for an expected second of a busy slot
+        self.paced = False  # whether the pace was measured
+        self.busy_since: float | None = None  # the end of the last batch if items have waited ever since
+        self.wake: Callable[[], None] = lambda: None  # set by the application: requests may be read again
         self.waiting_bytes = 0
         self.waiting_seconds = 0.0  # expected time of the waiting rows
         self.running_seconds = 0.0
@@ -106,9 +126,13 @@ class Batcher:
             thread.start()
 
     def expected_seconds(self, model: Runner, rows: int) -> float:
-        """Expected seconds from now until `rows` more rows of `model` are done."""
-        ahead = (self.waiting_seconds + self.running_seconds) / self.slots
-        return ahead + rows * model.row_seconds
+        """Expected seconds from now until `rows` more rows of `model` are done.
+
+        Models take turns by time, so those with longer lines delay this one by no more than its own line's time each.
+        """
+        line, lines = self.lines[model.name], sum(1 for line in self.lines.values() if line.jobs)
+        ahead = (min(self.waiting_seconds, line.seconds * lines) + self.running_seconds) / self.slots
+        return (ahead + max(rows, min(line.rows + rows, model.best_rows)) * model.row_seconds) * self.pace
 
     def admit(self, model: Runner, rows: int, size: int, deadline: float, now: float) -> None:
         """Raise Refusal if the queue is full (429) or if this item would be answered after its deadline (503)."""
@@ -118,7 +142,7 @@ class Batcher:
                 429, f"{len(line.jobs)} requests wait for {model.name}", headers=retry_after(self.waiting_seconds)
             )
         expected = self.expected_seconds(model, rows)
-        if now + expected > deadline:
+        if now + expected * MARGIN > deadline:
             raise Refusal(
                 503,
                 f"{model.name} is busy: an answer needs {expected * 1e3:.0f} ms, {max(0, deadline - now) * 1e3:.0f} ms are left",
@@ -136,7 +160,9 @@ class Batcher:
             )
         job.enqueued = now
         line.jobs.append(job)
+        full = line.full
         line.rows += job.rows
+        self.full += line.full - full
         self.waiting_bytes += job.size
         self.waiting_seconds += job.rows * line.model.row_seconds
         self._dispatch_soon()
@@ -154,15 +180,23 @@ class Batcher:
     def _dispatch_soon(self) -> None:
         """Schedule a dispatch after all requests of this turn of the event loop, so that they share a batch."""
         if self.free and not self.due:
-            self.due, self.due_since = True, time.monotonic()
+            self.due = True
             self.loop.call_soon(self._dispatch)
 
-    def turn(self) -> None:
-        """Run a dispatch that has been due for over TURN_SECONDS. Called before each read of a connection."""
-        if self.due and time.monotonic() - self.due_since > TURN_SECONDS:
+    def hungry(self, spent: float) -> bool:
+        """Whether more requests should be read. spent: seconds of reading in this turn of the event loop."""
+        return spent < (self.credit if self.full else BURST_SECONDS)
+
+    def turn(self, spent: float) -> None:
+        """Run what waits, after a turn of reading that took `spent` seconds."""
+        if self.full:
+            self.credit = max(self.credit - spent, -BURST_SECONDS)
+        if self.due:
             self._dispatch()
 
     def _dispatch(self) -> None:
+        if not self.due:
+            return  # `turn` came first
         self.due = False
         while self.free:
             lines = [line for line in self.lines.values() if line.jobs]
@@ -184,14 +218,15 @@ class Batcher:
     def _take(self, line: _Line) -> list[Job]:
         """Remove the next batch from the line, oldest jobs first. Leave out cancelled jobs, and report late ones."""
         batch: list[Job] = []
-        rows, now, most = 0, time.monotonic(), line.model.best_rows
+        rows, now, most, full = 0, time.monotonic(), line.model.best_rows, line.full
+        done = now + min(line.rows, most) * line.model.row_seconds * self.pace
         while line.jobs and (not batch or rows + line.jobs[0].rows <= most):
             job = line.jobs.popleft()
             line.rows -= job.rows
             self.waiting_bytes -= job.size
             if job.cancelled:
                 continue
-            if now > job.deadline:
+            if done > job.deadline:
                 job.result = TooLate()
                 self.loop.call_soon(_tell, job)
                 continue
@@ -199,11 +234,9 @@ class Batcher:
             rows += job.rows
         for job in batch:
             job.batch_rows = rows
-        self._price()
+        self.full += line.full - full
+        self.waiting_seconds = sum(line.seconds for line in self.lines.values())
         return batch
-
-    def _price(self) -> None:
-        self.waiting_seconds = sum(line.rows * line.model.row_seconds for line in self.lines.values())
 
     def _work(self) -> None:
         """Run batches: the body of a slot's thread."""
@@ -215,19 +248,26 @@ class Batcher:
                 return
 
     def _finished(self, batch: list[Job]) -> None:
+        now = time.monotonic()
         model, rows = batch[0].model, batch[0].batch_rows
-        seconds = batch[0].finished - batch[0].started
+        seconds, expected = batch[0].finished - batch[0].started, rows * model.row_seconds
         self.free += 1
         self.lines[model.name].used += seconds
-        self.running_seconds = (
-            max(0.0, self.running_seconds - rows * model.row_seconds) if self.free < self.slots else 0.0
-        )
+        self.running_seconds = max(0.0, self.running_seconds - expected) if self.free < self.slots else 0.0
+        if self.busy_since is not None and expected:
+            measured = (now - self.busy_since) * self.slots / expected
+            self.pace = max(1.0, self.pace + (LEARN if self.paced else 1.0) * (measured - self.pace))
+            self.paced = True
+        self.busy_since = now if self.waiting_seconds else None
         if rows >= model.best_rows:
             model.row_seconds += LEARN * (seconds / rows - model.row_seconds)
         self._dispatch_soon()
         for job in batch:
             _tell(job)
         self.observe(model, batch)
+        seconds += time.monotonic() - now
+        self.credit = min(self.credit + seconds * READING / (1 - READING), BURST_SECONDS)
+        self.wake()
 
 
 def _tell(job: Job) -> None:

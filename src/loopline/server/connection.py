@@ -8,8 +8,8 @@ from typing import Any
 
 import httptools
 
-from loopline.server import messages
-from loopline.server.messages import Cancel, Headers, Listener, Refusal, Request, Response, acceptable, encode
+from loopline.server import heads, messages
+from loopline.server.messages import Cancel, Head, Headers, Listener, Refusal, Request, Response, encode
 
 HEAD_BYTES = 32 * 1024  # most bytes of a request's first line and headers, and again of its trailers
 HEADERS = 100  # most headers of a request, and again most trailers
@@ -23,15 +23,20 @@ LINGER_SECONDS, LINGER_BYTES = 30.0, 64 << 20  # limits on reading a refused req
 class _Slot:
     """A request in progress. A connection's answers are sent in the order of its slots."""
 
-    __slots__ = ("cancel", "compress", "head_only", "keep_alive", "response", "say_kept")
+    __slots__ = ("cancel", "connection", "head", "response")
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection, head: Head | None) -> None:
+        """head: None if it cannot be read; then the connection ends with the answer."""
+        self.connection, self.head = connection, head
         self.response: Response | None = None
         self.cancel: Cancel | None = None
-        self.keep_alive = True
-        self.say_kept = False  # an HTTP/1.0 client without `Connection: keep-alive` waits for the connection's end
-        self.head_only = False
-        self.compress: bytes | None = None
+
+    def respond(self, response: Response) -> None:
+        """Take the answer, once."""
+        if self.response is None:
+            self.response = response
+            self.cancel = None  # it refers back to this slot, and a cycle would need the garbage collector
+            self.connection.flush()
 
 
 class Connection(asyncio.Protocol):
@@ -44,27 +49,29 @@ class Connection(asyncio.Protocol):
         self.transport: Any = None
         self.slots: deque[_Slot] = deque()
         # Requests that were read but not begun: at most those of one read.
-        self.parked: deque[tuple[_Slot, Request | Refusal]] = deque()
+        self.parked: deque[tuple[Head | None, Request | Refusal]] = deque()
         self.begun = 0  # requests begun in this turn of the event loop
         self.pumping = False  # whether `_pump` is scheduled
         self.closing = False  # whether further requests are ignored
         self.unread = False  # whether a request was refused before its end, so that more of it may arrive
         self.clogged = False  # whether the client does not read its answers
         self.reading = True
+        self.arrived = 0.0  # when the data that is being read arrived; 0 if the transport does not tell
         self._fresh()
         self.since = server.now()  # start of the current phase: idle, head, body or lingering
 
     def _fresh(self) -> None:
         self.url = b""
         self.headers: Headers = {}  # being read: the head's, then the trailers, which are ignored
-        self.head_headers: Headers = {}  # set once the head is complete
+        self.head: Head | None = None  # set once it is complete
+        self.raw = b""  # its bytes, if all of them came at once
         self.body: list[bytes] = []
-        self.head, self.fields, self.size, self.limit = 0, 0, 0, 0
+        self.missing = 0  # bytes of the body of a remembered head, which the parser does not see
+        self.head_bytes, self.fields, self.size, self.limit = 0, 0, 0, 0
         self.phase = "idle"
         self.refused: Refusal | None = None
         self.plain = b""  # the head of a request that offers another protocol, without the offer
         self.waits = False  # whether the client waits for `100 Continue` before it sends the body
-        self.slot = _Slot()
 
     # Called by the transport
 
@@ -90,10 +97,11 @@ class Connection(asyncio.Protocol):
             if self.size > LINGER_BYTES:
                 self.transport.abort()
             return
-        self.application.turn()
         self.begun = 0
         try:
             self._feed(data)
+        except Refusal as refusal:
+            self._fail(refusal.with_traceback(None))
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, Refusal):
@@ -102,22 +110,56 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(Refusal(400, f"the request is not valid HTTP/1.1: {error}"))
         else:
-            if self.head > HEAD_BYTES and self.phase != "idle":
+            if self.head_bytes > HEAD_BYTES and self.phase != "idle":
                 self._fail(Refusal(431, f"the head or the trailers are over {HEAD_BYTES} bytes"))
 
     def _feed(self, data: bytes) -> None:
+        """Read requests. Those with a remembered head do not need the parser."""
+        while data and not self.closing:
+            if self.missing:
+                piece, data = data[: self.missing], data[self.missing :]
+                self.missing -= len(piece)
+                self.on_body(piece)
+                if not self.missing:
+                    self.on_message_complete()
+                continue
+            if self.phase == "idle":
+                self.raw, head = self.server.heads.find(data)
+                if head:
+                    data = data[len(self.raw) :]
+                    self.on_message_begin()
+                    self.missing = head.length or 0
+                    self._admit(head)
+                    if not self.missing:
+                        self.on_message_complete()
+                    continue
+            self._parse(data)
+            return
+
+    @property
+    def dropping(self) -> int:
+        """Bytes of a refused request that are still to come, of those that the parser does not see."""
+        return self.missing if self.refused else 0
+
+    def drop(self, size: int) -> None:
+        """Go on after so many of these bytes."""
+        self.missing -= size
+        if not self.missing:
+            self.on_message_complete()
+
+    def _parse(self, data: bytes | memoryview) -> None:
         """Feed the parser.
 
         The parser stops after a head that offers another protocol. To decline the offer, feed the same head again without it.
         """
-        left: bytes | memoryview = data
-        while left and not self.closing:
-            self.head += len(left)
+        while data and not self.closing:
+            self.head_bytes += len(data)
             try:
-                self.parser.feed_data(left)
-                break
+                self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
-                left, plain = memoryview(left)[offer.args[0] :], self.plain
+                data, plain = memoryview(data)[offer.args[0] :], self.plain
+            else:
+                return
             # Not in the handler, whose exception would hide a Refusal: `data_received` looks in the error's context.
             self.parser = httptools.HttpRequestParser(self)
             self._fresh()
@@ -150,7 +192,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Start a request."""
-        self.phase, self.since = "head", self.server.now()
+        self.phase, self.since = "head", self.arrived or self.server.now()
 
     def on_url(self, url: bytes) -> None:
         """Append a piece of the request's address."""
@@ -173,38 +215,33 @@ class Connection(asyncio.Protocol):
         if self.parser.should_upgrade():
             self.plain = messages.without_offer(self.parser, self.url, self.headers)
             return
-        self.head = self.fields = 0
+        self.head_bytes = self.fields = 0
+        headers, self.headers = self.headers, {}
         self.phase = "body"
-        slot, headers = self.slot, self.headers
-        self.head_headers, self.headers = headers, {}
-        slot.keep_alive = self.parser.should_keep_alive()
-        has_connection = b"connection" in headers or b"proxy-connection" in headers
-        slot.say_kept = has_connection and self.parser.get_http_version() == "1.0"
-        self.method = self.parser.get_method().decode("ascii")
-        slot.head_only = self.method == "HEAD"
-        if accepted := headers.get(b"accept-encoding"):
-            slot.compress = acceptable(accepted)
+        head = heads.read(self.parser, self.url, headers)
+        if self.raw:
+            self.server.heads.remember(self.raw, head)
+            self.raw = b""
+        self._admit(head)
+
+    def _admit(self, head: Head) -> None:
+        """Ask the application whether it accepts the request, and how many bytes of body."""
+        self.phase, self.head, headers = "body", head, head.headers
         try:
-            self.parsed = httptools.parse_url(self.url)
-            self.path = self.parsed.path.decode("ascii") if self.parsed.path else "/"
-        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
-            raise Refusal(400, "the address cannot be read") from None
-        try:
-            if b"host" not in headers and self.parser.get_http_version() == "1.1":
+            if head.version == "1.1" and b"host" not in headers:
                 raise Refusal(400, "HTTP/1.1 requires a Host header")
-            self.limit = self.application.admit(self.method, self.path, headers)
-            length = headers.get(b"content-length")
-            if length is None and headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            self.limit = self.application.admit(head.method, head.path, headers, self.since)
+            if head.length is None and headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
                 raise Refusal(501, "the only Transfer-Encoding that this server supports is chunked", close=True)
-            if length is not None and int(length) > self.limit:
-                large = Refusal(413, f"the body has {int(length)} bytes, at most {self.limit} are accepted", close=True)
-                raise self.application.about(self.method, self.path, large)
+            if head.length is not None and head.length > self.limit:
+                large = Refusal(413, f"the body has {head.length} bytes, at most {self.limit} are accepted", close=True)
+                raise self.application.about(head.method, head.path, large)
         except Refusal as refusal:
             if refusal.close:
                 raise
             # Without its frames, which refer back to it: only the garbage collector could free that cycle.
             self.refused, self.limit = refusal.with_traceback(None), max(self.limit, self.server.discard)
-        if headers.get(b"expect", b"").lower() == b"100-continue" and self.parser.get_http_version() != "1.0":
+        if headers.get(b"expect", b"").lower() == b"100-continue" and head.version != "1.0":
             if self.refused:
                 raise self.refused
             self.waits = True
@@ -218,11 +255,12 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Append a piece of the body."""
-        self.head = 0  # from here it counts the bytes of chunk sizes and trailers
+        self.head_bytes = 0  # from here it counts the bytes of chunk sizes and trailers
         self.size += len(body)
         if self.size > self.limit:
+            assert self.head, "the body comes after the head"
             large = Refusal(413, f"the body has more than {self.limit} bytes")
-            raise self.refused or self.application.about(self.method, self.path, large)
+            raise self.refused or self.application.about(self.head.method, self.head.path, large)
         if self.refused is None:
             self.body.append(body)
 
@@ -230,21 +268,22 @@ class Connection(asyncio.Protocol):
         """Begin the complete request, or park it."""
         if self.plain:
             return
-        slot, body = self.slot, self.body
+        head, body = self.head, self.body
+        assert head, "the message has a head"
         request: Request | Refusal
         if self.refused:
             request = self.refused
         else:
             content = body[0] if len(body) == 1 else b"".join(body)
-            request = Request(self.method, self.path, self.parsed.query or b"", self.head_headers, content, self.since)
+            request = Request(head.method, head.path, head.query, head.headers, content, self.since)
         self._fresh()
         self.since = self.server.now()
         if self._full():
-            self.parked.append((slot, request))
+            self.parked.append((head, request))
             self._read_on()
             self._pump_soon()
         else:
-            self._begin(slot, request)
+            self._begin(head, request)
 
     def _full(self) -> bool:
         return bool(self.parked) or self.clogged or len(self.slots) >= PIPELINED or self.begun >= PIPELINED
@@ -263,45 +302,36 @@ class Connection(asyncio.Protocol):
             self._pump_soon()
         self._read_on()
         if self.closing and not self.parked:
-            self._flush()
+            self.flush()
 
-    def _begin(self, slot: _Slot, request: Request | Refusal) -> None:
+    def _begin(self, head: Head | None, request: Request | Refusal) -> None:
         self.begun += 1
+        slot = _Slot(self, head)
         self.slots.append(slot)
-
-        def respond(response: Response) -> None:
-            if slot.response is None:
-                slot.response = response
-                slot.cancel = None  # it refers back to this slot, and a cycle would need the garbage collector
-                self._flush()
-
         if isinstance(request, Refusal):
-            return respond(self.application.refusal(request))
+            return slot.respond(self.application.refusal(request))
         try:
-            slot.cancel = self.application.answer(request, respond)
+            slot.cancel = self.application.answer(request, slot.respond)
         except Refusal as refusal:
-            respond(self.application.refusal(refusal))
+            slot.respond(self.application.refusal(refusal))
 
     def _fail(self, refusal: Refusal, *, unread: bool = True) -> None:
         """Send the pending answers and the refusal, then close, because the rest of the stream cannot be parsed."""
         self.closing, self.unread, self.size = True, unread, 0
-        slot = _Slot()
-        slot.keep_alive = False
         if self._full():
-            self.parked.append((slot, refusal))
+            self.parked.append((None, refusal))
             self._pump_soon()
         else:
-            self._begin(slot, refusal)
+            self._begin(None, refusal)
 
-    def _flush(self) -> None:
-        """Send all answers whose turn has come."""
-        slots, transport = self.slots, self.transport
+    def flush(self) -> None:
+        """Send all answers whose turn has come, in one piece."""
+        slots, content = self.slots, []
         while slots and (response := slots[0].response) is not None:
-            slot = slots.popleft()
-            last = not slot.keep_alive or response.close or self.server.draining
-            if not transport.is_closing():
-                connection = b"close" if last else b"keep-alive" if slot.say_kept else None
-                transport.write(encode(response, connection, compression=slot.compress, head_only=slot.head_only))
+            head = slots.popleft().head
+            last = head is None or not head.keep_alive or response.close or self.server.draining
+            connection = b"close" if last else b"keep-alive" if head and head.say_kept else None
+            content.append(encode(response, connection, head))
             if last:
                 self.closing = True
                 for behind in slots:
@@ -309,12 +339,18 @@ class Connection(asyncio.Protocol):
                         behind.cancel()
                 slots.clear()
                 self.parked.clear()
+                self._send(content)
                 self._end()
                 return
+        self._send(content)
         if self.parked:
             self._pump_soon()
         elif not slots and (self.closing or self.waits):
             (self._end if self.closing else self._go_on)()
+
+    def _send(self, content: list[bytes]) -> None:
+        if content and not self.transport.is_closing():
+            self.transport.write(content[0] if len(content) == 1 else b"".join(content))
 
     def _end(self) -> None:
         """Close. First read what the client still sends, because a TCP reset would discard an unread answer (RFC 9112, 9.6)."""

@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from loopline.errors import LooplineError
-from loopline.server.inference import PRINTABLE, Handler
+from loopline.server.exchange import PRINTABLE
+from loopline.server.inference import Handler
 from loopline.server.journal_writer import Journal
 from loopline.server.messages import Refusal, Request, Respond, Response
 from loopline.server.metrics import Metrics
@@ -67,7 +68,7 @@ def read(body: bytes, model: Model) -> list[tuple[str, Any, str]]:
         source = row.get("source")
         source = _word("source", "feedback" if source is None else source, place)
         identity = _word("id", row.get("id"), place)
-        if not PRINTABLE.issuperset(identity.encode()):
+        if identity.encode().translate(None, PRINTABLE):
             raise Refusal(
                 400, f"feedback {place}: no answer has the id {identity[:40]!r}: ids are ASCII without spaces"
             )

@@ -1,38 +1,28 @@
-"""The handlers of inference requests: they read, queue, answer, count and log a request. `app` has the routes to them."""
+"""The handlers of inference requests, and what they share. `app` has the routes to them, `exchange` a request's way."""
 
 from __future__ import annotations
 
-import itertools
-import os
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from loopline.lib.options import option
 from loopline.server import oip, payloads
-from loopline.server.batcher import Batcher, Job, TooLate
-from loopline.server.cache import Cache, key
+from loopline.server.batcher import Batcher, Job
+from loopline.server.cache import Cache
 from loopline.server.drift_counter import ROWS_A_SECOND, Watcher
+from loopline.server.exchange import SHED, Exchange, ItemExchange, TensorExchange, deadline
 from loopline.server.journal_writer import Journal
 from loopline.server.logs import log
-from loopline.server.messages import Cancel, Headers, Refusal, Request, Respond, Response, number
+from loopline.server.messages import Cancel, Headers, Refusal, Request, Respond, Response
 from loopline.server.metrics import Metrics
-from loopline.server.model import Decoder, Encoded, Model, Tensors
+from loopline.server.model import Decoder, Model, Tensors
 from loopline.server.model_metrics import ModelMetrics
 from loopline.server.tracing import Record
 
 LARGE = 32 * 1024  # bytes of encoded images; larger requests are decoded in a separate queue
-MOST_TIMEOUT_MS = 600_000
-MOST_ID = 128  # characters of a request's id
-GONE = 499  # status in the metrics if the client left before its answer
 PROBE = b"x-loopline-probe"  # header of the sentinel's requests, which do not count as traffic
-SHED = {429: "queue", 503: "deadline"}  # status -> the metrics' reason
-NOTEWORTHY = (400, 413, 415, 500)  # statuses caused by the input or the model
-PRINTABLE = frozenset(range(0x21, 0x7F))  # bytes that a request's id may have
 Handler = Callable[[Request, Respond], Cancel | None]
 
 
@@ -47,12 +37,6 @@ class Limits:
     signals: int = option(
         ROWS_A_SECOND, "number of samples a second and model whose drift signals are counted; 0: none"
     )
-
-
-def broken(error: Exception) -> Refusal:
-    """Log an error in the server's own code and return the Refusal (500) for it."""
-    log("error", "internal error", error=repr(error), trace=traceback.format_exception(error)[-3:])
-    return Refusal(500, "the server failed with an internal error; its log says more")
 
 
 class Inference:
@@ -75,11 +59,11 @@ class Inference:
         self.metrics, self.limits, self.refusal = metrics, limits, refusal
         self.log_requests, self.record = log_requests, record
         self.cache = Cache(limits.cache_bytes) if limits.cache_bytes else None
+        self.patience = limits.timeout_ms / 1000  # seconds in which the last request wanted its answer
         self.series = {model.name: ModelMetrics(metrics, model) for model in models}
         self.decoders = {model.name: Decoder(model) for model in models if model.spec.image}
         self.watcher = Watcher(models, metrics, rows_a_second=limits.signals, journal=journal)
         self.batcher = Batcher([*models, *self.decoders.values()], slots=slots, observe=self._observe)
-        self._ids = itertools.count(int.from_bytes(os.urandom(6), "big") << 16)
 
     def close(self) -> None:
         """End the threads."""
@@ -88,12 +72,25 @@ class Inference:
         if self.journal:
             self.journal.close()
 
-    def admit(self, model: Model, headers: Headers) -> None:
+    def note(self, exchange: Exchange, status: int, seconds: float) -> None:
+        """Log a request and record its span, as the server's options say."""
+        model, route, identity = exchange.model, exchange.route, exchange.headers[b"x-request-id"].decode("ascii")
+        if self.log_requests:
+            ms = round(seconds * 1e3, 3)
+            log("info", "request", id=identity, model=model.name, route=route, status=status, rows=exchange.rows, ms=ms)
+        if self.record:
+            facts = {"request.id": identity, "model.name": model.name, "model.version": model.version}
+            name = f"{route} {model.name}"
+            self.record(
+                name=name, seconds=seconds, status=status, headers=exchange.headers, rows=exchange.rows, **facts
+            )
+
+    def admit(self, model: Model, headers: Headers, arrived: float) -> None:
         """Raise Refusal if another row for `model` would be answered too late. Called before a request's body is read."""
-        now = time.monotonic()
-        deadline = self._deadline(headers, now)
+        due = deadline(headers, arrived, self.limits.timeout_ms)
+        self.patience = due - arrived
         try:
-            self.batcher.admit(model, 1, 0, deadline, now)
+            self.batcher.admit(model, 1, 0, due, time.monotonic())
         except Refusal as refusal:
             self.series[model.name].shed[SHED[refusal.status]].value += 1
             raise
@@ -113,25 +110,8 @@ class Inference:
             series.intact.value = intact
         self.metrics.value("cache_bytes").value = self.cache.bytes if self.cache else 0
 
-    def _deadline(self, headers: Headers, now: float) -> float:
-        """The time to answer by, on the clock of `now`. Raises Refusal (400)."""
-        timeout = headers.get(b"x-request-timeout-ms")
-        if not timeout:
-            return now + self.limits.timeout_ms / 1000
-        if not (milliseconds := number(timeout, MOST_TIMEOUT_MS)):
-            raise Refusal(400, f"X-Request-Timeout-Ms must be a whole number from 1 to {MOST_TIMEOUT_MS}")
-        return now + milliseconds / 1000
-
-    def _id(self, headers: Headers) -> bytes:
-        """The client's request id. A new id replaces an empty or invalid one, which a proxy may have written."""
-        identity = headers.get(b"x-request-id")
-        if identity and len(identity) <= MOST_ID and PRINTABLE.issuperset(identity):
-            return identity
-        return b"%x" % next(self._ids)
-
     def infer(self, model: Model) -> Handler:
         """The handler of the Open Inference Protocol."""
-        outputs, name, version = model.outputs, model.name, model.version
         read = oip.RequestReader(model.inputs, model.outputs)
 
         def handle(request: Request, respond: Respond) -> Cancel:
@@ -141,13 +121,9 @@ class Inference:
             if any(len(array) != rows for array in arrays.values()):
                 raise Refusal(400, "the inputs have different numbers of rows")
             self._check(model, arrays, rows)
-
-            def done(results: Any, headers: Headers) -> Response:
-                response = oip.answer(call, name, version, results, outputs)
-                response.headers.update(headers)
-                return response
-
-            return self._submit(model, Tensors(arrays), rows, len(request.body), request, respond, "infer", done)
+            exchange = TensorExchange(self, model, request, respond, call)
+            exchange.submit(Tensors(arrays), rows)
+            return exchange.cancel
 
         return handle
 
@@ -170,155 +146,14 @@ class Inference:
         def handle(request: Request, respond: Respond) -> Cancel:
             payload = read(request.body, request.headers)
             payload.probe = PROBE in request.headers
-            route = "probe" if payload.probe else "predict"
-            identity = self._id(request.headers)
-            request.headers[b"x-request-id"] = identity
-            payload.identity = identity.decode("ascii")
-
-            def done(answers: Any, headers: Headers) -> Response:
-                body = {
-                    "model": model.name,
-                    "version": model.version,
-                    "id": payload.identity,
-                    "predictions": answers,
-                }
-                return Response(body=(orjson.dumps(body),), headers=headers)
-
-            rows, size = len(payload.items), len(request.body)
-            if size <= LARGE or not model.spec.image:
-                return self._submit(model, payload, rows, size, request, respond, route, done)
-            return self._decode_first(model, payload, rows, size, request, respond, route, done)
+            exchange = ItemExchange(self, model, request, respond, payload)
+            if len(request.body) <= LARGE or not model.spec.image:
+                exchange.submit(payload, len(payload.items))
+            else:
+                exchange.decode()
+            return exchange.cancel
 
         return handle
-
-    def _decode_first(
-        self,
-        model: Model,
-        payload: Encoded,
-        rows: int,
-        size: int,
-        request: Request,
-        respond: Respond,
-        route: str,
-        done: Any,
-    ) -> Cancel:
-        """Queue the decoding of a large payload, then the inference."""
-        deadline = self._deadline(request.headers, request.received)
-        current: Cancel
-
-        def decoded(job: Job) -> None:
-            nonlocal current
-            try:
-                if isinstance(job.result, Exception):
-                    self._raise(model, job.result)
-                current = self._submit(model, job.result, rows, size, request, respond, route, done)
-            except Refusal as refusal:
-                self._keep_refused(model, payload, refusal)
-                respond(self._refused(model, route, refusal))
-
-        job = Job(self.decoders[model.name], payload, rows, size, deadline, decoded)
-        self.batcher.submit(job)
-        current = job.cancel
-        return lambda: current()  # noqa: PLW0108 - `current` changes
-
-    def _submit(
-        self,
-        model: Model,
-        payload: Any,
-        rows: int,
-        size: int,
-        request: Request,
-        respond: Respond,
-        route: str,
-        done: Callable[[Any, Headers], Response],
-    ) -> Cancel:
-        """Queue the payload and answer when it is done. done: makes the answer from the results. Returns how to cancel."""
-        headers = request.headers
-        own: Headers = {b"x-request-id": self._id(headers)}
-        if trace := headers.get(b"traceparent"):
-            own[b"traceparent"] = trace
-        series, received = self.series[model.name], request.received
-
-        cache_key = key(model.name, payload) if self.cache and isinstance(payload, Tensors | Encoded) else None
-        if self.cache and cache_key:
-            cached = self.cache.get(cache_key)
-            (series.misses if cached is None else series.hits).value += 1
-            if cached is not None:
-                series.ok[route].value += 1
-                respond(done(cached, own))
-                return lambda: None
-
-        def finish(job: Job) -> None:
-            series.in_flight.value -= 1
-            result = job.result
-            try:
-                if isinstance(result, Exception):
-                    self._raise(model, result)
-                response = done(result, own)
-                series.ok[route].value += 1
-                if self.cache and cache_key:
-                    self.cache.put(cache_key, result)
-            except Refusal as refusal:
-                self._keep_refused(model, payload, refusal)
-                refusal.headers.update(own)
-                response = self._refused(model, route, refusal)
-            except Exception as error:
-                response = self._refused(model, route, broken(error))
-            seconds = time.monotonic() - received
-            series.seconds[route].observe(seconds)
-            if self.log_requests or self.record:
-                self._note(model, route, response.status, rows, seconds, own)
-            respond(response)
-
-        job = Job(model, payload, rows, size, self._deadline(headers, received), finish)
-        try:
-            self.batcher.submit(job)
-        except Refusal as refusal:
-            series.shed[SHED[refusal.status]].value += 1
-            raise
-        series.in_flight.value += 1
-
-        def cancel() -> None:
-            job.cancel()
-            series.in_flight.value -= 1
-            self.count(model, route, GONE)
-
-        return cancel
-
-    def _raise(self, model: Model, error: Exception) -> None:
-        """Raise the Refusal that tells the client about its item's error."""
-        if isinstance(error, Refusal):
-            raise error
-        if isinstance(error, TooLate):
-            self.series[model.name].shed["expired"].value += 1
-            raise Refusal(503, "the deadline passed while the request waited", headers={b"retry-after": b"1"})
-        self.series[model.name].failures.value += 1
-        log("error", "inference failed", model=model.name, error=repr(error))
-        raise Refusal(500, "the model failed on this input")
-
-    def _refused(self, model: Model, route: str, refusal: Refusal) -> Response:
-        refusal.about = model, route
-        return self.refusal(refusal)
-
-    def _keep_refused(self, model: Model, payload: Any, refusal: Refusal) -> None:
-        """Write a refused input to the journal if the input or the model caused the refusal, not the load."""
-        source = payload if isinstance(payload, Encoded) else getattr(payload, "source", None)
-        if self.journal and source and not source.probe and refusal.status in NOTEWORTHY:
-            self.journal.refused(model, source.identity, source.items, refusal.status, refusal.message)
-
-    def _note(self, model: Model, route: str, status: int, rows: int, seconds: float, headers: Headers) -> None:
-        identity = headers[b"x-request-id"].decode("ascii")
-        if self.log_requests:
-            ms = round(seconds * 1e3, 3)
-            log("info", "request", id=identity, model=model.name, route=route, status=status, rows=rows, ms=ms)
-        if self.record:
-            self.record(
-                name=f"{route} {model.name}",
-                seconds=seconds,
-                status=status,
-                headers=headers,
-                **{"request.id": identity, "model.name": model.name, "model.version": model.version, "rows": rows},
-            )
 
     def _observe(self, model: Any, batch: list[Job]) -> None:
         if not isinstance(model, Model):

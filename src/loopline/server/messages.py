@@ -34,6 +34,25 @@ class Refusal(Exception):
         self.about: Any = None  # the application's own note
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A head that can be answered. headers: names in lower case; requests with the same head share them, so they are not changed.
+
+    length: bytes of the body, or None if it comes in chunks or if there is none. say_kept: whether an HTTP/1.0 client waits for
+    the connection's end unless it is told that the connection is kept. compress: the answer's encoding that the client prefers.
+    """
+
+    method: str
+    path: str
+    query: bytes
+    headers: Headers
+    length: int | None
+    version: str
+    keep_alive: bool
+    say_kept: bool
+    compress: bytes | None
+
+
 @dataclass(slots=True)
 class Request:
     """A request with its complete body. headers: names in lower case; of a repeated header the last, but see `again`."""
@@ -102,22 +121,22 @@ def acceptable(accepted: bytes) -> bytes | None:
     return best if weight > 0 and weight >= weights.get(b"identity", 0.0) else None
 
 
-def encode(response: Response, connection: bytes | None, *, compression: bytes | None, head_only: bool) -> bytes:
-    """The answer's bytes. connection: the header's value, if any. compression: an encoding that the client accepts."""
+def encode(response: Response, connection: bytes | None, head: Head | None) -> bytes:
+    """The answer's bytes. connection: the header's value, if any. head: of the request, if it could be read."""
     body = response.body[0] if len(response.body) == 1 else b"".join(response.body)
     lines = [_STATUS[response.status], b"content-type: ", response.content_type]
     if COMPRESS_FROM <= len(body) <= COMPRESS_TO and b"content-encoding" not in response.headers:
         lines.append(b"\r\nvary: accept-encoding")
-        if compression:
-            body = compress(body, compression)
-            lines += [b"\r\ncontent-encoding: ", compression]
+        if head and head.compress:
+            body = compress(body, head.compress)
+            lines += [b"\r\ncontent-encoding: ", head.compress]
     lines.append(b"\r\ncontent-length: %d" % len(body))
     for name, value in response.headers.items():
         lines += [b"\r\n", name, b": ", value]
     if connection:
         lines += [b"\r\nconnection: ", connection]
     lines.append(b"\r\n\r\n")
-    if not head_only:
+    if not (head and head.method == "HEAD"):
         lines.append(body)
     return b"".join(lines)
 
@@ -173,14 +192,36 @@ def _unpacked(body: bytes, window: int, limit: int) -> bytes:
     raise zlib.error("more follows the stream")
 
 
+class Heads(Protocol):
+    """The heads that a server remembers. See `heads`."""
+
+    def find(self, data: bytes) -> tuple[bytes, Head | None]:
+        """The complete head at the start of `data`, and its meaning if it is remembered."""
+
+    def remember(self, raw: bytes, head: Head) -> None:
+        """Remember a head."""
+
+
 class Application(Protocol):
     """The application behind a connection. All calls are made in the event loop's thread."""
 
-    def turn(self) -> None:
-        """Called before each read of a connection."""
+    def wakes(self, wake: Callable[[], None]) -> None:
+        """Call `wake` each time that `hungry` may have become true."""
 
-    def admit(self, method: str, path: str, headers: Headers) -> int:
-        """Called once the head is complete: the most bytes of body. Raises Refusal; then the body is discarded unread."""
+    def hungry(self, spent: float) -> bool:
+        """Whether to read on. spent: seconds of reading in this turn."""
+
+    def turn(self, spent: float) -> None:
+        """Called after each turn of reading, which took `spent` seconds."""
+
+    def patience(self) -> float:
+        """Seconds from a request's arrival in which it is to be answered, as the last one said."""
+
+    def admit(self, method: str, path: str, headers: Headers, arrived: float) -> int:
+        """Called once the head is complete: the most bytes of body. Raises Refusal; then the body is discarded unread.
+
+        arrived: when the head did, by the clock of time.monotonic().
+        """
 
     def about(self, method: str, path: str, refusal: Refusal) -> Refusal:
         """The refusal, with a note of its route."""
@@ -199,6 +240,10 @@ class Listener(Protocol):
     discard: int
     draining: bool
     now: Callable[[], float]
+
+    @property
+    def heads(self) -> Heads:
+        """The remembered heads."""
 
     def opened(self, connection: Any) -> None:
         """Add a connection."""

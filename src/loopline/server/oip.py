@@ -43,12 +43,25 @@ Parsed = NDArray[Any] | list[bytes]
 
 
 @dataclass(slots=True)
+class _Template:
+    """The JSON of the last answer to some JSON. It depends on nothing but the shapes if all tensors are binary."""
+
+    shapes: list[tuple[int, ...]]
+    head: bytes = b""
+    length: bytes = b""
+
+
+@dataclass(slots=True)
 class Call:
-    """An inference request. tensors: by name; a list of bytes for BYTES. outputs: requested name -> whether as binary."""
+    """An inference request. tensors: by name; a list of bytes for BYTES. outputs: requested name -> whether as binary.
+
+    template: for the answer, if the client has sent the same JSON before.
+    """
 
     id: str
     tensors: dict[str, Parsed]
     outputs: dict[str, bool]
+    template: _Template | None = None
 
 
 @dataclass(slots=True)
@@ -68,6 +81,7 @@ class _Plan:
     id: str
     parts: list[_Part]
     outputs: dict[str, bool]
+    template: _Template | None = None
 
 
 class RequestReader:
@@ -88,6 +102,8 @@ class RequestReader:
                 if len(self.plans) >= REMEMBERED:
                     self.plans.clear()
                 self.plans[head] = plan
+                if all(plan.outputs.values()):
+                    plan.template = _Template([])
         tensors: dict[str, Parsed] = {}
         start = 0
         for part in plan.parts:
@@ -100,7 +116,7 @@ class RequestReader:
                 start += part.size
         if start != len(tail):
             raise Refusal(400, f"{len(tail) - start} bytes follow the last tensor: remove them")
-        return Call(plan.id, tensors, plan.outputs)
+        return Call(plan.id, tensors, plan.outputs, plan.template)
 
     def _plan(self, head: bytes) -> _Plan:
         try:
@@ -271,15 +287,20 @@ def answer(
     call: Call, model: str, version: str, arrays: dict[str, NDArray[Any]], outputs: dict[str, Tensor]
 ) -> Response:
     """The answer as JSON, followed by the tensors that were requested as binary."""
+    template = call.template
+    if template is not None:
+        tensors = [arrays[name] for name in call.outputs]
+        if [array.shape for array in tensors] == template.shapes:
+            content = (template.head, *[array.tobytes() for array in tensors])
+            return Response(body=content, content_type=BINARY, headers={LENGTH: template.length})
     rows: list[dict[str, Any]] = []
     parts: list[bytes] = []
     for name, binary in call.outputs.items():
         array = arrays[name]
         row: dict[str, Any] = {"name": name, "datatype": outputs[name].datatype, "shape": array.shape}
         if binary:
-            content = array.tobytes()
-            row["parameters"] = {"binary_data_size": len(content)}
-            parts.append(content)
+            parts.append(array.tobytes())
+            row["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
             row["data"] = array.reshape(-1).tolist()
         rows.append(row)
@@ -289,4 +310,7 @@ def answer(
     head = orjson.dumps(fields)
     if not parts:
         return Response(body=(head,))
-    return Response(body=(head, *parts), content_type=BINARY, headers={LENGTH: b"%d" % len(head)})
+    length = b"%d" % len(head)
+    if template is not None:
+        template.shapes, template.head, template.length = [array.shape for array in tensors], head, length
+    return Response(body=(head, *parts), content_type=BINARY, headers={LENGTH: length})

@@ -150,10 +150,11 @@ async def _serve(models: list[Model], listener: socket.socket, options: ServerOp
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    acceptor = await loop.create_server(server.protocol, sock=listener, backlog=BACKLOG)
+    server.listen(listener)
     if options.metrics_port is not None:
         metrics_listener = bound(options.host, options.metrics_port)
-        await loop.create_server(server.protocol, sock=metrics_listener)
+        metrics_listener.listen(BACKLOG)
+        server.listen(metrics_listener, urgent=True)
     app.ready = True
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
@@ -162,7 +163,6 @@ async def _serve(models: list[Model], listener: socket.socket, options: ServerOp
     app.ready = False
     log("info", "stopping", connections=len(server.connections))
     await asyncio.sleep(options.grace)
-    acceptor.close()
     complete = await server.drain(idle_seconds=min(5.0, options.drain / 2), seconds=options.drain)
     app.inference.close()
     if spans:
