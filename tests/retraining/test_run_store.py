@@ -182,3 +182,23 @@ def test_a_step_that_is_killed_too_often_fails_the_run(store, tmp_path):
     make_worker(store, tmp_path, dies).work(threading.Event())
     assert (tmp_path / "done").read_text().split() == ["a"] * (runs.KILLS + 1)
     assert store.runs()[0].result == "failed"
+
+
+def test_a_retrainer_that_is_killed_itself_remembers_the_kills_of_its_steps(store, tmp_path):
+    row = decided(store)
+    dies = {"name": "a", "run": "/bin/sh -c 'echo a >> {repository}/done; kill -9 $$'", "at": "repository"}
+    for _ in range(runs.KILLS):
+        store.kill(row.id)
+    make_worker(store, tmp_path, dies).work(threading.Event())
+    assert (tmp_path / "done").read_text().split() == ["a"]
+    assert store.runs()[0].result == "failed"
+
+
+def test_a_database_of_an_earlier_version_is_opened_and_keeps_its_runs(store, tmp_path):
+    row = decided(store)
+    earlier = sqlite3.connect(store.folder / "state.db")
+    earlier.execute("ALTER TABLE runs DROP COLUMN kills")
+    earlier.close()
+    opened = RetrainerStore(store.folder)
+    assert (opened.run(row.id).step, opened.run(row.id).kills) == ("a", 0)
+    opened.close()

@@ -38,7 +38,7 @@ PLACES = {name: f"<{name}>" for name in policy.PLACES} | {
 
 def run(**changes):
     values = {"id": "classifier-1", "model": "classifier", "version": "", "started": 0.0, "ended": None, "result": None}
-    return Run(**values | {"step": None, "pid": None, "created": None} | changes)
+    return Run(**values | {"step": None, "pid": None, "created": None, "kills": 0} | changes)
 
 
 # The policy

@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS decisions (
     reasons TEXT NOT NULL, logged INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL, started REAL NOT NULL, ended REAL, result TEXT,
-    step TEXT, pid INTEGER, created REAL);
+    step TEXT, pid INTEGER, created REAL, kills INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS signatures (signature TEXT PRIMARY KEY, until REAL NOT NULL);
 """
 
@@ -71,7 +71,11 @@ class AlertRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run. step: the current or the next one. pid, created: of the step's process. result: None until the run ends."""
+    """A run. A run that an alert started has the alert's id.
+
+    step: the current or the next one. pid, created: of the step's process. result: None until the run ends. kills: how many of
+    its steps' processes were killed.
+    """
 
     id: str
     model: str
@@ -82,6 +86,7 @@ class Run:
     step: str | None
     pid: int | None
     created: float | None
+    kills: int
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,9 @@ class RetrainerStore:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(SCHEMA)
+        with self._transaction() as db:  # a database of an earlier version lacks the column
+            if "kills" not in {column["name"] for column in db.execute("PRAGMA table_info(runs)")}:
+                db.execute("ALTER TABLE runs ADD COLUMN kills INTEGER NOT NULL DEFAULT 0")
 
     def close(self) -> None:
         """Close the database."""
@@ -228,6 +236,11 @@ class RetrainerStore:
         """Note the run's current step, and its process once it has one."""
         with self._transaction() as db:
             db.execute("UPDATE runs SET step = ?, pid = ?, created = ? WHERE id = ?", (name, pid, created, run))
+
+    def kill(self, run: str) -> None:
+        """Note that a step of the run was killed."""
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET kills = kills + 1 WHERE id = ?", (run,))
 
     def end(self, run: Run, result: str, reason: str) -> None:
         """End a run. result: succeeded, refused or failed. The reason becomes a line for the decision log."""

@@ -50,7 +50,7 @@ def carry_out(run: Run, policy: RetrainingPolicy, store: RetrainerStore, place: 
     names = [step.name for step in policy.steps]
     if run.step not in names:
         return _finish(run, "failed", f"the policy no longer has the step {run.step}", store, place)
-    number, kills = names.index(run.step), 0
+    number, kills = names.index(run.step), run.kills
     if run.pid is not None:  # this step was interrupted
         number = names.index(policy.steps[number].again or run.step)
     while number < len(names):
@@ -61,6 +61,7 @@ def carry_out(run: Run, policy: RetrainingPolicy, store: RetrainerStore, place: 
             return None
         if code < 0 and kills < KILLS:
             kills += 1
+            store.kill(run.id)
             number = names.index(step.again or step.name)
             continue
         log = place.logs(run.id) / f"{step.name}.log"
