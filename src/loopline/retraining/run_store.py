@@ -13,12 +13,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loopline.errors import LooplineError
+from loopline.lib import locks
 from loopline.retraining.guard import Action, Alert, Past, RetrainingDecision
 
 DOORS = ("alertmanager", "grafana")
@@ -129,6 +130,16 @@ class RetrainerStore:
             self._db.close()
 
     @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Hold the lock of the one process that carries out runs. Raises LooplineError if another process holds it."""
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(locks.held(self.folder / "lock", wait=False))
+            except OSError as error:
+                raise LooplineError(f"another retrainer works in {self.folder}: stop it first") from error
+            yield
+
+    @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._db:  # the connection commits, or rolls back whatever ends it
             self._db.execute("BEGIN IMMEDIATE")
@@ -191,8 +202,12 @@ class RetrainerStore:
             if decision.action.value != row.action:
                 self._line(db, row.id, row.model, decision.action.value, row.version, reasons)
             if decision.action is Action.RETRAIN:
-                values = (row.id, row.model, row.version, time.time(), first_step)
-                db.execute("INSERT INTO runs (id, model, version, started, step) VALUES (?, ?, ?, ?, ?)", values)
+                self._begin(db, row.id, row.model, row.version, first_step)
+
+    @staticmethod
+    def _begin(db: sqlite3.Connection, id_: str, model: str, version: str, first_step: str) -> None:
+        values = (id_, model, version, time.time(), first_step)
+        db.execute("INSERT INTO runs (id, model, version, started, step) VALUES (?, ?, ?, ?, ?)", values)
 
     @staticmethod
     def _line(db: sqlite3.Connection, alert: str, model: str, action: str, version: str, reasons: str) -> None:
@@ -222,9 +237,23 @@ class RetrainerStore:
             raise LooplineError(f"there is no run {id_}: `loopline retrainer status` lists the runs")
         return match
 
+    def begin(self, id_: str, model: str, version: str, first_step: str) -> Run:
+        """Store a run that no alert started, and return it. version: of the champion, "" without one."""
+        with self._transaction() as db:
+            self._begin(db, id_, model, version, first_step)
+        return self.run(id_)
+
+    def without_alert(self, id_: str, model: str) -> Run | None:
+        """The run with this id that no alert started, or None. Raises LooplineError if an alert or another model has the id."""
+        run = next((run for run in self.runs() if run.id == id_), None)
+        if any(alert.id == id_ for alert in self.alerts()) or (run and run.model != model):
+            raise LooplineError(f"{id_} is the id of an alert or of another model's run: choose another one")
+        return run
+
     def under_way(self) -> Run | None:
-        """The run that has not ended, or None."""
-        return next((run for run in self.runs() if run.result is None), None)
+        """The run of an alert that has not ended, or None."""
+        alerts = {alert.id for alert in self.alerts()}
+        return next((run for run in self.runs() if run.result is None and run.id in alerts), None)
 
     def past(self, model: str) -> tuple[Past, ...]:
         """The model's ended runs, the oldest first."""
