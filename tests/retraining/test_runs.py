@@ -247,8 +247,8 @@ def test_a_model_without_the_key_pretrained_is_reported():
 def test_a_step_gets_the_repository_s_registry_and_no_secret_of_the_retrainer(tmp_path, monkeypatch):
     monkeypatch.setenv("LOOPLINE_RETRAINER_TOKEN", "secret")
     monkeypatch.setenv("LOOPLINE_RETRAINER_HMAC_SECRET_FILE", "secret")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("LOOPLINE_DECISIONS", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # as a workflow does without a value
+    monkeypatch.setenv("LOOPLINE_DECISIONS", "")
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
     place = Place(tmp_path, tmp_path, tmp_path)
     environment = runs.environment(place, tmp_path, "train")
