@@ -372,3 +372,31 @@ def test_a_retraining_takes_names_and_ids_alone(tmp_path, given, said):
     assert done.returncode == 1
     assert said in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def program(path, script):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(("journal", "passed"), [("", ".loopline/journal"), ("s3://a/b", "s3://a/b")])
+def test_a_retraining_is_a_run_of_the_retrainer_and_keeps_its_exit_code(tmp_path, journal, passed):
+    program(tmp_path / ".venv/bin/loopline", 'echo "$@"; exit 2')
+    done = call("retrain", cwd=tmp_path, MODEL="text", RUN="text-1", JOURNAL=journal)
+    assert (done.returncode, done.stdout) == (2, f"retrainer run text text-1 --journal {passed}\n")
+
+
+def test_the_pull_request_has_the_run_s_report_without_its_pictures(tmp_path):
+    for name in ("difference", "propose"):
+        program(tmp_path / "scripts" / name, ":")
+    (tmp_path / "reports/retraining/text-1").mkdir(parents=True)
+    (tmp_path / "reports/retraining/text-1/report.md").write_text("# Retraining\n![parts](parts.png)\n+0.1\n")
+    (tmp_path / "reports/difference.md").write_text("### Metrics\n")
+    (script,) = (
+        run for step in steps(ROOT / ".github/workflows/retrain.yml") if "pack" in (run := step.get("run", ""))
+    )
+    given = os.environ | {"RUN": "text-1", "MODEL": "text", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    subprocess.run(["bash", "-e", "-o", "pipefail", "-c", script], cwd=tmp_path, env=given, check=True)
+    for file in ("summary", "reports/evidence.md"):
+        assert (tmp_path / file).read_text() == "# Retraining\n+0.1\n\n### Metrics\n"

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import brightness
 import bundles
+import journals
 import prometheus
 import yaml
 
+from loopline.data import manifest
 from loopline.release import bundle, decisions
 from loopline.retraining.run_store import RetrainerStore
 
@@ -73,6 +75,44 @@ def signed(body, *, at=None, secret=SECRET):
     stamp = str(int(time.time() if at is None else at))
     signature = hmac.new(secret.encode(), f"{stamp}:".encode() + body, hashlib.sha256).hexdigest()
     return {"X-Grafana-Alerting-Signature": signature, "X-Grafana-Alerting-Timestamp": stamp}
+
+
+def shifted(folder):
+    """(a new journal in this folder, the test samples): each brightness once, every fourth labelled as batch v2.
+
+    Of the journal's requests, 60 came before the first labelled one and 90 came since.
+    """
+    images = [brightness.png(v) for v in range(256)]
+    labelled = [journals.entry(str(v), image=images[v], time=1000.0 + v) for v in range(0, 256, 4)]
+    before, after = (
+        [journals.entry(f"{at}-{n}", time=at + n) for n in range(count)] for at, count in ((0.0, 60), (2000.0, 26))
+    )
+    labels = [journals.label(line["id"], "bright") for line in labelled]
+    samples = [
+        manifest.Sample(
+            id=hashlib.sha256(images[v]).hexdigest(),
+            source="v2" if v % 4 == 0 else "dataset",
+            path=f"{v}.png",
+            split="test",
+            label="bright" if v > 127 else "dark",
+            image=images[v],
+            width=8,
+            height=8,
+        )
+        for v in range(256)
+    ]
+    return journals.kept(folder, *before, *labelled, *after, *labels), samples
+
+
+def threshold_bundle(folder, threshold):
+    """Write the bundle of a model that calls brightness above the threshold bright; the true threshold is 127.5."""
+    parts = folder.with_name(f"parts{threshold}")
+    parts.mkdir(parents=True)
+    model = brightness.onnx_model(parts / "model.onnx", threshold)
+    (parts / "drift.json").write_text(json.dumps(brightness.reference(brightness.described().spec)))
+    return bundle.write(
+        folder, brightness.described(), model=model, drift=parts / "drift.json", card="# c\n", pictures=[]
+    )
 
 
 class Retrainer:

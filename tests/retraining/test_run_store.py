@@ -14,7 +14,7 @@ from loopline.retraining.facts import Sources
 from loopline.retraining.guard import Action, Alert, RetrainingDecision
 from loopline.retraining.run_store import RetrainerStore, key
 from loopline.retraining.runs import Place
-from loopline.retraining.worker import Worker
+from loopline.retraining.worker import Worker, write_lines
 
 ALERT = Alert(model="classifier", name="RetrainCandidate", version="abc")
 RETRAIN = RetrainingDecision(Action.RETRAIN, ("drift",))
@@ -51,23 +51,22 @@ def decided(store, fingerprint="one"):
     return row
 
 
-def test_a_line_that_was_written_and_not_noted_is_not_written_again(store, tmp_path, monkeypatch):
+def test_a_line_that_was_written_and_not_noted_is_not_written_again(store, monkeypatch):
     decided(store)
-    worker = make_worker(store, tmp_path, *STEPS)
     with monkeypatch.context() as dying:
         dying.setattr(RetrainerStore, "logged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            worker.write_lines()
+            write_lines(store)
     assert len(store.unlogged()) == 1
-    worker.write_lines()
+    write_lines(store)
     assert store.unlogged() == []
     assert [record.action for record in decisions.read().records] == ["retrain"]
 
 
-def test_the_retrainer_s_lines_do_not_change_the_champion(store, tmp_path):
+def test_the_retrainer_s_lines_do_not_change_the_champion(store):
     decisions.append("classifier", "promote", bundle="b" * 64, champion="b" * 64, reasons=["first"])
     decided(store)
-    make_worker(store, tmp_path, *STEPS).write_lines()
+    write_lines(store)
     assert decisions.champions(decisions.read().records)["classifier"].champion == "b" * 64
 
 
@@ -182,3 +181,29 @@ def test_a_step_that_is_killed_too_often_fails_the_run(store, tmp_path):
     make_worker(store, tmp_path, dies).work(threading.Event())
     assert (tmp_path / "done").read_text().split() == ["a"] * (runs.KILLS + 1)
     assert store.runs()[0].result == "failed"
+
+
+def test_a_retrainer_that_is_killed_itself_remembers_the_kills_of_its_steps(store, tmp_path):
+    row = decided(store)
+    dies = {"name": "a", "run": "/bin/sh -c 'echo a >> {repository}/done; kill -9 $$'", "at": "repository"}
+    for _ in range(runs.KILLS):
+        store.kill(row.id)
+    make_worker(store, tmp_path, dies).work(threading.Event())
+    assert (tmp_path / "done").read_text().split() == ["a"]
+    assert store.runs()[0].result == "failed"
+
+
+def test_a_database_of_an_earlier_version_is_opened_and_keeps_its_runs(store, tmp_path):
+    row = decided(store)
+    earlier = sqlite3.connect(store.folder / "state.db")
+    earlier.execute("ALTER TABLE runs DROP COLUMN kills")
+    earlier.close()
+    opened = RetrainerStore(store.folder)
+    assert (opened.run(row.id).step, opened.run(row.id).kills) == ("a", 0)
+    opened.close()
+
+
+def test_the_worker_leaves_alone_a_run_that_no_alert_started(store, tmp_path):
+    run = store.begin("mine", "classifier", "", "a")
+    assert not make_worker(store, tmp_path, *STEPS).work(threading.Event())
+    assert store.run("mine") == run

@@ -1,7 +1,6 @@
 """A run: the policy's steps, the worktree, the evidence, GitHub, and ending left-over processes."""
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -38,7 +37,7 @@ PLACES = {name: f"<{name}>" for name in policy.PLACES} | {
 
 def run(**changes):
     values = {"id": "classifier-1", "model": "classifier", "version": "", "started": 0.0, "ended": None, "result": None}
-    return Run(**values | {"step": None, "pid": None, "created": None} | changes)
+    return Run(**values | {"step": None, "pid": None, "created": None, "kills": 0} | changes)
 
 
 # The policy
@@ -61,6 +60,7 @@ def written(tmp_path, change):
         ({"here": [{"name": "a", "run": "x", "again": "b"}]}, "is not an earlier step"),
         ({"here": [{"name": "a", "run": "x"}, {"name": "a", "run": "y"}]}, "the same name"),
         ({"here": [{"name": "../a", "run": "x"}]}, "here.0.name"),
+        ({"here": [{"name": name, "run": "x", "gate": True} for name in "ab"]}, "a run has one gate"),
         (
             {"here": [{"name": "a", "run": "x", "own_time": True}, {"name": "b", "run": "y"}]},
             "only the last step may have own_time",
@@ -90,6 +90,24 @@ def test_the_verbs_of_the_committed_policy_exist():
     assert len(arguments) >= 7
     for words in arguments:
         assert isinstance(cli.parser().parse_args(words), argparse.Namespace)  # exits on words that it does not know
+
+
+def test_a_run_up_to_the_gate_has_the_worker_s_steps_also_where_github_trains():
+    committed = policy.load(COMMITTED)
+    github_policy = committed.model_copy(update={"where": "github"})
+    assert github_policy.until_gate().steps == committed.steps[:-1]
+    assert committed.steps[-1].name == "rollout"
+
+
+@pytest.mark.parametrize(("name", "last"), [("evidence", "evidence"), ("mine", None)])
+def test_an_older_file_s_gate_is_called_evidence_and_another_name_needs_the_key(tmp_path, name, last):
+    steps = [{"name": each, "run": "x"} for each in ("train", name, "rollout")]
+    older = policy.load(written(tmp_path, {"here": steps}))
+    if last:
+        assert older.until_gate().steps[-1].name == last
+    else:
+        with pytest.raises(LooplineError, match="add `gate: true` to the step under `here:`"):
+            older.until_gate()
 
 
 def test_the_committed_rollout_promotes_in_the_registry_and_takes_its_inputs_from_the_run_s_journal():
@@ -229,8 +247,8 @@ def test_a_model_without_the_key_pretrained_is_reported():
 def test_a_step_gets_the_repository_s_registry_and_no_secret_of_the_retrainer(tmp_path, monkeypatch):
     monkeypatch.setenv("LOOPLINE_RETRAINER_TOKEN", "secret")
     monkeypatch.setenv("LOOPLINE_RETRAINER_HMAC_SECRET_FILE", "secret")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("LOOPLINE_DECISIONS", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # as a workflow does without a value
+    monkeypatch.setenv("LOOPLINE_DECISIONS", "")
     monkeypatch.setenv("LOOPLINE_GITHUB_TOKEN", "github-token")
     place = Place(tmp_path, tmp_path, tmp_path)
     environment = runs.environment(place, tmp_path, "train")
@@ -274,7 +292,7 @@ def test_a_left_over_process_is_ended_but_not_another_one_with_the_same_id():
 
 
 def test_a_step_does_nothing_if_the_retrainer_dies_before_saving_its_process_id(tmp_path):
-    command = [*runs.GATE, "/usr/bin/touch", str(tmp_path / "done")]
+    command = [*runs.LAUNCHER, "/usr/bin/touch", str(tmp_path / "done")]
     gate = subprocess.Popen(command, stdin=subprocess.PIPE)
     gate.stdin.close()
     assert gate.wait(30) != 0
@@ -389,41 +407,14 @@ def weighed(tmp_path, monkeypatch):
     (tree / "data/batches/classifier").mkdir(parents=True)
     (tree / "data/batches/classifier/v2.dvc").touch()
     (tree / "params.yaml").write_text(brightness.params())
-    images = [brightness.png(v) for v in range(256)]
-    labelled = [journals.entry(str(v), image=images[v], time=1000.0 + v) for v in range(0, 256, 4)]
-    before, after = (
-        [journals.entry(f"{at}-{n}", time=at + n) for n in range(count)] for at, count in ((0.0, 60), (2000.0, 26))
-    )
-    labels = [journals.label(line["id"], "bright") for line in labelled]
-    journal = journals.kept(tmp_path / "journal", *before, *labelled, *after, *labels)
-    samples = [
-        manifest.Sample(
-            id=hashlib.sha256(images[v]).hexdigest(),
-            source="v2" if v % 4 == 0 else "dataset",
-            path=f"{v}.png",
-            split="test",
-            label="bright" if v > 127 else "dark",
-            image=images[v],
-            width=8,
-            height=8,
-        )
-        for v in range(256)
-    ]
+    journal, samples = retrainers.shifted(tmp_path / "journal")
     path = tree / "data/classifier/manifest.parquet"
     manifest.write(path, samples, task="classification", labels=brightness.LABELS)
     monkeypatch.chdir(tree)
 
     def make(threshold):
         for folder, middle in ((served, 160), (tree, threshold)):
-            (folder / "models/classifier").mkdir(parents=True, exist_ok=True)
-            parts = tmp_path / f"parts{middle}"
-            parts.mkdir()
-            model = brightness.onnx_model(parts / "model.onnx", middle)
-            (parts / "drift.json").write_text(json.dumps(brightness.reference(brightness.described().spec)))
-            target = folder / "models/classifier/bundle"
-            bundle.write(
-                target, brightness.described(), model=model, drift=parts / "drift.json", card="# c\n", pictures=[]
-            )
+            retrainers.threshold_bundle(folder / "models/classifier/bundle", middle)
         version = bundle.read(served / "models/classifier/bundle").version[:12]
         path, decision = run_report.make(run(version=version), served, journal)
         return path.read_text(encoding="utf-8"), decision, path.parent

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +82,7 @@ def _status(_: argparse.Namespace) -> int:
         print(f"{run.id} {run.result}" if run.result else "\n  ".join(_under_way(run)))
     if not store.alerts():
         print("no alert came yet, so nothing was decided")
-    elif not store.under_way():
+    elif all(run.result for run in store.runs()):
         print("no run is under way")
     return 0
 
@@ -94,6 +96,47 @@ def _under_way(run: Run) -> list[str]:
     line = runs.last_line(_root() / RUNS_FOLDER / run.id / f"{run.step}.log")
     head = f"{run.id} under way for {(time.time() - run.started) / 60:.1f} min, step {run.step}"
     return [head, *([line] if line else [])]
+
+
+def _run(options: argparse.Namespace) -> int:
+    import signal
+
+    from loopline.retraining import RUNS_FOLDER, worker
+
+    os.environ.setdefault("LOOPLINE_ACTOR", "retrainer")
+    stop, over = threading.Event(), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    journal = str(options.journal)
+    journal = journal if "://" in journal else str(Path(journal).absolute())
+    policy_file, store = options.policy.absolute(), _store()
+    os.chdir(_root())  # whose registry, decision log and params.yaml count
+    logs = RUNS_FOLDER / options.run_id
+    printer = threading.Thread(target=_follow, args=(logs, over))
+    printer.start()
+    try:
+        run = worker.run_to_gate(options.model, options.run_id, journal, policy_file, store, stop)
+    finally:
+        over.set()
+        printer.join()
+    report = Path("reports/retraining") / run.id / "report.md"
+    where = f"evidence in {report}, logs" if report.exists() else "logs"
+    print(f"{run.id}: {run.result or f'stopped in step {run.step}; the same command resumes it'}; {where} in {logs}")
+    return {"succeeded": 0, "refused": 2}.get(str(run.result), 1)
+
+
+def _follow(logs: Path, over: threading.Event) -> None:
+    """Print what is added to the logs in this folder until `over` is set."""
+    shown = {log: log.stat().st_size for log in logs.glob("*.log")}
+    last = False
+    while not last:
+        last = over.wait(0.2)
+        for log in sorted(logs.glob("*.log"), key=lambda log: log.stat().st_mtime):
+            with log.open("rb") as file:
+                file.seek(shown.get(log, 0))
+                sys.stdout.write(file.read().decode("utf-8", "replace"))
+                shown[log] = file.tell()
+        sys.stdout.flush()
 
 
 def _approve(options: argparse.Namespace) -> int:
@@ -131,7 +174,7 @@ def _report(options: argparse.Namespace) -> int:
 
     root = _root()
     path, decision = run_report.make(_store().run(options.run_id), root, root / options.journal)
-    print(f"{path}: {decision}")
+    print("\n  ".join([f"{path}: {'accepted' if decision.promote else 'refused'}", *decision.reasons]))
     return 0 if decision.promote else 2
 
 
@@ -164,10 +207,20 @@ def add(verbs: Verbs) -> None:
     pause = verb(actions, "pause", _pause, "start no more runs until `resume`: the kill switch")
     pause.add_argument("reason", nargs="?", default="by hand", help="reason to show")
     verb(actions, "resume", _resume, "end the pause")
+    text = "carry out or resume a run without an alert, up to its gate; exits with 2 if the challenger is refused"
+    start = verb(actions, "run", _run, text)
+    start.add_argument("model", help="name of the model")
+    start.add_argument("run_id", metavar="RUN", help="id of the new run, or of the one to resume")
+    text = f"folder or URL of the journal that labels come from (default: {JOURNAL})"
+    start.add_argument("--journal", default=argparse.SUPPRESS, metavar="FOLDER_OR_URL", help=text)
     for name, run, text in (
         ("approve", _approve, "approve the run of an alert that waits for approval"),
         ("worktree", _worktree, "make a run's worktree (a step of the run)"),
-        ("report", _report, "write a run's evidence (a step of the run); exits with 2 if the candidate is refused"),
+        (
+            "report",
+            _report,
+            "judge a run's challenger and write the evidence (the run's gate); exits with 2 if it is refused",
+        ),
         ("dispatch", _dispatch, "start retrain.yml on GitHub for a run (a step of the run)"),
     ):
         command = verb(actions, name, run, text)

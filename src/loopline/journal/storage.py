@@ -5,13 +5,36 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from math import nan
+from pathlib import Path
 from typing import Any
 
 from loopline.errors import LooplineError
 
 FOLDER = "parts"
+
+
+def local(place: str, copy: Path) -> Path:
+    """The folder of the journal at `place`; if that is a URL of fsspec, the copy of the journal at `copy`, made once.
+
+    Raises LooplineError if the URL cannot be read.
+    """
+    if "://" not in place:
+        return Path(place)
+    if not copy.exists():
+        import fsspec
+
+        partial = copy.with_name(f"{copy.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            remote, root = fsspec.core.url_to_fs(place)
+            remote.get(f"{root.rstrip('/')}/", f"{partial}/", recursive=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise LooplineError(f"the journal at {place} cannot be copied: {error}") from error
+        partial.rename(copy)
+    return copy
 
 
 class Parts:

@@ -106,8 +106,8 @@ def _promote(
             decision = promotion.decide(measured, baseline, demands, present)
             proof |= {"test_set": measured.test_set, "samples": measured.n, **_sealed(decision.figures)}
     version = challenger.tags[HASH]
-    if not again and (withdrawn := decisions.withdrawn(decisions.read().records, name, version)):
-        decision = replace(decision, promote=False, reasons=(f"it was rolled back before: {withdrawn}",))
+    if not again:
+        decision = unless_withdrawn(decision, name, version)
     if dry_run:
         return decision
     if not decision.promote:
@@ -116,6 +116,13 @@ def _promote(
     _make_champion(store, challenger, "promote", old=old, reasons=decision.reasons, proof=proof)
     store.delete_registered_model_alias(name, CHALLENGER)
     return decision
+
+
+def unless_withdrawn(decision: promotion.PromotionDecision, name: str, version: str) -> promotion.PromotionDecision:
+    """Return the decision on this version, or its refusal if the version was rolled back before."""
+    if (withdrawn := decisions.withdrawn(decisions.read().records, name, version)) is None:
+        return decision
+    return replace(decision, promote=False, reasons=(f"it was rolled back before: {withdrawn}",))
 
 
 def rollback(name: str, reason: str = "asked for") -> decisions.DecisionRecord:
@@ -171,6 +178,13 @@ def fetch(name: str, version: str, into: Path) -> Stored:
             run_tags=dict(run.data.tags),
             bundle=_fetch(store, stored, into),
         )
+
+
+def champion(name: str, into: Path) -> Bundle | None:
+    """Fetch the champion's bundle into the folder `into` and return it; None if the registry has no champion."""
+    with _registry() as store:
+        version = _aliased(store, name, CHAMPION)
+        return _fetch(store, version, into) if version else None
 
 
 def follow(name: str, version: str, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 `webhook` receives alerts, `alerts` authenticates and parses them, `run_store` stores everything that must survive a crash.
 `worker` asks the `guard`, whose evidence `facts` gathers from Prometheus and the journal, and has `runs` execute a run's steps.
-`policy` reads monitoring/retraining.yaml, which lists these steps; `worktree` and `run_report` implement two of them.
+`policy` reads monitoring/retraining.yaml, which lists these steps; `worktree` and `run_report`, the gate, implement two of them.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from loopline.errors import LooplineError
 from loopline.observability import prometheus_api, rules
 from loopline.release import bundle
 from loopline.retraining.guard import RetrainingEvidence
+
+DEPLOYED = Path(".loopline/bundles")  # MODEL/VERSION; a partial copy has the suffix .partial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +67,25 @@ def served_bundle(model: str, version: str, repository: Path) -> bundle.Bundle:
 
     Raises LooplineError if none of them has this version.
     """
-    # Deployed bundles are named by version; a partial copy has the suffix .partial.
-    kept = sorted((repository / ".loopline/bundles" / model).glob("*/"))
+    kept = sorted((repository / DEPLOYED / model).glob("*/"))
     named = [folder for folder in kept if folder.name.startswith(version) and folder.suffix != ".partial"]
     for folder in [*named, repository / "models" / model / "bundle"]:
         if version and (folder / bundle.SUMS).exists() and (served := bundle.read(folder)).version.startswith(version):
             return served
     raise LooplineError(f"the bundle of {model} in version {version or 'unknown'} is not here")
+
+
+def registered_champion(model: str, repository: Path) -> str:
+    """Keep the bundle of the registry's champion beside the deployed ones; return its version, or "" if there is no champion."""
+    from loopline.release import registry
+
+    kept = repository / DEPLOYED / model
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept, suffix=".partial") as scratch:
+        champion = registry.champion(model, Path(scratch) / "champion")
+        if champion and not (kept / champion.version).exists():
+            champion.folder.rename(kept / champion.version)
+    return champion.version if champion else ""
 
 
 def _of(series: list[prometheus_api.Series], labels: Mapping[str, str]) -> list[prometheus_api.Series]:

@@ -29,13 +29,15 @@ class Step(Strict):
     """One command of a run. It must be safe to start twice.
 
     run: the command, with names from PLACES in braces. at: the folder in which it runs. again: the step from which a run that was
-    interrupted in this step resumes (default: this step). own_time: the run's timeout does not apply; only for the last step.
+    interrupted in this step resumes (default: this step). gate: this step judges the challenger, and `loopline retrainer run` ends
+    with it. own_time: the run's timeout does not apply; only for the last step.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z-]*$")
     run: str
     at: Literal["worktree", "repository"] = "worktree"
     again: str | None = None
+    gate: bool = False
     own_time: bool = False
 
     @field_validator("run")
@@ -83,6 +85,8 @@ class RetrainingPolicy(Strict):
         names = [step.name for step in self.here]
         if len(set(names)) < len(names):
             raise ValueError("two steps have the same name")
+        if sum(step.gate for step in self.here) > 1:
+            raise ValueError("two steps have gate: true, but a run has one gate")
         if early := [step.name for step in self.here[:-1] if step.own_time]:
             raise ValueError(
                 f"step {early[0]}: only the last step may have own_time; a later one would begin after the timeout"
@@ -100,6 +104,18 @@ class RetrainingPolicy(Strict):
         if self.where == "github":
             return (Step(name=DISPATCH, run="loopline retrainer --policy {policy} dispatch {run}", at="repository"),)
         return self.here
+
+    def until_gate(self) -> RetrainingPolicy:
+        """This policy with only the steps of `here` up to the gate, whatever `where` says. Raises LooplineError without a gate."""
+        # A file that was written before the key `gate` existed may still call its gate `evidence`.
+        gate = next((step for step in self.here if step.gate), None) or next(
+            (step for step in self.here if step.name == "evidence"), None
+        )
+        if gate is None:
+            raise LooplineError(
+                "no step of the retraining policy is the gate: add `gate: true` to the step under `here:` that judges the challenger"
+            )
+        return self.model_copy(update={"where": "here", "here": self.here[: self.here.index(gate) + 1]})
 
 
 def load(path: Path = POLICY) -> RetrainingPolicy:

@@ -1,4 +1,4 @@
-"""Write a run's evidence as Markdown with pictures: the challenger compared with the served champion.
+"""The gate of a run: judge the challenger against the champion, and write the evidence as Markdown with pictures.
 
 It runs in the run's worktree, whose test split includes a part of the new data, and writes `reports/retraining/<run>/` in the
 repository.
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopline import settings
-from loopline.errors import LooplineError
 from loopline.lib import files
 from loopline.release import bundle, current, decisions, promotion, promotion_evidence, registry
 from loopline.release.bundle import Bundle
@@ -43,30 +42,34 @@ class ReportPart:
 
 
 def make(run: Run, repository: Path, journal: Path) -> tuple[Path, PromotionDecision]:
-    """Compare the worktree's bundle with the served one by the policy in params.yaml; return the report's path and the decision.
+    """Compare the worktree's bundle with the champion by the policy in params.yaml; return the report's path and the decision.
 
-    The decision is logged once. journal: its recent traffic gives the weights of the old and the new part of the test split.
-    Raises LooplineError if a bundle is missing.
+    Without a champion only the floors count. The decision is logged once. journal: its recent traffic gives the weights of the old
+    and the new part of the test split. Raises LooplineError if a bundle is missing.
     """
     params, model = settings.model(run.model)
     policy = registry.policy(params, model)
     challenger = bundle.read(Path("models") / run.model / "bundle")
-    champion = facts.served_bundle(run.model, run.version, repository)
+    champion = facts.served_bundle(run.model, run.version, repository) if run.version else None
     path = Path("data") / run.model / "manifest.parquet"
     challenger_evidence, champion_evidence = promotion_evidence.gather(challenger, champion, path)
-    if champion_evidence is None:
-        raise LooplineError(f"{run.model}: there is no champion to compare the challenger with")
-    present = current.gather(run.model, path, journal)
+    present = current.gather(run.model, path, journal) if champion else None
     decision = promotion.decide(challenger_evidence, champion_evidence, policy, present)
-    masks = {ALL: np.ones(len(present.new), bool), OLD: ~present.new, NEW: present.new}
-    parts = {
-        name: _part(challenger_evidence, champion_evidence, mask, policy) for name, mask in masks.items() if mask.any()
-    }
+    decision = registry.unless_withdrawn(decision, run.model, challenger.version)
     folder = repository / "reports/retraining" / run.id
     folder.mkdir(parents=True, exist_ok=True)
-    _draw_parts(folder / "parts.png", parts, policy.metric)
-    _draw_changes(folder / "changes.png", decision.figures.get("parts", {}))
-    files.write(folder / "report.md", _text(run, challenger, champion, decision, parts, policy.metric))
+    comparison = []
+    if champion_evidence and present:
+        masks = {ALL: np.ones(len(present.new), bool), OLD: ~present.new, NEW: present.new}
+        parts = {
+            name: _part(challenger_evidence, champion_evidence, mask, policy)
+            for name, mask in masks.items()
+            if mask.any()
+        }
+        _draw_parts(folder / "parts.png", parts, policy.metric)
+        _draw_changes(folder / "changes.png", decision.figures.get("parts", {}))
+        comparison = _comparison(decision, parts, policy.metric)
+    files.write(folder / "report.md", _text(run, challenger, champion, decision, comparison))
     _log(run, challenger.version, decision)
     return folder / "report.md", decision
 
@@ -101,13 +104,25 @@ def _part(
 
 
 def _text(
-    run: Run,
-    challenger: Bundle,
-    champion: Bundle,
-    decision: PromotionDecision,
-    parts: Mapping[str, ReportPart],
-    metric: str,
+    run: Run, challenger: Bundle, champion: Bundle | None, decision: PromotionDecision, comparison: list[str]
 ) -> str:
+    bundles = {"challenger": challenger} | ({"champion": champion} if champion else {})
+    return "\n\n".join([
+        f"# Retraining {run.id}",
+        f"The gate **{'accepted' if decision.promote else 'refused'}** the challenger by its demands in `params.yaml`:",
+        "\n".join(f"- {plain(reason)}" for reason in decision.reasons),
+        table(
+            ["", "bundle", "data", "code"],
+            [[role, *(f"`{hash_:.12}`" for hash_ in (b.version, b.manifest.lineage.data, b.manifest.lineage.code))]
+             for role, b in bundles.items()],
+        ),
+        *comparison,
+        f"The branch `retrain/{run.id}` has the data version and `dvc.lock`: `git merge retrain/{run.id}` keeps them.",
+    ]) + "\n"  # fmt: skip
+
+
+def _comparison(decision: PromotionDecision, parts: Mapping[str, ReportPart], metric: str) -> list[str]:
+    """The paragraphs of the report that compare challenger and champion."""
     changes = decision.figures.get("parts", {})
     rows = [
         [
@@ -119,15 +134,7 @@ def _text(
         for name, part in parts.items()
     ]
     worst = sorted(changes.items(), key=lambda row: row[1]["value"] if row[1]["value"] is not None else 0.0)
-    return "\n\n".join([
-        f"# Retraining {run.id}",
-        f"The challenger is **{'accepted' if decision.promote else 'refused'}** by the promotion's policy in `params.yaml`:",
-        "\n".join(f"- {plain(reason)}" for reason in decision.reasons),
-        table(
-            ["", "bundle", "data", "code"],
-            [[role, *(f"`{hash_:.12}`" for hash_ in (b.version, b.manifest.lineage.data, b.manifest.lineage.code))]
-             for role, b in (("challenger", challenger), ("champion", champion))],
-        ),
+    return [
         f"## {word(metric)}",
         "The 95 % intervals are in brackets. The difference is paired: both bundles answered the same samples.",
         table(["part", "n", "challenger", "champion", "difference"], rows),
@@ -136,8 +143,7 @@ def _text(
         "Each row is challenger minus champion; the worst change comes first.",
         table(["part", "metric", "change"], [[plain(name), row["metric"], figure(row, signed=True)] for name, row in worst]),
         "![change by slice and class](changes.png)",
-        f"The branch `retrain/{run.id}` has the data version and `dvc.lock`: `git merge retrain/{run.id}` keeps them.",
-    ]) + "\n"  # fmt: skip
+    ]  # fmt: skip
 
 
 def _draw_parts(path: Path, parts: Mapping[str, ReportPart], metric: str) -> None:

@@ -13,12 +13,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loopline.errors import LooplineError
+from loopline.lib import locks
 from loopline.retraining.guard import Action, Alert, Past, RetrainingDecision
 
 DOORS = ("alertmanager", "grafana")
@@ -32,7 +33,7 @@ CREATE TABLE IF NOT EXISTS decisions (
     reasons TEXT NOT NULL, logged INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL, started REAL NOT NULL, ended REAL, result TEXT,
-    step TEXT, pid INTEGER, created REAL);
+    step TEXT, pid INTEGER, created REAL, kills INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS signatures (signature TEXT PRIMARY KEY, until REAL NOT NULL);
 """
 
@@ -71,7 +72,11 @@ class AlertRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run. step: the current or the next one. pid, created: of the step's process. result: None until the run ends."""
+    """A run. A run that an alert started has the alert's id.
+
+    step: the current or the next one. pid, created: of the step's process. result: None until the run ends. kills: how many of
+    its steps' processes were killed.
+    """
 
     id: str
     model: str
@@ -82,6 +87,7 @@ class Run:
     step: str | None
     pid: int | None
     created: float | None
+    kills: int
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,24 @@ class RetrainerStore:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(SCHEMA)
+        with self._transaction() as db:  # a database of an earlier version lacks the column
+            if "kills" not in {column["name"] for column in db.execute("PRAGMA table_info(runs)")}:
+                db.execute("ALTER TABLE runs ADD COLUMN kills INTEGER NOT NULL DEFAULT 0")
 
     def close(self) -> None:
         """Close the database."""
         with self._lock:
             self._db.close()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Hold the lock of the one process that carries out runs. Raises LooplineError if another process holds it."""
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(locks.held(self.folder / "lock", wait=False))
+            except OSError as error:
+                raise LooplineError(f"another retrainer works in {self.folder}: stop it first") from error
+            yield
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -183,8 +202,12 @@ class RetrainerStore:
             if decision.action.value != row.action:
                 self._line(db, row.id, row.model, decision.action.value, row.version, reasons)
             if decision.action is Action.RETRAIN:
-                values = (row.id, row.model, row.version, time.time(), first_step)
-                db.execute("INSERT INTO runs (id, model, version, started, step) VALUES (?, ?, ?, ?, ?)", values)
+                self._begin(db, row.id, row.model, row.version, first_step)
+
+    @staticmethod
+    def _begin(db: sqlite3.Connection, id_: str, model: str, version: str, first_step: str) -> None:
+        values = (id_, model, version, time.time(), first_step)
+        db.execute("INSERT INTO runs (id, model, version, started, step) VALUES (?, ?, ?, ?, ?)", values)
 
     @staticmethod
     def _line(db: sqlite3.Connection, alert: str, model: str, action: str, version: str, reasons: str) -> None:
@@ -214,9 +237,23 @@ class RetrainerStore:
             raise LooplineError(f"there is no run {id_}: `loopline retrainer status` lists the runs")
         return match
 
+    def begin(self, id_: str, model: str, version: str, first_step: str) -> Run:
+        """Store a run that no alert started, and return it. version: of the champion, "" without one."""
+        with self._transaction() as db:
+            self._begin(db, id_, model, version, first_step)
+        return self.run(id_)
+
+    def without_alert(self, id_: str, model: str) -> Run | None:
+        """The run with this id that no alert started, or None. Raises LooplineError if an alert or another model has the id."""
+        run = next((run for run in self.runs() if run.id == id_), None)
+        if any(alert.id == id_ for alert in self.alerts()) or (run and run.model != model):
+            raise LooplineError(f"{id_} is the id of an alert or of another model's run: choose another one")
+        return run
+
     def under_way(self) -> Run | None:
-        """The run that has not ended, or None."""
-        return next((run for run in self.runs() if run.result is None), None)
+        """The run of an alert that has not ended, or None."""
+        alerts = {alert.id for alert in self.alerts()}
+        return next((run for run in self.runs() if run.result is None and run.id in alerts), None)
 
     def past(self, model: str) -> tuple[Past, ...]:
         """The model's ended runs, the oldest first."""
@@ -228,6 +265,11 @@ class RetrainerStore:
         """Note the run's current step, and its process once it has one."""
         with self._transaction() as db:
             db.execute("UPDATE runs SET step = ?, pid = ?, created = ? WHERE id = ?", (name, pid, created, run))
+
+    def kill(self, run: str) -> None:
+        """Note that a step of the run was killed."""
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET kills = kills + 1 WHERE id = ?", (run,))
 
     def end(self, run: Run, result: str, reason: str) -> None:
         """End a run. result: succeeded, refused or failed. The reason becomes a line for the decision log."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loopline.errors import LooplineError
+from loopline.release import decisions
 from loopline.retraining import RUNS_FOLDER, alerts, github
 from loopline.retraining.policy import DISPATCH, RetrainingPolicy, Step
 from loopline.retraining.run_store import RetrainerStore, Run
@@ -21,7 +22,7 @@ from loopline.retraining.worktree import folder_of, remove
 
 REFUSED = 2  # the exit code of a step that evaluates the candidate and refuses it
 # A step first reads a line, which is sent once its process id is saved. If the retrainer dies earlier, the step ends.
-GATE = ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "retrainer"]
+LAUNCHER = ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "retrainer"]
 END_SECONDS = 10.0
 # A run survives this many kills of its steps, by a person or for lack of memory. The next one fails it.
 KILLS = 2
@@ -50,7 +51,7 @@ def carry_out(run: Run, policy: RetrainingPolicy, store: RetrainerStore, place: 
     names = [step.name for step in policy.steps]
     if run.step not in names:
         return _finish(run, "failed", f"the policy no longer has the step {run.step}", store, place)
-    number, kills = names.index(run.step), 0
+    number, kills = names.index(run.step), run.kills
     if run.pid is not None:  # this step was interrupted
         number = names.index(policy.steps[number].again or run.step)
     while number < len(names):
@@ -61,6 +62,7 @@ def carry_out(run: Run, policy: RetrainingPolicy, store: RetrainerStore, place: 
             return None
         if code < 0 and kills < KILLS:
             kills += 1
+            store.kill(run.id)
             number = names.index(step.again or step.name)
             continue
         log = place.logs(run.id) / f"{step.name}.log"
@@ -101,7 +103,7 @@ def _execute(
         log.flush()
         try:
             process = subprocess.Popen(
-                [*GATE, *command],
+                [*LAUNCHER, *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -134,12 +136,12 @@ def environment(place: Place, folder: Path, step: str) -> dict[str, str]:
     variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables.get("PATH", os.defpath)])
     if (folder / "src/loopline").is_dir():
         variables["PYTHONPATH"] = str(folder / "src")
-    variables.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place.repository}/mlflow.db")
+    # A workflow sets a variable that it has no value for to the empty text.
+    variables["MLFLOW_TRACKING_URI"] = variables.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place.repository}/mlflow.db"
     # MLflow puts a new experiment's files into the current folder by default, which is deleted with the worktree.
     variables.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", str(place.repository / "mlruns"))
-    log = variables.get("LOOPLINE_DECISIONS", "decisions/log.jsonl")
     variables |= {
-        "LOOPLINE_DECISIONS": str(place.repository / log),
+        "LOOPLINE_DECISIONS": str(place.repository / decisions.path()),
         "LOOPLINE_ACTOR": "retrainer",
         "DVC_NO_ANALYTICS": "1",
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from loopline.errors import LooplineError
-from loopline.lib import locks
 from loopline.retraining import DECISIONS, METRICS, RESULTS, RUNNING, RUNS, alerts
 from loopline.retraining.alerts import Secrets
 from loopline.retraining.guard import Action
@@ -157,11 +156,7 @@ def run(worker: Worker, secrets: Secrets, models: Iterable[str], port: int, host
     """Listen until SIGTERM. Raises LooplineError if another retrainer uses this state."""
     import uvicorn
 
-    with ExitStack() as lock:
-        try:
-            lock.enter_context(locks.held(worker.store.folder / "lock", wait=False))
-        except OSError as error:
-            raise LooplineError(f"another retrainer works in {worker.store.folder}: stop it first") from error
+    with worker.store.at_work():
         uvicorn.run(
             app(worker, secrets, models),
             host=host,
