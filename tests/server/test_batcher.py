@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loopline.server.batcher import INLINE_BYTES, MOST_BYTES, READING, Batcher, Job, TooLate
 from loopline.server.messages import Refusal
-from loopline.server.sockets import take
+from loopline.server.sockets import OLDEST_EVERY
 
 
 class Clock:
@@ -126,7 +126,7 @@ class Flood:
         self.batch, self.row = batch, row
         self.clock, self.worked = 0.0, 0.0
         self.unread = deque()
-        self.late, self.refused, self.expired = [], 0, 0
+        self.late, self.refused, self.expired = [], [], 0
         self.waits = []
         self.answered = 0
         self.full_seconds = self.full_worked = 0.0
@@ -153,23 +153,24 @@ class Flood:
 
     async def play(self):
         batcher = Batcher([self.model], slots=1, observe=lambda *_: None, inline_seconds=1e9)
-        due, taken = 0.0, 0
+        due, taken, batcher.patience = 0.0, 0, self.patience
         while self.clock < self.seconds:
             full, start, worked = batcher.full, self.clock, self.worked
             while due <= self.clock:
                 if self.free:
-                    self.unread.append(SimpleNamespace(since=due))
+                    self.unread.append(due)
                     self.free -= 1
                 due += 1 / self.rate
             spent = 0.0
             while self.unread and batcher.hungry(spent):
-                arrived = take(self.unread, start, taken, self.patience).since
                 taken += 1
+                newest = taken % OLDEST_EVERY and batcher.newest(start - self.unread[0])
+                arrived = self.unread.pop() if newest else self.unread.popleft()
                 self.spend(self.read)
                 try:
                     batcher.submit(Job(self.model, arrived, 1, 0, arrived + self.patience, self.done))
                 except Refusal:
-                    self.refused += 1
+                    self.refused.append(self.clock - arrived)
                     self.free += 1
                 spent = self.clock - start
             batcher.turn(spent)

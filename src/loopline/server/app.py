@@ -141,9 +141,9 @@ class App:
         """See `messages.Application`."""
         self.inference.batcher.wake = wake
 
-    def patience(self) -> float:
+    def newest(self, waited: float) -> bool:
         """See `messages.Application`."""
-        return self.inference.patience
+        return self.inference.batcher.newest(waited)
 
     def hungry(self, spent: float) -> bool:
         """See `messages.Application`."""

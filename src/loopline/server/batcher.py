@@ -30,6 +30,7 @@ MOST_BYTES = 256 * 1024 * 1024  # most bytes of all waiting items
 INLINE_SECONDS = 0.01  # a batch with a shorter expected time may run in the event loop
 INLINE_BYTES = 256 * 1024  # most bytes of such a batch's payloads, because decoding takes time too
 READING = 0.1  # share of the time in which requests are read while a full batch waits
+PRESSED = 0.9  # share of a request's time after which its answer would come too late
 BURST_SECONDS = 0.002  # longest reading without a look at the queue
 MARGIN = 1.05  # times the expected time that must be left when an item is accepted
 LEARN = 0.1  # weight of the newest batch in what is learnt: a row's expected time, and the pace
@@ -112,10 +113,12 @@ class Batcher:
         self.due = False  # whether a dispatch is scheduled
         self.full = 0  # lines in which a full batch waits
         self.credit = 0.0  # seconds in which requests may be read while a full batch waits
+        self.extra, self.extra_since = False, 0.0  # whether this turn reads so, and since which second of its reading
         self.pace = 1.0  # seconds that pass for an expected second of a busy slot
         self.paced = False  # whether the pace was measured
         self.busy_since: float | None = None  # the end of the last batch if items have waited ever since
         self.wake: Callable[[], None] = lambda: None  # set by the application: requests may be read again
+        self.patience = 1.0  # seconds in which the last request wanted its answer
         self.waiting_bytes = 0
         self.waiting_seconds = 0.0  # expected time of the waiting rows
         self.running_seconds = 0.0
@@ -185,12 +188,25 @@ class Batcher:
 
     def hungry(self, spent: float) -> bool:
         """Whether more requests should be read. spent: seconds of reading in this turn of the event loop."""
-        return spent < (self.credit if self.full else BURST_SECONDS)
+        full = self.full > 0
+        if not (full and self.extra):
+            self.extra_since = spent
+        self.extra = full
+        return spent - self.extra_since < self.credit if full else spent < BURST_SECONDS
+
+    def newest(self, waited: float) -> bool:
+        """Whether the newest request should be read next, not the oldest, which has waited for `waited` seconds.
+
+        If the oldest requests are nearly late, the models live on the newest. What reading gets while a full batch waits is
+        spent on the oldest, which are refused, or answered if the pressure is over.
+        """
+        return not self.full and waited > PRESSED * self.patience
 
     def turn(self, spent: float) -> None:
         """Run what waits, after a turn of reading that took `spent` seconds."""
-        if self.full:
-            self.credit = max(self.credit - spent, -BURST_SECONDS)
+        if self.extra:
+            self.credit = max(self.credit - (spent - self.extra_since), -BURST_SECONDS)
+        self.extra = False
         if self.due:
             self._dispatch()
 

@@ -31,7 +31,7 @@ def read(parser: httptools.HttpRequestParser, url: bytes, headers: Headers) -> H
     )
 
 
-class Heads:
+class HeadCache:
     """The heads that a server remembers, by their bytes."""
 
     def __init__(self) -> None:

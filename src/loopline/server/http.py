@@ -11,7 +11,7 @@ import socket
 import time
 
 from loopline.server.connection import Connection
-from loopline.server.heads import Heads
+from loopline.server.heads import HeadCache
 from loopline.server.messages import Application
 from loopline.server.sockets import Poller
 
@@ -25,7 +25,7 @@ class Server:
         """discard: bytes of a refused body that are read to keep the connection; after more it is closed."""
         self.application, self.discard = application, discard
         self.connections: set[Connection] = set()
-        self.heads = Heads()
+        self.heads = HeadCache()
         self.poller: Poller | None = None
         self.draining = False
         self.now = time.monotonic

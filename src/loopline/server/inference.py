@@ -59,7 +59,6 @@ class Inference:
         self.metrics, self.limits, self.refusal = metrics, limits, refusal
         self.log_requests, self.record = log_requests, record
         self.cache = Cache(limits.cache_bytes) if limits.cache_bytes else None
-        self.patience = limits.timeout_ms / 1000  # seconds in which the last request wanted its answer
         self.series = {model.name: ModelMetrics(metrics, model) for model in models}
         self.decoders = {model.name: Decoder(model) for model in models if model.spec.image}
         self.watcher = Watcher(models, metrics, rows_a_second=limits.signals, journal=journal)
@@ -88,7 +87,7 @@ class Inference:
     def admit(self, model: Model, headers: Headers, arrived: float) -> None:
         """Raise Refusal if another row for `model` would be answered too late. Called before a request's body is read."""
         due = deadline(headers, arrived, self.limits.timeout_ms)
-        self.patience = due - arrived
+        self.batcher.patience = due - arrived
         try:
             self.batcher.admit(model, 1, 0, due, time.monotonic())
         except Refusal as refusal:

@@ -208,14 +208,14 @@ class Application(Protocol):
     def wakes(self, wake: Callable[[], None]) -> None:
         """Call `wake` each time that `hungry` may have become true."""
 
+    def newest(self, waited: float) -> bool:
+        """Whether to read the newest request next, not the oldest. waited: seconds for which the oldest has waited."""
+
     def hungry(self, spent: float) -> bool:
         """Whether to read on. spent: seconds of reading in this turn."""
 
     def turn(self, spent: float) -> None:
         """Called after each turn of reading, which took `spent` seconds."""
-
-    def patience(self) -> float:
-        """Seconds from a request's arrival in which it is to be answered, as the last one said."""
 
     def admit(self, method: str, path: str, headers: Headers, arrived: float) -> int:
         """Called once the head is complete: the most bytes of body. Raises Refusal; then the body is discarded unread.

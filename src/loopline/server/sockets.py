@@ -5,9 +5,8 @@ the server answers nothing, which is known as receive livelock (Mogul and Ramakr
 one epoll instance. Sockets with unread data wait in a queue, and the application says after each read whether to go on. What
 is not read waits in the system's buffers, and its sender cannot send more.
 
-The queue is first come, first served. But once the oldest data has waited for most of a request's time, the newest is read
-first: otherwise all requests would wait equally long, and all would be answered too late. One read in `OLDEST_EVERY` still
-takes the oldest, so that nothing waits for ever.
+The queue is first come, first served, unless the application asks for the newest data: if the oldest has waited too long,
+all requests would otherwise wait equally long, and all would be answered too late.
 
 epoll is edge-triggered: it names a socket once for all data that has arrived. So the time since which the data waits is known.
 """
@@ -21,49 +20,21 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from loopline.server.logs import log
+from loopline.server.messages import Application
 
 FIRST_BYTES = 4 * 1024  # of the first read of a request: its head, and the whole of a small one
 READ_BYTES = 64 * 1024  # of a further read
 HIGH_BYTES = 64 * 1024  # unsent bytes above which a connection is asked to send no more
-PRESSED = 0.9  # share of a request's time
-OLDEST_EVERY = 16
+OLDEST_EVERY = 8  # one of so many reads takes the oldest data in any case, so that nothing waits for ever
 EVENTS = 1024  # news of one turn
 ACCEPTS = 64  # new connections of one turn
 ACCEPT_PAUSE = 1.0  # seconds until the next try if no connection can be accepted, as without free file descriptors
 INPUT = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 END = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 WATCHED = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-
-
-class Reader(Protocol):
-    """What the application decides about reading. Called in the event loop's thread."""
-
-    def patience(self) -> float:
-        """Seconds from a request's arrival in which it is to be answered, as the last one said."""
-
-    def hungry(self, spent: float) -> bool:
-        """Whether to read on. spent: seconds of reading in this turn."""
-
-    def turn(self, spent: float) -> None:
-        """Work on what was read, after a turn of reading that took `spent` seconds."""
-
-
-class Waiting(Protocol):
-    """What waits to be read. since: when it arrived, in seconds."""
-
-    since: float
-
-
-Waits = TypeVar("Waits", bound=Waiting)
-
-
-def take(unread: deque[Waits], now: float, number: int, patience: float) -> Waits:
-    """Remove what is to be read next. number: how many were taken before. patience: a request's time in seconds."""
-    pressed = now - unread[0].since > PRESSED * patience
-    return unread.pop() if pressed and number % OLDEST_EVERY else unread.popleft()
 
 
 class Socket:
@@ -213,9 +184,9 @@ class Socket:
 class Poller:
     """All sockets of a server."""
 
-    def __init__(self, reader: Reader, connection: Callable[[], Any]) -> None:
+    def __init__(self, application: Application, connection: Callable[[], Any]) -> None:
         """connection: makes the protocol of a new connection. Needs a running event loop."""
-        self.loop, self.reader, self.connection = asyncio.get_running_loop(), reader, connection
+        self.loop, self.application, self.connection = asyncio.get_running_loop(), application, connection
         self.epoll = select.epoll()
         self.sockets: dict[int, Socket] = {}
         self.unread: deque[Socket] = deque()  # sockets that may have unread data
@@ -251,10 +222,10 @@ class Poller:
                 self.loop.call_later(ACCEPT_PAUSE, self._accept_again, listener, urgent)
                 return
             sock.setblocking(False)
-            made = Socket(self, sock, self.connection(), urgent=urgent)
-            self.sockets[sock.fileno()] = made
+            accepted = Socket(self, sock, self.connection(), urgent=urgent)
+            self.sockets[sock.fileno()] = accepted
             self.epoll.register(sock, WATCHED)
-            made.connection.connection_made(made)
+            accepted.connection.connection_made(accepted)
 
     def _accept_again(self, listener: socket.socket, urgent: bool) -> None:
         if listener in self.listeners:
@@ -277,22 +248,23 @@ class Poller:
         self.due = False
         start = time.monotonic()
         for number, event in self.epoll.poll(0, EVENTS):
-            found = self.sockets[number]
-            if event & select.EPOLLOUT and found.unsent:
-                found.flush()
+            news = self.sockets[number]
+            if event & select.EPOLLOUT and news.unsent:
+                news.flush()
             if event & INPUT:
                 if event & END:
-                    found.ending = True
-                self.queue(found, start)
-        unread, hungry = self.unread, self.reader.hungry
+                    news.ending = True
+                self.queue(news, start)
+        unread, hungry = self.unread, self.application.hungry
         spent = 0.0
         while unread and hungry(spent):
-            first = take(unread, start, self.taken, self.reader.patience())
             self.taken += 1
+            newest = self.taken % OLDEST_EVERY and self.application.newest(start - unread[0].since)
+            first = unread.pop() if newest else unread.popleft()
             first.queued = False
             first.receive()
             spent = time.monotonic() - start
-        self.reader.turn(spent)
+        self.application.turn(spent)
         if unread and hungry(0.0):
             self.wake()
 
