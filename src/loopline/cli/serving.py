@@ -13,7 +13,7 @@ from loopline.errors import LooplineError
 def _serve(options: argparse.Namespace) -> int:
     from loopline.release import signature
     from loopline.server import journal_writer, run
-    from loopline.server.inference import Limits
+    from loopline.server.limits import Limits
 
     if missing := [str(path) for path in options.bundle if not path.exists()]:
         raise LooplineError(f"there is no bundle at {missing[0]}: `make repro` makes models/*/bundle")
@@ -53,7 +53,7 @@ def add(verbs: Verbs) -> None:
     )
     serve.add_argument("bundle", nargs="+", type=Path, help="bundles, e.g. models/text/bundle, or folders of bundles")
     serve.options_of("loopline.server.run:ServerOptions")
-    serve.options_of("loopline.server.inference:Limits")
+    serve.options_of("loopline.server.limits:Limits")
     serve.add_argument(
         "--cache-mb", type=int, default=0, help="size in MiB of a cache of answers by content; 0: no cache"
     )

@@ -17,7 +17,8 @@ from loopline.lib import credentials
 from loopline.server import feedback, oip, openapi, pages
 from loopline.server import journal_writer as journals
 from loopline.server.exchange import broken
-from loopline.server.inference import Handler, Inference, Limits
+from loopline.server.inference import Handler, Inference
+from loopline.server.limits import Limits
 from loopline.server.messages import Cancel, Headers, Refusal, Request, Respond, Response, decompress
 from loopline.server.metrics import Metrics
 from loopline.server.model import Model

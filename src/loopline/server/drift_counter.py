@@ -17,6 +17,7 @@ import numpy as np
 from loopline.drift import reference as drift
 from loopline.lib.arrays import Arrays
 from loopline.server.journal_writer import item_id
+from loopline.server.limits import ROWS_A_SECOND
 from loopline.server.logs import log
 from loopline.server.metrics import Metrics, Value
 from loopline.server.rows import DecodedRows
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 PERIOD = 0.5  # seconds between two rounds of counting
 CLOSE_SECONDS = 10.0  # longest wait for the last round
-ROWS_A_SECOND = 50  # takes under 1 % of a core for images of 128 x 128
 
 
 class Watch:

@@ -6,19 +6,21 @@ import itertools
 import os
 import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import orjson
 
 from loopline.server import oip
-from loopline.server.batcher import Job, TooLate
-from loopline.server.cache import key
+from loopline.server.batcher import Batcher, Job, TooLate
+from loopline.server.cache import Cache, key
+from loopline.server.journal_writer import Journal
+from loopline.server.limits import Limits
 from loopline.server.logs import log
 from loopline.server.messages import Headers, Refusal, Request, Respond, Response, number
-from loopline.server.model import Encoded, Model, Tensors
-
-if TYPE_CHECKING:
-    from loopline.server.inference import Inference
+from loopline.server.model import Decoder, Encoded, Model, Tensors
+from loopline.server.model_metrics import ModelMetrics
+from loopline.server.tracing import Record
 
 MOST_TIMEOUT_MS = 600_000
 MOST_ID = 128  # characters of a request's id
@@ -53,13 +55,29 @@ def broken(error: Exception) -> Refusal:
     return Refusal(500, "the server failed with an internal error; its log says more")
 
 
+class Shared(Protocol):
+    """What all exchanges share. refusal: makes the answer for a Refusal. record: records a request as a span."""
+
+    batcher: Batcher
+    cache: Cache | None
+    decoders: dict[str, Decoder]
+    journal: Journal | None
+    limits: Limits
+    log_requests: bool
+    record: Record | None
+    refusal: Callable[[Refusal], Response]
+    series: dict[str, ModelMetrics]
+
+    def count(self, model: Model | None, route: str, status: int) -> None:
+        """Count an answer with a status other than 200."""
+
+
 class Exchange:
     """A request on its way. Its methods are called in the event loop's thread."""
 
     __slots__ = (
         "cache_key",
         "headers",
-        "inference",
         "job",
         "model",
         "payload",
@@ -68,12 +86,13 @@ class Exchange:
         "route",
         "rows",
         "series",
+        "shared",
     )
 
-    def __init__(self, inference: Inference, model: Model, request: Request, respond: Respond, route: str) -> None:
+    def __init__(self, shared: Shared, model: Model, request: Request, respond: Respond, route: str) -> None:
         """route: the metrics' label."""
-        self.inference, self.model, self.request, self.respond, self.route = inference, model, request, respond, route
-        self.series = inference.series[model.name]
+        self.shared, self.model, self.request, self.respond, self.route = shared, model, request, respond, route
+        self.series = shared.series[model.name]
         self.headers: Headers = {b"x-request-id": request_id(request.headers)}
         if trace := request.headers.get(b"traceparent"):
             self.headers[b"traceparent"] = trace
@@ -88,7 +107,7 @@ class Exchange:
 
     def submit(self, payload: Any, rows: int) -> None:
         """Queue the payload, or answer from the cache. Raises Refusal if there is no time for it."""
-        self.payload, self.rows, cache, series = payload, rows, self.inference.cache, self.series
+        self.payload, self.rows, cache, series = payload, rows, self.shared.cache, self.series
         if cache and isinstance(payload, Tensors | Encoded):
             self.cache_key = key(self.model.name, payload)
             cached = cache.get(self.cache_key)
@@ -99,7 +118,7 @@ class Exchange:
                 return
         job = Job(self.model, payload, rows, len(self.request.body), self._deadline(), self.finish)
         try:
-            self.inference.batcher.submit(job)
+            self.shared.batcher.submit(job)
         except Refusal as refusal:
             series.shed[SHED[refusal.status]].value += 1
             raise
@@ -107,35 +126,46 @@ class Exchange:
         series.in_flight.value += 1
 
     def _deadline(self) -> float:
-        return deadline(self.request.headers, self.request.received, self.inference.limits.timeout_ms)
+        return deadline(self.request.headers, self.request.received, self.shared.limits.timeout_ms)
 
     def cancel(self) -> None:
         """The client has left."""
         if self.job:
             self.job.cancel()
             self.series.in_flight.value -= 1
-            self.inference.count(self.model, self.route, GONE)
+            self.shared.count(self.model, self.route, GONE)
 
     def finish(self, job: Job) -> None:
         """Answer with the job's result, and count."""
-        series, inference = self.series, self.inference
+        series, shared = self.series, self.shared
         series.in_flight.value -= 1
         self.job = None  # it refers back to this exchange
         try:
             results = self._results(job)
             response = self.answer(results)
             series.ok[self.route].value += 1
-            if self.cache_key and inference.cache:
-                inference.cache.put(self.cache_key, results)
+            if self.cache_key and shared.cache:
+                shared.cache.put(self.cache_key, results)
         except Refusal as refusal:
             response = self.refuse(refusal)
         except Exception as error:
             response = self.refuse(broken(error))
         seconds = time.monotonic() - self.request.received
         series.seconds[self.route].observe(seconds)
-        if inference.log_requests or inference.record:
-            inference.note(self, response.status, seconds)
+        if shared.log_requests or shared.record:
+            self._note(response.status, seconds)
         self.respond(response)
+
+    def _note(self, status: int, seconds: float) -> None:
+        """Log the request and record its span, as the server's options say."""
+        model, route, rows, identity = self.model, self.route, self.rows, self.headers[b"x-request-id"].decode("ascii")
+        if self.shared.log_requests:
+            ms = round(seconds * 1e3, 3)
+            log("info", "request", id=identity, model=model.name, route=route, status=status, rows=rows, ms=ms)
+        if self.shared.record:
+            facts = {"request.id": identity, "model.name": model.name, "model.version": model.version, "rows": rows}
+            name = f"{route} {model.name}"
+            self.shared.record(name=name, seconds=seconds, status=status, headers=self.headers, **facts)
 
     def _results(self, job: Job) -> Any:
         """The model's results. Raises the Refusal that tells the client about its item's error."""
@@ -153,13 +183,13 @@ class Exchange:
 
     def refuse(self, refusal: Refusal) -> Response:
         """The answer for a refusal. The journal keeps the input if the input or the model caused it, not the load."""
-        journal, payload = self.inference.journal, self.payload
+        journal, payload = self.shared.journal, self.payload
         source = payload if isinstance(payload, Encoded) else getattr(payload, "source", None)
         if journal and source and not source.probe and refusal.status in NOTEWORTHY:
             journal.refused(self.model, source.identity, source.items, refusal.status, refusal.message)
         refusal.headers.update(self.headers)
         refusal.about = self.model, self.route
-        return self.inference.refusal(refusal)
+        return self.shared.refusal(refusal)
 
 
 class TensorExchange(Exchange):
@@ -167,9 +197,9 @@ class TensorExchange(Exchange):
 
     __slots__ = ("call",)
 
-    def __init__(self, inference: Inference, model: Model, request: Request, respond: Respond, call: oip.Call) -> None:
+    def __init__(self, shared: Shared, model: Model, request: Request, respond: Respond, call: oip.Call) -> None:
         """call: the request as it was read."""
-        super().__init__(inference, model, request, respond, "infer")
+        super().__init__(shared, model, request, respond, "infer")
         self.call = call
 
     def answer(self, results: Any) -> Response:
@@ -184,11 +214,9 @@ class ItemExchange(Exchange):
 
     __slots__ = ()
 
-    def __init__(
-        self, inference: Inference, model: Model, request: Request, respond: Respond, payload: Encoded
-    ) -> None:
+    def __init__(self, shared: Shared, model: Model, request: Request, respond: Respond, payload: Encoded) -> None:
         """payload: the items as they were read."""
-        super().__init__(inference, model, request, respond, "probe" if payload.probe else "predict")
+        super().__init__(shared, model, request, respond, "probe" if payload.probe else "predict")
         self.payload = payload
         payload.identity = self.headers[b"x-request-id"].decode("ascii")
 
@@ -199,11 +227,11 @@ class ItemExchange(Exchange):
         return Response(body=(orjson.dumps(body),), headers=self.headers)
 
     def decode(self) -> None:
-        """Queue the decoding of a large payload, then the inference. Raises Refusal if there is no time for it."""
+        """Queue the decoding of a large payload, then the shared. Raises Refusal if there is no time for it."""
         payload, size = self.payload, len(self.request.body)
-        decoder = self.inference.decoders[self.model.name]
+        decoder = self.shared.decoders[self.model.name]
         job = Job(decoder, payload, len(payload.items), size, self._deadline(), self.decoded)
-        self.inference.batcher.submit(job)
+        self.shared.batcher.submit(job)
         self.job = job
         self.series.in_flight.value += 1
 

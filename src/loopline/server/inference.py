@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from loopline.lib.options import option
 from loopline.server import oip, payloads
 from loopline.server.batcher import Batcher, Job
 from loopline.server.cache import Cache
-from loopline.server.drift_counter import ROWS_A_SECOND, Watcher
-from loopline.server.exchange import SHED, Exchange, ItemExchange, TensorExchange, deadline
+from loopline.server.drift_counter import Watcher
+from loopline.server.exchange import SHED, ItemExchange, TensorExchange, deadline
 from loopline.server.journal_writer import Journal
+from loopline.server.limits import Limits
 from loopline.server.logs import log
 from loopline.server.messages import Cancel, Headers, Refusal, Request, Respond, Response
 from loopline.server.metrics import Metrics
@@ -24,19 +23,6 @@ from loopline.server.tracing import Record
 LARGE = 32 * 1024  # bytes of encoded images; larger requests are decoded in a separate queue
 PROBE = b"x-loopline-probe"  # header of the sentinel's requests, which do not count as traffic
 Handler = Callable[[Request, Respond], Cancel | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of the server. body_bytes, rows: most in one request. cache_bytes: size of the cache of answers; 0 for no cache."""
-
-    body_bytes: int = 16 * 1024 * 1024
-    rows: int = 1024
-    timeout_ms: int = option(1000, "milliseconds to answer a request that sends no X-Request-Timeout-Ms")
-    cache_bytes: int = 0
-    signals: int = option(
-        ROWS_A_SECOND, "number of samples a second and model whose drift signals are counted; 0: none"
-    )
 
 
 class Inference:
@@ -70,19 +56,6 @@ class Inference:
         self.watcher.close()
         if self.journal:
             self.journal.close()
-
-    def note(self, exchange: Exchange, status: int, seconds: float) -> None:
-        """Log a request and record its span, as the server's options say."""
-        model, route, identity = exchange.model, exchange.route, exchange.headers[b"x-request-id"].decode("ascii")
-        if self.log_requests:
-            ms = round(seconds * 1e3, 3)
-            log("info", "request", id=identity, model=model.name, route=route, status=status, rows=exchange.rows, ms=ms)
-        if self.record:
-            facts = {"request.id": identity, "model.name": model.name, "model.version": model.version}
-            name = f"{route} {model.name}"
-            self.record(
-                name=name, seconds=seconds, status=status, headers=exchange.headers, rows=exchange.rows, **facts
-            )
 
     def admit(self, model: Model, headers: Headers, arrived: float) -> None:
         """Raise Refusal if another row for `model` would be answered too late. Called before a request's body is read."""

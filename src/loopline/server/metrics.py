@@ -56,6 +56,15 @@ CATALOGUE = {
         Metric("ready", "gauge", "1 while the server accepts requests.", ()),
         Metric("best_batch_rows", "gauge", "The batch size that warm-up found best.", ("model", "version")),
         Metric(
+            "warm_up_batch_seconds", "gauge", "Time of a batch when warm-up measured it.", ("model", "version", "rows")
+        ),
+        Metric(
+            "warm_up_stable",
+            "gauge",
+            "1 if all of warm-up's last rounds found the same best batch.",
+            ("model", "version"),
+        ),
+        Metric(
             "model_info",
             "gauge",
             "1; the labels name the bundle.",

@@ -7,7 +7,6 @@ code that training used, and answered with labels, scores and boxes.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from loopline.drift import reference
 from loopline.lib import sessions
 from loopline.lib.arrays import Arrays, Pixels
 from loopline.release import bundle, signature
+from loopline.server import warm_up
 from loopline.server.messages import Refusal
 from loopline.server.rows import DecodedRows, RowSink
 from loopline.tasks import image
@@ -29,9 +29,6 @@ MOST_PIXELS = 25_000_000  # of an image, checked before it is decoded
 MOST_FRAMES = 1  # of an image: no animations
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
 MOST_TEXT = 100_000  # characters; the tokenizer cuts a text after max_tokens in any case
-PROFILE_ROWS = (1, 2, 4, 8, 16, 32)  # batch sizes that the warm-up tries
-PROFILE_SECONDS = 0.01  # the warm-up stops after a batch that takes longer
-GOOD_ENOUGH = 0.97  # share of the best rows a second at which a smaller batch is preferred, because it answers sooner
 PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider")
 
 
@@ -79,6 +76,7 @@ class Model:
         self._tokenize = self.task.preprocessor(self.spec, folder) if self.spec.text else None
         self.vocabulary = _vocabulary(folder) if self.spec.text else 0
         self.best_rows, self.row_seconds = 1, 0.001
+        self.profile: warm_up.Profile | None = None
         self.reference = reference.read(folder / "drift.json")
         self.watch: RowSink | None = None
         self.loaded = self._on_disk()
@@ -98,24 +96,17 @@ class Model:
         except OSError:
             return False
 
-    def warm_up(self) -> dict[int, float]:
-        """Run batches of growing size and keep the best size. Returns rows -> seconds a batch."""
-        seconds: dict[int, float] = {}
-        for rows in PROFILE_ROWS:
-            arrays = self.example(rows)
-            self.session.run(self.output_names, arrays)  # the first call allocates
-            times = []
-            for _ in range(3):
-                start = time.perf_counter()
-                self.session.run(self.output_names, arrays)
-                times.append(time.perf_counter() - start)
-            seconds[rows] = min(times)
-            if seconds[rows] > PROFILE_SECONDS:
-                break
-        best = max(rows / spent for rows, spent in seconds.items())
-        self.best_rows = next(rows for rows, spent in seconds.items() if rows / spent >= GOOD_ENOUGH * best)
-        self.row_seconds = seconds[self.best_rows] / self.best_rows
-        return seconds
+    def warm_up(self) -> None:
+        """Find the best batch size, and what a row in it takes."""
+        examples: dict[int, Arrays] = {}
+
+        def run(rows: int) -> None:
+            if rows not in examples:
+                examples[rows] = self.example(rows)
+            self.session.run(self.output_names, examples[rows])
+
+        self.profile = warm_up.profile(run)
+        self.best_rows, self.row_seconds = self.profile.best_rows, self.profile.row_seconds
 
     def example(self, rows: int) -> Arrays:
         """Valid inputs of the graph: zeros, with 16 as the length of a free dimension."""

@@ -31,6 +31,10 @@ class ModelMetrics:
                 metrics.value("requests", *key, route, code)
         self.hits, self.misses = metrics.value("cache_hits", *key), metrics.value("cache_misses", *key)
         metrics.value("best_batch_rows", *key).value = model.best_rows
+        if model.profile:
+            metrics.value("warm_up_stable", *key).value = model.profile.stable
+            for rows, seconds in model.profile.seconds.items():
+                metrics.value("warm_up_batch_seconds", *key, str(rows)).value = seconds
         precision = model.bundle.manifest.quantization
         metrics.value("model_info", *key, model.bundle.version, precision, model.provider).value = 1
         metrics.value("bundle_written_timestamp_seconds", *key).value = model.bundle.model.stat().st_mtime

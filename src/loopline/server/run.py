@@ -24,7 +24,7 @@ from loopline.lib.options import option
 from loopline.server import http, tracing
 from loopline.server import journal_writer as journal
 from loopline.server.app import App
-from loopline.server.inference import Limits
+from loopline.server.limits import Limits
 from loopline.server.logs import log
 from loopline.server.model import Model, cpu_limit
 
@@ -72,8 +72,10 @@ def load(folders: Sequence[Path], verify_key: Path | None = None) -> list[Model]
         model = Model(folder, verify_key=verify_key)
         if model.name in models:
             raise LooplineError(f"{folder}: a model {model.name!r} is already served; serve one version per process")
-        profile = model.warm_up()
+        model.warm_up()
         models[model.name] = model
+        profile = model.profile
+        assert profile, "the model is warm"
         log(
             "info",
             "model loaded",
@@ -83,7 +85,9 @@ def load(folders: Sequence[Path], verify_key: Path | None = None) -> list[Model]
             provider=model.provider,
             signed=verify_key is not None,
             best_batch_rows=model.best_rows,
-            batch_ms={str(rows): round(seconds * 1e3, 3) for rows, seconds in profile.items()},
+            batch_ms={str(rows): round(seconds * 1e3, 3) for rows, seconds in profile.seconds.items()},
+            warm_up_rounds=profile.rounds,
+            stable=profile.stable,
             seconds=round(time.perf_counter() - start, 3),
         )
     return list(models.values())
