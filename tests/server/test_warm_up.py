@@ -34,7 +34,7 @@ def test_the_best_batch_is_found_although_timings_are_noisy(seconds, best, noise
     for seed in range(20):
         engine = Engine(seconds, noise, seed)
         pick = warm_up.profile(engine.run, engine.clock).best_rows
-        assert pick == best or (noise and pick / seconds(pick) >= 0.94 * best / seconds(best)), pick
+        assert pick == best or (noise and pick / seconds(pick) >= 0.88 * best / seconds(best)), pick
 
 
 @pytest.mark.parametrize("row_seconds", [1e-6, 1e-4, 3e-3, 0.2])
