@@ -2,14 +2,19 @@
 
 A slot's thread hands over the first rows of each half second, up to a rate. A separate thread computes their signals twice
 a second, counts them in the bundle's bins, and sleeps without traffic. All results are counters, so replicas add up exactly.
+
+The thread has the lowest priority and works on a few rows at a time, so that it takes time that nobody else wants. If it does
+not keep up, rows are left out.
 """
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
 
 PERIOD = 0.5  # seconds between two rounds of counting
 CLOSE_SECONDS = 10.0  # longest wait for the last round
+ROUNDS_BEHIND = 4  # rounds' worth of rows that may wait to be counted
+LOWEST_PRIORITY = 19
+SLICE_PIXELS = 1 << 16  # of the images whose signals are computed at a time
 
 
 class Watch:
@@ -41,6 +49,7 @@ class Watch:
         """inbox: the counting thread's queue of sampled rows."""
         self.model, self.inbox = model, inbox
         self.allowed = max(1, int(rows_a_second * PERIOD))
+        self.uncounted = 0  # rows that were handed over and not yet counted
         self.left, self.until = 0, 0.0
 
     def open(self) -> bool:
@@ -48,7 +57,7 @@ class Watch:
         if self.left > 0:
             return True
         now = time.monotonic()
-        if now < self.until:
+        if now < self.until or self.uncounted >= ROUNDS_BEHIND * self.allowed:
             return False
         self.left, self.until = self.allowed, now + PERIOD
         return True
@@ -58,6 +67,7 @@ class Watch:
         rows = min(self.left, len(next(iter(taken.inputs.values()))))
         if rows > 0:
             self.left -= rows
+            self.uncounted += rows
             self.inbox.put((self, taken.first(rows)))
 
 
@@ -92,6 +102,8 @@ class Watcher:
             self.thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
+        if sys.platform == "linux":  # where each thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         while True:
             received = [self.inbox.get()]
             time.sleep(PERIOD)
@@ -100,16 +112,37 @@ class Watcher:
             groups: dict[tuple[Watch, bool], list[DecodedRows]] = {}
             for watch, taken in filter(None, received):
                 groups.setdefault((watch, taken.originals is None), []).append(taken)
-            for (watch, _), rows in groups.items():
-                try:
-                    signals = _signals(watch.model.spec, rows)
-                    self.counted[watch].add(signals)
-                    if self.journal:
-                        _note(self.journal, watch.model, signals, rows)
-                except Exception as error:  # an error must end neither the counting nor the server
-                    log("error", "drift signals could not be counted", error=repr(error))
+            for (watch, _), parts in groups.items():
+                for rows in _slices(watch.model.spec, parts):
+                    self._count(watch, rows)
             if None in received:
                 return
+
+    def _count(self, watch: Watch, rows: Sequence[DecodedRows]) -> None:
+        try:
+            signals = _signals(watch.model.spec, rows)
+            self.counted[watch].add(signals)
+            if self.journal:
+                _note(self.journal, watch.model, signals, rows)
+        except Exception as error:  # an error must end neither the counting nor the server
+            log("error", "drift signals could not be counted", error=repr(error))
+        watch.uncounted -= sum(part.rows for part in rows)
+
+
+def _slices(spec: ModelSpec, parts: Sequence[DecodedRows]) -> Iterator[list[DecodedRows]]:
+    """Group images so that each group has about SLICE_PIXELS; texts are few bytes and stay together."""
+    most = (
+        max(1, SLICE_PIXELS // (spec.image.height * spec.image.width))
+        if spec.image
+        else sum(part.rows for part in parts)
+    )
+    group: list[DecodedRows] = []
+    for part in parts:
+        if group and sum(member.rows for member in group) + part.rows > most:
+            yield group
+            group = []
+        group.append(part)
+    yield group
 
 
 def _signals(spec: ModelSpec, rows: Sequence[DecodedRows]) -> signals.Signals:

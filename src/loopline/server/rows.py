@@ -21,6 +21,11 @@ class DecodedRows(NamedTuple):
     identity: str = ""  # the request's id
     items: int = 0  # number of items in the request
 
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(next(iter(self.inputs.values()), ()))
+
     def first(self, rows: int) -> DecodedRows:
         """The first rows of these."""
         return self._replace(
