@@ -61,6 +61,8 @@ data-add: setup ## Make a labelled batch the next dataset version: make data-add
 # The suites of `make bench`, with their time and the page that they write. serving and drift compare Loopline with other programs, which
 # have an environment of their own.
 BENCH_speed = python -m benchmarks
+# 10 s: microseconds a request of each piece of the server's work
+BENCH_pieces = PYTHONPATH=src:. python -m benchmarks.pieces
 # 12 min (--quick: 2 min), docs/benchmarks.md
 BENCH_serving = python -m benchmarks.serving $(ARGS)
 ENVIRONMENT_serving := .venv-peers/ready
@@ -73,9 +75,9 @@ BENCH_rollout = OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.rollout 
 BENCH_capacity = python -m benchmarks.capacity $(wildcard models/*/bundle) --docs docs/capacity.md $(ARGS)
 # 35 min: the drill ten times, with five kills at random moments in each
 BENCH_kills = PYTHONPATH=src:. python -m benchmarks.kills $(ARGS)
-bench: setup $(ENVIRONMENT_$(SUITE)) ## Measure FP32 against INT8 and the cost of drift signals (SUITE=serving|drift|rollout, each also with ARGS=--quick, or capacity|kills: another suite)
+bench: setup $(ENVIRONMENT_$(SUITE)) ## Measure FP32 against INT8 and the cost of drift signals (SUITE=serving|drift|rollout, each also with ARGS=--quick, or pieces|capacity|kills: another suite)
 	@test "$(SUITE)" != serving || command -v wrk >/dev/null || { echo "wrk makes the load: apt-get install wrk, or your system's package of it"; exit 1; }
-	$(or $(BENCH_$(or $(SUITE),speed)),@echo "SUITE=$(SUITE) does not exist: use serving|drift|rollout|capacity|kills"; exit 2)
+	$(or $(BENCH_$(or $(SUITE),speed)),@echo "SUITE=$(SUITE) does not exist: use serving|drift|rollout|pieces|capacity|kills"; exit 2)
 
 .venv-peers/ready: benchmarks/serving/requirements.lock
 .venv-drift/ready: benchmarks/drift/requirements.lock

@@ -35,26 +35,6 @@ class Route(NamedTuple):
     open: bool = False  # answers without a token
 
 
-class _about:  # noqa: N801 - `with _about(route)` reads as a statement
-    """Note the route on a Refusal raised inside; log any other error and raise it as a Refusal with status 500."""
-
-    __slots__ = ("route",)
-
-    def __init__(self, route: Route) -> None:
-        self.route = route
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Refusal):
-            error.about = self.route.model, self.route.name
-        elif isinstance(error, Exception):
-            refusal = broken(error)
-            refusal.about = self.route.model, self.route.name
-            raise refusal from None
-
-
 class App:
     """The application: it answers requests with its models. See `messages.Application`."""
 
@@ -157,28 +137,30 @@ class App:
     def admit(self, method: str, path: str, headers: Headers, arrived: float) -> int:
         """See `messages.Application`."""
         route = self._route(method, path)
-        with _about(route):
+        try:
             if self.token and not route.open and not credentials.bearer(headers.get(b"authorization", b""), self.token):
                 raise Refusal(401, "this server requires a bearer token", headers={b"www-authenticate": b"Bearer"})
             if route.model is not None:
                 self.inference.admit(route.model, headers, arrived)
+        except Exception as error:
+            raise _about(route, error) from None
         return route.limit
 
     def about(self, method: str, path: str, refusal: Refusal) -> Refusal:
         """See `messages.Application`."""
-        route = self._route(method, path)
-        refusal.about = route.model, route.name
-        return refusal
+        return _about(self._route(method, path), refusal)
 
     def answer(self, request: Request, respond: Respond) -> Cancel | None:
         """See `messages.Application`."""
         route = self._route(request.method, request.path)
-        with _about(route):
+        try:
             if request.body and (encodings := request.headers.get(b"content-encoding")):
                 request.body = decompress(request.body, encodings, route.limit)
             if request.body.startswith(BOM_UTF8) and oip.LENGTH not in request.headers:
                 request.body = request.body[len(BOM_UTF8) :]  # editors on Windows write it
             return route.handle(request, respond)
+        except Exception as error:
+            raise _about(route, error) from None
 
     def refusal(self, refusal: Refusal) -> Response:
         """See `messages.Application`. Counts the refusal: every one passes here."""
@@ -237,3 +219,10 @@ class App:
         self.metrics.value("connections").value = self.connections()
         content, content_type = self.metrics.exposition()
         respond(Response(body=(content,), content_type=content_type))
+
+
+def _about(route: Route, error: Exception) -> Refusal:
+    """The refusal with a note of its route; of any other error, a refusal with status 500."""
+    refusal = error if isinstance(error, Refusal) else broken(error)
+    refusal.about = route.model, route.name
+    return refusal

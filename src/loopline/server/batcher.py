@@ -111,6 +111,7 @@ class Batcher:
         self.free = slots
         self.inline_seconds = inline_seconds if slots == 1 else -1.0
         self.due = False  # whether a dispatch is scheduled
+        self.active = 0  # lines in which a job waits
         self.full = 0  # lines in which a full batch waits
         self.credit = 0.0  # seconds in which requests may be read while a full batch waits
         self.extra, self.extra_since = False, 0.0  # whether this turn reads so, and since which second of its reading
@@ -133,9 +134,11 @@ class Batcher:
 
         Models take turns by time, so those with longer lines delay this one by no more than its own line's time each.
         """
-        line, lines = self.lines[model.name], sum(1 for line in self.lines.values() if line.jobs)
-        ahead = (min(self.waiting_seconds, line.seconds * lines) + self.running_seconds) / self.slots
-        return (ahead + max(rows, min(line.rows + rows, model.best_rows)) * model.row_seconds) * self.pace
+        line, ahead = self.lines[model.name], self.waiting_seconds
+        if self.active > 1:
+            ahead = min(ahead, line.seconds * self.active)
+        batch = max(rows, min(line.rows + rows, model.best_rows))
+        return ((ahead + self.running_seconds) / self.slots + batch * model.row_seconds) * self.pace
 
     def admit(self, model: Runner, rows: int, size: int, deadline: float, now: float) -> None:
         """Raise Refusal if the queue is full (429) or if this item would be answered after its deadline (503)."""
@@ -158,6 +161,7 @@ class Batcher:
         self.admit(job.model, job.rows, job.size, job.deadline, now)
         line = self.lines[job.model.name]
         if not line.jobs:  # a model that was idle gets no credit for that time
+            self.active += 1
             line.used = max(
                 line.used, min((other.used for other in self.lines.values() if other.jobs), default=line.used)
             )
@@ -250,6 +254,7 @@ class Batcher:
             rows += job.rows
         for job in batch:
             job.batch_rows = rows
+        self.active -= not line.jobs
         self.full += line.full - full
         self.waiting_seconds = sum(line.seconds for line in self.lines.values())
         return batch
