@@ -6,12 +6,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import brightness
 import bundles
-import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 from servers import samples, total
 
-from loopline.server import app, messages
+from loopline.server import app
 from loopline.server.metrics import CATALOGUE, PREFIX
 
 
