@@ -17,10 +17,10 @@ from loopline.server.metrics import PREFIX
 class Process:
     """A ready `loopline serve`; `log` holds its log lines."""
 
-    def __init__(self, *arguments, env=None):
+    def __init__(self, *arguments, env=None, command=(sys.executable, "-m", "loopline.cli", "serve")):
         # A minute for an answer, because the machine may run other tests at the same time.
         own = ["--grace", "0.1", "--timeout-ms", "60000"]
-        command = [sys.executable, "-m", "loopline.cli", "serve", *own, *map(str, arguments)]
+        command = [*command, *own, *map(str, arguments)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | (env or {}))
         self.log = []
         for line in self.process.stderr:
