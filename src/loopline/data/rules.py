@@ -37,7 +37,8 @@ def rules(settings: ModelSettings, labels: tuple[str, ...]) -> list[Rule]:
     """The rules for a model's task and its `expectations`, in the order in which to show them."""
     task = tasks.find(settings.task)
     return [
-        *_always(settings, task),
+        *_columns_and_samples(settings, task),
+        *_splits(task),
         *(_classes(settings, labels, task) if task.has_classes else []),
         _set_aside(settings, task),
         *(_texts(settings) if task.content == "text" else _images(settings)),
@@ -45,8 +46,8 @@ def rules(settings: ModelSettings, labels: tuple[str, ...]) -> list[Rule]:
     ]
 
 
-def _always(settings: ModelSettings, task: Task) -> list[Rule]:
-    limits = settings.expectations
+def _columns_and_samples(settings: ModelSettings, task: Task) -> list[Rule]:
+    least = settings.expectations.min_samples
     return [
         Rule(
             table="columns",
@@ -59,10 +60,10 @@ def _always(settings: ModelSettings, task: Task) -> list[Rule]:
         Rule(
             table="samples",
             name="samples",
-            sentence=f"There are at least {limits.min_samples:,} samples.",
+            sentence=f"There are at least {least:,} samples.",
             remedy="Add data, or lower min_samples.",
             kind="TableRowCountToBeBetween",
-            options={"min_value": limits.min_samples},
+            options={"min_value": least},
         ),
         Rule(
             table="samples",
@@ -80,6 +81,11 @@ def _always(settings: ModelSettings, task: Task) -> list[Rule]:
             kind=EQUAL,
             options={"column_A": "id", "column_B": "content", "ignore_row_if": "either_value_is_missing"},
         ),
+    ]
+
+
+def _splits(task: Task) -> list[Rule]:
+    return [
         Rule(
             table="samples",
             name="once",
