@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
 from loopline.lib import files
-from loopline.lib.arrays import Arrays
 from loopline.training import checkpoint
 from loopline.training.progress_bar import Progress
 
@@ -150,20 +149,6 @@ def predict(function: Tensors, data: Data) -> torch.Tensor:
         chunks = torch.split(order, EVALUATION_BATCH)
         outputs = torch.cat([function(data.inputs(chunk).to(device())).float().cpu() for chunk in chunks])
         return outputs[torch.argsort(order)]
-
-
-def reference(
-    answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], takes: str
-) -> Callable[[Arrays], Arrays]:
-    """Return a network's `answer` as a function from the graph's input `takes` to its outputs `probabilities` and `embedding`."""
-    import torch
-
-    def run(inputs: Arrays) -> Arrays:
-        with torch.inference_mode():
-            probabilities, embedding = answer(torch.from_numpy(inputs[takes]))
-        return {"probabilities": probabilities.numpy(), "embedding": embedding.numpy()}
-
-    return run
 
 
 def write(out: Path, model: torch.nn.Module, history: list[dict[str, float]], config: dict[str, Any]) -> None:

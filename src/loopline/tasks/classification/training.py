@@ -131,7 +131,7 @@ def _load(folder: Path) -> tuple[ImageNetwork, ModelSpec]:
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     """Return the network in torch: from `image` uint8 (n, h, w, c) to `probabilities` (n, classes) and `embedding` (n, d)."""
     network, _ = _load(folder)
-    return loop.reference(network.answer, takes="image")
+    return onnx_export.reference(network.answer, takes="image")
 
 
 def export(folder: Path, train: Split, val: Split, settings: ClassificationSettings, *, out: Path) -> ModelSpec:

@@ -236,7 +236,7 @@ def _load(folder: Path) -> tuple[TextNetwork, ModelSpec]:
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     """Return the network in torch: from `ids` int64 (n, l) to `probabilities` (n, classes) and `embedding` (n, d)."""
     network, _ = _load(folder)
-    return loop.reference(network.answer, takes="ids")
+    return onnx_export.reference(network.answer, takes="ids")
 
 
 def export(folder: Path, train: Split, val: Split, settings: TextSettings, *, out: Path) -> ModelSpec:
