@@ -1,6 +1,6 @@
-"""`make bench`: what is worth being fast, each beside what it is compared with, in one run, interleaved, as medians.
+"""Measure what must be fast beside something to compare it with, in one run, in turn, as medians. Run by `make bench`.
 
-Needs the models of `make repro`. The ratios are the result; the times depend on the machine and on who else uses it.
+Needs the models of `make repro`. The ratios are the result, because the times depend on the machine and on its other work.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIGNALS_SECONDS = 6
 
 
 def models() -> None:
-    """FP32 against INT8, one sample and a batch of 32; and what preprocessing costs beside them."""
+    """Print the times of FP32, INT8 and preprocessing, for one sample and for a batch of 32."""
     print(
         "| model | batch | preprocess ms | FP32 ms | INT8 ms | speed-up | size ratio |\n|---|---|---|---|---|---|---|"
     )
@@ -55,9 +55,9 @@ def models() -> None:
 
 
 def drift_signals() -> None:
-    """Processor time of counting the signals of a sample, at the rate of a server, beside that of answering one.
+    """Print the processor time of counting a sample's signals, at the rate of a server, and that of answering a sample.
 
-    Answers come one by one: at that same rate, when caches are cold, and one after the other. The ratio is to the latter.
+    Samples are answered one by one, at that same rate (caches are cold) and at full speed. The ratio is to the latter.
     """
     print(
         "\n| model | signals ms | answer ms, now and then | answer ms, full speed | ratio | counted a second | of a core |"
@@ -74,7 +74,7 @@ def drift_signals() -> None:
             before = time.thread_time()
             model.run([Encoded([samples[number % len(samples)]])])
             cold += time.thread_time() - before
-        time.sleep(3 * PERIOD)  # the last are counted
+        time.sleep(3 * PERIOD)  # until the last samples are counted
         counting = time.clock_gettime(clock)
         counted = sum(value.value for key, value in metrics.series["signal_rows"].items() if key[2] == CLASS)
         watcher.close()
@@ -90,21 +90,23 @@ def drift_signals() -> None:
 
 
 def commands() -> None:
-    """The command line against a bare Python, and a pipeline with nothing to do against a bare dvc."""
+    """Print the times of the command line and of a bare Python, and of a pipeline with nothing to do and of a bare dvc."""
     print("\n| command | s | beside | s | ratio |\n|---|---|---|---|---|")
     python = sys.executable
-    for ours, theirs in (
+    for measured, bare in (
         (["loopline", "--help"], [python, "-c", "pass"]),
         (["dvc", "repro"], ["dvc", "version"]),
     ):
         spent: dict[int, list[float]] = {0: [], 1: []}
         for _ in range(ROUNDS):
-            for side, command in enumerate((ours, theirs)):
+            for side, command in enumerate((measured, bare)):
                 start = time.perf_counter()
                 subprocess.run(command, check=True, capture_output=True)
                 spent[side].append(time.perf_counter() - start)
         a, b = median(spent[0]), median(spent[1])
-        print(f"| {' '.join(ours)} | {a:.2f} | {' '.join(theirs).replace(python, 'python')} | {b:.2f} | {a / b:.1f} |")
+        print(
+            f"| {' '.join(measured)} | {a:.2f} | {' '.join(bare).replace(python, 'python')} | {b:.2f} | {a / b:.1f} |"
+        )
 
 
 # A small network, as the pipeline trains them: many short parallel regions, with a wait after each.
@@ -119,14 +121,14 @@ for _ in range(100):
 print(time.perf_counter() - start)
 """
 THREADS = {
-    "one": {"OMP_NUM_THREADS": "1"},  # as here
+    "one": {"OMP_NUM_THREADS": "1"},  # as in the pipeline
     "two that sleep": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
     "two that spin": {"OMP_NUM_THREADS": "2"},  # OpenMP's default
 }
 
 
 def threads() -> None:
-    """Training steps by the threads of OpenMP, which sleep or spin while they wait: alone, and beside busy loops."""
+    """Print the times of training steps by OpenMP's threads, which sleep or spin while they wait: alone, and beside busy loops."""
     print(f"\n| beside | {' s | '.join(THREADS)} s |\n|---|---|---|---|")
     plain = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     for count in range((os.cpu_count() or 1) + 1):

@@ -40,6 +40,7 @@ def test_a_class_name_stands_once_in_the_package():
 OF_EVERY_TASK = {"__init__", "task", "parameters", "training", "evaluation"}
 VAGUE = {"found", "said", "there", "one", "wanted", "made", "ours", "theirs"}
 LONGEST = 350  # lines of a module
+LONGEST_FUNCTION = 60  # lines
 
 
 def test_a_module_s_name_means_one_thing():
@@ -67,6 +68,21 @@ def test_a_variable_is_named_by_what_it_holds():
 def test_a_module_can_be_read_at_once():
     lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
     assert {module: count for module, count in lines.items() if count > LONGEST} == {}
+
+
+def long_functions(source):
+    """The names of the functions and methods that have more than LONGEST_FUNCTION lines."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    return {node.name for node in functions if node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION}
+
+
+def test_a_function_can_be_read_at_once():
+    names = {module: long_functions(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
+    assert {module: functions for module, functions in names.items() if functions} == {}
+    body = "\n    pass"
+    assert long_functions("def short():" + body * (LONGEST_FUNCTION - 1)) == set()
+    assert long_functions("class A:\n  async def long(self):" + body * LONGEST_FUNCTION) == {"long"}
 
 
 def test_no_two_modules_import_each_other_by_any_way():

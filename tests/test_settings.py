@@ -45,6 +45,15 @@ def test_an_unknown_key_is_refused_by_name(params):
         settings.load(path)
 
 
+@pytest.mark.parametrize(
+    ("model", "limit"), [("classifier", "max_characters"), ("detector", "max_characters"), ("text", "min_side")]
+)
+def test_an_expectation_that_means_nothing_to_the_task_is_refused_by_name(params, model, limit):
+    path = params(lambda content: content["models"][model]["expectations"].update({limit: 8}))
+    with pytest.raises(LooplineError, match=rf"models\.{model}\.\w+\.expectations\.{limit}: Extra inputs"):
+        settings.load(path)
+
+
 def test_a_value_out_of_range_is_refused_and_quoted(params):
     path = params(lambda content: content["models"]["text"]["split"].update(val=1.5))
     with pytest.raises(LooplineError, match=r"split\.val: .*less than or equal to 1 \(got 1\.5\)"):

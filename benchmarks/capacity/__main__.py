@@ -1,8 +1,7 @@
-"""`python -m benchmarks.capacity BUNDLE ...`: what `loopline plan` predicts of a replica, beside what a real one does.
+"""Compare what `loopline plan` predicts of a replica with what a real replica does: `python -m benchmarks.capacity BUNDLE ...`.
 
-Profiles each bundle, then sends requests on a Poisson schedule at two shares of the predicted capacity. In turn with
-rounds; figures are medians over them. Prints a table in Markdown; `--docs` writes it, and a fresh run of the verbs, into
-docs/capacity.md and its picture.
+Profiles each bundle, then sends requests on a Poisson schedule at two shares of the predicted capacity. The figures are medians over
+the repeats. Prints a table in Markdown; `--docs` writes it, and fresh output of the commands, to docs/capacity.md and its picture.
 """
 
 from __future__ import annotations
@@ -29,13 +28,16 @@ from loopline.planning.queueing import Service
 
 SHARES = (0.3, 0.6)
 CONNECTIONS = 64
-QUIET = 0.25  # load of each core that is no other work: a shell, an editor, what `make setup` left
+QUIET = 0.25  # load of each core that does not count as other work: a shell, an editor, what `make setup` left
 TRAFFIC = "base: 20\npeak: 900\nhours: 8-20\ndays: mon-fri\n"
 PLAN = "loopline plan .loopline/profiles/{}.json --prices prices.yaml --traffic traffic.yaml --p99-ms 200 --spare 1 --plot plan.png"
 
 
 def compare(folder: Path, *, rounds: int, seconds: float, repeats: int) -> list[list[str]]:
-    """A row for each share: predicted and measured. rounds: of the profile's batches. repeats: of the load, each `seconds` long."""
+    """Return a row for each share: the predicted and the measured figures. Each load runs `repeats` times for `seconds`.
+
+    rounds: repeats of each batch in the profile.
+    """
     profile = Profile.model_validate(measure.measure(folder, starts=1, rounds=rounds))
     service = Service.measured(profile.batches, profile.spread)
     (watched,) = sentinel.load([folder])
@@ -50,7 +52,7 @@ def compare(folder: Path, *, rounds: int, seconds: float, repeats: int) -> list[
         port = int(process.address.rpartition(":")[2])
         for share in SHARES:
             rate = share * service.capacity
-            found = [
+            loads = [
                 load.scheduled(
                     port,
                     ask,
@@ -61,21 +63,21 @@ def compare(folder: Path, *, rounds: int, seconds: float, repeats: int) -> list[
                 )[1]
                 for repeat in range(repeats)
             ]
-            said = [
+            cells = [
                 f"{rate:,.0f}",
-                f"{median(one['answered'] for one in found):,.0f}",
+                f"{median(figures['answered'] for figures in loads):,.0f}",
                 *(
                     f"{value:.2f}"
                     for quantile, name in ((0.5, "p50"), (0.99, "p99"))
-                    for value in (service.latency(rate, quantile) * 1e3, median(one[name] for one in found))
+                    for value in (service.latency(rate, quantile) * 1e3, median(figures[name] for figures in loads))
                 ),
             ]
-            rows.append([watched.name, f"{share:.0%}", *said])
+            rows.append([watched.name, f"{share:.0%}", *cells])
     return rows
 
 
 def busy(average: float, cpus: int) -> str:
-    """Why a measurement now would be of other work too; empty on a quiet machine. average: load of the last minute."""
+    """Return why a measurement now would include other work; empty on a quiet machine. average: load of the last minute."""
     least = QUIET * cpus
     return (
         f"the load average is {average:.2f}, over {least:.2f}: other work runs on these {cpus} cores"
@@ -112,7 +114,7 @@ def write(page: Path, folders: list[Path], check: str) -> None:
 
 
 def _shown(command: str, names: dict[str, str]) -> str:
-    """A command with its output. names: files that stand for those that the command is shown with."""
+    """Return a command with its output. names: shown name of a file -> the file to use."""
     words = []
     for word in command.split()[1:]:
         words += sorted(map(str, Path().glob(word))) if "*" in word else [names.get(word, word)]
@@ -121,13 +123,13 @@ def _shown(command: str, names: dict[str, str]) -> str:
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the benchmark and return the exit code: 1 on a busy machine."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=__doc__)
-    parser.add_argument("bundle", nargs="+", type=Path)
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--docs", type=Path, help="the page to bring up to date: docs/capacity.md")
+    parser.add_argument("bundle", nargs="+", type=Path, help="folder of a bundle")
+    parser.add_argument("--rounds", type=int, default=300, help="repeats of each batch in the profile")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of each load")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of each load")
+    parser.add_argument("--docs", type=Path, help="page to update: docs/capacity.md")
     parser.add_argument(
         "--busy", action="store_true", help="measure although other work runs, and say so beside the figures"
     )

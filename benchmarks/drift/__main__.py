@@ -1,7 +1,7 @@
-"""`make bench SUITE=drift`: Loopline's drift alarm beside other methods, on the same windows, at the same rate of false alarms.
+"""Compare Loopline's drift alarm with other methods, on the same windows and at the same rate of false alarms.
 
-Needs the bundles of `make repro`; --project names further folders with bundles of other data sets. Writes
-docs/drift-benchmark.md and a picture. `--quick` only shows that it works: its figures mean nothing.
+Run by `make bench SUITE=drift`. It needs the bundles of `make repro`; --project names further folders with bundles of other data
+sets. It writes docs/drift-benchmark.md and a picture. `--quick` only shows that it works: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -21,29 +21,31 @@ MOST = 800  # held-out samples of a model
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the benchmark and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drift", description=__doc__)
-    parser.add_argument("--project", nargs="+", type=Path, default=[Path()], help="folders like this repository")
-    parser.add_argument("--model", nargs="+", help="these only (default: every one with a bundle)")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--results", type=Path, default=Path(".loopline/bench-drift.json"), help="all figures")
-    parser.add_argument("--docs", type=Path, help="where to write (default: docs; nowhere if quick)")
-    parser.add_argument("--go-on", action="store_true", help="keep the sets that a run which was cut off has finished")
-    parser.add_argument("--report", action="store_true", help="only write the page anew from the figures")
-    parser.add_argument("--rules", action="store_true", help="what the rules cost Prometheus, too: 3 minutes")
+    parser.add_argument(
+        "--project", nargs="+", type=Path, default=[Path()], help="folders that are laid out like this repository"
+    )
+    parser.add_argument("--model", nargs="+", help="measure only these models (default: every model with a bundle)")
+    parser.add_argument("--quick", action="store_true", help="run a few windows, to show that it works")
+    parser.add_argument("--results", type=Path, default=Path(".loopline/bench-drift.json"), help="file of all figures")
+    parser.add_argument("--docs", type=Path, help="folder of the page (default: docs; none with --quick)")
+    parser.add_argument("--go-on", action="store_true", help="keep what an interrupted run has finished")
+    parser.add_argument("--report", action="store_true", help="only write the page, from the figures in --results")
+    parser.add_argument("--rules", action="store_true", help="also measure what the rules cost Prometheus (3 minutes)")
     options = parser.parse_args()
     if not options.report:
-        todo = [
+        models = [
             (project, folder.parent.name)
             for project in options.project
             for folder in sorted((project / "models").glob("*/bundle"))
             if not options.model or folder.parent.name in options.model
         ]
-        if not todo:
+        if not models:
             sys.exit("no bundles under models/: run `make repro` first")
         began = time.monotonic()
         size = QUICK if options.quick else protocol.Size()
-        places = [f"{project}: {name}" for project, name in todo]
+        places = [f"{project}: {name}" for project, name in models]
         results = {"trials": [], "minutes": 0.0, "machine": page.machine(), "size": repr(size), "places": places}
         if options.go_on and options.results.exists():
             saved = json.loads(options.results.read_text(encoding="utf-8"))
@@ -54,12 +56,12 @@ def main() -> int:
         with ProcessPoolExecutor() as pool:
             jobs = {
                 pool.submit(trial.run, project, name, size, MOST): place
-                for (project, name), place in zip(todo, places, strict=True)
-                if place not in [known["place"] for known in results["trials"]]
+                for (project, name), place in zip(models, places, strict=True)
+                if place not in [row["place"] for row in results["trials"]]
             }
             for job in as_completed(jobs):
                 done = job.result() | {"place": jobs[job]}
-                results["trials"] = sorted([*results["trials"], done], key=lambda one: places.index(one["place"]))
+                results["trials"] = sorted([*results["trials"], done], key=lambda row: places.index(row["place"]))
                 results["minutes"] = before + (time.monotonic() - began) / 60
                 print(f"{done['model']} of {done['dataset']}: {results['minutes']:.1f} min", flush=True)
                 _save(results, options.results)

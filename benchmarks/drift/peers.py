@@ -1,6 +1,6 @@
-"""The other methods, as their authors' libraries have them.
+"""The other methods, from their authors' libraries.
 
-Each gives a figure that is the larger the more it thinks of drift. Where a method has a verdict only, what the verdict is made of.
+Each returns a figure that is larger the more evidence of drift it has: for a method that gives only a verdict, what decides it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ Method = Callable[[Features, Features], float]
 
 
 def ks_softmax(before: Features, now: Features) -> float:
-    """Univariate Kolmogorov-Smirnov on the softmax outputs with Bonferroni: the best simple method of Rabanser et al."""
+    """Return -log of the least p-value of Kolmogorov-Smirnov tests, one for each softmax output.
+
+    With Bonferroni's correction this is the best simple method of Rabanser et al.
+    """
     from scipy.stats import ks_2samp
 
     pairs = zip(before.answers.T, now.answers.T, strict=True)
@@ -22,9 +25,9 @@ def ks_softmax(before: Features, now: Features) -> float:
 
 
 def mmd(before: Features, now: Features) -> float:
-    """Kernel maximum mean discrepancy on the embedding, Gaussian kernel of the median distance (Gretton et al., JMLR 2012).
+    """Return the maximum mean discrepancy of the embedding (Gretton et al., JMLR 2012). The Gaussian kernel has the median distance.
 
-    Permutations only turn it into a p-value; here windows without drift give the threshold.
+    Permutations would only turn it into a p-value; here windows without drift give the threshold.
     """
     from sklearn.metrics.pairwise import euclidean_distances
 
@@ -37,7 +40,7 @@ def mmd(before: Features, now: Features) -> float:
 
 
 def evidently(before: Features, now: Features) -> float:
-    """Evidently's drift preset on the same signals: share of columns that drifted, by the tests that it picks itself."""
+    """Return the number of signals that drift by Evidently's preset, which picks the tests. Smaller p-values break ties."""
     import pandas as pd
     from evidently.legacy.calculations.stattests import get_stattest
     from evidently.legacy.core import ColumnType
@@ -55,21 +58,21 @@ def evidently(before: Features, now: Features) -> float:
         drifted += bool(result.drifted)
         small = result.drift_score if "p_value" in test.display_name else 1 - min(1.0, result.drift_score)
         logs.append(-float(np.log(max(small, 1e-300))))
-    return drifted + float(np.mean(logs)) / 1000  # columns count; among equals the surer one
+    return drifted + float(np.mean(logs)) / 1000
 
 
 def kswin(before: Features, now: Features) -> float:
-    """River's KSWIN on the top probability, sample by sample: its smallest p-value in the window."""
+    """Return -log of the smallest p-value in the window of River's KSWIN, which watches the top probability sample by sample."""
     from river.drift import KSWIN
 
-    found = KSWIN(alpha=1e-300, window_size=100, stat_size=30, seed=0)
+    detector = KSWIN(alpha=1e-300, window_size=100, stat_size=30, seed=0)
     name = "top_probability" if "top_probability" in now.signals else "mean_score"
     for value in np.nan_to_num(before.signals[name][-100:]):
-        found.update(float(value))
+        detector.update(float(value))
     least = 1.0
     for value in np.nan_to_num(now.signals[name]):
-        found.update(float(value))
-        least = min(least, float(found.p_value))
+        detector.update(float(value))
+        least = min(least, float(detector.p_value))
     return -float(np.log(max(least, 1e-300)))
 
 

@@ -1,11 +1,11 @@
-"""docs/pictures/drift-benchmark.png."""
+"""Draw docs/pictures/drift-benchmark.png."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from benchmarks.drift.page import OURS, RATE, Figures, detections, methods
+from benchmarks.drift.page import LOOPLINE, RATE, Figures, detections, methods
 
 from loopline.lib.drawing import BLUE, GREEN, PURPLE, RED, SKY, sheet
 
@@ -14,7 +14,7 @@ ACROSS = 3  # panels
 
 
 def picture(results: Figures, path: Path) -> None:
-    """Detection rate by window size, a panel a data set."""
+    """Draw the detection rate over the window size, with a panel for each data set."""
     trials = results["trials"]
     sizes = sorted({row["n"] for row in trials[0]["rows"]})
     columns = min(ACROSS, len(trials))
@@ -24,7 +24,7 @@ def picture(results: Figures, path: Path) -> None:
         for axis, trial in zip(axes, trials, strict=False):
             for colour, method in zip(COLOURS, methods(trial), strict=True):
                 rates = [detections(trial, method, lambda row, n=n: row["n"] == n) for n in sizes]
-                wide, large = (2.6, 4) if method == OURS else (1.4, 3)
+                wide, large = (2.6, 4) if method == LOOPLINE else (1.4, 3)
                 axis.plot(sizes, rates, color=colour, linewidth=wide, marker="o", markersize=large, label=method)
             axis.set_xscale("log")
             axis.set_xticks(sizes, [f"{n:,}" for n in sizes])

@@ -1,6 +1,7 @@
-"""What the rules cost Prometheus: one with a day of a small fleet's series behind it evaluates monitoring/prometheus/rules.yml.
+"""Measure what monitoring/prometheus/rules.yml costs a Prometheus that has a day of a small fleet's series.
 
-The series are those of a real server with the bundles of this repository, for so many replicas, counters going on at their pace.
+The series are those of a real server with the bundles of this repository. Each replica has them, and its counters rise at the pace
+of the server's traffic.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 import yaml
 
 REPLICAS, DAY, BLOCK = 4, 86400, 7200  # seconds
-# Between samples, of the last hours and before; no rule looks back further
+# Seconds between samples, in the last FINE_SECONDS and before: no rule looks back further
 FINE, COARSE, FINE_SECONDS = (15, 60, 6 * 3600)
 TRAFFIC_SECONDS = 15
 EVERY, EVALUATIONS = 10, 8  # seconds between evaluations, and how many count
@@ -37,19 +38,22 @@ RULES = Path("monitoring/prometheus/rules.yml")
 
 @dataclass(frozen=True)
 class Series:
-    """One of a server's. labels: without braces. value: of the scrape."""
+    """A series of a server. labels: without braces. value: at the scrape."""
 
     name: str
     labels: str
     value: float
 
     def at(self, elapsed: float, paced: float) -> str:
-        """Its value so long after its start; paced: seconds of traffic before the scrape."""
+        """Return its value `elapsed` seconds after its start. paced: seconds of traffic before the scrape."""
         return f"{self.value * elapsed / paced:.0f}" if self.name.endswith(COUNTERS) else f"{self.value:g}"
 
 
 def measure(bundles: list[Path]) -> dict[str, Any]:
-    """Seconds of each group's evaluations and of each rule's, with what they looked at. Needs prometheus and promtool."""
+    """Return the seconds that the evaluations of each group and rule take, and the size of the history.
+
+    Needs prometheus, promtool and loopline on the PATH.
+    """
     for program in ("prometheus", "promtool", "loopline"):
         if not shutil.which(program):
             sys.exit(f"{program} is needed on the PATH")
@@ -59,13 +63,13 @@ def measure(bundles: list[Path]) -> dict[str, Any]:
         begin = time.time() - DAY
         samples = history(series, folder, begin, paced)
         with exporters(series, begin, paced) as targets, prometheus(folder, targets) as url:
-            found = evaluations(url)
-    found |= {"series": len(series) * REPLICAS, "samples": samples, "models": len(bundles), "replicas": REPLICAS}
-    return found | {"fine": FINE, "coarse": COARSE, "fine_hours": FINE_SECONDS // 3600}
+            figures = evaluations(url)
+    figures |= {"series": len(series) * REPLICAS, "samples": samples, "models": len(bundles), "replicas": REPLICAS}
+    return figures | {"fine": FINE, "coarse": COARSE, "fine_hours": FINE_SECONDS // 3600}
 
 
 def scrape(bundles: list[Path], folder: Path) -> tuple[list[Series], float]:
-    """A server's series, and for how long it had traffic, in seconds."""
+    """Return the series of a server that answers traffic, and the seconds of that traffic."""
     port, metrics = free_port(), free_port()
     command = ["loopline", "serve", *map(str, bundles), "--port", str(port), "--metrics-port", str(metrics)]
     with running(command, folder / "server.log", f"http://127.0.0.1:{metrics}/v2/health/ready"):
@@ -81,18 +85,18 @@ def scrape(bundles: list[Path], folder: Path) -> tuple[list[Series], float]:
 
 
 def lines(series: list[Series], stamps: list[float], begin: float, paced: float) -> Iterator[str]:
-    """OpenMetrics: series by series, in the order of time."""
-    for one in series:
-        rows = [f" {one.at(stamp - begin, paced)} {stamp:.3f}\n" for stamp in stamps]
+    """Yield the samples in OpenMetrics, series by series, in the order of time."""
+    for row in series:
+        samples = [f" {row.at(stamp - begin, paced)} {stamp:.3f}\n" for stamp in stamps]
         for number in range(REPLICAS):
-            labels = ",".join(filter(None, (one.labels, f'instance="{number}",job="loopline"')))
-            head = f"{one.name}{{{labels}}}"
-            yield "".join(head + row for row in rows)
+            labels = ",".join(filter(None, (row.labels, f'instance="{number}",job="loopline"')))
+            head = f"{row.name}{{{labels}}}"
+            yield "".join(head + sample for sample in samples)
     yield "# EOF\n"
 
 
 def history(series: list[Series], folder: Path, begin: float, paced: float) -> int:
-    """Write a day of them into Prometheus' database, block by block; returns the number of samples."""
+    """Write a day of the series to Prometheus' database, block by block, and return the number of samples."""
     end, stamp, stamps = begin + DAY, begin, []
     while stamp < end:
         stamps.append(stamp)
@@ -109,12 +113,12 @@ def history(series: list[Series], folder: Path, begin: float, paced: float) -> i
 
 @contextmanager
 def exporters(series: list[Series], begin: float, paced: float) -> Iterator[str]:
-    """The replicas go on; their address."""
+    """Serve the metrics of the replicas, whose counters go on rising. Yield the address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             elapsed = time.time() - begin
-            body = "".join(f"{one.name}{{{one.labels}}} {one.at(elapsed, paced)}\n" for one in series).encode()
+            body = "".join(f"{row.name}{{{row.labels}}} {row.at(elapsed, paced)}\n" for row in series).encode()
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
@@ -132,7 +136,7 @@ def exporters(series: list[Series], begin: float, paced: float) -> Iterator[str]
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[str]:
-    """Its address. It scrapes the replicas and evaluates the rules, more often than they ask."""
+    """Run a Prometheus that scrapes the replicas and evaluates the rules every EVERY seconds. Yield its address."""
     port = free_port()
     jobs = [{"targets": [target], "labels": {"instance": str(n), "__metrics_path__": f"/{n}"}} for n in range(REPLICAS)]
     scrapes = [{"job_name": "loopline", "static_configs": jobs}]
@@ -147,7 +151,10 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
 
 
 def evaluations(url: str) -> dict[str, Any]:
-    """Watch so many of each group, without the first: what Prometheus itself says that they and their rules took, in seconds."""
+    """Return the seconds that EVALUATIONS evaluations of each group took, and those of its slowest rules, as Prometheus states them.
+
+    The first evaluation of each group is left out.
+    """
     seen: dict[str, dict[str, Any]] = {}
     until = time.monotonic() + (EVALUATIONS + 4) * EVERY + 60
     while not seen or min(map(len, seen.values())) < EVALUATIONS + 1:
@@ -159,33 +166,35 @@ def evaluations(url: str) -> dict[str, Any]:
                 rules = [rule for rule in group["rules"] if rule["health"] != "unknown"]
                 if len(rules) == len(group["rules"]):
                     seen.setdefault(group["name"], {})[group["lastEvaluation"]] = group
-    found = {}
+    figures = {}
     for name, groups in seen.items():
         kept = list(groups.values())[1:]
-        bad = {rule["name"]: rule["lastError"] for group in kept for rule in group["rules"] if rule["health"] != "ok"}
-        assert not bad, f"rules that fail cost nothing: {bad}"
+        failing = {
+            rule["name"]: rule["lastError"] for group in kept for rule in group["rules"] if rule["health"] != "ok"
+        }
+        assert not failing, f"rules that fail cost nothing: {failing}"
         spent = [group["evaluationTime"] for group in kept]
-        each: dict[str, list[float]] = {}
+        times_of: dict[str, list[float]] = {}
         for group in kept:
             for rule in group["rules"]:
-                each.setdefault(rule["name"], []).append(rule["evaluationTime"])
-        slowest = sorted(((median(times), rule) for rule, times in each.items()), reverse=True)[:3]
-        found[name] = {"median": median(spent), "most": max(spent), "evaluations": len(spent), "slowest": slowest}
-    asked = f"{url}/api/v1/query?query=count(loopline:drift_score)"
-    with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310 - our own address
+                times_of.setdefault(rule["name"], []).append(rule["evaluationTime"])
+        slowest = sorted(((median(times), rule) for rule, times in times_of.items()), reverse=True)[:3]
+        figures[name] = {"median": median(spent), "most": max(spent), "evaluations": len(spent), "slowest": slowest}
+    query = f"{url}/api/v1/query?query=count(loopline:drift_score)"
+    with urllib.request.urlopen(query, timeout=30) as answer:  # noqa: S310 - our own address
         assert json.load(answer)["data"]["result"], "no score was recorded: the rules did not see the history"
-    return {"groups": found}
+    return {"groups": figures}
 
 
 def free_port() -> int:
-    """One that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+    """Return a port that no program uses."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @contextmanager
 def running(command: list[str], log: Path, ready: str) -> Iterator[None]:
-    """A program, from when it answers at `ready` to its end."""
+    """Run a program during the block, which begins when it answers at `ready`."""
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
@@ -204,5 +213,5 @@ def _wait(ask: Callable[[], Any], process: subprocess.Popen[bytes], log: Path, s
                 return
         except OSError:
             if process.poll() is not None or time.monotonic() > until:
-                sys.exit(f"it did not start:\n{log.read_text(errors='replace')[-1000:]}")
+                sys.exit(f"{process.args!r:.60} did not start:\n{log.read_text(errors='replace')[-1000:]}")
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What the methods look at: signals, answers and embedding of the held-out samples, as they are and after each shift."""
+"""The data that the methods compare: signals, answers and embedding of the held-out samples, as they are and after each shift."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from loopline.tasks.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Features:
-    """Of n samples. answers: softmax outputs, or the best score of each class (n, classes). quality: 1 for right, or F1."""
+    """The features of n samples.
+
+    signals: name -> values, (n,). answers: softmax outputs, or the best score of each class, (n, classes). embedding: (n, d).
+    quality: 1 for right and 0 for wrong, or F1, (n,).
+    """
 
     signals: dict[str, NDArray[np.float64]]
     answers: NDArray[np.float64]
@@ -31,7 +35,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Pool:
-    """All held-out samples of a model. companion: the other data set. shifted: by name and strength."""
+    """The held-out samples of a model. companion: name of the other data set. shifted: (shift, strength) -> features."""
 
     name: str
     dataset: str
@@ -44,11 +48,11 @@ class Pool:
 
     @property
     def samples(self) -> int:
-        """How many."""
+        """The number of samples."""
         return len(self.plain.quality)
 
     def window(self, rows: NDArray[np.int64], changed: NDArray[np.bool_], shift: tuple[str, int] | None) -> Features:
-        """The features of a window's samples."""
+        """Return the features of a window's samples. rows, changed: see `protocol.Window`. shift: name and strength."""
         other = self.shifted.get(shift, self.plain) if shift else self.plain
 
         def mixed(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
@@ -66,7 +70,7 @@ class Pool:
 
 @dataclass
 class _Truth:
-    """Samples and what is right, as `tasks` ask for it."""
+    """Samples and their right answers, as a task takes them."""
 
     inputs: list[Any]
     sizes: NDArray[np.int32]
@@ -74,65 +78,65 @@ class _Truth:
 
 
 def _held_out(path: Path, most: int) -> _Truth:
-    """Validation and test split as one, at most so many samples."""
+    """Return the samples of the validation and test split, or `most` of them, in their order."""
     parts = [manifest.load_split(path, part) for part in ("val", "test")]
-    inputs: list[Any] = [one for part in parts for one in part.inputs]
-    targets: list[Any] = [one for part in parts for one in part.targets]
-    keep = np.sort(np.random.default_rng(0).permutation(len(inputs))[:most])
-    kept = [targets[k] for k in keep]
-    sizes = np.concatenate([part.sizes for part in parts])[keep]
-    chosen = [_rewritten(inputs[k]) for k in keep]
-    return _Truth(chosen, sizes, kept if isinstance(parts[0].targets, list) else np.array(kept))
+    inputs: list[Any] = [sample for part in parts for sample in part.inputs]
+    targets: list[Any] = [target for part in parts for target in part.targets]
+    rows = np.sort(np.random.default_rng(0).permutation(len(inputs))[:most])
+    kept = [targets[row] for row in rows]
+    sizes = np.concatenate([part.sizes for part in parts])[rows]
+    rewritten = [_rewritten(inputs[row]) for row in rows]
+    return _Truth(rewritten, sizes, kept if isinstance(parts[0].targets, list) else np.array(kept))
 
 
 def _rewritten(sample: Any) -> Any:
-    """An image as shifted images are written: else the size of its file would betray every shift."""
-    none = np.random.default_rng(0)
-    return sample if isinstance(sample, str) else shifts.shifted_image(sample, None, 0, none)
+    """Return an image encoded as shifted images are, because otherwise the size of its file would betray every shift."""
+    rng = np.random.default_rng(0)
+    return sample if isinstance(sample, str) else shifts.shifted_image(sample, None, 0, rng)
 
 
 def _foreign(companion: str, spec: ModelSpec, rows: int) -> _Truth:
-    """So many samples of another data set, some repeatedly. Right is the class of the same name; where there is none, nothing is."""
-    found = other_domain.read(companion, spec.task, rows)
-    chosen = [found[k % len(found)] for k in range(rows)]
+    """Return `rows` samples of another data set, some repeatedly. Right is the class of the same name, -1 if there is none."""
+    available = other_domain.read(companion, spec.task, rows)
+    chosen = [available[row % len(available)] for row in range(rows)]
     labels = {name: number for number, name in enumerate(spec.labels)}
-    targets: Any = np.array([labels.get(one.label or "", -1) for one in chosen])
+    targets: Any = np.array([labels.get(sample.label or "", -1) for sample in chosen])
     if spec.image is None:
-        return _Truth([one.text for one in chosen], np.zeros((rows, 2), np.int32), targets)
-    inputs = [_rewritten(one.image) for one in chosen]
-    sizes = np.array([image.decode(one, 3).shape[1::-1] for one in inputs], np.int32)
+        return _Truth([sample.text for sample in chosen], np.zeros((rows, 2), np.int32), targets)
+    inputs = [_rewritten(sample.image) for sample in chosen]
+    sizes = np.array([image.decode(encoded, 3).shape[1::-1] for encoded in inputs], np.int32)
     return _Truth(inputs, sizes, targets)
 
 
 def pool(project: Path, name: str, most: int) -> Pool:
-    """Of a model in a project's folder, at most so many samples."""
+    """Return the held-out samples of a model in a project's folder, at most `most`."""
     opened = bundle.read(project / "models" / name / "bundle")
     spec = opened.manifest.spec
     task = tasks.find(spec.task)
-    both = _held_out(project / "data" / name / "manifest.parquet", most)
+    held_out = _held_out(project / "data" / name / "manifest.parquet", most)
     preprocess = task.preprocessor(spec, opened.folder)
 
-    def features(truth: _Truth, *, known: bool = True) -> Features:
-        """known: there is a right answer; without one, none is."""
+    def features(truth: _Truth, *, labelled: bool = True) -> Features:
+        """Return the features of samples. labelled: whether they have right answers; else the quality is 0."""
         prepared = preprocess(truth.inputs)
         outputs = sessions.run(opened.model, prepared)
-        found = signals.signals(prepared, outputs, spec, truth.inputs, truth.sizes if spec.image else None)
-        quality = task.quality(outputs, truth, spec) if known else np.zeros(len(truth.inputs))
-        return Features(found, _answers(outputs, spec), outputs["embedding"].astype(float), quality)
+        values = signals.signals(prepared, outputs, spec, truth.inputs, truth.sizes if spec.image else None)
+        quality = task.quality(outputs, truth, spec) if labelled else np.zeros(len(truth.inputs))
+        return Features(values, _answers(outputs, spec), outputs["embedding"].astype(float), quality)
 
     shifted = {}
     for shift in shifts.names(texts=spec.image is None):
         for strength in (1, 2, 3):
             rng = np.random.default_rng([3, strength])
-            inputs = [shifts.shifted(one, shift, strength, rng) for one in both.inputs]
-            shifted[shift, strength] = features(replace(both, inputs=inputs))
+            inputs = [shifts.shifted(sample, shift, strength, rng) for sample in held_out.inputs]
+            shifted[shift, strength] = features(replace(held_out, inputs=inputs))
     dataset = settings.model(name, project / "params.yaml")[1].dataset
     companion = other_domain.COMPANIONS.get(dataset)
     if companion:
-        foreign = _foreign(companion, spec, len(both.inputs))
-        shifted[OTHER, 1] = features(foreign, known=spec.task != "detection")
-    targets = None if isinstance(both.targets, list) else both.targets
-    return Pool(name, dataset, companion, spec, task.quality_name, targets, features(both), shifted)
+        foreign = _foreign(companion, spec, len(held_out.inputs))
+        shifted[OTHER, 1] = features(foreign, labelled=spec.task != "detection")
+    targets = None if isinstance(held_out.targets, list) else held_out.targets
+    return Pool(name, dataset, companion, spec, task.quality_name, targets, features(held_out), shifted)
 
 
 def _answers(outputs: dict[str, NDArray[Any]], spec: ModelSpec) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
-"""`make bench SUITE=rollout`: how often the judge is right, by the number of requests that a step demands.
+"""Measure how often the judge is right, by the number of requests that a step demands. Run by `make bench SUITE=rollout`.
 
-Simulated rollouts through the judge itself. Writes docs/rollout-benchmark.md and a picture. `--quick` only shows that it works: its
-figures mean nothing.
+The rollouts are simulated, and the judge itself decides them. Writes docs/rollout-benchmark.md and a picture. `--quick` only shows
+that it works: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from benchmarks.rollout import page, simulation
 
 
 def main() -> int:
-    """Returns the exit code: 1 if a target is missed at the shipped policy."""
+    """Run the benchmark and return the exit code: 1 if a target is missed at the shipped policy."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout", description=__doc__)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="simulate a few rollouts, to show that it works")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the first rollout: the judge was made with those from 0 on"
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the first rollout; the judge was developed with the seeds from 0 on",
     )
-    parser.add_argument("--results", type=Path, default=Path(".loopline/bench-rollout.json"), help="all figures")
-    parser.add_argument("--docs", type=Path, help="where to write (default: docs; nowhere if quick)")
-    parser.add_argument("--report", action="store_true", help="only write the page anew from the figures")
+    parser.add_argument(
+        "--results", type=Path, default=Path(".loopline/bench-rollout.json"), help="file of all figures"
+    )
+    parser.add_argument("--docs", type=Path, help="folder of the page (default: docs; none with --quick)")
+    parser.add_argument("--report", action="store_true", help="only write the page, from the figures in --results")
     options = parser.parse_args()
     if not options.report:
         began, sizes = time.monotonic(), page.QUICK if options.quick else page.SIZES

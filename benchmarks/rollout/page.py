@@ -1,4 +1,4 @@
-"""From the simulations' figures to docs/rollout-benchmark.md and its picture."""
+"""Write docs/rollout-benchmark.md and its picture from the figures of the simulations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loopline.rollout.judge import RolloutPolicy
 Figures = dict[str, Any]
 SIZES = (100, 250, 500, 1000, 2000, 4000)
 QUICK = (100, 2000)
-LABELS = 5  # labelled answers for each request demanded, where labels are what finds the fault
+LABELS = 5  # labelled answers for each request that a step demands, for a fault that only labels show
 SAME = Fault("identical")
 FAULTS = (
     SAME,
@@ -23,18 +23,21 @@ FAULTS = (
     Fault("accuracy -2 pt", accuracy=0.02),
     Fault("all of it broken", errors=0.9),
 )
-FOUND, FALSE = 0.95, 0.02  # the targets
+FOUND, FALSE = (
+    0.95,
+    0.02,
+)  # targets: least share of faulty rollouts and largest share of identical ones that are rolled back
 COLOURS = (GREY, RED, BLUE, ORANGE, GREEN)
 SHIPPED = RolloutPolicy()
 
 
 def runs(fault: Fault) -> int:
-    """Rollouts that are simulated."""
+    """Return the number of rollouts to simulate."""
     return 500 if fault == SAME else 200
 
 
 def policy(fault: Fault, requests: int) -> RolloutPolicy:
-    """The shipped one with another minimum: as many points of latency, of slices that are as much smaller."""
+    """Return the shipped policy with another minimum of requests. The slices shrink with it, so that the points stay as many."""
     labels = LABELS * requests if fault.accuracy or fault == SAME else 0
     return replace(SHIPPED, requests=requests, slice=max(2, requests // SHIPPED.points), labels=labels)
 
@@ -44,27 +47,27 @@ def _of(results: Figures, fault: str) -> dict[int, Figures]:
 
 
 def missed(results: Figures) -> list[str]:
-    """The targets that the shipped policy does not meet."""
-    found = []
+    """Return the targets that the shipped policy misses."""
+    sentences = []
     for fault in FAULTS:
         rate = _of(results, fault.name)[SHIPPED.requests]["rolled_back"]
         if rate > FALSE if fault == SAME else rate < FOUND:
-            found.append(f"{fault.name}: {rate:.1%} rolled back")
-    return found
+            sentences.append(f"{fault.name}: {rate:.1%} rolled back")
+    return sentences
 
 
 def enough(results: Figures, fault: Fault) -> int | None:
-    """The least minimum from which on every larger one meets the target."""
-    found = None
+    """Return the least minimum that meets the target, as do all larger ones; None if there is none."""
+    least = None
     for size, row in sorted(_of(results, fault.name).items(), reverse=True):
         if row["rolled_back"] > FALSE if fault == SAME else row["rolled_back"] < FOUND:
             break
-        found = size
-    return found
+        least = size
+    return least
 
 
 def page(results: Figures) -> str:
-    """docs/rollout-benchmark.md."""
+    """Return the text of docs/rollout-benchmark.md."""
     sizes = sorted({row["size"] for row in results["rows"]})
     head = ["challenger", *(f"{size:,}" for size in sizes)]
     table = [head, ["---"] * len(head)]
@@ -95,8 +98,8 @@ def page(results: Figures) -> str:
     few = _of(results, SAME.name).get(small, {}).get("rolled_back", 0.0)
     return f"""# How often is a rollout right?
 
-Simulated rollouts through the judge that `loopline rollout` asks, in one run of `make bench SUITE=rollout`, which wrote this page.
-What the judge does: [rollout.md](rollout.md).
+The judge of `loopline rollout` decides simulated rollouts. One run of `make bench SUITE=rollout` wrote this page.
+[rollout.md](rollout.md) explains the judge.
 
 ![Share rolled back by the requests that a step demands](pictures/rollout-benchmark.png)
 
@@ -104,39 +107,39 @@ What the judge does: [rollout.md](rollout.md).
 
 {lines}
 
-Identical: {runs(SAME)} rollouts a figure, the others {runs(FAULTS[1])}.
-Targets at the shipped {shipped:,} requests: at most {FALSE:.0%} of the identical, at least {FOUND:.0%} of
-the faulty.
+A figure is of {runs(SAME)} rollouts of the identical challenger, or {runs(FAULTS[1])} of another one.
+Targets at the shipped {shipped:,} requests: at most {FALSE:.0%} of the identical challengers are rolled back, and at least
+{FOUND:.0%} of the faulty ones.
 {verdict}
 With fewer requests identical challengers are rolled back as well ({few:.1%} at {small}): a difference by chance stays unclear until
-the time of the step runs out. And faults slip through, because what separates them from the harmless lies within the noise.
+the time of the step runs out. Faults also slip through, because noise hides what separates them from harmless challengers.
 
 ## What each fault needs, at the shipped policy
 
 {costs}
 
-Identical challengers are left alone from {least_same} requests on; a smaller figure above finds the fault, and much else with it.
-A canary of 5 % must see {shipped:,} requests in its lane, so {shipped * 20:,} of the model. With little traffic take larger
-first steps (`--steps 25,50`), or fewer requests with the risk above (`--requests 500 --slice 10`).
+From {least_same} requests on, identical challengers pass. A smaller minimum above finds the fault, but it also rolls back
+identical challengers too often. A canary of 5 % needs {shipped:,} requests in its lane, which are {shipped * 20:,} of the model.
+With little traffic, take larger first steps (`--steps 25,50`), or fewer requests with the risk above (`--requests 500 --slice 10`).
 
 A loss of 2 points of accuracy needs labels, not requests: {labels:,} of the challenger's answers (`--labels {labels}`).
-Without them it is not seen here at all: the promotion gate on the test split has to see it, and monitoring afterwards.
+Without labels the judge does not see it at all: the promotion's gate on the test split must find it, or monitoring afterwards.
 
 ## How it is simulated
 
-Three steps. Latencies count from the step's begin; errors, classes and labels from the canary's. The judge looks {LOOKS} times until
-the minimum is there, and then on until {PATIENCE} times the minimum, which ends the step with a rollback.
-Errors {ERRORS:.1%}, accuracy {ACCURACY:.0%}, ten classes.
+A rollout has three steps. Latencies count from the beginning of the step; errors, classes and labels from that of the canary. The
+judge looks {LOOKS} times until a step has its minimum, and goes on until {PATIENCE} times the minimum, when the step is rolled back.
+The rate of errors is {ERRORS:.1%}, the accuracy {ACCURACY:.0%}, and there are ten classes.
 Latencies are lognormal (sigma {SPREAD}) around 5 ms, times a load that wanders and that both lanes share, times what
 one process is slower or faster by luck ({LUCK:.1%}); and 0.2 % of the requests meet a pause of 50 ms.
 
-What is not in it: errors that come in bursts to one client, lanes on machines that differ, faults that begin later. The run took
-{results["minutes"]:.1f} minutes.
+The simulation leaves out errors that come in bursts to one client, lanes on machines that differ, and faults that begin later. The
+run took {results["minutes"]:.1f} minutes.
 """
 
 
 def picture(results: Figures, path: Path) -> None:
-    """Share rolled back by the minimum."""
+    """Draw the share of rollouts that are rolled back over the minimum of requests."""
     with sheet(path, 6.4, 3.6) as (figure, axes):
         figure.suptitle("Rolled back, of simulated rollouts")
         axis = axes[0]

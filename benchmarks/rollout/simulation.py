@@ -1,4 +1,4 @@
-"""A rollout as the judge sees it: requests come in to both lanes, it looks again and again, until it promotes or rolls back."""
+"""Simulate a rollout: both lanes get requests, and the judge looks at them again and again until it promotes or rolls back."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from loopline.rollout import judge
 from loopline.rollout.judge import LaneCounts, RolloutEvidence, RolloutPolicy
 
 STEPS = 3  # 5, 25 and 50 %: each lane gets its minimum in each
-LOOKS = 10  # at the evidence, before a step has its minimum
-PATIENCE = 2  # times its minimum that a step may take; then it is rolled back
+LOOKS = 10  # looks at the evidence before a step has its minimum
+PATIENCE = 2  # minimums that a step may take before it is rolled back
 ERRORS, ACCURACY, SPREAD = 0.001, 0.92, 0.5
-LUCK = 0.025  # of a process: medians of two that do the same were measured 3.5 % (one sd) apart on a busy machine
+# Standard deviation of a process's speed: the medians of two equal processes were measured 3.5 % (one sd) apart on a busy machine
+LUCK = 0.025
 CLASSES = np.full(10, 0.1)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with the challenger. errors and accuracy: points. slower: its latencies, as a share."""
+    """A fault of the challenger. errors: added to its rate of errors. slower: share by which its latency rises. accuracy: its loss."""
 
     name: str
     errors: float = 0.0
@@ -30,7 +31,7 @@ class Fault:
 
 @dataclass
 class _Stream:
-    """Everything that came to a lane."""
+    """All requests of a lane so far. errors_at: rate of errors. luck: factor of the process's latency."""
 
     rng: np.random.Generator
     errors_at: float
@@ -40,7 +41,7 @@ class _Stream:
     lane: LaneCounts = field(default_factory=LaneCounts)
 
     def more(self, n: int, labels: int, load: NDArray[np.float64]) -> None:
-        """n requests, which the machine's load slows for both lanes alike; and what only this lane has: now and then a pause."""
+        """Add n requests. load: (n,) factors of latency by the machine's load, the same for both lanes. Pauses hit one lane only."""
         rng, lane = self.rng, self.lane
         seconds = 0.005 * (1 + self.slower) * self.luck * load * np.exp(rng.normal(0, SPREAD, n))
         seconds[rng.random(n) < 0.002] += 0.05
@@ -57,16 +58,16 @@ class _Stream:
         )
 
     def step(self) -> None:
-        """A new one begins."""
+        """Begin a new step."""
         self.lane = replace(self.lane, step=0, seconds=np.zeros(0))
 
 
 def rollout(fault: Fault, policy: RolloutPolicy, seed: int) -> tuple[bool, int, str]:
-    """Was it promoted; requests of a lane until then; the reason."""
+    """Return whether the challenger was promoted, the requests of a lane until then, and the reason of a rollback."""
     rng = np.random.default_rng(seed)
     luck = np.exp(rng.normal(0, LUCK, 2))
-    base = _Stream(rng, ERRORS, 0.0, ACCURACY, luck[0])
-    ours = _Stream(rng, ERRORS + fault.errors, fault.slower, ACCURACY - fault.accuracy, luck[1])
+    baseline = _Stream(rng, ERRORS, 0.0, ACCURACY, luck[0])
+    challenger = _Stream(rng, ERRORS + fault.errors, fault.slower, ACCURACY - fault.accuracy, luck[1])
     size = -(-max(policy.requests, policy.slice * policy.points) // LOOKS)
     labels = -(-policy.labels // (LOOKS * STEPS))
     load, spent = 0.0, 0
@@ -78,30 +79,30 @@ def rollout(fault: Fault, policy: RolloutPolicy, seed: int) -> tuple[bool, int, 
             for i, noise in enumerate(rng.normal(0, 0.02, size)):
                 load = 0.99 * load + noise
                 steps[i] = load
-            for stream in (base, ours):
+            for stream in (baseline, challenger):
                 stream.more(size, labels, np.exp(steps))
             spent += size
-            verdict = judge.canary(RolloutEvidence(challenger=ours.lane, baseline=base.lane), demanded)
+            verdict = judge.canary(RolloutEvidence(challenger=challenger.lane, baseline=baseline.lane), demanded)
             if verdict.action == "roll back":
                 return False, spent, verdict.reasons[0]
             if verdict.action == "pass":
                 break
         else:
             return False, spent, f"held too long: {verdict.reasons[0]}"
-        base.step()
-        ours.step()
+        baseline.step()
+        challenger.step()
     return True, spent, ""
 
 
 def rate(fault: Fault, policy: RolloutPolicy, runs: int, seed: int = 0) -> dict[str, object]:
-    """The share of rollouts that were rolled back, the median of requests that it took, and the commonest reason."""
-    found = [rollout(fault, policy, seed + number) for number in range(runs)]
-    back = [row for row in found if not row[0]]
+    """Return the share of rollouts that were rolled back, the median of their requests, and the commonest reason."""
+    outcomes = [rollout(fault, policy, seed + number) for number in range(runs)]
+    back = [row for row in outcomes if not row[0]]
     reasons = [row[2].partition(" ")[0] for row in back]
     return {
         "rolled_back": len(back) / runs,
         "timed_out": sum(row[2].startswith("held") for row in back) / runs,
-        "requests": int(np.median([row[1] for row in (back or found)])),
-        "reason": max(set(reasons), key=reasons.count) if reasons else "",
+        "requests": int(np.median([row[1] for row in (back or outcomes)])),
+        "reason": max(sorted(set(reasons)), key=reasons.count) if reasons else "",
         "runs": runs,
     }

@@ -69,14 +69,29 @@ class SplitSettings(Strict):
 
 
 class Expectations(Strict):
-    """Limits that Great Expectations checks in the manifest before a model is trained."""
+    """Limits that Great Expectations checks in the manifest before a model is trained. Those below are for some tasks only."""
 
     min_samples: int = Field(ge=1)
+    max_set_aside: Fraction  # share of the samples that ingest may set aside
+
+
+class ClassLimits(Expectations):
+    """Limits for a task with classes."""
+
     min_per_class: int = Field(ge=1)  # in the training split
     max_imbalance: float = Field(ge=1)  # samples of the largest class / of the smallest, training split
-    max_set_aside: Fraction  # share of the samples that ingest may set aside
-    min_side: int = Field(default=1, ge=1)  # pixels
-    max_side: int = Field(default=8192, ge=1)  # pixels
+
+
+class ImageLimits(Expectations):
+    """Limits for images, in pixels."""
+
+    min_side: int = Field(default=1, ge=1)
+    max_side: int = Field(default=8192, ge=1)
+
+
+class TextLimits(Expectations):
+    """Limits for texts."""
+
     max_characters: int = Field(default=10_000, ge=1)
 
 
@@ -156,7 +171,10 @@ class Calibrate(Strict):
 
 
 class ModelSettings(Strict):
-    """Settings of every model. Each task has a subclass that narrows `task`, `input` and `train`, see `tasks.base`."""
+    """Settings of every model. Each task has a subclass that narrows `task`, `input`, `train` and `expectations`, see `tasks.base`.
+
+    A limit in `expectations` that means nothing to the task is thus an unknown key.
+    """
 
     task: str
     input: Strict

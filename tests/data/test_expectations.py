@@ -17,9 +17,9 @@ from loopline.errors import LooplineError
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 NAMES = {"classification": "classifier", "detection": "detector", "text": "text"}
-LIMITS = settings.Expectations(
-    min_samples=40, min_per_class=5, max_imbalance=3, max_set_aside=0.1, min_side=16, max_side=64, max_characters=30
-)
+LIMITS = {"min_samples": 40, "min_per_class": 5, "max_imbalance": 3, "max_set_aside": 0.1}
+SIZES = {"classification": {"min_side": 16, "max_side": 64}, "text": {"max_characters": 30}}
+SIZES["detection"] = SIZES["classification"]
 INGEST = {"samples": 40, "set_aside": {"unreadable": {"count": 2, "examples": ["broken.png"]}}}
 LABELS = ("cat", "dog")
 Samples = list[Sample]
@@ -59,7 +59,8 @@ def judge(folder: Path, task: str, samples: Samples, **limits: Any) -> Result:
 
 def judge_file(path: Path, task: str, ingest: Any = INGEST, **limits: Any) -> Result:
     model = settings.load(PARAMS).models[NAMES[task]]
-    return check(path, ingest, model.model_copy(update={"expectations": LIMITS.model_copy(update=limits)}))
+    expectations = type(model.expectations).model_validate(LIMITS | SIZES[task] | limits)
+    return check(path, ingest, model.model_copy(update={"expectations": expectations}))
 
 
 def failed(result: Result) -> list[str]:

@@ -88,9 +88,9 @@ def test_the_limit_of_any_method_is_the_share_that_a_test_with_all_labels_misses
         row(1000, at, 2.0, cost=0.03, **fields),  # neither harmless nor harmful
         row(500, at, 2.0, cost=0.06, **fields),  # not a window of 1,000
     ]
-    assert page.limit_of({"rows": rows}, ours=False) == (0.5, 0.5, (2, 4))
-    assert page.limit_of({"rows": rows}, ours=True) == (0.5, 0.75, (2, 4))
-    assert page.limit_of({"rows": rows[6:]}, ours=True) == (None, None, (0, 0))
+    assert page.limit_of({"rows": rows}, labelled=True) == (0.5, 0.5, (2, 4))
+    assert page.limit_of({"rows": rows}, labelled=False) == (0.5, 0.75, (2, 4))
+    assert page.limit_of({"rows": rows[6:]}, labelled=False) == (None, None, (0, 0))
 
 
 def test_the_page_on_drift_states_the_power_of_a_test_with_all_labels():

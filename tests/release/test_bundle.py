@@ -114,6 +114,15 @@ def test_a_killed_run_leaves_the_old_bundle_and_does_not_block_the_next_run(make
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "parts"]
 
 
+def test_after_a_kill_between_the_two_renames_there_is_no_bundle_and_the_next_run_writes_it(make, tmp_path):
+    old = make("bundle", 130)
+    old.folder.rename(tmp_path / "bundle.old.partial")  # as SIGKILL leaves it
+    with pytest.raises(BundleError, match="is not a bundle"):
+        bundle.read(old.folder)
+    assert make("bundle", 131) == bundle.read(old.folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "parts"]
+
+
 def test_a_missing_part_is_named_and_nothing_is_left(make, tmp_path):
     complete = make("bundle", 130)
     with pytest.raises(BundleError, match=r"nowhere\.onnx not found"):

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def project(tmp_path_factory):
     model |= {"train": {"epochs": 1, "patience": 1, "batch_size": 1, "learning_rate": 1, "ridge": 1e-3}}
     model |= {"evaluate": {"floors": {"within_half": 0.9}, "must_beat_simple": False, "resamples": 100}}
     model["calibrate"] |= {"streams": 100}
-    model["expectations"] |= {"min_samples": 100}
+    model["expectations"] = {"min_samples": 100, "max_set_aside": 0.05, "min_side": 8}
     (folder / "params.yaml").write_text(yaml.safe_dump(content | {"models": {"counter": model}}), encoding="utf-8")
     (folder / "data").mkdir()
     for name in ("catalog", "catalog.yaml"):
@@ -59,14 +60,14 @@ def project(tmp_path_factory):
     return folder, said
 
 
-def environment(folder):
-    path = os.pathsep.join([str(BROUGHT), str(ROOT / "src")])
+def environment(folder, brought=BROUGHT):
+    path = os.pathsep.join([str(brought), str(ROOT / "src")])
     return os.environ | {"PYTHONPATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
 
 
-def loopline(folder, *arguments):
+def loopline(folder, *arguments, brought=BROUGHT):
     command = [sys.executable, "-m", "loopline.cli", *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment(folder, brought), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -85,7 +86,25 @@ def test_it_is_ingested_trained_exported_judged_and_packaged(project):
     assert "within_half" in said["evaluate"]
     card = (folder / "models/counter/bundle/MODEL_CARD.md").read_text()
     assert "Says which number an image shows." in card
-    assert "Classes:" not in card
+    assert "| always the same answer | 0." in card
+    assert not re.search("class|most common", card, re.IGNORECASE)
+    assert "class" not in said["ingest"]
+    assert "<dt>classes</dt>" not in (folder / "reports/counter/validation.html").read_text()
+
+
+@pytest.mark.parametrize(("file", "changes"), [("training.py", True), ("notes.txt", False)])
+def test_the_lineage_covers_the_code_of_the_package(project, tmp_path, file, changes):
+    folder, _ = project
+    shutil.copytree(folder, tmp_path / "project", symlinks=True)
+    shutil.copytree(BROUGHT, tmp_path / "brought")
+    with (tmp_path / "brought/number" / file).open("a") as opened:
+        opened.write("# changed\n")
+    loopline(tmp_path / "project", "stage", "package", "counter", brought=tmp_path / "brought")
+    before, after = (
+        bundle.read(place / "models/counter/bundle").manifest.lineage for place in (folder, tmp_path / "project")
+    )
+    assert (after.data, after.parameters) == (before.data, before.parameters)
+    assert (after.code != before.code) is changes
 
 
 def test_a_model_under_its_floor_does_not_ship(project):
@@ -97,6 +116,17 @@ def test_a_model_under_its_floor_does_not_ship(project):
     (strict / "params.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(AssertionError, match="below the floor"):
         loopline(strict, "stage", "evaluate", "counter")
+
+
+def test_an_expectation_about_classes_is_refused_where_a_task_has_none(project):
+    folder, _ = project
+    content = yaml.safe_load((folder / "params.yaml").read_text())
+    content["models"]["counter"]["expectations"]["min_per_class"] = 20
+    with_classes = folder.with_name("with_classes")
+    with_classes.mkdir()
+    (with_classes / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(AssertionError, match=r"models\.counter\.number\.expectations\.min_per_class: Extra inputs"):
+        loopline(with_classes, "stage", "validate", "counter")
 
 
 def counted(url, signal):

@@ -35,7 +35,8 @@ def _ingest(data: Path, _: Path) -> str:
     counts = stage_files.read_json(data / "ingest.json")
     aside = sum(reason["count"] for reason in counts["set_aside"].values())
     splits = ", ".join(f"{split} {count:,}" for split, count in counts["splits"].items())
-    return f"{counts['samples']:,} samples, {aside:,} set aside, {splits}, {len(counts['classes'])} classes"
+    classes = f", {len(counts['classes'])} classes" if counts["classes"] else ""
+    return f"{counts['samples']:,} samples, {aside:,} set aside, {splits}{classes}"
 
 
 def _validate(data: Path, _: Path) -> str:

@@ -47,7 +47,7 @@ def _made_from(model: str, tree: Path) -> tuple[str, str]:
 
     everything, chosen = settings.model(model, tree / "params.yaml")
     parameters = package.canonical({"seed": everything.seed, "model": chosen.model_dump(mode="json")})
-    return package.sha256(parameters), package.code_hash(tree / "src/loopline", package.CODE)
+    return package.sha256(parameters), package.code_of(chosen.task, tree / "src/loopline")
 
 
 def _sign(options: argparse.Namespace) -> int:

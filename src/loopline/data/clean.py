@@ -1,8 +1,11 @@
 """The pure part of ingest: turn raw samples into clean samples with splits, and count what is set aside by reason.
 
-A sample is set aside if it cannot be read, is empty, has no label, or is a copy. If copies disagree on the label, all of
-them are set aside; their boxes agree if they overlap (agreement.py). A box is set aside if it has no area, lies outside its
-image or is a copy; a box that sticks out is clipped.
+A sample is set aside if it cannot be read, is empty or too long, has no usable label, or is a copy. If copies disagree on the
+label, all of them are set aside; their boxes agree if they overlap (agreement.py).
+
+A box that sticks out of its image is clipped. A box is set aside if its annotation is unusable, if it has no class, a corner that
+is not a number or no area, if it lies outside its image, or if it is clipped to the same corners as an earlier box of its class. A
+sample whose boxes are all set aside is set aside as well. A sample that was annotated with no box is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from loopline.tasks.image import UnreadableImage, decode
 
 EXAMPLES = 5
 MAX_CHARACTERS = 1_000_000  # of a text; more is probably a whole file
-ROUNDING = 0.5  # pixels by which a box may stick out uncounted, since fractions of an image are rounded
+ROUNDING = (
+    0.5  # pixels; a box that sticks out by less is clipped but not counted, since fractions of an image are rounded
+)
 LEAST_SIDE = 0.001  # pixels; less may be 0 in the manifest's 32-bit floats
 
 
@@ -56,8 +61,9 @@ class Aside:
 class Cleaned:
     """The clean samples and the counts: seen == len(samples) + aside.total.
 
-    boxes_seen counts boxes_aside (set aside alone), the boxes in `samples`, and those of samples set aside.
-    boxes_clipped stuck out of their image. left_out: files that are not samples, which `seen` does not count.
+    boxes_seen: the boxes in `samples`, those in `boxes_aside`, and all other boxes of samples set aside. boxes_aside: boxes that
+    were set aside one by one. boxes_clipped: usable boxes that stuck out by over ROUNDING. Both also count boxes of samples that
+    were set aside after their boxes had been checked. left_out: files that are not samples, which `seen` does not count.
     """
 
     samples: list[Sample]
@@ -269,7 +275,7 @@ class _Boxes:
     last_reason: str = ""  # why the last box was set aside
 
     def clean(self, raw: Iterable[RawBox], width: int, height: int, path: str) -> tuple[Box, ...]:
-        """The usable boxes of an image, clipped to the image."""
+        """The usable boxes of an image, clipped to the image. Counts those that are clipped, and those that are set aside."""
         kept: dict[Box, None] = {}
         for box in raw:
             corners = (box.x1, box.y1, box.x2, box.y2)

@@ -11,7 +11,7 @@ from typing import Any
 from loopline import tasks
 from loopline.data.manifest import SPLITS
 from loopline.data.tables import required
-from loopline.settings import ModelSettings
+from loopline.settings import ClassLimits, ImageLimits, ModelSettings, TextLimits
 from loopline.tasks.base import Task
 
 BETWEEN = "ColumnValuesToBeBetween"
@@ -35,18 +35,21 @@ class Rule:
 
 def rules(settings: ModelSettings, labels: tuple[str, ...]) -> list[Rule]:
     """The rules for a model's task and its `expectations`, in the order in which to show them."""
-    task = tasks.find(settings.task)
+    task, limits = tasks.find(settings.task), settings.expectations
     return [
-        *_always(settings, task),
-        *(_classes(settings, labels, task) if task.has_classes else []),
-        _set_aside(settings, task),
-        *(_texts(settings) if task.content == "text" else _images(settings)),
+        *_columns_and_samples(limits.min_samples, task),
+        *_splits(task),
+        *(_classes(labels, task) if task.has_classes else []),
+        *(_class_sizes(limits, task) if isinstance(limits, ClassLimits) else []),
+        _set_aside(limits.max_set_aside, task),
+        *(_texts() if task.content == "text" else []),
+        *(_text_sizes(limits) if isinstance(limits, TextLimits) else []),
+        *(_image_sizes(limits) if isinstance(limits, ImageLimits) else []),
         *(_boxes() if task.truth == "boxes" else []),
     ]
 
 
-def _always(settings: ModelSettings, task: Task) -> list[Rule]:
-    limits = settings.expectations
+def _columns_and_samples(least: int, task: Task) -> list[Rule]:
     return [
         Rule(
             table="columns",
@@ -59,10 +62,10 @@ def _always(settings: ModelSettings, task: Task) -> list[Rule]:
         Rule(
             table="samples",
             name="samples",
-            sentence=f"There are at least {limits.min_samples:,} samples.",
+            sentence=f"There are at least {least:,} samples.",
             remedy="Add data, or lower min_samples.",
             kind="TableRowCountToBeBetween",
-            options={"min_value": limits.min_samples},
+            options={"min_value": least},
         ),
         Rule(
             table="samples",
@@ -80,6 +83,11 @@ def _always(settings: ModelSettings, task: Task) -> list[Rule]:
             kind=EQUAL,
             options={"column_A": "id", "column_B": "content", "ignore_row_if": "either_value_is_missing"},
         ),
+    ]
+
+
+def _splits(task: Task) -> list[Rule]:
+    return [
         Rule(
             table="samples",
             name="once",
@@ -113,9 +121,8 @@ def _always(settings: ModelSettings, task: Task) -> list[Rule]:
     ]
 
 
-def _classes(settings: ModelSettings, labels: tuple[str, ...], task: Task) -> list[Rule]:
-    limits = settings.expectations
-    noun, nouns = ("box", "boxes") if task.truth == "boxes" else ("sample", "samples")
+def _classes(labels: tuple[str, ...], task: Task) -> list[Rule]:
+    noun = "box" if task.truth == "boxes" else "sample"
     return [
         Rule(
             table="boxes" if task.truth == "boxes" else "samples",
@@ -132,6 +139,12 @@ def _classes(settings: ModelSettings, labels: tuple[str, ...], task: Task) -> li
             remedy="Run `dvc repro ingest`, which drops unused classes.",
             options={"column": "all", "min_value": 1},
         ),
+    ]
+
+
+def _class_sizes(limits: ClassLimits, task: Task) -> list[Rule]:
+    nouns = "boxes" if task.truth == "boxes" else "samples"
+    return [
         Rule(
             table="classes",
             name="per_class",
@@ -149,8 +162,7 @@ def _classes(settings: ModelSettings, labels: tuple[str, ...], task: Task) -> li
     ]
 
 
-def _set_aside(settings: ModelSettings, task: Task) -> Rule:
-    most = settings.expectations.max_set_aside
+def _set_aside(most: float, task: Task) -> Rule:
     read = "samples, and of the boxes," if task.truth == "boxes" else "samples"
     return Rule(
         table="ingest",
@@ -161,8 +173,7 @@ def _set_aside(settings: ModelSettings, task: Task) -> Rule:
     )
 
 
-def _images(settings: ModelSettings) -> list[Rule]:
-    limits = settings.expectations
+def _image_sizes(limits: ImageLimits) -> list[Rule]:
     return [
         Rule(
             table="samples",
@@ -209,8 +220,7 @@ def _boxes() -> list[Rule]:
     ]
 
 
-def _texts(settings: ModelSettings) -> list[Rule]:
-    limits = settings.expectations
+def _texts() -> list[Rule]:
     return [
         Rule(
             table="samples",
@@ -219,6 +229,11 @@ def _texts(settings: ModelSettings) -> list[Rule]:
             remedy="Fill the row, or remove it.",
             options={"column": "ink", "min_value": 1},
         ),
+    ]
+
+
+def _text_sizes(limits: TextLimits) -> list[Rule]:
+    return [
         Rule(
             table="samples",
             name="length",

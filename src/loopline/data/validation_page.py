@@ -17,10 +17,13 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 
 def html(name: str, result: Result, ingest: Mapping[str, Any], warnings: Iterable[str] = ()) -> str:
     """The page for the model `name`. ingest: `{"set_aside": {reason: {"count": n, "examples": [...]}}}`."""
-    counted = tasks.find(result.task).truth if tasks.find(result.task).truth == "boxes" else "samples"
-    figures = {"samples": result.samples, "classes": len(result.counts)}
-    for split in SPLITS:
-        figures[f"{counted} in {split}"] = sum(counts[split] for counts in result.counts.values())
+    task = tasks.find(result.task)
+    counted = "boxes" if task.truth == "boxes" else "samples"
+    figures = {"samples": result.samples}
+    if task.has_classes:  # the counts are by class
+        figures["classes"] = len(result.counts)
+        for split in SPLITS:
+            figures[f"{counted} in {split}"] = sum(counts[split] for counts in result.counts.values())
     return templates.render(
         TEMPLATE,
         name=name,

@@ -1,9 +1,10 @@
 """Estimate the harm of drift: the model's quality without labels, and its bounds with labels.
 
 Without labels, the quality of each sample is estimated from samples of the same confidence in the reference. There are two
-estimates: *confidence* is the mean of the calibrated confidence; *atc* is the share of samples above a threshold, chosen so that on
-the reference this share equals the accuracy (Garg et al., Leveraging unlabeled data to predict out-of-distribution performance,
-ICLR 2022). Both are sums over the bins in which drift is counted, so the recording rules compute them too.
+estimates: *confidence* is the mean of the confidence, calibrated on the reference; *atc* is the share of samples above a
+threshold, chosen so that on the reference this share equals the accuracy (Garg et al., Leveraging unlabeled data to predict
+out-of-distribution performance, ICLR 2022). Both are sums over the bins in which drift is counted, so the recording rules compute
+them too.
 
 A model that is wrong with high confidence defeats both. But the share of wrong answers is at least the distance between the shares
 of the predicted and the true classes. If the predicted classes moved and another signal moved further, a new mix of the same
@@ -26,7 +27,7 @@ from loopline.tasks.signals import CLASS
 
 # Extra edges for the confidence, because drift moves it to where the reference has few samples and so few edges.
 GRID = np.linspace(0.05, 0.95, 19)
-SURE = 0.75  # drift score of the predicted classes above which their shift counts as loss
+CLASS_DRIFT = 0.75  # drift score of the predicted classes above which their shift counts as loss
 DOUBT = 0.5  # standard errors of the quality, added to `max_loss`, because an estimate from few samples is uncertain
 PRIOR = 10.0  # weight of the prior in a bin, in rows
 MIXTURE = 50.0  # number of labels at which the confidence sequence is tightest
@@ -68,8 +69,8 @@ def weights(
     bins = bin_of(confidence, edges)
     rows, total = (np.bincount(bins, values, minlength=len(prior)) for values in (np.ones(len(bins)), quality))
     mixed = (total + PRIOR * prior) / (rows + PRIOR)
-    sure = np.append((ends[:-1] >= threshold).astype(float), 0.0)
-    return {"confidence": tuple(float(f"{x:.4g}") for x in mixed), "atc": tuple(map(float, sure))}
+    above = np.append((ends[:-1] >= threshold).astype(float), 0.0)
+    return {"confidence": tuple(float(f"{x:.4g}") for x in mixed), "atc": tuple(map(float, above))}
 
 
 def estimate(counts: NDArray[Any], weight: tuple[float, ...]) -> float:
@@ -111,8 +112,8 @@ def judge(counts: WindowCounts, reference: Reference) -> Harm | None:
         if name in counts and counts[name].sum() >= reference.least
     }
     classes = moved.pop(CLASS, 0.0)
-    sure = CLASS in counts and statistic.score(counts[CLASS], reference.signals[CLASS], reference) > SURE
-    if not sure or max(moved.values(), default=0.0) <= classes:
+    drifted = CLASS in counts and statistic.score(counts[CLASS], reference.signals[CLASS], reference) > CLASS_DRIFT
+    if not drifted or max(moved.values(), default=0.0) <= classes:
         classes = 0.0
     doubt = DOUBT * sqrt(quality.value * (1 - quality.value) / float(max(row.sum() for row in counts.values())))
     loss = max(quality.value - float(np.mean(list(estimates.values()))), classes)

@@ -104,17 +104,10 @@ def _draw(
     return rng.integers(len(signals[0].bins), size=sets * size), np.repeat(np.arange(sets), size)
 
 
-def _draw_references(
-    signals: list[_Signal], sets: int, samples: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw as `_draw` does: a new reference for each window or stream, because the real one is a random draw as well."""
-    return _draw(signals, sets, samples, rng)
-
-
 def _pairs(signals: list[_Signal], samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return the evidence of `PAIRS` windows, each compared with a reference of its own: (signals, pairs)."""
     windows = _draw(signals, PAIRS, PAIR_SIZE, rng)
-    references = _draw_references(signals, PAIRS, samples, rng)
+    references = _draw(signals, PAIRS, samples, rng)  # new ones, because the real reference is a random draw as well
     return np.stack([evidence(s.counts(*windows, PAIRS), s.counts(*references, PAIRS)) for s in signals])
 
 
@@ -125,7 +118,7 @@ def _stream(
     steps, total = windows * EVALUATIONS, windows * size
     rows, _ = _draw(signals, 1, total, rng)
     step = np.arange(total) * steps // total
-    reference = _draw_references(signals, 1, samples, rng)
+    reference = _draw(signals, 1, samples, rng)  # a new one, as in `_pairs`
     largest = []
     for signal in signals:
         until = np.cumsum(signal.counts(rows, 1 + step, 1 + steps).astype(np.float64), axis=1)

@@ -121,9 +121,11 @@ def write(
     pictures: Sequence[Path] = (),
     tokenizer: Path | None = None,
 ) -> Bundle:
-    """Write a bundle to `folder` and replace an older one, either completely or not at all.
+    """Write a bundle to `folder` in place of an older one. A reader never finds a part of a bundle, or a mixture of two.
 
-    It is written beside `folder` and then renamed. Raises BundleError if a part is missing or a text model has no tokenizer.
+    It is written beside `folder`. Then the older one is renamed, and the new one takes its name. Between these two renames there is
+    none at `folder`; if the process is killed there, write the bundle again. Raises BundleError if a part is missing or a text model
+    has no tokenizer. An older bundle then stays.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed run

@@ -47,7 +47,7 @@ def card(
     sections = {
         "Intended use": _use(manifest),
         "Training data": _data(source),
-        "Quality": _metrics(report),
+        "Quality": _metrics(manifest, report),
         "Classes": _classes(report),
         "Slices": _slices(report),
         "Limits": _limits(manifest, report),
@@ -107,21 +107,25 @@ def _data(source: DataSource) -> list[str]:
     return blocks
 
 
-def _metrics(report: Mapping[str, Any]) -> list[str]:
+def _metrics(manifest: Manifest, report: Mapping[str, Any]) -> list[str]:
+    header = ["metric", "value", "meaning"]
     rows = [
         [markdown.code(name), markdown.figure(value), markdown.METRICS.get(name, "")]
         for name, value in report["metrics"].items()
     ]
+    if not any(meaning for *_, meaning in rows):  # metrics of a task that another package brings
+        header, rows = header[:2], [row[:2] for row in rows]
     blocks = [
         f"Measured on the {report['n']:,} samples of the test split, which neither training nor tuning used. "
         "The brackets hold 95 % bootstrap intervals.",
-        markdown.table(["metric", "value", "meaning"], rows),
+        markdown.table(header, rows),
     ]
     if baselines := report.get("baselines"):
         headline = report["headline"]
         compared = [["this model", markdown.figure(report["metrics"][headline])]]
         compared.append([baselines["simple"]["name"], f"{baselines['simple']['value']:.4f}"])
-        compared.append(["always the most common answer", f"{baselines['majority']:.4f}"])
+        constant = "most common" if find(manifest.spec.task).has_classes else "same"
+        compared.append([f"always the {constant} answer", f"{baselines['majority']:.4f}"])
         blocks.append(markdown.table([f"{markdown.code(headline)} of", "value"], compared))
         if gain := baselines.get("gain_over_simple"):
             proof = (

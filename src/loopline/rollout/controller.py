@@ -83,17 +83,9 @@ class Controller:
                 raise LooplineError(f"{model}: bundle {challenger.version:.12} already serves")
             if fleet.sentinel and not (challenger.folder / "golden.json").exists():
                 raise LooplineError(f"{source} has no golden.json, which the sentinel needs to check the answers")
-            withdrawn = None if again else decisions.withdrawn(decisions.read().records, model, challenger.version)
-            if withdrawn:
-                raise RefusedError(
-                    f"{model}: bundle {challenger.version:.12} was rolled back before: {withdrawn}; --again retries it"
-                )
-            # A journal with too few inputs is not the challenger's fault, so it is reported before the rollout begins.
-            if plan.inputs and (kept := len(self.recent(model, plan.inputs))) < plan.policy.shadow_inputs:
-                raise LooplineError(
-                    f"{model}: the journal has {kept} answered inputs of the {plan.policy.shadow_inputs} that the shadow needs: "
-                    "wait for more traffic, lower --inputs, or skip the shadow with --inputs 0"
-                )
+            if not again:
+                self._refuse_withdrawn(model, challenger.version)
+            self._refuse_short_journal(model, plan)
             state = RolloutState(
                 id=f"{time.time_ns():x}",
                 model=model,
@@ -252,6 +244,18 @@ class Controller:
         return self._save(replace(state, stage="rolled back" if back else "promoted"))
 
     # Helpers
+
+    def _refuse_withdrawn(self, model: str, version: str) -> None:
+        if withdrawn := decisions.withdrawn(decisions.read().records, model, version):
+            raise RefusedError(f"{model}: bundle {version:.12} was rolled back before: {withdrawn}; --again retries it")
+
+    def _refuse_short_journal(self, model: str, plan: RolloutPlan) -> None:
+        """Report a journal with too few inputs before the rollout begins, because it is not the challenger's fault."""
+        if plan.inputs and (kept := len(self.recent(model, plan.inputs))) < plan.policy.shadow_inputs:
+            raise LooplineError(
+                f"{model}: the journal has {kept} answered inputs of the {plan.policy.shadow_inputs} that the shadow needs: "
+                "wait for more traffic, lower --inputs, or skip the shadow with --inputs 0"
+            )
 
     def _enter(self, state: RolloutState, stage: Stage, reasons: Sequence[str]) -> RolloutState:
         """Save the next stage, before anything of it is done."""

@@ -25,14 +25,14 @@ NOISE = 3.0  # standard errors
 class RolloutPolicy:
     """What the judge demands. docs/rollout.md gives the reasons for these values, docs/rollout-benchmark.md how well they work.
 
-    requests: minimum of each lane in each step. alpha: chance that a sequential test ever rolls back a challenger that is no
-    worse. slice: consecutive requests whose 95th percentile is one point of latency. points: minimum number of such points in a
-    lane. slower, error_gain, accuracy_loss: harmless rise of latency (share), of the error rate, and loss of quality. chance:
-    p-value under which a rise of latency over `slower` is clear. shift: allowed total variation between the classes that
-    challenger and baseline predict, beyond what shadow showed and beyond chance. labels: minimum of the challenger's labelled
-    answers; 0: labels count if there are any. broken: share of errors that stops a rollout without a test. broken_from: least
-    number of errors for that stop. shadow_inputs: minimum number of inputs of a shadow. shadow_slower: largest allowed ratio of
-    latencies in a shadow.
+    requests: least number of requests of a lane in a step. alpha: chance that a sequential test ever rolls back a challenger that
+    is no worse. slice: number of consecutive requests whose 95th percentile is one point of latency. points: least number of
+    points of latency in a lane. slower: share by which latency may rise. chance: p-value under which a rise of latency over
+    `slower` is clear. error_gain: allowed rise of the error rate. accuracy_loss: allowed loss of labelled quality. shift: total
+    variation between the lanes' predicted classes, allowed beyond the shadow's and beyond chance. labels: least number of the
+    challenger's labelled answers; 0: labels count if there are any. broken: share of errors that stops a rollout without a test.
+    broken_from: least number of errors for that stop. shadow_inputs: least number of inputs of a shadow. shadow_slower: largest
+    allowed ratio of latencies in a shadow.
     """
 
     requests: int = option(2000, "number of requests in each lane that each step needs")
@@ -53,10 +53,12 @@ class RolloutPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class LaneCounts:
-    """What was counted in one lane. requests, errors: since the canary began; step: requests of this step alone.
+    """What was counted in one lane.
 
-    seconds: (requests of the step,) latencies in order of time. classes: predicted class -> samples. labelled: answers for which
-    a label came. right: the sum of their quality, each from 0 to 1.
+    requests: number since the canary began. errors: number of those requests that were answered with 5xx. step: number of requests
+    in this step. seconds: latency of each request of this step, in order of time: (requests,). classes: predicted class -> number
+    of samples since the servers started. labelled: number of answers for which a label came. right: sum of their quality, each
+    from 0 to 1.
     """
 
     requests: int = 0
@@ -70,10 +72,11 @@ class LaneCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutEvidence:
-    """The evidence of a canary. sick: why the challenger's servers are not healthy, empty if they are. invalid: answers with NaN.
+    """The evidence of a canary.
 
-    expected: total variation between the lanes' classes in the shadow. share: the challenger's share of the requests of both
-    lanes, above 0 and below 1.
+    sick: why the challenger's servers are not healthy; empty if they are. invalid: number of the challenger's answers that contain
+    NaN. expected: total variation between the predicted classes in the shadow. share: the challenger's share of the requests of
+    both lanes, above 0 and below 1.
     """
 
     challenger: LaneCounts
@@ -88,8 +91,10 @@ class RolloutEvidence:
 class Shadow:
     """A replay of the same inputs on both servers.
 
-    failed: inputs that only the champion answered. invalid: answers with NaN. agreed: inputs with equal predicted classes.
-    ratios: (inputs,) the challenger's seconds over the champion's. expected: total variation between the predicted classes.
+    inputs: number of inputs that the champion answered. failed: number of inputs that only the champion answered. invalid: number
+    of the challenger's answers that contain NaN. agreed: number of inputs whose predicted classes are equal. ratios: the
+    challenger's seconds over the champion's: (answered inputs,). expected: total variation between the predicted classes. sick:
+    why the challenger's servers are not healthy; empty if they are.
     """
 
     inputs: int

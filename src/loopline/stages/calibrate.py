@@ -1,7 +1,7 @@
 """Make the drift reference: how each signal of the model that ships is distributed on held-out data, and when a change counts.
 
-Validation and test split are held out; on training rows a model is surer than on others. A third of the rows defines the bins and
-the rest is counted in them: a reference counted on the rows that defined its bins would look more even than any traffic.
+Validation and test split are held out; on training rows a model has more confidence than on others. A third of the rows defines the
+bins and the rest is counted in them: a reference counted on the rows that defined its bins would look more even than any traffic.
 
 Writes to `models/<model>/calibrate/` the files `drift.json` (see `drift.reference`) and `golden.json`, a few samples with the
 answers that a live server must still give. Run by `dvc repro calibrate@<model>`.
@@ -80,12 +80,12 @@ def make(
     """Return the reference from signals by name and quality of n held-out samples. targets: their classes, for a classifier."""
     for_bins = np.arange(len(quality)) % FOR_BINS == 0
     rest = ~for_bins
-    sure = tasks.find(spec.task).confidence
-    threshold = float(f"{harm.atc_threshold(by_name[sure][rest], quality[rest]):.6g}")
+    confidence = tasks.find(spec.task).confidence
+    threshold = float(f"{harm.atc_threshold(by_name[confidence][rest], quality[rest]):.6g}")
     edges = {name: drift.quantile_edges(values[for_bins], options.bins) for name, values in by_name.items()}
     if signals.CLASS in by_name:
         edges[signals.CLASS] = drift.class_edges(len(spec.labels))
-    edges[sure] = harm.confidence_edges(edges[sure], threshold)
+    edges[confidence] = harm.confidence_edges(edges[confidence], threshold)
     bins = {name: drift.bin_of(values, edges[name]) for name, values in by_name.items()}
     widths = {name: len(rows) + 2 for name, rows in edges.items()}
     null = thresholds.calibrate(
@@ -97,10 +97,7 @@ def make(
         streams=options.streams,
         seed=seed,
     )
-    confusion = np.zeros((0, 0), np.int64)
-    if targets is not None:
-        confusion = np.zeros((len(spec.labels),) * 2, np.int64)
-        np.add.at(confusion, (by_name[signals.CLASS][rest].astype(np.int64), targets[rest]), 1)
+    confusion = () if targets is None else _confusion(by_name[signals.CLASS][rest], targets[rest], len(spec.labels))
     return drift.Reference(
         samples=int(rest.sum()),
         least=options.least_samples,
@@ -123,8 +120,15 @@ def make(
             metric=metric,
             value=round(float(quality[rest].mean()), 4),
             max_loss=options.max_loss,
-            signal=sure,
-            weights=harm.weights(by_name[sure][rest], quality[rest], edges[sure], threshold),
+            signal=confidence,
+            weights=harm.weights(by_name[confidence][rest], quality[rest], edges[confidence], threshold),
         ),
-        labels=drift.ReferenceLabels(names=spec.labels, confusion=tuple(tuple(map(int, row)) for row in confusion)),
+        labels=drift.ReferenceLabels(names=spec.labels, confusion=confusion),
     )
+
+
+def _confusion(predicted: NDArray[np.float64], targets: NDArray[Any], classes: int) -> tuple[tuple[int, ...], ...]:
+    """Return the counts of (predicted, true) classes: (classes, classes)."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (predicted.astype(np.int64), targets), 1)
+    return tuple(tuple(map(int, row)) for row in counts)

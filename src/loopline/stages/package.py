@@ -16,6 +16,7 @@ from loopline import settings
 from loopline.data import catalog, manifest
 from loopline.release import bundle, card
 from loopline.stages import stage_files
+from loopline.tasks import plugins
 from loopline.tasks.spec import ModelSpec
 
 CODE = (  # the code that a bundle depends on: all that any stage in dvc.yaml needs
@@ -63,7 +64,7 @@ def main(name: str) -> None:
         lineage=bundle.Lineage(
             data=sha256(data.read_bytes()),
             parameters=sha256(canonical({"seed": everything.seed, "model": model.model_dump(mode="json")})),
-            code=code_hash(Path(loopline.__file__).parent, CODE),
+            code=code_of(model.task, Path(loopline.__file__).parent),
         ),
     )
     pictures = sorted((stages / "pictures").glob("*.png"))
@@ -123,6 +124,12 @@ def _tensor(value: Any) -> bundle.Tensor:
     datatype: Any = {"FLOAT": "FP32", "FLOAT16": "FP16", "DOUBLE": "FP64", "STRING": "BYTES"}.get(kind, kind)
     shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
     return bundle.Tensor(name=value.name, datatype=datatype, shape=shape)
+
+
+def code_of(task: str, package: Path) -> str:
+    """Return the hash of the code in `package` that makes a model, and of the folder of a task that another package brings."""
+    code, elsewhere = code_hash(package, CODE), plugins.folder_elsewhere(task)
+    return sha256(f"{code}{code_hash(elsewhere, ['.'])}".encode()) if elsewhere else code
 
 
 def code_hash(package: Path, rooms: Iterable[str]) -> str:

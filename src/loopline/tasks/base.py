@@ -181,7 +181,7 @@ class Evaluator(Protocol):
     """A task's evaluation.py: the baselines of the model, and pictures of its answers."""
 
     def majority(self, train: Split, test: Split, spec: ModelSpec) -> Arrays:
-        """Return the graph's outputs for the test split if every answer were the commonest one."""
+        """Return the graph's outputs for the test split if every answer were the commonest one, or the mean of numbers."""
 
     def simple(
         self,

@@ -14,6 +14,11 @@ GROUP = "loopline.tasks"  # entry points by which other packages add tasks: NAME
 BUILT_IN = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/task.py")))
 
 
+def folder_elsewhere(name: str) -> Path | None:
+    """Return the folder of a task that another package brings, None for a task of this package. Raises as `part` does."""
+    return None if name in BUILT_IN else Path(part(name, "task").__file__).parent
+
+
 @functools.cache
 def part(name: str, module: Literal["task", "parameters", "training", "evaluation"]) -> Any:
     """Import a module of a task's folder, see `base`. Raises LooplineError if no task has this name."""

@@ -112,30 +112,13 @@ def fit(
     for epoch, row in enumerate(state.history, 1):
         log(epoch, row)
     loss_of = _loss(model, train, settings)
-    steps = math.ceil(len(train.targets) / settings.batch_size)
-    shown = Progress(work.name, epochs=settings.epochs, steps=steps, done=state.epoch)
+    shown = Progress(work.name, epochs=settings.epochs, steps=_steps(train, settings), done=state.epoch)
     while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
-        batches = _batches(train, settings.batch_size, seed=seed, epoch=state.epoch)
-        torch.manual_seed(int(np.random.SeedSequence([seed, state.epoch]).generate_state(1)[0]))
-        model.train()
-        total = torch.zeros((), device=device())
-        for number, indices in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = one_cycle(state.epoch * steps + number, settings.epochs * steps, settings.learning_rate)
-            inputs, targets = train.inputs(indices).to(device()), torch.from_numpy(train.targets)[indices].to(device())
-            inputs = train.augment(inputs) if train.augment else inputs
-            with torch.autocast(device().type, _precision(), enabled=_precision() is not torch.float32):
-                loss = loss_of(model(inputs), targets)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-            scaler.step(optimizer)
-            scaler.update()
-            total += loss.detach() * len(indices)
-            shown.step()
+        train_loss = _train_epoch(
+            model, train, settings, loss_of, optimizer, scaler, seed=seed, epoch=state.epoch, shown=shown
+        )
         state.epoch += 1
-        row = {"train_loss": total.item() / len(train.targets), **_validate(model, val)}
+        row = {"train_loss": train_loss, **_validate(model, val)}
         if not math.isfinite(row["train_loss"] + row["val_loss"]):
             raise LooplineError(
                 f"the loss of epoch {state.epoch} is not a number: lower learning_rate ({settings.learning_rate})"
@@ -200,6 +183,48 @@ def class_weights(targets: NDArray[np.int64], classes: int) -> NDArray[np.float3
     counts = np.bincount(targets, minlength=classes)
     weights = len(targets) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return np.where(counts > 0, weights, 1.0).astype(np.float32)
+
+
+def _train_epoch(
+    model: torch.nn.Module,
+    train: Data,
+    settings: ClassifierFit,
+    loss_of: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    *,
+    seed: int,
+    epoch: int,
+    shown: Progress,
+) -> float:
+    """Train for one epoch and return the mean loss of its samples. epoch: number of the epochs before it."""
+    import torch
+
+    batches, steps = _batches(train, settings.batch_size, seed=seed, epoch=epoch), _steps(train, settings)
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+    model.train()
+    total = torch.zeros((), device=device())
+    for number, indices in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = one_cycle(epoch * steps + number, settings.epochs * steps, settings.learning_rate)
+        inputs, targets = train.inputs(indices).to(device()), torch.from_numpy(train.targets)[indices].to(device())
+        inputs = train.augment(inputs) if train.augment else inputs
+        with torch.autocast(device().type, _precision(), enabled=_precision() is not torch.float32):
+            loss = loss_of(model(inputs), targets)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+        scaler.step(optimizer)
+        scaler.update()
+        total += loss.detach() * len(indices)
+        shown.step()
+    return total.item() / len(train.targets)
+
+
+def _steps(train: Data, settings: ClassifierFit) -> int:
+    """Return the number of steps in an epoch."""
+    return math.ceil(len(train.targets) / settings.batch_size)
 
 
 def _loss(model: torch.nn.Module, train: Data, settings: ClassifierFit) -> torch.nn.Module:

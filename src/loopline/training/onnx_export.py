@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loopline.lib import files
+from loopline.lib.arrays import Arrays
 
 if TYPE_CHECKING:
     import onnx
@@ -39,6 +40,20 @@ def to_onnx(
     model = program.model_proto
     del model.graph.value_info[:]  # the quantizer fails on shapes of fused layers
     return model
+
+
+def reference(
+    answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], takes: str
+) -> Callable[[Arrays], Arrays]:
+    """Return a network's `answer` as a function from the graph's input `takes` to its outputs `probabilities` and `embedding`."""
+    import torch
+
+    def run(inputs: Arrays) -> Arrays:
+        with torch.inference_mode():
+            probabilities, embedding = answer(torch.from_numpy(inputs[takes]))
+        return {"probabilities": probabilities.numpy(), "embedding": embedding.numpy()}
+
+    return run
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

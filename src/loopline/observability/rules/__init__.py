@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loopline.drift.harm import DOUBT, MIXTURE, SURE
+from loopline.drift.harm import CLASS_DRIFT, DOUBT, MIXTURE
 from loopline.drift.statistic import WEIGHTS
 from loopline.drift.thresholds import EVALUATIONS
 
@@ -86,7 +86,7 @@ def _constants(window: str) -> dict[str, str]:
         "STALE_DAYS": str(STALE_DAYS),
         "LEAST_WEIGHT": str(WEIGHTS[0]),
         "MOST_WEIGHT": str(WEIGHTS[1]),
-        "SURE": str(SURE),
+        "CLASS_DRIFT": str(CLASS_DRIFT),
         "DOUBT": str(DOUBT),
         # The next two are terms of `drift.harm.confidence_sequence`.
         "MIXTURE": f"{MIXTURE / 4:g}",

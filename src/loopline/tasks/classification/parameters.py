@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from loopline.settings import ClassifierFit, Fraction, ImageShape, ModelSettings
+from loopline.settings import ClassifierFit, ClassLimits, Fraction, ImageLimits, ImageShape, ModelSettings
 
 
 class ClassificationTrain(ClassifierFit):
@@ -20,12 +20,17 @@ class ClassificationTrain(ClassifierFit):
     erase: Fraction
 
 
+class ClassificationExpectations(ClassLimits, ImageLimits):
+    """Limits for the data of an image classifier."""
+
+
 class ClassificationSettings(ModelSettings):
     """An image classifier."""
 
     task: Literal["classification"]
     input: ImageShape
     train: ClassificationTrain
+    expectations: ClassificationExpectations
 
 
 PARAMETERS = ClassificationSettings

@@ -130,16 +130,8 @@ def _load(folder: Path) -> tuple[ImageNetwork, ModelSpec]:
 
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     """Return the network in torch: from `image` uint8 (n, h, w, c) to `probabilities` (n, classes) and `embedding` (n, d)."""
-    import torch
-
     network, _ = _load(folder)
-
-    def run(inputs: Arrays) -> Arrays:
-        with torch.inference_mode():
-            probabilities, embedding = network.answer(torch.from_numpy(inputs["image"]))
-        return {"probabilities": probabilities.numpy(), "embedding": embedding.numpy()}
-
-    return run
+    return onnx_export.reference(network.answer, takes="image")
 
 
 def export(folder: Path, train: Split, val: Split, settings: ClassificationSettings, *, out: Path) -> ModelSpec:

@@ -95,27 +95,11 @@ def fit(
     )
     for epoch, row in enumerate(state.history, 1):
         log(epoch, row)
-    steps = math.ceil(len(train.boxes) / recipe.batch_size)
-    shown = Progress(work.name, epochs=recipe.epochs, steps=steps, done=state.epoch)
+    shown = Progress(work.name, epochs=recipe.epochs, steps=_steps(train, recipe), done=state.epoch)
     while state.epoch < recipe.epochs and state.epoch - state.best_epoch < recipe.patience:
-        network.train()
-        total = 0.0
-        for number, (pixels, boxes) in enumerate(_ahead(_batches(train, recipe, seed=seed, epoch=state.epoch))):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(state.epoch + number / steps, recipe)
-            loss = _loss(network, pixels, boxes)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
-            optimizer.step()
-            average.update()
-            total += loss.item()
-            shown.step()
+        train_loss = _train_epoch(network, train, recipe, optimizer, average, seed=seed, epoch=state.epoch, shown=shown)
         state.epoch += 1
-        row = {
-            "train_loss": total / len(train.boxes),
-            **validate(average.network, val, truth, spec),
-        }
+        row = {"train_loss": train_loss, **validate(average.network, val, truth, spec)}
         if not math.isfinite(row["train_loss"]):
             raise LooplineError(
                 f"the loss of epoch {state.epoch} is not a number: lower learning_rate ({recipe.learning_rate})"
@@ -166,6 +150,41 @@ def validate(network: Detector, val: Scenes, truth: Split, spec: ModelSpec) -> d
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     figures = task.TASK.scorer(outputs, truth, spec)(None)
     return {"val_loss": loss, "map50": figures["map50"], "map50_95": figures["map50_95"]}
+
+
+def _train_epoch(
+    network: Detector,
+    train: Scenes,
+    recipe: DetectionTrain,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+    *,
+    seed: int,
+    epoch: int,
+    shown: Progress,
+) -> float:
+    """Train for one epoch and return the mean loss of its images. epoch: number of the epochs before it."""
+    import torch
+
+    network.train()
+    total, steps = 0.0, _steps(train, recipe)
+    for number, (pixels, boxes) in enumerate(_ahead(_batches(train, recipe, seed=seed, epoch=epoch))):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(epoch + number / steps, recipe)
+        loss = _loss(network, pixels, boxes)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
+        optimizer.step()
+        average.update()
+        total += loss.item()
+        shown.step()
+    return total / len(train.boxes)
+
+
+def _steps(train: Scenes, recipe: DetectionTrain) -> int:
+    """Return the number of steps in an epoch."""
+    return math.ceil(len(train.boxes) / recipe.batch_size)
 
 
 def _size(pixels: Any) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from loopline.settings import Fit, Fraction, ImageShape, ModelSettings
+from loopline.settings import ClassLimits, Fit, Fraction, ImageLimits, ImageShape, ModelSettings
 
 
 class DetectionTrain(Fit):
@@ -29,12 +29,17 @@ class DetectionTrain(Fit):
     brightness: Fraction
 
 
+class DetectionExpectations(ClassLimits, ImageLimits):
+    """Limits for the data of a detector."""
+
+
 class DetectionSettings(ModelSettings):
     """An object detector."""
 
     task: Literal["detection"]
     input: ImageShape
     train: DetectionTrain
+    expectations: DetectionExpectations
 
 
 PARAMETERS = DetectionSettings

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from loopline.settings import ClassifierFit, Fraction, ModelSettings, Strict
+from loopline.settings import ClassifierFit, ClassLimits, Fraction, ModelSettings, Strict, TextLimits
 
 
 class TextShape(Strict):
@@ -23,12 +23,17 @@ class TextTrain(ClassifierFit):
     word_dropout: Fraction
 
 
+class TextExpectations(ClassLimits, TextLimits):
+    """Limits for the data of a text classifier."""
+
+
 class TextSettings(ModelSettings):
     """A text classifier."""
 
     task: Literal["text"]
     input: TextShape
     train: TextTrain
+    expectations: TextExpectations
 
 
 PARAMETERS = TextSettings

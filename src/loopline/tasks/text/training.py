@@ -235,16 +235,8 @@ def _load(folder: Path) -> tuple[TextNetwork, ModelSpec]:
 
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     """Return the network in torch: from `ids` int64 (n, l) to `probabilities` (n, classes) and `embedding` (n, d)."""
-    import torch
-
     network, _ = _load(folder)
-
-    def run(inputs: Arrays) -> Arrays:
-        with torch.inference_mode():
-            probabilities, embedding = network.answer(torch.from_numpy(inputs["ids"]))
-        return {"probabilities": probabilities.numpy(), "embedding": embedding.numpy()}
-
-    return run
+    return onnx_export.reference(network.answer, takes="ids")
 
 
 def export(folder: Path, train: Split, val: Split, settings: TextSettings, *, out: Path) -> ModelSpec:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from loopline.settings import Fit, ImageShape, ModelSettings
+from loopline.settings import Fit, ImageLimits, ImageShape, ModelSettings
 
 
 class NumberFit(Fit):
@@ -21,6 +21,7 @@ class NumberSettings(ModelSettings):
     task: Literal["number"]
     input: ImageShape
     train: NumberFit
+    expectations: ImageLimits
 
 
 PARAMETERS = NumberSettings
