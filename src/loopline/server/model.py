@@ -76,7 +76,7 @@ class Model:
         self._tokenize = self.task.preprocessor(self.spec, folder) if self.spec.text else None
         self.vocabulary = _vocabulary(folder) if self.spec.text else 0
         self.best_rows, self.row_seconds = 1, 0.001
-        self.profile: warm_up.Profile | None = None
+        self.profile: warm_up.WarmUp | None = None
         self.reference = reference.read(folder / "drift.json")
         self.watch: RowSink | None = None
         self.loaded = self._on_disk()

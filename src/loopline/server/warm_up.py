@@ -19,7 +19,7 @@ GOOD_ENOUGH = 0.97  # share of the most rows a second at which a smaller batch i
 
 
 @dataclass(frozen=True)
-class Profile:
+class WarmUp:
     """What was measured. seconds: rows -> the median time of a batch. stable: whether the choice was the same to the end."""
 
     best_rows: int
@@ -33,7 +33,7 @@ class Profile:
         return self.seconds[self.best_rows] / self.best_rows
 
 
-def profile(run: Callable[[int], None], clock: Callable[[], float] = time.perf_counter) -> Profile:
+def profile(run: Callable[[int], None], clock: Callable[[], float] = time.perf_counter) -> WarmUp:
     """Time batches of several sizes. run: runs a batch of so many rows. clock: returns seconds."""
     start, sizes = clock(), list[int]()
     for rows in SIZES:
@@ -50,7 +50,7 @@ def profile(run: Callable[[int], None], clock: Callable[[], float] = time.perf_c
         seconds = {rows: median(values) for rows, values in times.items()}
         before, best = best, choose(seconds)
         same = same + 1 if best == before else 1
-    return Profile(best, seconds, rounds, same >= STABLE_ROUNDS)
+    return WarmUp(best, seconds, rounds, same >= STABLE_ROUNDS)
 
 
 def choose(seconds: dict[int, float]) -> int:
