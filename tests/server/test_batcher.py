@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loopline.server.batcher import INLINE_BYTES, MOST_BYTES, READING, Batcher, Job, TooLate
+from loopline.server.batcher import INLINE_BYTES, MOST_BYTES, Batcher, Job, TooLate
 from loopline.server.messages import Refusal
+from loopline.server.reading import READING
 from loopline.server.sockets import OLDEST_EVERY
 
 
@@ -153,7 +154,7 @@ class Flood:
 
     async def play(self):
         batcher = Batcher([self.model], slots=1, observe=lambda *_: None, inline_seconds=1e9)
-        due, taken, batcher.patience = 0.0, 0, self.patience
+        due, taken, batcher.budget.patience = 0.0, 0, self.patience
         while self.clock < self.seconds:
             full, start, worked = batcher.full, self.clock, self.worked
             while due <= self.clock:

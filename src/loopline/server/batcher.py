@@ -4,9 +4,6 @@ A slot is a thread that runs one batch at a time; by default there is one slot a
 waiting model that has used the least slot time, up to the batch size that the warm-up found best. With a single slot a
 short batch runs in the event loop itself, because a change of threads would cost more than the delay to other requests.
 
-The models and the reading of requests share the cores by time. While a full batch waits, more requests are of no use to the
-models, so reading gets `READING` of the time; otherwise it goes on until a batch is full or `BURST_SECONDS` are over.
-
 `submit` refuses an item that could not be answered before its deadline. The prediction is learnt from the time between
 batches while items wait, which includes reading, refusing and writing. Cancelled and late items leave the queue without
 being run. A batch that fails is run again item by item, so that only the bad items fail.
@@ -24,14 +21,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from loopline.server.messages import Refusal
+from loopline.server.reading import ReadingBudget
 
 MOST_WAITING = 4096  # most items that wait for one model
 MOST_BYTES = 256 * 1024 * 1024  # most bytes of all waiting items
 INLINE_SECONDS = 0.01  # a batch with a shorter expected time may run in the event loop
 INLINE_BYTES = 256 * 1024  # most bytes of such a batch's payloads, because decoding takes time too
-READING = 0.1  # share of the time in which requests are read while a full batch waits
-PRESSED = 0.9  # share of a request's time after which its answer would come too late
-BURST_SECONDS = 0.002  # longest reading without a look at the queue
 MARGIN = 1.05  # times the expected time that must be left when an item is accepted
 LEARN = 0.1  # weight of the newest batch in what is learnt: a row's expected time, and the pace
 Answer = Any
@@ -113,13 +108,10 @@ class Batcher:
         self.due = False  # whether a dispatch is scheduled
         self.active = 0  # lines in which a job waits
         self.full = 0  # lines in which a full batch waits
-        self.credit = 0.0  # seconds in which requests may be read while a full batch waits
-        self.extra, self.extra_since = False, 0.0  # whether this turn reads so, and since which second of its reading
+        self.budget = ReadingBudget()
         self.pace = 1.0  # seconds that pass for an expected second of a busy slot
-        self.paced = False  # whether the pace was measured
         self.busy_since: float | None = None  # the end of the last batch if items have waited ever since
         self.wake: Callable[[], None] = lambda: None  # set by the application: requests may be read again
-        self.patience = 1.0  # seconds in which the last request wanted its answer
         self.waiting_bytes = 0
         self.waiting_seconds = 0.0  # expected time of the waiting rows
         self.running_seconds = 0.0
@@ -137,8 +129,8 @@ class Batcher:
         line, ahead = self.lines[model.name], self.waiting_seconds
         if self.active > 1:
             ahead = min(ahead, line.seconds * self.active)
-        batch = max(rows, min(line.rows + rows, model.best_rows))
-        return ((ahead + self.running_seconds) / self.slots + batch * model.row_seconds) * self.pace
+        batch = max(rows, min(line.rows + rows, model.best_rows)) * model.row_seconds
+        return ((ahead + self.running_seconds) / self.slots + batch) * self.pace
 
     def admit(self, model: Runner, rows: int, size: int, deadline: float, now: float) -> None:
         """Raise Refusal if the queue is full (429) or if this item would be answered after its deadline (503)."""
@@ -191,26 +183,16 @@ class Batcher:
             self.loop.call_soon(self._dispatch)
 
     def hungry(self, spent: float) -> bool:
-        """Whether more requests should be read. spent: seconds of reading in this turn of the event loop."""
-        full = self.full > 0
-        if not (full and self.extra):
-            self.extra_since = spent
-        self.extra = full
-        return spent - self.extra_since < self.credit if full else spent < BURST_SECONDS
+        """See `ReadingBudget`."""
+        return self.budget.hungry(spent, full=self.full > 0)
 
     def newest(self, waited: float) -> bool:
-        """Whether the newest request should be read next, not the oldest, which has waited for `waited` seconds.
-
-        If the oldest requests are nearly late, the models live on the newest. What reading gets while a full batch waits is
-        spent on the oldest, which are refused, or answered if the pressure is over.
-        """
-        return not self.full and waited > PRESSED * self.patience
+        """See `ReadingBudget`."""
+        return self.budget.newest(waited, full=self.full > 0)
 
     def turn(self, spent: float) -> None:
         """Run what waits, after a turn of reading that took `spent` seconds."""
-        if self.extra:
-            self.credit = max(self.credit - (spent - self.extra_since), -BURST_SECONDS)
-        self.extra = False
+        self.budget.end_turn(spent)
         if self.due:
             self._dispatch()
 
@@ -277,8 +259,8 @@ class Batcher:
         self.running_seconds = max(0.0, self.running_seconds - expected) if self.free < self.slots else 0.0
         if self.busy_since is not None and expected:
             measured = (now - self.busy_since) * self.slots / expected
-            self.pace = max(1.0, self.pace + (LEARN if self.paced else 1.0) * (measured - self.pace))
-            self.paced = True
+            weight = LEARN if self.pace > 1 else 1.0  # the first measurement counts in full
+            self.pace = max(1.0, self.pace + weight * (measured - self.pace))
         self.busy_since = now if self.waiting_seconds else None
         if rows >= model.best_rows:
             model.row_seconds += LEARN * (seconds / rows - model.row_seconds)
@@ -286,8 +268,7 @@ class Batcher:
         for job in batch:
             _tell(job)
         self.observe(model, batch)
-        seconds += time.monotonic() - now
-        self.credit = min(self.credit + seconds * READING / (1 - READING), BURST_SECONDS)
+        self.budget.earn(seconds + time.monotonic() - now)
         self.wake()
 
 

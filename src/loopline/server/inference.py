@@ -60,7 +60,7 @@ class Inference:
     def admit(self, model: Model, headers: Headers, arrived: float) -> None:
         """Raise Refusal if another row for `model` would be answered too late. Called before a request's body is read."""
         due = deadline(headers, arrived, self.limits.timeout_ms)
-        self.batcher.patience = due - arrived
+        self.batcher.budget.patience = due - arrived
         try:
             self.batcher.admit(model, 1, 0, due, time.monotonic())
         except Refusal as refusal:
