@@ -2,6 +2,7 @@
 
 import io
 import json
+import queue
 import time
 
 import brightness
@@ -101,3 +102,26 @@ def test_an_error_in_counting_is_logged_and_counting_goes_on(folders, capfd):
     prometheus.eventually(lambda: counted.value == 3)
     watcher.close()
     prometheus.eventually(lambda: not watcher.thread.is_alive())
+
+
+def test_expensive_signals_are_counted_for_fewer_samples(folders):
+    watch = drift_counter.Watch(Model(folders["classifier"]), 50, queue.SimpleQueue())
+    assert watch.allowed == 25
+    watch.learn(10, 10 * 1e-3)
+    assert watch.allowed == 2, "a millisecond a row, of which .4 % of a core pays two in half a second"
+    for _ in range(30):
+        watch.learn(10, 10 * 1e-6)
+    assert watch.allowed == 25
+
+
+def test_samples_are_left_out_while_the_counting_is_behind(folders):
+    watch = drift_counter.Watch(Model(folders["classifier"]), 50, queue.SimpleQueue())
+    pixels = {"image": np.zeros((25, 8, 8, 1), np.uint8)}
+    taken = 0
+    for _ in range(20):
+        watch.until = 0.0  # half a second has passed
+        watch.left = 0
+        if watch.open():
+            watch.take(drift_counter.DecodedRows(pixels, pixels))
+            taken += 25
+    assert taken == drift_counter.ROUNDS_BEHIND * 25 == watch.uncounted

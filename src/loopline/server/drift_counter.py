@@ -3,15 +3,14 @@
 A slot's thread hands over the first rows of each half second, up to a rate. A separate thread computes their signals twice
 a second, counts them in the bundle's bins, and sleeps without traffic. All results are counters, so replicas add up exactly.
 
-The thread has the lowest priority and works on a few rows at a time, so that it takes time that nobody else wants. If it does
-not keep up, rows are left out.
+The thread works on a few rows at a time, so that it holds the interpreter's lock only briefly, and it takes fewer rows if they
+cost more than `SHARE` of a core. A lower priority would not do: the event loop would wait for a thread that holds the lock and
+does not run.
 """
 
 from __future__ import annotations
 
-import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
 PERIOD = 0.5  # seconds between two rounds of counting
 CLOSE_SECONDS = 10.0  # longest wait for the last round
 ROUNDS_BEHIND = 4  # rounds' worth of rows that may wait to be counted
-LOWEST_PRIORITY = 19
+SHARE = 0.004  # of a core, for a model's signals: more would be seen in the slowest of a hundred requests
+LEARN = 0.2  # weight of the newest rows in the expected time of a row
 SLICE_PIXELS = 1 << 16  # of the images whose signals are computed at a time
 
 
@@ -48,7 +48,8 @@ class Watch:
     ) -> None:
         """inbox: the counting thread's queue of sampled rows."""
         self.model, self.inbox = model, inbox
-        self.allowed = max(1, int(rows_a_second * PERIOD))
+        self.most = self.allowed = max(1, int(rows_a_second * PERIOD))
+        self.row_seconds = 0.0  # processor time of a row's signals
         self.uncounted = 0  # rows that were handed over and not yet counted
         self.left, self.until = 0, 0.0
 
@@ -61,6 +62,12 @@ class Watch:
             return False
         self.left, self.until = self.allowed, now + PERIOD
         return True
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """Take fewer rows if they are expensive. seconds: processor time of these rows."""
+        weight = LEARN if self.row_seconds else 1.0
+        self.row_seconds += weight * (seconds / rows - self.row_seconds)
+        self.allowed = max(1, min(self.most, int(PERIOD * SHARE / self.row_seconds)))
 
     def take(self, taken: DecodedRows) -> None:
         """Hand over the first of these rows, as many as this half second still allows."""
@@ -102,8 +109,6 @@ class Watcher:
             self.thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
-        if sys.platform == "linux":  # where each thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         while True:
             received = [self.inbox.get()]
             time.sleep(PERIOD)
@@ -118,15 +123,17 @@ class Watcher:
             if None in received:
                 return
 
-    def _count(self, watch: Watch, rows: Sequence[DecodedRows]) -> None:
+    def _count(self, watch: Watch, parts: Sequence[DecodedRows]) -> None:
+        rows, start = sum(part.rows for part in parts), time.thread_time()
         try:
-            signals = _signals(watch.model.spec, rows)
+            signals = _signals(watch.model.spec, parts)
             self.counted[watch].add(signals)
             if self.journal:
-                _note(self.journal, watch.model, signals, rows)
+                _note(self.journal, watch.model, signals, parts)
+            watch.learn(rows, time.thread_time() - start)
         except Exception as error:  # an error must end neither the counting nor the server
             log("error", "drift signals could not be counted", error=repr(error))
-        watch.uncounted -= sum(part.rows for part in rows)
+        watch.uncounted -= rows
 
 
 def _slices(spec: ModelSpec, parts: Sequence[DecodedRows]) -> Iterator[list[DecodedRows]]:
