@@ -244,4 +244,6 @@ def test_a_large_answer_is_sent_uncompressed():
     """Compressing 4 MB would take 80 ms without an answer to other clients."""
     for size, packed in ((10_000, b"content-encoding: gzip"), (2_000_000, b"content-length: 2000000")):
         response = messages.Response(body=(b"x" * size,))
-        assert packed in messages.encode(response, None, compression=b"gzip", head_only=True)
+        fields = {"path": "/", "query": b"", "headers": {}, "length": None, "version": "1.1", "say_kept": False}
+        head = messages.Head(method="HEAD", keep_alive=True, compress=b"gzip", **fields)
+        assert packed in messages.encode(response, None, head)
