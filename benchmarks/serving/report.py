@@ -166,9 +166,8 @@ def page(results: Figures, compared: Sequence[Figures]) -> str:
         *(part for model in of.models for part in (f"## {TITLES[model]}", _closed(of, model, connections))),
         "## Requests on a schedule",
         "Here a request is sent when it is due, whether or not earlier ones are answered, over 64 connections. Latency counts from "
-        "when the request was due; without an answer, it counts as infinite. Loopline and the fastest peer get the same "
-        "loads: shares of the fastest peer's peak, then shares "
-        "of Loopline's. A peak is the most answers a second of a server's closed loops.",
+        "when the request was due; without an answer, it counts as infinite. Loopline and the fastest peer get the same loads: "
+        "shares of the fastest peer's peak, then shares of Loopline's. A peak is a server's highest rate in a closed loop.",
         _open(of),
         "## Floods",
         f"A flood sends {' or '.join(map(str, FLOODS))} times the server's own peak for {size['flood']:g} s over 2,048 connections. "
