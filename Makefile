@@ -63,7 +63,7 @@ data-add: setup ## Make a labelled batch the next dataset version: make data-add
 BENCH_speed = python -m benchmarks
 # 10 s: microseconds a request of each piece of the server's work
 BENCH_pieces = PYTHONPATH=src:. python -m benchmarks.pieces
-# 12 min (--quick: 2 min), docs/benchmarks.md
+# 15 min (--quick: 2 min), docs/benchmarks.md and docs/benchmarks/
 BENCH_serving = python -m benchmarks.serving $(ARGS)
 ENVIRONMENT_serving := .venv-peers/ready
 # 50 min (--quick: 2 min), docs/drift-benchmark.md

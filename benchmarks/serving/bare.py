@@ -1,4 +1,4 @@
-"""The bare engine: `python bare.py BUNDLE OUTPUT,... SAMPLE.npy SECONDS` runs one sample in a loop, then the best batch."""
+"""The engine without a server: `python bare.py BUNDLE OUTPUT,... SAMPLE.npy SECONDS` times one sample and the best batch."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ ROWS = (2, 4, 8, 16, 32, 64)
 
 
 def main(folder: str, outputs: str, sample: str, seconds: str) -> None:
-    """Print samples a second, and milliseconds of a run with one sample."""
+    """Print samples a second with one sample and with the best batch, and the milliseconds of a run with one sample."""
     session = sessions.session(Path(folder) / "model.onnx")
-    name, wanted, array = session.get_inputs()[0].name, outputs.split(","), np.load(sample)
+    name, names, array = session.get_inputs()[0].name, outputs.split(","), np.load(sample)
 
     def timed(rows: int, limit: float) -> list[float]:
         batch, spent = {name: np.repeat(array, rows, axis=0)}, []
-        session.run(wanted, batch)
+        session.run(names, batch)
         until = time.perf_counter() + limit
         while (start := time.perf_counter()) < until:
-            session.run(wanted, batch)
+            session.run(names, batch)
             spent.append(time.perf_counter() - start)
         return spent
 
     rates = {rows: rows / float(np.median(timed(rows, float(seconds) / 5))) for rows in ROWS}
     best = max(rates, key=rates.__getitem__)
-    alone = timed(1, float(seconds))
-    together = timed(best, float(seconds))
+    single = timed(1, float(seconds))
+    batched = timed(best, float(seconds))
     print(
         json.dumps(
             {
-                "one": len(alone) / sum(alone),
-                "p50": float(np.percentile(alone, 50)) * 1e3,
-                "p99": float(np.percentile(alone, 99)) * 1e3,
-                "best": best * len(together) / sum(together),
+                "single": len(single) / sum(single),
+                "p50": float(np.percentile(single, 50)) * 1e3,
+                "p99": float(np.percentile(single, 99)) * 1e3,
+                "best": best * len(batched) / sum(batched),
                 "rows": best,
             }
         )

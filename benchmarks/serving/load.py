@@ -1,4 +1,4 @@
-"""The load: wrk for closed loops, `sender` for open ones, both on the last core; and the bare engine on the server's core."""
+"""Run the load on the last core, by wrk for closed loops and `sender` for open ones, and the bare engine on the server's core."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from benchmarks.serving.servers import HERE, cores
 Figures = dict[str, Any]
 
 
-def has_wrk() -> str:
-    """What to do if wrk is missing, or nothing."""
+def missing_wrk() -> str:
+    """Return how to install wrk, empty if it is installed."""
     return (
         ""
         if shutil.which("wrk")
@@ -34,20 +34,20 @@ def _on(core: int, *command: object, timeout: float) -> str:
 
 
 def closed(port: int, ask: Ask, *, connections: int, seconds: int, scratch: Path) -> Figures:
-    """Every connection asks again as soon as it is answered. rate: answers a second; p50, p99: milliseconds; failed: requests."""
+    """Send on every connection as soon as its last answer came. rate: answers a second; p50, p99: ms; failed: requests."""
     body = scratch / "body"
     body.write_bytes(ask.body)
     headers = [f"{name}: {value}" for name, value in ask.headers.items()]
     wrk = ["wrk", "--threads", 1, "--connections", connections, "--timeout", "10s", "--script", HERE / "post.lua"]
     words = [f"http://127.0.0.1:{port}{ask.path}", "--", body, *headers]
     out = _on(cores()[1], *wrk, "--duration", f"{seconds}s", *words, timeout=seconds + 30)
-    said = json.loads(next(line for line in out.splitlines() if line.startswith("RESULT "))[7:])
-    good = said["requests"] - said["failed"]
+    result = json.loads(next(line for line in out.splitlines() if line.startswith("RESULT "))[7:])
+    good = result["requests"] - result["failed"]
     return {
-        "rate": good / said["microseconds"] * 1e6,
-        "p50": said["p50"] / 1e3,
-        "p99": said["p99"] / 1e3,
-        "failed": said["failed"],
+        "rate": good / result["microseconds"] * 1e6,
+        "p50": result["p50"] / 1e3,
+        "p99": result["p99"] / 1e3,
+        "failed": result["failed"],
     }
 
 
@@ -61,7 +61,11 @@ def scheduled(
     patience: float = 1.0,
     seed: int | None = None,
 ) -> list[Figures]:
-    """Requests leave on time, whatever became of those before. phases: rate a second, seconds. seed: by chance. See `sender`."""
+    """Send each request when it is due, without waiting for answers, and return what `sender` sums up of each phase.
+
+    phases: requests a second, and seconds. patience: seconds that a request waits for a free connection. seed: of a Poisson
+    schedule; without it requests are evenly spaced.
+    """
     body = scratch / "body"
     lines = [f"POST {ask.path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(ask.body)}"]
     lines += [f"{name}: {value}" for name, value in ask.headers.items()]
@@ -81,7 +85,7 @@ def scheduled(
 
 
 def engine(folder: Path, outputs: Sequence[str], sample: Path, seconds: float) -> Figures:
-    """`session.run` in a loop on the server's core: the limit of every server. See `bare`."""
+    """Run `bare` on the server's core: `session.run` in a loop, which no server can exceed."""
     out = _on(
         cores()[0],
         sys.executable,
@@ -92,5 +96,5 @@ def engine(folder: Path, outputs: Sequence[str], sample: Path, seconds: float) -
         seconds,
         timeout=seconds * 10 + 60,
     )
-    found: Figures = json.loads(out)
-    return found
+    figures: Figures = json.loads(out)
+    return figures

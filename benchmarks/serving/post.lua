@@ -1,4 +1,4 @@
--- wrk -s post.lua URL -- BODY_FILE "Name: value" ...: one request again and again, and the result as one line of JSON.
+-- wrk -s post.lua URL -- BODY_FILE "Name: value" ...: send one request again and again, and print the result as a line of JSON.
 function init(args)
    local file = assert(io.open(args[1], "rb"))
    wrk.method, wrk.body = "POST", file:read("*a")

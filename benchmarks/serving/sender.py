@@ -1,8 +1,8 @@
-"""An open loop: `python sender.py JSON` sends requests on a schedule and prints what became of them, phase by phase.
+"""An open loop: `python sender.py JSON` sends requests on a schedule and prints a summary of each phase as JSON.
 
-Latency counts from the time that a request was due, not from when it could be sent: a slow server cannot slow its own test
-down. A connection has one request at a time. What finds no free connection waits, and is given up after `patience` seconds.
-It spins: timers of milliseconds would be coarser than what is measured, and the core is its own.
+Latency counts from when a request was due, even if it was sent later, so a slow server cannot slow its own test down. A
+connection carries one request at a time. A request without a free connection waits, and is dropped after `patience` seconds.
+The sender never sleeps, since it has a core to itself and a timer of milliseconds would be coarser than the latencies.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LINGER = 1.0  # seconds after the end for the last answers
-SLICE = 0.1  # seconds of the time line
+LINGER = 1.0  # seconds after the end in which the last answers are read
+SLICE = 0.1  # seconds of a slice of the time line
+LIMITS = (10, 100, 250, 1000)  # ms; answers and refusals are counted within each
+LOST, UNSENT = 0, -1  # in place of a status: the connection broke or no answer came; no connection was free
 
 
 class Client:
-    """A keep-alive connection. due: of the request on its way."""
+    """A keep-alive connection. due: when the request that it carries was due; 0 while it is free."""
 
     __slots__ = ("buffer", "due", "sock")
 
     def __init__(self, port: int) -> None:
-        """port: of the loopback."""
+        """Connect to a port of the loopback."""
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 19)
@@ -39,7 +41,7 @@ class Client:
 
 
 def complete(buffer: bytes) -> int:
-    """The status of the answer in `buffer`, 0 while it is not whole. Answers have a Content-Length."""
+    """The status of the answer in `buffer`, 0 while a part is missing. Answers must have a Content-Length."""
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
         return 0
@@ -50,14 +52,14 @@ def complete(buffer: bytes) -> int:
     return int(buffer[9:12]) if len(buffer) >= end + 4 + length else 0
 
 
-Answer = tuple[float, float, int]  # due and latency in seconds, status; status 0: given up or cut off
+Answer = tuple[float, float, int]  # due and latency in seconds, and the status, LOST or UNSENT
 
 
 class Pool:
-    """The connections. answers: what became of the requests so far."""
+    """The connections. answers: the outcome of each request until now."""
 
     def __init__(self, port: int, connections: int) -> None:
-        """Opens them all."""
+        """Open all connections."""
         self.port, self.poll = port, select.epoll()
         self.clients: dict[int, Client] = {}
         self.free: deque[Client] = deque()
@@ -66,16 +68,16 @@ class Pool:
             self.connect()
 
     def connect(self) -> None:
-        """One more."""
+        """Open a connection."""
         client = Client(self.port)
         self.clients[client.sock.fileno()] = client
         self.poll.register(client.sock, select.EPOLLIN)
         self.free.append(client)
 
     def drop(self, client: Client) -> None:
-        """It is of no more use; what was on its way is lost."""
+        """Replace a broken connection; the request that it carried is lost."""
         if client.due:
-            self.answers.append((client.due, LINGER, 0))
+            self.answers.append((client.due, LINGER, LOST))
         else:
             self.free.remove(client)
         self.poll.unregister(client.sock)
@@ -84,7 +86,7 @@ class Pool:
         self.connect()
 
     def ask(self, due: float, request: bytes) -> None:
-        """Send on a free connection."""
+        """Send a request on a free connection."""
         client = self.free.popleft()
         client.due = due
         try:
@@ -94,7 +96,7 @@ class Pool:
             self.drop(client)
 
     def collect(self) -> None:
-        """Take the answers that are there."""
+        """Read the answers that have arrived."""
         for number, _ in self.poll.poll(0, 64):
             client = self.clients[number]
             try:
@@ -114,7 +116,7 @@ class Pool:
 def send(
     pool: Pool, request: bytes, phases: list[tuple[float, float]], patience: float, seed: int | None = None
 ) -> list[list[Answer]]:
-    """What became of every request, by the phase that it was due in."""
+    """Send all phases, and return the outcomes of the requests by the phase in which they were due."""
     answers, waiting = pool.answers, deque[float]()
     start = time.perf_counter()
     schedule = times(start, phases, seed)
@@ -127,20 +129,21 @@ def send(
             waiting.append(upcoming)
             upcoming = next(schedule, None)
         while waiting and now - waiting[0] > patience:
-            answers.append((waiting.popleft(), LINGER, 0))
+            answers.append((waiting.popleft(), LINGER, UNSENT))
         while waiting and pool.free:
             pool.ask(waiting.popleft(), request)
         pool.collect()
-    answers += [(due, LINGER, 0) for due in (*waiting, *(client.due for client in pool.clients.values())) if due]
+    answers += [(due, LINGER, UNSENT) for due in waiting]
+    answers += [(client.due, LINGER, LOST) for client in pool.clients.values() if client.due]
     bounds = [start + sum(seconds for _, seconds in phases[: place + 1]) for place in range(len(phases))]
-    found: list[list[Answer]] = [[] for _ in phases]
+    by_phase: list[list[Answer]] = [[] for _ in phases]
     for answer in answers:
-        found[min(bisect_right(bounds, answer[0]), len(phases) - 1)].append(answer)
-    return found
+        by_phase[min(bisect_right(bounds, answer[0]), len(phases) - 1)].append(answer)
+    return by_phase
 
 
 def times(start: float, phases: list[tuple[float, float]], seed: int | None = None) -> Iterator[float]:
-    """When each request is due: evenly, or by chance (Poisson) where there is a seed."""
+    """Yield when each request is due: evenly spaced, or as a Poisson process if there is a seed."""
     rng = random.Random(seed)  # noqa: S311 - a schedule is no secret
     for rate, seconds in phases:
         if seed is None:
@@ -154,12 +157,20 @@ def times(start: float, phases: list[tuple[float, float]], seed: int | None = No
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """Milliseconds; of nothing, 0."""
+    """A percentile of sorted seconds, in milliseconds; 0 if there are none."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e3 if ordered else 0.0
 
 
 def summary(answers: list[Answer], seconds: float) -> dict[str, Any]:
-    """Counts, percentiles, and the time line as [answered, others, median ms] a slice, by when a request was due."""
+    """Requests a second by outcome, percentiles in ms, and the time line: [answered, others, median ms] of each slice.
+
+    A request belongs to the slice in which it was due. `within` and `refused_within` count a second what came within each of
+    LIMITS after it was due. `failed` includes `unsent`.
+    """
+
+    def within(latencies: list[float]) -> dict[str, float]:
+        return {str(limit): sum(latency <= limit / 1e3 for latency in latencies) / seconds for limit in LIMITS}
+
     good = sorted(latency for _, latency, status in answers if status == 200)
     refused = sorted(latency for _, latency, status in answers if status in (429, 503))
     start = min((due for due, _, _ in answers), default=0.0)
@@ -169,11 +180,11 @@ def summary(answers: list[Answer], seconds: float) -> dict[str, Any]:
     return {
         "offered": len(answers) / seconds,
         "answered": len(good) / seconds,
-        "within": {
-            str(limit): sum(latency <= limit / 1e3 for latency in good) / seconds for limit in (10, 100, 250, 1000)
-        },
+        "within": within(good),
         "refused": len(refused) / seconds,
+        "refused_within": within(refused),
         "failed": (len(answers) - len(good) - len(refused)) / seconds,
+        "unsent": sum(status == UNSENT for _, _, status in answers) / seconds,
         "p50": percentile(good, 0.5),
         "p99": percentile(good, 0.99),
         "refused_p50": percentile(refused, 0.5),

@@ -1,4 +1,4 @@
-"""Start a server on a core of its own, see how it is, end it. Linux only: it reads /proc."""
+"""Start a server on a core of its own, read its memory and processor time, and stop it. Linux only, since it reads /proc."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from benchmarks.serving import asks
 from benchmarks.serving.asks import Ask, Sample
 
 HERE = Path(__file__).parent
-OURS = Path(sys.executable).parent
-THEIRS = Path(os.environ.get("PEERS", ".venv-peers")).resolve() / "bin"
+LOOPLINE_BIN = Path(sys.executable).parent
+PEERS_BIN = Path(os.environ.get("PEERS", ".venv-peers")).resolve() / "bin"
 START_SECONDS = 60.0
 END_SECONDS = 8.0
-QUIET = {  # nobody's usage is reported to anybody
+QUIET = {  # no server reports its use to its maker
     "ORT_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "BENTOML_DO_NOT_TRACK": "True",
@@ -32,7 +32,10 @@ QUIET = {  # nobody's usage is reported to anybody
 
 @dataclass(frozen=True)
 class Kind:
-    """A server. command: with PORT and BUNDLES to be filled in. models: the only ones it serves, or all."""
+    """A server. sends: its requests in words. command: with PORT and BUNDLES as placeholders. package: empty for Loopline.
+
+    file: makes a request with an image file. models: the models that it can serve; empty: all.
+    """
 
     name: str
     sends: str
@@ -44,34 +47,34 @@ class Kind:
 
 
 def _peer(module: str) -> tuple[str, ...]:
-    return (str(THEIRS / "python"), str(HERE / "peers" / f"{module}.py"))
+    return (str(PEERS_BIN / "python"), str(HERE / "peers" / f"{module}.py"))
 
 
 KINDS = (
     Kind(
         "Loopline",
-        "V2, binary",
+        "V2 with binary tensors",
         asks.v2_binary,
-        (str(OURS / "loopline"), "serve", "BUNDLES", "--port", "PORT", "--grace", "0.1"),
+        (str(LOOPLINE_BIN / "loopline"), "serve", "BUNDLES", "--port", "PORT", "--grace", "0.1"),
         "",
         asks.file_predict,
     ),
     Kind("FastAPI, bytes", "raw bytes", asks.raw, _peer("fastapi_raw"), "fastapi", asks.file_raw),
     Kind("FastAPI, JSON", "lists in JSON", asks.nested, _peer("fastapi_json"), "fastapi"),
-    Kind("MLServer", "V2, JSON", asks.v2_json, _peer("mlserver_peer"), "mlserver"),
+    Kind("MLServer", "V2 in JSON", asks.v2_json, _peer("mlserver_peer"), "mlserver"),
     Kind("LitServe", "base64 in JSON", asks.base64_one, _peer("litserve_peer"), "litserve"),
     Kind(
         "BentoML",
         "base64 in JSON",
         asks.base64_many,
-        (str(THEIRS / "bentoml"), "serve", "bentoml_peer:Peer", "--host", "127.0.0.1", "--port", "PORT"),
+        (str(PEERS_BIN / "bentoml"), "serve", "bentoml_peer:Peer", "--host", "127.0.0.1", "--port", "PORT"),
         "bentoml",
     ),
     Kind(
         "mlflow serve",
         "lists in JSON",
         asks.mlflow,
-        (str(OURS / "python"), str(HERE / "peers" / "mlflow_peer.py")),
+        (str(LOOPLINE_BIN / "python"), str(HERE / "peers" / "mlflow_peer.py")),
         "mlflow",
         models=("classifier",),
     ),
@@ -79,45 +82,45 @@ KINDS = (
 
 
 class Failed(Exception):
-    """The server did not start or answers wrongly."""
+    """The server did not start or gave a wrong answer."""
 
 
 def cores() -> tuple[int, int]:
-    """The server's and the load generator's. Raises SystemExit where there is one only."""
-    mine = sorted(os.sched_getaffinity(0))
-    if len(mine) < 2:
-        sys.exit("two cores are needed: one for the server and one for the load")
-    return mine[0], mine[-1]
+    """The server's core and the load generator's. Raises SystemExit on a machine with one core."""
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        sys.exit("the benchmark needs two cores: one for the server and one for the load")
+    return usable[0], usable[-1]
 
 
 def many_files() -> None:
-    """Let this process and its children open as many connections as the system allows."""
+    """Raise the limit of open connections of this process and its children to what the system allows."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Server:
-    """A running one. start_seconds: from its process's start to right answers by all models."""
+    """A running server. start_seconds: from the start of its process to right answers by all models."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, start_seconds: float) -> None:
-        """process: the first of its processes."""
+        """process: the parent of all its processes."""
         self.process, self.port, self.start_seconds = process, port, start_seconds
 
     def _members(self) -> list[Path]:
         return [Path("/proc", pid) for pid, _ in family(self.process.pid)]
 
     def memory(self) -> float:
-        """Resident MB of all its processes; what the children share with others is counted once, in the first."""
+        """Resident MB of all its processes. Memory that they share is counted once, in the parent."""
         total = 0
         for path in self._members():
             rows = (line.split() for line in (path / "smaps_rollup").read_text().splitlines()[1:])
             kilobytes = {row[0].rstrip(":"): int(row[1]) for row in rows}
-            first = path.name == str(self.process.pid)
-            total += kilobytes["Rss"] if first else kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
+            parent = path.name == str(self.process.pid)
+            total += kilobytes["Rss"] if parent else kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
         return total / 1024
 
     def cpu_seconds(self) -> float:
-        """Time on a processor of all its threads that live."""
+        """Processor time of all its live threads."""
         total = 0
         for path in self._members():
             for thread in (path / "task").glob("*/schedstat"):
@@ -126,7 +129,7 @@ class Server:
 
 
 def _stat(path: Path) -> list[str]:
-    """The fields of /proc/PID/stat after the name: state, parent, ..., and the start time as the 20th; empty if it is gone."""
+    """The fields of /proc/PID/stat after the name: state, parent, ..., and the start time as the 20th; empty if it has ended."""
     try:
         return (path / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -134,19 +137,19 @@ def _stat(path: Path) -> list[str]:
 
 
 def family(pid: int) -> list[tuple[str, str]]:
-    """Process ids and start times of a process and all that come from it, the first first; without those that have ended."""
+    """Process ids and start times of a process and its live descendants, parents first."""
     rows = {path.name: fields for path in Path("/proc").glob("[0-9]*") if (fields := _stat(path)) and fields[0] != "Z"}
-    found = [str(pid)] if str(pid) in rows else []
-    for parent in found:
-        found += [name for name, fields in rows.items() if fields[1] == parent]
-    return [(name, rows[name][19]) for name in found]
+    members = [str(pid)] if str(pid) in rows else []
+    for parent in members:
+        members += [name for name, fields in rows.items() if fields[1] == parent]
+    return [(name, rows[name][19]) for name in members]
 
 
 @contextmanager
-def running(kind: Kind, folders: Sequence[Path], wanted: Sequence[Sample], scratch: Path) -> Iterator[Server]:
-    """Start it on the first core, wait until each sample is answered rightly, end it. Raises Failed with the end of its log."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = int(taken.getsockname()[1])
+def running(kind: Kind, folders: Sequence[Path], samples: Sequence[Sample], scratch: Path) -> Iterator[Server]:
+    """Start a server on the first core, yield it once it answers each sample rightly, then stop it. Raises Failed with its log."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = int(reserved.getsockname()[1])
     names = [str(folder.resolve()) for folder in folders]
     command = [
         word for part in kind.command for word in (names if part == "BUNDLES" else [part.replace("PORT", str(port))])
@@ -170,7 +173,7 @@ def running(kind: Kind, folders: Sequence[Path], wanted: Sequence[Sample], scrat
         except OSError as error:
             raise Failed(str(error)) from error
     try:
-        for sample in wanted:
+        for sample in samples:
             _answers(process, port, kind.ask(sample), sample, began, log)
         yield Server(process, port, time.perf_counter() - began)
     finally:
@@ -195,7 +198,7 @@ def _answers(process: subprocess.Popen[bytes], port: int, ask: Ask, sample: Samp
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """It and all that comes from it, politely at first. A process is known by its start time too: ids are used again."""
+    """Stop a process and its descendants, by SIGTERM and then by SIGKILL. Start times tell them from others with a reused id."""
     members = family(process.pid)
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,28 +34,257 @@ def harness(monkeypatch):
 )
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cores are needed")
 def test_the_harness_measures_the_server_and_writes_its_page(harness, folders, tmp_path):
-    main, picture, report = harness("__main__"), harness("picture"), harness("report")
+    main, figures = harness("__main__"), harness("figures")
     size = main.Size(
-        rounds=1, seconds=1, connections=(1, 4), idle=0.1, open=0.5, flood=0.5, after=0.5, warm=False, whole=False
+        rounds=1, seconds=1, connections=(1, 4), idle=0.1, open=0.5, flood=0.5, after=0.5, warm=False, complete=False
     )
     bench = main.Bench([folders["classifier"]], size, tmp_path)
-    results = json.loads(json.dumps(bench.run(main.KINDS[:1])))
+    # Peers have an environment of their own, so a second server of Loopline stands for the peer.
+    peer = replace(main.KINDS[0], name=figures.FASTAPI, package="fastapi")
+    results = json.loads(json.dumps(bench.run([main.KINDS[0], peer])))
 
     assert results["absent"] == {}
-    closed = results["closed"]
-    assert closed["Loopline/classifier/4"][0]["rate"] > 50
-    assert closed["Loopline/classifier/4"][0]["failed"] == 0
-    opened = closed["Loopline/classifier/open/0.5"][0]
-    assert opened["answered"] > 0 and opened["p99"] >= opened["p50"] > 0, "how many fail is the machine's business"
-    assert 20 < closed["Loopline/memory"][0] < 500
-    assert closed["engine/classifier"][0]["best"] > closed["Loopline/classifier/4"][0]["rate"]
+    measured = results["measured"]
+    assert measured["Loopline/classifier/4"][0]["rate"] > 50
+    assert measured["Loopline/classifier/4"][0]["failed"] == 0
+    for key in ("open/peer/0.5", "open/peer/0.8", "open/own/0.5", "open/own/0.8"):
+        for name in ("Loopline", peer.name):
+            row = measured[f"{name}/classifier/{key}"][0]
+            assert row["offered"] == pytest.approx(row["rate"], rel=0.5), f"{name}, {key}"
+    row = measured["Loopline/classifier/open/own/0.5"][0]
+    assert row["answered"] > 0 and row["p99"] >= row["p50"] > 0, "how many fail is the machine's business"
+    for times in (4, 10):
+        row = measured[f"Loopline/classifier/flood/{times}"][0]
+        assert row["flood"]["offered"] == pytest.approx(times * row["peak"], rel=0.4)
+        assert row["before"]["offered"] == pytest.approx(0.5 * row["peak"], rel=0.5)
+        assert 0 <= row["flood"]["refused_within"]["250"] <= row["flood"]["refused"]
+    for state in ("on", "off"):
+        row = measured[f"signals/{state}/classifier"][0]
+        assert row["p99"] >= row["p50"] > 0
+    assert 20 < measured["Loopline/memory/1"][0] < 500
+    assert measured["engine/classifier"][0]["best"] > measured["Loopline/classifier/4"][0]["rate"]
 
-    results |= report.machine()
-    page = report.page(results, size.connections)
+    main.write(results | harness("report").setting([main.KINDS[0], peer]), tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     assert "| Loopline |" in page
     assert "## Where we lose" in page
-    picture.picture(results, tmp_path / "picture.png")
-    assert 0 < (tmp_path / "picture.png").stat().st_size < 200_000
+    assert 0 < (tmp_path / "pictures/benchmarks.png").stat().st_size < 200_000
+
+
+def row(rate, p50, p99):
+    return {"rate": rate, "p50": p50, "p99": p99, "failed": 0}
+
+
+def phase(rate=100.0, p99=10.0, within=100.0, refused=0.0, in_time=0.0, middle=1.0):
+    """What the sender sums up. in_time: refusals a second within 250 ms; middle: the median of each slice in ms."""
+    return {
+        "offered": rate,
+        "answered": within,
+        "within": {"250": within},
+        "refused": refused,
+        "refused_within": {"250": in_time},
+        "refused_p50": 1.0,
+        "failed": rate - within - refused,
+        "unsent": 0.0,
+        "p50": p99 / 2,
+        "p99": p99,
+        "slices": [[10, 0, middle]] * 31,
+    }
+
+
+def flood(**flood):
+    return {"peak": 100.0, "before": phase(50, 1), "flood": phase(400, **flood), "after": phase(50, 1)}
+
+
+# What is measured, its rows, whose it is, and the end of the sentence about the one goal that they miss.
+MISSES = [
+    ("classifier/16", [row(79, 1, 2)], "Loopline", "the share of the engine's rate is 0.79, but the goal is at least 0.8."),
+    ("detector/64", [row(94, 1, 2)], "Loopline", "the share of the engine's rate is 0.94, but the goal is at least 0.95."),
+    ("classifier/64", [row(40, 4, 8)], "FastAPI, bytes", "ratio of the rate to FastAPI's is 2.4, but the goal is at least 2.5."),
+    ("detector/1", [row(96, 2.6, 2)], "Loopline", "what FastAPI adds is 0.6, but the goal is at most 0.5."),
+    ("classifier/1", [row(96, 1, 9)], "Loopline", "the ratio of the p99 to FastAPI's is 1.12, but the goal is at most 1."),
+    ("detector/open/peer/0.8", [phase(p99=3) | {"rate": 9.0}], "Loopline", "FastAPI's is 0.75, but the goal is at most 0.5."),
+    ("classifier/open/peer/0.8", [phase(within=98.0) | {"rate": 9.0}], "Loopline", "longer than measured, but the goal is at most"),
+    ("classifier/flood/10", [flood(within=89.0)], "Loopline", "answered within 250 ms is 0.89, but the goal is at least 0.9."),
+    ("detector/flood/4", [flood(refused=200.0, in_time=190.0)], "Loopline", "250 ms is 0.95, but the goal is at least 0.99."),
+    ("file", [row(50, 1, 2)], "FastAPI, bytes", "the ratio of the rate to FastAPI's is 1.92, but the goal is at least 2."),
+    ("start/3", [2.4], "Loopline", "the ratio of the start time to FastAPI's is 0.6, but the goal is at most 0.5."),
+    ("memory/1", [96.0], "Loopline", "One bundle: the resident memory is 96 MB, but the goal is at most 95 MB."),
+    ("memory/3", [141.0], "Loopline", "the resident memory is 141 MB, but the goal is at most 140 MB."),
+    ("idle", [1.5], "Loopline", "the share of a core is 1.5 %, but the goal is at most 1 %."),
+    ("on/detector", [row(10, 1, 2.4)], "signals", "the p99 without them is 1.2, but the goal is at most 1.1."),
+]  # fmt: skip
+
+
+@pytest.fixture
+def results(harness):
+    """A run that meets every goal, with Loopline and FastAPI."""
+    measured = {}
+    for name, share, ms in (("Loopline", 0.96, 1.0), (harness("figures").FASTAPI, 0.3, 4.0)):
+        for model in ("classifier", "detector"):
+            measured[f"engine/{model}"] = [{"single": 80.0, "best": 100.0, "p50": 0.5, "p99": 0.6}]
+            measured |= {f"{name}/{model}/{count}": [row(100 * share, ms, 2 * ms)] for count in (1, 16, 64)}
+            loads = [f"open/{label}/{part}" for label in ("peer", "own") for part in (0.5, 0.8)]
+            measured |= {f"{name}/{model}/{load}": [phase(p99=ms) | {"rate": 100.0}] for load in loads}
+            refused = {"refused": 200.0, "in_time": 199.0}
+            measured |= {f"{name}/{model}/flood/{times}": [flood(within=100 * share, **refused)] for times in (4, 10)}
+        measured |= {f"{name}/start/3": [ms], f"{name}/memory/1": [80 + ms], f"{name}/memory/3": [100 + ms]}
+        measured |= {f"{name}/idle": [0.1 * ms], f"{name}/file": [row(100 * share, ms, ms)]}
+    for model in ("classifier", "detector"):
+        measured |= {f"signals/on/{model}": [row(10, 1, 2.1)], f"signals/off/{model}": [row(10, 1, 2)]}
+    return {
+        "measured": measured,
+        "absent": {},
+        "size": {"rounds": 1, "connections": [1, 16, 64], "flood": 20.0, "after": 3.0, "complete": True},
+        "minutes": 123.0,
+        "busy": 45.0,
+        "processor": "AMD EPYC 9R14",
+        "features": ["avx2", "avx512_vnni"],
+        "cores": 2,
+        "versions": {"Loopline": "1.2.3"},
+    }
+
+
+def written(harness, results, docs):
+    harness("__main__").write(results, docs)
+    return (docs / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_a_run_that_meets_every_goal_and_leads_everywhere_loses_nowhere(harness, results, tmp_path):
+    assert harness("goals").values(harness("figures").Medians(results)).keys() == {
+        goal.key for goal in harness("goals").GOALS
+    }
+    page = written(harness, results, tmp_path)
+    assert ", no**" not in page
+    assert page.count("- Nowhere: ") == 1
+
+
+@pytest.mark.parametrize(("key", "rows", "name", "sentence"), MISSES, ids=[case[0] for case in MISSES])
+def test_a_missed_goal_is_said_to_be_missed(harness, results, tmp_path, key, rows, name, sentence):
+    results["measured"][f"{name}/{key}"] = rows
+    page = written(harness, results, tmp_path)
+    assert page.count(", no** |") == 1
+    lost = page.partition("## Where we lose")[2]
+    assert lost.count(", but the goal is ") == 1
+    assert sentence in lost
+
+
+def test_a_server_that_stays_slow_after_a_flood_misses_a_goal(harness, results, tmp_path):
+    slow = {"Loopline/classifier/flood/4": [flood() | {"after": phase(50, middle=99.0)}]}
+    page = written(harness, results | {"measured": results["measured"] | slow}, tmp_path)
+    assert "| not within 3 s |" in page
+    assert "the time until normal again is longer than measured, but the goal is at most 1 s." in page
+    (file,) = (tmp_path / "benchmarks").iterdir()
+    assert json.loads(file.read_text(encoding="utf-8"))["goals"]["classifier/flood/4/normal"] is None
+    page = written(harness, results | {"processor": "Another"}, tmp_path)
+    assert "| at most 1 s | 0 s | **longer than measured, no** |" in page, "read back from the first machine's file"
+
+
+def test_a_goal_without_a_measurement_is_left_out(harness, results, tmp_path):
+    for key in [key for key in results["measured"] if key.startswith("FastAPI, bytes/")]:
+        del results["measured"][key]
+    del results["measured"]["signals/off/detector"]
+    page = written(harness, results, tmp_path)
+    goals = page.partition("## Goals")[2].partition("## Where we lose")[0]
+    assert "to FastAPI's |" not in goals
+    assert "classifier, drift signals" in goals and "detector, drift signals" not in goals
+    assert "three bundles: resident memory" in goals
+
+
+def test_a_peer_that_is_as_fast_as_the_engine_leaves_no_ratio_of_what_is_added(harness, results):
+    results["measured"]["FastAPI, bytes/classifier/1"] = [row(96, 0.5, 8)]
+    values = harness("goals").values(harness("figures").Medians(results))
+    assert "classifier/1/p50" not in values and "detector/1/p50" in values
+
+
+def test_a_flood_without_refusals_refuses_none_too_late(harness, results):
+    results["measured"]["Loopline/classifier/flood/4"] = [flood()]
+    values = harness("goals").values(harness("figures").Medians(results))
+    assert values["classifier/flood/4/refusals"] == 1.0
+
+
+def test_a_figure_in_which_another_server_is_better_is_named(harness, results, tmp_path):
+    results["measured"]["Loopline/detector/64"] = [row(96, 1, 9)]
+    results["measured"]["Loopline/idle"] = [0.9]
+    lost = written(harness, results, tmp_path).partition("## Where we lose")[2]
+    assert "Detector, 64 connections: the p99 is 9 ms with Loopline and 8 ms with FastAPI, bytes." in lost
+    assert "Idle server: the share of a core is 0.9 % with Loopline and 0.4 % with FastAPI, bytes." in lost
+    assert lost.count(" with Loopline and ") == 2
+
+
+def test_the_goals_have_a_column_for_each_machine_and_this_run_s_first(harness, results, tmp_path):
+    slow = results | {"measured": results["measured"] | {"Loopline/memory/1": [96.0]}, "minutes": 777.0}
+    alone = written(harness, slow | {"processor": "A (R) machine"}, tmp_path)
+    assert "| one bundle: resident memory | at most 95 MB | **96 MB, no** |\n" in alone
+    page = written(harness, results, tmp_path)
+    assert "| what is measured | goal | AMD EPYC 9R14 (avx2, avx512_vnni) | A (R) machine (avx2, avx512_vnni) |" in page
+    assert "| one bundle: resident memory | at most 95 MB | 81 MB | **96 MB, no** |" in page
+    assert "- A (R) machine (avx2, avx512_vnni): 2 cores; Loopline 1.2.3" in page
+    assert "resident memory is 96 MB" not in page, "it lost in another run"
+    assert page == written(harness, results, tmp_path), "this machine has no second column"
+    files = sorted((tmp_path / "benchmarks").iterdir())
+    assert [file.name for file in files] == ["a-r-machine-avx2-avx512-vnni.json", "amd-epyc-9r14-avx2-avx512-vnni.json"]
+    for file in files:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert record.keys() == {"processor", "features", "cores", "versions", "goals"}
+
+
+@pytest.fixture
+def loads(harness, monkeypatch):
+    """Replace servers and loads: Loopline answers 1,000 a second, FastAPI 700 and others 400. Returns (server, phases) as sent."""
+    main, sent = harness("__main__"), []
+
+    @contextmanager
+    def running(kind, *_):
+        answered = 1000.0 if not kind.package else 700.0 if kind.name == "FastAPI, bytes" else 400.0
+        yield SimpleNamespace(name=kind.name, port=(kind.name, answered), start_seconds=1.0, memory=lambda: 1.0)
+
+    def scheduled(port, ask, phases, **_):
+        sent.append((port[0], phases))
+        return [phase(rate) for rate, _ in phases]
+
+    monkeypatch.setattr(main.servers, "running", running)
+    monkeypatch.setattr(main.load, "engine", lambda *_: {"single": 1, "best": 1, "p50": 1, "p99": 1})
+    monkeypatch.setattr(main.load, "closed", lambda port, *_, **__: row(port[1], 1, 2))
+    monkeypatch.setattr(main.load, "scheduled", scheduled)
+    monkeypatch.setattr(main.asks, "check", lambda *_: "")
+    monkeypatch.setattr(main.Bench, "_idle", lambda *_: 0.0)
+    return sent
+
+
+def test_open_loops_have_one_rate_for_both_servers_and_floods_the_server_s_own(harness, folders, loads, tmp_path):
+    main = harness("__main__")
+    results = main.Bench([folders["classifier"]], main.QUICK, tmp_path).run(main.KINDS[:3])
+    peer = main.KINDS[1].name
+    for name, peak in (("Loopline", 1000), (peer, 700)):
+        rates = [[rate for rate, _ in phases] for server, phases in loads if server == name]
+        assert [phases[-1] for phases in rates[:4]] == pytest.approx([350, 560, 500, 800])
+        assert rates[4:] == [[peak / 2, 4 * peak, peak / 2], [peak / 2, 10 * peak, peak / 2]]
+    assert {server for server, _ in loads} == {"Loopline", peer}, "the slower peer gets no open loop"
+    assert [results["measured"][f"{peer}/classifier/open/own/0.8"][0]["rate"]] == pytest.approx([800])
+
+
+def test_without_a_peer_open_loops_have_shares_of_loopline_s_peak(harness, folders, loads, tmp_path):
+    main = harness("__main__")
+    results = main.Bench([folders["classifier"]], main.QUICK, tmp_path).run(main.KINDS[:1])
+    opened = [key for key in results["measured"] if "/open/" in key]
+    assert opened == ["Loopline/classifier/open/own/0.5", "Loopline/classifier/open/own/0.8"]
+
+
+def test_servers_with_and_without_drift_signals_take_turns(harness, folders, loads, monkeypatch, tmp_path):
+    main, started = harness("__main__"), []
+    running = main.servers.running
+    monkeypatch.setattr(
+        main.servers, "running", lambda kind, *rest: started.append(kind.command) or running(kind, *rest)
+    )
+    bench = main.Bench([folders["classifier"]], main.QUICK, tmp_path)
+    for number in range(2):
+        bench.signals(main.KINDS[0], number)
+    assert [command[-2:] == ("--signals", "0") for command in started] == [False, True, True, False]
+    assert {key: len(rows) for key, rows in bench.measured.items()} == {
+        "signals/on/classifier": 2,
+        "signals/off/classifier": 2,
+    }
 
 
 def test_a_wrong_answer_is_not_timed(harness, folders, server):
@@ -76,8 +306,8 @@ def test_a_server_that_cannot_start_is_named_with_its_reason(harness, folders, t
     assert "no licence" in bench.absent["Loopline"]
 
 
-def slow_server(pause):
-    """A port that answers one connection's requests after `pause` seconds each."""
+def slow_server(pause, status):
+    """A port that answers one connection's requests with `status` after `pause` seconds each."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve():
@@ -87,24 +317,46 @@ def slow_server(pause):
             while data := client.recv(65536):
                 for _ in range(data.count(b"\r\n\r\n")):
                     time.sleep(pause)
-                    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok".encode())
 
     threading.Thread(target=serve, daemon=True).start()
     return listener.getsockname()[1]
 
 
-def test_latency_counts_from_when_a_request_was_due(tmp_path):
-    """20 ms an answer on one connection and a request every 10 ms: each waits longer than the one before."""
+def sent_to_a_slow_server(tmp_path, status, patience=1):
+    """The sender's summary of a request every 10 ms for half a second, on one connection with 20 ms an answer."""
     request = tmp_path / "request"
     request.write_bytes(b"GET / HTTP/1.1\r\n\r\n")
     order = {
-        "port": slow_server(0.02),
+        "port": slow_server(0.02, status),
         "request": str(request),
         "phases": [[100, 0.5]],
         "connections": 1,
-        "patience": 1,
+        "patience": patience,
     }
     out = subprocess.run([sys.executable, SENDER, json.dumps(order)], capture_output=True, check=True, text=True)
-    (result,) = json.loads(out.stdout)
-    assert result["offered"] == pytest.approx(100, rel=0.05)
-    assert result["p99"] > 300, "a closed loop would have said 20 ms"
+    (summary,) = json.loads(out.stdout)
+    assert summary["offered"] == pytest.approx(100, rel=0.05)
+    return summary
+
+
+def test_latency_counts_from_when_a_request_was_due(tmp_path):
+    """Each request waits longer than the one before."""
+    summary = sent_to_a_slow_server(tmp_path, "200 OK")
+    assert summary["p99"] > 300, "a closed loop would have measured 20 ms"
+    assert 0 < summary["within"]["250"] < 0.75 * summary["answered"]
+    assert summary["refused"] == summary["unsent"] == 0
+
+
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
+def test_refusals_are_in_time_by_when_their_request_was_due(tmp_path, status):
+    summary = sent_to_a_slow_server(tmp_path, status)
+    assert summary["answered"] == 0
+    assert 0 < summary["refused_within"]["100"] < summary["refused_within"]["250"] < 0.75 * summary["refused"]
+    assert summary["refused_within"]["1000"] == summary["refused"]
+
+
+def test_a_request_without_a_free_connection_counts_as_unsent(tmp_path):
+    summary = sent_to_a_slow_server(tmp_path, "200 OK", patience=0.05)
+    assert 0 < summary["unsent"] <= summary["failed"]
+    assert summary["answered"] + summary["failed"] == pytest.approx(summary["offered"])

@@ -39,10 +39,10 @@ class Engine:
 
 def folders() -> dict[str, Path]:
     """Model name -> bundle."""
-    found = {}
+    bundles = {}
     for name in os.environ["BUNDLES"].split(os.pathsep):
-        found[json.loads((Path(name) / "bundle.json").read_text(encoding="utf-8"))["name"]] = Path(name)
-    return found
+        bundles[json.loads((Path(name) / "bundle.json").read_text(encoding="utf-8"))["name"]] = Path(name)
+    return bundles
 
 
 def engines() -> dict[str, Engine]:
