@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -374,6 +375,48 @@ def test_an_idle_batcher_sleeps():
         return time.process_time() - start
 
     assert scenario(play, model, slots=2)[0] < 0.05
+
+
+def test_neither_a_pause_of_the_machine_nor_a_slow_hour_makes_the_server_refuse_for_ever(monkeypatch):
+    """What is learnt from batches cannot be learnt anew while every request is refused."""
+    model, now = Clock(best_rows=1, row_seconds=0.001), [100.0]
+    monkeypatch.setattr("loopline.server.batcher.time", SimpleNamespace(monotonic=lambda: now[0]))
+    spent = [0.001]
+
+    def run(payloads):
+        now[0] += spent[0]
+        return list(payloads)
+
+    model.run = run
+
+    async def play(batcher, _):
+        async def asked(payload):
+            future = asyncio.get_running_loop().create_future()
+            batcher.submit(Job(model, payload, 1, 0, now[0] + 1.0, lambda job: future.set_result(job.result)))
+            return await future
+
+        for pause in (60.0, 3600.0):
+            spent[0] = pause
+            await asked("suspended")
+            spent[0] = 0.001
+            assert await asked("at once") == "at once"
+        spent[0] = 3.0
+        refused = 0
+        for n in range(300):
+            now[0] += 0.1
+            with suppress(Refusal):
+                await asked(n)
+                continue
+            refused += 1
+        assert refused > 100, "the model is too slow for the deadline"
+        spent[0], answered = 0.001, 0
+        for n in range(600):
+            now[0] += 0.1
+            with suppress(Refusal):
+                answered += await asked(n) == n
+        assert answered > 300, "it is fast again"
+
+    scenario(play, model, inline=10.0)
 
 
 @given(

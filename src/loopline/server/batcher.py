@@ -29,6 +29,10 @@ INLINE_SECONDS = 0.01  # a batch with a shorter expected time may run in the eve
 INLINE_BYTES = 256 * 1024  # most bytes of such a batch's payloads, because decoding takes time too
 MARGIN = 1.05  # times the expected time that must be left when an item is accepted
 LEARN = 0.1  # weight of the newest batch in what is learnt: a row's expected time, and the pace
+# One batch may be this many times slower than expected in what is learnt: the machine may have been suspended meanwhile.
+MOST_SLOWDOWN = 4.0
+MOST_PACE = 10.0
+TRY_SECONDS = 1.0  # an idle model that has not run for so long is tried, even if it is expected to be too slow
 Answer = Any
 
 
@@ -77,6 +81,7 @@ class _Line:
     jobs: deque[Job] = field(default_factory=deque)
     rows: int = 0
     used: float = 0.0  # seconds of slots that this model has used
+    tried: float = 0.0  # when the last batch was taken, or has ended
 
     @property
     def seconds(self) -> float:
@@ -129,8 +134,9 @@ class Batcher:
         line, ahead = self.lines[model.name], self.waiting_seconds
         if self.active > 1:
             ahead = min(ahead, line.seconds * self.active)
+        ahead = (ahead + self.running_seconds) / self.slots
         batch = max(rows, min(line.rows + rows, model.best_rows)) * model.row_seconds
-        return ((ahead + self.running_seconds) / self.slots + batch) * self.pace
+        return (ahead + batch) * self.pace if ahead else batch
 
     def admit(self, model: Runner, rows: int, size: int, deadline: float, now: float) -> None:
         """Raise Refusal if the queue is full (429) or if this item would be answered after its deadline (503)."""
@@ -140,7 +146,8 @@ class Batcher:
                 429, f"{len(line.jobs)} requests wait for {model.name}", headers=retry_after(self.waiting_seconds)
             )
         expected = self.expected_seconds(model, rows)
-        if now + expected * MARGIN > deadline:
+        due_for_a_try = not line.jobs and now - line.tried > TRY_SECONDS and now < deadline
+        if now + expected * MARGIN > deadline and not due_for_a_try:
             raise Refusal(
                 503,
                 f"{model.name} is busy: an answer needs {expected * 1e3:.0f} ms, {max(0, deadline - now) * 1e3:.0f} ms are left",
@@ -221,7 +228,10 @@ class Batcher:
         """Remove the next batch from the line, oldest jobs first. Leave out cancelled jobs, and report late ones."""
         batch: list[Job] = []
         rows, now, most, full = 0, time.monotonic(), line.model.best_rows, line.full
-        done = now + min(line.rows, most) * line.model.row_seconds * self.pace
+        done = now
+        if now - line.tried <= TRY_SECONDS:
+            done += min(line.rows, most) * line.model.row_seconds * self.pace
+        line.tried = now
         while line.jobs and (not batch or rows + line.jobs[0].rows <= most):
             job = line.jobs.popleft()
             line.rows -= job.rows
@@ -255,15 +265,17 @@ class Batcher:
         model, rows = batch[0].model, batch[0].batch_rows
         seconds, expected = batch[0].finished - batch[0].started, rows * model.row_seconds
         self.free += 1
-        self.lines[model.name].used += seconds
+        line = self.lines[model.name]
+        line.used, line.tried = line.used + seconds, now
         self.running_seconds = max(0.0, self.running_seconds - expected) if self.free < self.slots else 0.0
         if self.busy_since is not None and expected:
-            measured = (now - self.busy_since) * self.slots / expected
+            measured = min((now - self.busy_since) * self.slots / expected, MOST_PACE)
             weight = LEARN if self.pace > 1 else 1.0  # the first measurement counts in full
             self.pace = max(1.0, self.pace + weight * (measured - self.pace))
         self.busy_since = now if self.waiting_seconds else None
         if rows >= model.best_rows:
-            model.row_seconds += LEARN * (seconds / rows - model.row_seconds)
+            newest = min(seconds / rows, MOST_SLOWDOWN * model.row_seconds) if model.row_seconds else seconds / rows
+            model.row_seconds += LEARN * (newest - model.row_seconds)
         self._dispatch_soon()
         for job in batch:
             _tell(job)

@@ -50,8 +50,8 @@ def decode(
                 frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
                 if max_frames is not None and frames > max_frames:
                     raise TooManyFrames("an animated image: send one frame")
-                upright = ImageOps.exif_transpose(image)
-                return _to_uint8(upright, channels)
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_uint8(image, channels)
     except UnreadableImage:
         raise
     except Image.DecompressionBombError as error:  # Pillow checks a limit of its own first
@@ -74,7 +74,7 @@ def _to_uint8(image: Image.Image, channels: int) -> Pixels:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    pixels = np.asarray(image.convert(mode), np.uint8)
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode), np.uint8)
     return pixels[:, :, None] if channels == 1 else pixels
 
 
