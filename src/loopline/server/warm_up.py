@@ -13,8 +13,8 @@ from statistics import median
 
 SIZES = (1, 2, 4, 8, 16, 32)  # rows
 LONGEST_SECONDS = 0.01  # no larger batch is tried after one that takes longer
-STABLE_ROUNDS = 8
-MOST_SECONDS = 0.1
+STABLE_ROUNDS = 5
+MOST_SECONDS = 0.05
 GOOD_ENOUGH = 0.97  # share of the most rows a second at which a smaller batch is preferred, because it answers sooner
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,8 @@ def part(name: str, module: Literal["task", "parameters", "training", "evaluatio
     """Import a module of a task's folder, see `base`. Raises LooplineError if no task has this name."""
     if name in BUILT_IN:
         return import_module(f"{GROUP}.{name}.{module}")
+    from importlib.metadata import entry_points  # slow to import, and not needed for a built-in task
+
     installed = {point.name: point.value for point in entry_points(group=GROUP)}
     if name not in installed:
         raise LooplineError(
