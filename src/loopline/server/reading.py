@@ -6,7 +6,7 @@ until a batch is full or `BURST_SECONDS` are over.
 
 from __future__ import annotations
 
-READING = 0.1  # share of the time in which requests are read while a full batch waits
+READING = 0.15  # share of the time in which requests are read while a full batch waits
 BURST_SECONDS = 0.002  # longest reading without a look at the queue
 PRESSED = 0.9  # share of a request's time after which its answer would come too late
 
