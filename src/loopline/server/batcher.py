@@ -114,6 +114,7 @@ class Batcher:
         self.active = 0  # lines in which a job waits
         self.full = 0  # lines in which a full batch waits
         self.budget = ReadingBudget()
+        self.returned = False  # whether a slot's thread has a result that the event loop has not seen
         self.pace = 1.0  # seconds that pass for an expected second of a busy slot
         self.busy_since: float | None = None  # the end of the last batch if items have waited ever since
         self.wake: Callable[[], None] = lambda: None  # set by the application: requests may be read again
@@ -190,8 +191,8 @@ class Batcher:
             self.loop.call_soon(self._dispatch)
 
     def hungry(self, spent: float) -> bool:
-        """See `ReadingBudget`."""
-        return self.budget.hungry(spent, full=self.full > 0)
+        """See `ReadingBudget`. A slot that has just become free is given a batch first."""
+        return not (self.returned and self.full) and self.budget.hungry(spent, full=self.full > 0)
 
     def newest(self, waited: float) -> bool:
         """See `ReadingBudget`."""
@@ -255,13 +256,14 @@ class Batcher:
         """Run batches: the body of a slot's thread."""
         while (batch := self.inbox.get()) is not None:
             _execute(batch)
+            self.returned = True
             try:
                 self.loop.call_soon_threadsafe(self._finished, batch)
             except RuntimeError:  # the event loop is closed, so no client waits
                 return
 
     def _finished(self, batch: list[Job]) -> None:
-        now = time.monotonic()
+        now, self.returned = time.monotonic(), False
         model, rows = batch[0].model, batch[0].batch_rows
         seconds, expected = batch[0].finished - batch[0].started, rows * model.row_seconds
         self.free += 1
