@@ -21,10 +21,10 @@ import orjson
 from loopline.lib.machine import cpu_features, cpu_name
 from loopline.server import messages, oip
 from loopline.server.app import App
-from loopline.server.batcher import Job
 from loopline.server.exchange import TensorExchange
 from loopline.server.heads import HeadCache
 from loopline.server.http import Server
+from loopline.server.jobs import Job
 from loopline.server.messages import Request
 from loopline.server.model import Model, Tensors
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loopline.server.batcher import INLINE_BYTES, MOST_BYTES, Batcher, Job, TooLate
+from loopline.server.batcher import INLINE_BYTES, MOST_BYTES, Batcher
+from loopline.server.jobs import Job, TooLate
 from loopline.server.messages import Refusal
 from loopline.server.reading import READING
 from loopline.server.sockets import OLDEST_EVERY
@@ -227,7 +228,8 @@ def flooded(monkeypatch):
 
     def play(**given):
         flood = Flood(**given)
-        monkeypatch.setattr("loopline.server.batcher.time", SimpleNamespace(monotonic=lambda: flood.clock))
+        for module in ("batcher", "jobs"):
+            monkeypatch.setattr(f"loopline.server.{module}.time", SimpleNamespace(monotonic=lambda: flood.clock))
         monkeypatch.setattr("loopline.server.batcher.threading.Thread", lambda **_: SimpleNamespace(start=lambda: None))
         return asyncio.run(flood.play())
 
@@ -262,7 +264,9 @@ def test_in_a_flood_the_model_keeps_its_share_of_the_cores_and_nothing_is_answer
         patience=patience,
         seconds=seconds,
     )
-    if flood.full_seconds > seconds / 2 and capacity * (read + write) < 0.5:  # else the event loop cannot feed the slots
+    if (
+        flood.full_seconds > seconds / 2 and capacity * (read + write) < 0.5
+    ):  # else the event loop cannot feed the slots
         assert flood.full_worked / flood.full_seconds / cores > 1 - READING - (0.01 if cores == 1 else 0.05)
     if load > 2 and capacity * (read + write) < 0.5:
         assert flood.answered > 0.85 * capacity * (seconds - patience), (
@@ -418,7 +422,8 @@ def test_an_idle_batcher_sleeps():
 def test_neither_a_pause_of_the_machine_nor_a_slow_hour_makes_the_server_refuse_for_ever(monkeypatch):
     """What is learnt from batches cannot be learnt anew while every request is refused."""
     model, now = Clock(best_rows=1, row_seconds=0.001), [100.0]
-    monkeypatch.setattr("loopline.server.batcher.time", SimpleNamespace(monotonic=lambda: now[0]))
+    for module in ("batcher", "jobs"):
+        monkeypatch.setattr(f"loopline.server.{module}.time", SimpleNamespace(monotonic=lambda: now[0]))
     spent = [0.001]
 
     def run(payloads):

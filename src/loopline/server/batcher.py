@@ -18,8 +18,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
+from loopline.server.jobs import Job, Runner, TooLate, execute
 from loopline.server.messages import Refusal
 from loopline.server.reading import ReadingBudget
 
@@ -33,44 +33,6 @@ LEARN = 0.1  # weight of the newest batch in what is learnt: a row's expected ti
 MOST_SLOWDOWN = 4.0
 MOST_PACE = 10.0
 TRY_SECONDS = 1.0  # an idle model that has not run for so long is tried, even if it is expected to be too slow
-Answer = Any
-
-
-class Runner(Protocol):
-    """A model as the queue sees it."""
-
-    name: str
-    best_rows: int  # best batch size: larger batches are no faster per row
-    row_seconds: float  # expected seconds a row in such a batch
-
-    def run(self, payloads: Sequence[Any]) -> list[Answer | Exception]:
-        """Answer the payloads in order, on a slot's thread. Return an item's own error in the list; raise an error of the batch."""
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One item of the queue: its payload, its rows and bytes, and the callback that the event loop's thread calls with it."""
-
-    model: Runner
-    payload: Any
-    rows: int
-    size: int
-    deadline: float  # time.monotonic()
-    done: Callable[[Job], None]
-    result: Answer | Exception | None = None
-    cancelled: bool = False
-    enqueued: float = 0.0
-    started: float = 0.0
-    finished: float = 0.0
-    batch_rows: int = 0
-
-    def cancel(self) -> None:
-        """Mark the job as no longer needed."""
-        self.cancelled = True
-
-
-class TooLate(Exception):
-    """The deadline passed while the item waited."""
 
 
 @dataclass(slots=True)
@@ -220,7 +182,7 @@ class Batcher:
             self.free -= 1
             self.running_seconds += seconds
             if seconds <= self.inline_seconds and sum(job.size for job in batch) <= INLINE_BYTES:
-                _execute(batch)
+                execute(batch)
                 self._finished(batch)
                 return  # `_finished` has scheduled the next dispatch
             self.inbox.put(batch)
@@ -255,7 +217,7 @@ class Batcher:
     def _work(self) -> None:
         """Run batches: the body of a slot's thread."""
         while (batch := self.inbox.get()) is not None:
-            _execute(batch)
+            execute(batch)
             self.returned = True
             try:
                 self.loop.call_soon_threadsafe(self._finished, batch)
@@ -294,33 +256,6 @@ def _tell(job: Job) -> None:
 
 def _used(line: _Line) -> float:
     return line.used
-
-
-def _execute(batch: list[Job]) -> None:
-    """Run the batch and record its start and end."""
-    started = time.monotonic()
-    run(batch)
-    finished = time.monotonic()
-    for job in batch:
-        job.started, job.finished = started, finished
-
-
-def run(batch: list[Job]) -> None:
-    """Set each job's result. If the whole batch fails, run its items one by one."""
-    model = batch[0].model
-    try:
-        results = model.run([job.payload for job in batch])
-    except Exception as error:
-        results = [error] if len(batch) == 1 else [_alone(model, job) for job in batch]
-    for job, result in zip(batch, results, strict=True):
-        job.result = result
-
-
-def _alone(model: Runner, job: Job) -> Answer | Exception:
-    try:
-        return model.run([job.payload])[0]
-    except Exception as error:
-        return error
 
 
 def retry_after(seconds: float) -> dict[bytes, bytes]:

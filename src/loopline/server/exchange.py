@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import orjson
 
 from loopline.server import oip
-from loopline.server.batcher import Batcher, Job, TooLate
+from loopline.server.batcher import Batcher
 from loopline.server.cache import Cache, key
+from loopline.server.jobs import Job, TooLate
 from loopline.server.journal_writer import Journal
 from loopline.server.limits import Limits
 from loopline.server.logs import log

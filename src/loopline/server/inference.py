@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from loopline.server import oip, payloads
-from loopline.server.batcher import Batcher, Job
+from loopline.server.batcher import Batcher
 from loopline.server.cache import Cache
 from loopline.server.drift_counter import Watcher
 from loopline.server.exchange import SHED, ItemExchange, TensorExchange, deadline
+from loopline.server.jobs import Job
 from loopline.server.journal_writer import Journal
 from loopline.server.limits import Limits
 from loopline.server.logs import log
