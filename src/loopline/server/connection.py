@@ -40,6 +40,8 @@ class _Slot:
 class Connection(Incoming, asyncio.Protocol):
     """One client's connection."""
 
+    __slots__ = ("begun", "clogged", "parked", "pumping", "reading", "slots", "transport", "unread")
+
     def __init__(self, server: Listener) -> None:
         """server: holds the application and all connections."""
         super().__init__(server)

@@ -12,7 +12,33 @@ HEADERS = 100  # most headers of a request, and again most trailers
 
 
 class Incoming:
-    """The state of what is being read. httptools calls the `on_...` methods while it parses."""
+    """The state of what is being read. httptools calls the `on_...` methods while it parses.
+
+    Slots, because in a flood the processor's cache has forgotten a connection when its turn comes.
+    """
+
+    __slots__ = (
+        "application",
+        "arrived",
+        "body",
+        "closing",
+        "fields",
+        "head",
+        "head_bytes",
+        "headers",
+        "limit",
+        "missing",
+        "parser",
+        "phase",
+        "plain",
+        "raw",
+        "refused",
+        "server",
+        "since",
+        "size",
+        "url",
+        "waits",
+    )
 
     def __init__(self, server: Listener) -> None:
         """server: holds the application and all connections."""
