@@ -2,19 +2,17 @@
 
 An event loop reads every readable socket before anything else runs. In a flood that leaves little time for the models and
 the server answers nothing, which is known as receive livelock (Mogul and Ramakrishnan, 1996). So the event loop watches only
-one epoll instance. Sockets with unread data wait in a queue, and the application says after each read whether to go on. What
-is not read waits in the system's buffers, and its sender cannot send more.
+one file descriptor, that of `readiness`. Sockets with unread data wait in a queue, and the application says after each read
+whether to go on. What is not read waits in the system's buffers, and its sender cannot send more. A socket is named once for
+all data that has arrived, so the time since which the data waits is known.
 
 The queue is first come, first served, unless the application asks for the newest data: if the oldest has waited too long,
 all requests would otherwise wait equally long, and all would be answered too late.
-
-epoll is edge-triggered: it names a socket once for all data that has arrived. So the time since which the data waits is known.
 """
 
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 import time
 from collections import deque
@@ -24,17 +22,14 @@ from typing import Any
 
 from loopline.server.logs import log
 from loopline.server.messages import Application
+from loopline.server.readiness import ENDED, READABLE, WRITABLE, readiness
 
 FIRST_BYTES = 4 * 1024  # of the first read of a request: its head, and the whole of a small one
 READ_BYTES = 64 * 1024  # of a further read
 HIGH_BYTES = 64 * 1024  # unsent bytes above which a connection is asked to send no more
 OLDEST_EVERY = 8  # one of so many reads takes the oldest data in any case, so that nothing waits for ever
-EVENTS = 1024  # news of one turn
 ACCEPTS = 64  # new connections of one turn
 ACCEPT_PAUSE = 1.0  # seconds until the next try if no connection can be accepted, as without free file descriptors
-INPUT = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-END = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-WATCHED = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 
 class Socket:
@@ -187,14 +182,14 @@ class Poller:
     def __init__(self, application: Application, connection: Callable[[], Any]) -> None:
         """connection: makes the protocol of a new connection. Needs a running event loop."""
         self.loop, self.application, self.connection = asyncio.get_running_loop(), application, connection
-        self.epoll = select.epoll()
+        self.readiness = readiness()
         self.sockets: dict[int, Socket] = {}
         self.unread: deque[Socket] = deque()  # sockets that may have unread data
         self.taken = 0  # reads so far
         self.dropped = bytearray(READ_BYTES)  # stands for data that nobody reads
         self.due = False  # whether a turn is scheduled
         self.listeners: dict[socket.socket, bool] = {}  # and whether it is urgent
-        self.loop.add_reader(self.epoll.fileno(), self._turn)
+        self.loop.add_reader(self.readiness.fileno(), self._turn)
 
     def listen(self, listener: socket.socket, *, urgent: bool = False) -> None:
         """Accept connections. urgent: they are read before those of other listeners."""
@@ -224,7 +219,7 @@ class Poller:
             sock.setblocking(False)
             accepted = Socket(self, sock, self.connection(), urgent=urgent)
             self.sockets[sock.fileno()] = accepted
-            self.epoll.register(sock, WATCHED)
+            self.readiness.add(sock.fileno())
             accepted.connection.connection_made(accepted)
 
     def _accept_again(self, listener: socket.socket, urgent: bool) -> None:
@@ -247,12 +242,12 @@ class Poller:
         """Read for as long as the application wants, and let it work."""
         self.due = False
         start = time.monotonic()
-        for number, event in self.epoll.poll(0, EVENTS):
+        for number, event in self.readiness.news():
             news = self.sockets[number]
-            if event & select.EPOLLOUT and news.unsent:
+            if event & WRITABLE and news.unsent:
                 news.flush()
-            if event & INPUT:
-                if event & END:
+            if event & (READABLE | ENDED):
+                if event & ENDED:
                     news.ending = True
                 self.queue(news, start)
         unread, hungry = self.unread, self.application.hungry
@@ -274,7 +269,7 @@ class Poller:
         if number < 0:
             return  # this happened before
         with suppress(OSError):
-            self.epoll.unregister(number)
+            self.readiness.remove(number)
         del self.sockets[number]
         ended.sock.close()
         ended.connection.connection_lost(error)
