@@ -1,4 +1,4 @@
-"""A flood over hundreds of connections, with a cheap model on one core: the model keeps its pace, whatever its best batch is.
+"""A flood over two thousand connections, with a cheap model on one core: the model keeps its pace, whatever its best batch is.
 
 Before reading and the models shared the core by time, a flooded server answered a twentieth of its peak.
 """

@@ -10,7 +10,7 @@ from http.client import HTTPConnection
 
 import pytest
 
-from loopline.server import http, messages
+from loopline.server import heads, http, messages
 from loopline.server.connection import (
     BODY_SECONDS,
     HEAD_BYTES,
@@ -111,6 +111,48 @@ def test_a_body_may_come_byte_by_byte_and_in_chunks(connect):
         )[0]
         == 200
     )
+
+
+def test_a_repeated_head_means_the_same_again(connect):
+    """The server parses it once; after that, only its bytes are compared."""
+    client = connect()
+    dark = json.dumps(
+        {"inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype": "UINT8", "data": [100] * 64}]}
+    ).encode()
+    assert len(dark) == len(BODY)
+    first, other = ask(client, request())[2], ask(client, request(body=dark))[2]
+    assert first != other, "the body is read anew"
+    for cut in (1, 60, len(request()) - len(BODY), len(request()) - 5):  # in the head, at its end, in the body
+        client.sendall(request()[:cut])
+        time.sleep(0.02)
+        client.sendall(request()[cut:])
+        assert read(client)[2] == first
+    client.sendall(request() + request(body=dark))
+    assert read(client)[2] == first
+    while not read.rest.endswith(other):
+        read.rest += client.recv(65536)
+    for _ in range(3):  # refused, with a body that nobody reads
+        assert ask(client, request("/nothing", b"x" * 200_000))[0] == 404
+    works(client)
+
+
+@pytest.mark.parametrize(
+    ("raw", "headers", "kept"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: x\r\n\r\n", {b"host": b"x"}, True),
+        (b"POST / HTTP/1.1\nHost: x\n\nbody\r\n\r\n", {b"host": b"x"}, False),  # a part of the body is in it
+        (b"\r\nPOST / HTTP/1.1\r\nHost: x\r\n\r\n", {b"host": b"x"}, False),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nA: 1\r\nA: 2\r\n\r\n", {b"host": b"x", b"a": b"2"}, False),
+        (b"POST / HTTP/1.1\r\nExpect: 100-continue\r\n\r\n", {b"expect": b"100-continue"}, False),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", {b"transfer-encoding": b"chunked"}, False),
+    ],
+)
+def test_only_a_head_whose_bytes_are_all_its_own_is_remembered(raw, headers, kept):
+    fields = {"path": "/", "query": b"", "length": 4, "version": "1.1", "say_kept": False, "compress": None}
+    head = messages.Head(method="POST", headers=headers, keep_alive=True, **fields)
+    cache = heads.HeadCache()
+    cache.remember(raw, head)
+    assert (cache.find(raw + b"body")[1] is head) == kept
 
 
 def test_a_client_that_expects_100_continue_gets_it(connect):

@@ -228,7 +228,7 @@ class ItemExchange(Exchange):
         return Response(body=(orjson.dumps(body),), headers=self.headers)
 
     def decode(self) -> None:
-        """Queue the decoding of a large payload, then the shared. Raises Refusal if there is no time for it."""
+        """Queue the decoding of a large payload, then the inference. Raises Refusal if there is no time for it."""
         payload, size = self.payload, len(self.request.body)
         decoder = self.shared.decoders[self.model.name]
         job = Job(decoder, payload, len(payload.items), size, self._deadline(), self.decoded)
