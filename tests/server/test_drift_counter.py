@@ -83,7 +83,7 @@ def test_counting_stops_at_the_rate_and_is_off_if_the_rate_is_0(serve, folders):
             seconds = time.monotonic() - start
         if server is some:
             prometheus.eventually(lambda: counts(some, "brightness"))
-            time.sleep(2 * drift_counter.PERIOD)
+            time.sleep(2 * drift_counter.PAUSE)
             assert sum(counts(some, "brightness").values()) <= 4 * (seconds + 1)
         else:
             assert counts(none, "brightness") == {}
@@ -106,22 +106,54 @@ def test_an_error_in_counting_is_logged_and_counting_goes_on(folders, capfd):
 
 def test_expensive_signals_are_counted_for_fewer_samples(folders):
     watch = drift_counter.Watch(Model(folders["classifier"]), 50, queue.SimpleQueue())
-    assert watch.allowed == 25
-    watch.learn(10, 10 * 1e-3)
-    assert watch.allowed == 2, "a millisecond a row, of which .4 % of a core pays two in half a second"
+    assert watch.left == 25, "50 a second, and the shortest pause is half a second"
+    watch.learn(25, 0.05)
+    watch.begin(5.0)
+    assert watch.left == 5, "a round of 10 ms holds five rows of 2 ms"
     for _ in range(30):
-        watch.learn(10, 10 * 1e-6)
-    assert watch.allowed == 25
+        watch.learn(watch.left, 1e-3)
+        watch.begin(5.0)
+    assert watch.left == 250, "50 a second, in five seconds"
 
 
-def test_samples_are_left_out_while_the_counting_is_behind(folders):
+def test_a_round_of_few_samples_leaves_room_for_more_in_the_next(folders):
     watch = drift_counter.Watch(Model(folders["classifier"]), 50, queue.SimpleQueue())
-    pixels = {"image": np.zeros((25, 8, 8, 1), np.uint8)}
-    taken = 0
-    for _ in range(20):
-        watch.until = 0.0  # half a second has passed
-        watch.left = 0
-        if watch.open():
-            watch.take(drift_counter.DecodedRows(pixels, pixels))
-            taken += 25
-    assert taken == drift_counter.ROUNDS_BEHIND * 25 == watch.uncounted
+    for _ in range(10):
+        watch.learn(1, 0.005)  # nearly all of it for the first row
+        watch.begin(0.5)
+    assert watch.left == 25
+
+
+def test_an_expensive_round_delays_the_next(folders, monkeypatch):
+    rounds = []
+
+    class Expensive(drift_counter.Counts):
+        def add(self, sampled):
+            rounds.append(time.monotonic())
+            end = time.thread_time() + 2 * drift_counter.SHARE
+            while time.thread_time() < end:
+                pass
+
+    monkeypatch.setattr(drift_counter, "Counts", Expensive)
+    model = Model(folders["classifier"])
+    watcher = drift_counter.Watcher([model], Metrics())
+    pixels = np.full((1, 8, 8, 1), 130, np.uint8)
+    rows = drift_counter.DecodedRows({"image": pixels}, {"probabilities": np.eye(2)[:1], "embedding": np.zeros((1, 1))})
+    for number in (1, 2):
+        model.watch.take(rows)
+        prometheus.eventually(lambda number=number: len(rounds) == number)
+    assert rounds[1] - rounds[0] >= 2.0
+    began = time.monotonic()
+    model.watch.take(rows)
+    watcher.close()
+    assert len(rounds) == 3, "the last rows are counted"
+    assert time.monotonic() - began < 1.0, "and the end does not wait for the pause"
+
+
+def test_no_more_samples_are_taken_than_a_round_allows(folders):
+    watch = drift_counter.Watch(Model(folders["classifier"]), 50, queue.SimpleQueue())
+    pixels = {"image": np.zeros((20, 8, 8, 1), np.uint8)}
+    while watch.open():
+        watch.take(drift_counter.DecodedRows(pixels, pixels))
+    assert [watch.inbox.get()[1].rows for _ in range(2)] == [20, 5]
+    assert watch.inbox.empty()

@@ -1,11 +1,12 @@
-"""Count the drift signals of served samples outside the request's path: a batch only pays for a look at the clock.
+"""Count the drift signals of served samples outside the request's path: a batch only pays for a comparison.
 
-A slot's thread hands over the first rows of each half second, up to a rate. A separate thread computes their signals twice
-a second, counts them in the bundle's bins, and sleeps without traffic. All results are counters, so replicas add up exactly.
+A slot's thread hands over rows, up to a number. A separate thread computes their signals in rounds, counts them in the bundle's
+bins, and sleeps without traffic. All results are counters, so replicas add up exactly.
 
-The thread works on a few rows at a time, so that it holds the interpreter's lock only briefly, and it takes fewer rows if they
-cost more than `SHARE` of a core. A lower priority would not do: the event loop would wait for a thread that holds the lock and
-does not run.
+A round costs much for its first row and little for each further one. A round that was expensive is therefore followed by a longer
+pause, and not by a smaller round: the signals cost `SHARE` of a core at most, and under light traffic no row is left out. The thread
+works on a few rows at a time, so that it holds the interpreter's lock only briefly. A lower priority would not do: the event loop
+would wait for a thread that holds the lock and does not run.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
     from loopline.server.journal_writer import Journal
     from loopline.server.model import Model
 
-PERIOD = 0.5  # seconds between two rounds of counting
+PAUSE = 0.5  # seconds: shortest pause between two rounds of counting
+MOST_PAUSE = 5.0  # seconds, even if one row costs more than this share
 CLOSE_SECONDS = 10.0  # longest wait for the last round
-ROUNDS_BEHIND = 4  # rounds' worth of rows that may wait to be counted
 SHARE = 0.004  # of a core, for a model's signals: more would be seen in the slowest of a hundred requests
-LEARN = 0.2  # weight of the newest rows in the expected time of a row
+ROUND_SECONDS = 0.01  # processor time of a model's signals in one round; with SHARE, every two and a half seconds
 SLICE_PIXELS = 1 << 16  # of the images whose signals are computed at a time
 
 
@@ -47,34 +48,31 @@ class Watch:
         self, model: Model, rows_a_second: int, inbox: queue.SimpleQueue[tuple[Watch, DecodedRows] | None]
     ) -> None:
         """inbox: the counting thread's queue of sampled rows."""
-        self.model, self.inbox = model, inbox
-        self.most = self.allowed = max(1, int(rows_a_second * PERIOD))
-        self.row_seconds = 0.0  # processor time of a row's signals
-        self.uncounted = 0  # rows that were handed over and not yet counted
-        self.left, self.until = 0, 0.0
+        self.model, self.rows_a_second, self.inbox = model, rows_a_second, inbox
+        self.affordable = float(rows_a_second)  # rows of a round
+        self.left = 0  # rows that may still be taken before the next round
+        self.begin(PAUSE)
 
     def open(self) -> bool:
         """Whether a row may be taken now."""
-        if self.left > 0:
-            return True
-        now = time.monotonic()
-        if now < self.until or self.uncounted >= ROUNDS_BEHIND * self.allowed:
-            return False
-        self.left, self.until = self.allowed, now + PERIOD
-        return True
+        return self.left > 0
+
+    def begin(self, pause: float) -> None:
+        """Begin a round, which ends after `pause` seconds."""
+        self.left = max(1, int(min(self.affordable, self.rows_a_second * pause)))
 
     def learn(self, rows: int, seconds: float) -> None:
-        """Take fewer rows if they are expensive. seconds: processor time of these rows."""
-        weight = LEARN if self.row_seconds else 1.0
-        self.row_seconds += weight * (seconds / rows - self.row_seconds)
-        self.allowed = max(1, min(self.most, int(PERIOD * SHARE / self.row_seconds)))
+        """Take more or fewer rows in a round. rows, seconds: of the last round, seconds of processor time."""
+        if seconds > ROUND_SECONDS:
+            self.affordable = max(1.0, rows * ROUND_SECONDS / seconds)
+        elif rows >= self.affordable:
+            self.affordable *= 2
 
     def take(self, taken: DecodedRows) -> None:
-        """Hand over the first of these rows, as many as this half second still allows."""
+        """Hand over the first of these rows, as many as this round still allows."""
         rows = min(self.left, len(next(iter(taken.inputs.values()))))
         if rows > 0:
             self.left -= rows
-            self.uncounted += rows
             self.inbox.put((self, taken.first(rows)))
 
 
@@ -92,6 +90,7 @@ class Watcher:
         """Start watching each model, unless rows_a_second is 0. Its reference is exported in any case."""
         self.journal = journal
         self.inbox: queue.SimpleQueue[tuple[Watch, DecodedRows] | None] = queue.SimpleQueue()
+        self.closing = threading.Event()
         self.counted: dict[Watch, Counts] = {}
         for model in models:
             counts = Counts(model, metrics)
@@ -104,36 +103,44 @@ class Watcher:
 
     def close(self) -> None:
         """Count the waiting rows, hand them to the journal, and end the thread."""
+        self.closing.set()
         self.inbox.put(None)
         if self.counted:
             self.thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
+        earliest = 0.0  # the next round's, on the monotonic clock
         while True:
             received = [self.inbox.get()]
-            time.sleep(PERIOD)
+            self.closing.wait(max(PAUSE, earliest - time.monotonic()))
             while not self.inbox.empty():
                 received.append(self.inbox.get())
-            groups: dict[tuple[Watch, bool], list[DecodedRows]] = {}
+            groups: dict[Watch, dict[bool, list[DecodedRows]]] = {}
             for watch, taken in filter(None, received):
-                groups.setdefault((watch, taken.originals is None), []).append(taken)
-            for (watch, _), parts in groups.items():
-                for rows in _slices(watch.model.spec, parts):
-                    self._count(watch, rows)
+                groups.setdefault(watch, {}).setdefault(taken.originals is None, []).append(taken)
+            pause = PAUSE
+            for watch, kinds in groups.items():
+                slices = [rows for parts in kinds.values() for rows in _slices(watch.model.spec, parts)]
+                seconds = sum(self._count(watch, rows) for rows in slices)
+                watch.learn(sum(part.rows for rows in slices for part in rows), seconds)
+                pause = min(max(pause, seconds / SHARE), MOST_PAUSE)
             if None in received:
                 return
+            earliest = time.monotonic() + pause
+            for watch in self.counted:
+                watch.begin(pause)
 
-    def _count(self, watch: Watch, parts: Sequence[DecodedRows]) -> None:
-        rows, start = sum(part.rows for part in parts), time.thread_time()
+    def _count(self, watch: Watch, parts: Sequence[DecodedRows]) -> float:
+        """Count these rows. Return the processor time that it took, in seconds."""
+        start = time.thread_time()
         try:
             signals = _signals(watch.model.spec, parts)
             self.counted[watch].add(signals)
             if self.journal:
                 _note(self.journal, watch.model, signals, parts)
-            watch.learn(rows, time.thread_time() - start)
         except Exception as error:  # an error must end neither the counting nor the server
             log("error", "drift signals could not be counted", error=repr(error))
-        watch.uncounted -= rows
+        return time.thread_time() - start
 
 
 def _slices(spec: ModelSpec, parts: Sequence[DecodedRows]) -> Iterator[list[DecodedRows]]:
