@@ -16,8 +16,14 @@ class TextShape(Strict):
 
 
 class TextTrain(ClassifierFit):
-    """How a text classifier is trained."""
+    """How a text classifier is trained.
 
+    architecture: `ngrams`, trained from scratch, or the pretrained encoder to fine-tune: see `encoder_files.find`. frozen_layers:
+    first layers of the encoder that stay as they are. tokenizer, vocabulary, word_dropout: of n-grams; an encoder brings its own.
+    """
+
+    architecture: str = "ngrams"
+    frozen_layers: int = Field(default=0, ge=0)
     tokenizer: Literal["auto", "words", "characters"]
     vocabulary: int = Field(ge=100)
     word_dropout: Fraction
