@@ -19,7 +19,7 @@ from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.lib import sessions
 from loopline.lib.machine import cpu_name
-from loopline.server.drift_counter import PERIOD, ROWS_A_SECOND, Watcher
+from loopline.server.drift_counter import MOST_PAUSE, PAUSE, ROWS_A_SECOND, Watcher
 from loopline.server.metrics import Metrics
 from loopline.server.model import Encoded, Model
 from loopline.stages import stage_files
@@ -74,7 +74,7 @@ def drift_signals() -> None:
             before = time.thread_time()
             model.run([Encoded([samples[number % len(samples)]])])
             cold += time.thread_time() - before
-        time.sleep(3 * PERIOD)  # until the last samples are counted
+        time.sleep(MOST_PAUSE + PAUSE)  # until the last samples are counted
         counting = time.clock_gettime(clock)
         counted = sum(value.value for key, value in metrics.series["signal_rows"].items() if key[2] == CLASS)
         watcher.close()
