@@ -203,7 +203,7 @@ def test_an_edit_that_finds_nothing_to_edit_stops_the_bake(tmp_path):
 def test_one_without_ultralytics_trains_and_tests_itself(projects, tmp_path):
     """In this environment, but for Ultralytics and what came with it; with the results of this cache, where it has them."""
     folder = Path(shutil.copytree(projects("images"), tmp_path / "images", symlinks=True))
-    for name in ("ultralytics", "torchvision", "cv2", "polars"):
+    for name in ("ultralytics", "cv2", "polars"):
         (tmp_path / "absent").mkdir(exist_ok=True)
         (tmp_path / "absent" / f"{name}.py").write_text(f"raise ImportError('this project has no {name}')\n")
     (folder / ".venv").symlink_to(ROOT / ".venv")

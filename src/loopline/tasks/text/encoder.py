@@ -69,7 +69,7 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Map states (n, l, width) to states. mask: added to the scores, (n, 1, 1, l)."""
-        query, key, value = (self._split(part(x)) for part in (self.query, self.key, self.value))
+        query, key, value = (self._split(linear(x)) for linear in (self.query, self.key, self.value))
         scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[3]) + mask
         mixed = self.dropout(torch.softmax(scores, 3)) @ value
         x = self.norm(x + self.dropout(self.mix(mixed.transpose(1, 2).flatten(2))))

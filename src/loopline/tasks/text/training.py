@@ -18,8 +18,8 @@ from loopline.lib.arrays import Arrays
 from loopline.settings import located
 from loopline.tasks.spec import ModelSpec, TextInput
 from loopline.tasks.text import encoder_model, ngram_model
-from loopline.tasks.text.encoded import encode
 from loopline.tasks.text.start import Start
+from loopline.tasks.text.token_ids import encode
 from loopline.training import checkpoint, loop, onnx_export, posthoc
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ BATCH = 512  # texts whose n-grams are counted at a time
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenIds:
     """The token ids of one split's texts, ragged, and the classes int64 (n,). pad_id: the padding's id."""
 
     ids: list[NDArray[np.int64]]
@@ -41,9 +41,9 @@ class Encoded:
             rows = np.arange(start, min(start + BATCH, len(self.ids)))
             yield self.padded(rows), self.targets[rows]
 
-    def first(self, count: int) -> Encoded:
+    def first(self, count: int) -> TokenIds:
         """Return the first `count` texts."""
-        return Encoded(self.ids[:count], self.targets[:count], self.pad_id)
+        return TokenIds(self.ids[:count], self.targets[:count], self.pad_id)
 
     def data(self, evaluation_batch: int) -> loop.Data:
         """Return the split as the training loop takes it."""
@@ -63,11 +63,11 @@ def texts(split: Split) -> list[str]:
     return [valid(text) for text in split.inputs if isinstance(text, str)]
 
 
-def encode(tokenizer: Tokenizer, split: Split, pad_id: int) -> Encoded:
+def encode(tokenizer: Tokenizer, split: Split, pad_id: int) -> TokenIds:
     """Return the token ids of a split."""
     padding = tokenizer.padding
     tokenizer.no_padding()
     ids = [np.array(encoding.ids, np.int64) for encoding in tokenizer.encode_batch(texts(split))]
     if padding:
         tokenizer.enable_padding(**padding)
-    return Encoded(ids, np.asarray(split.targets, np.int64), pad_id)
+    return TokenIds(ids, np.asarray(split.targets, np.int64), pad_id)
