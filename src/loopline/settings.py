@@ -113,6 +113,12 @@ class Fit(Strict):
     pretrained: str | None = None
 
 
+class Adopt(Strict):
+    """In place of a training: the finished model at this path is taken as it is, see `loopline adopt`."""
+
+    adopt: str = Field(min_length=1)
+
+
 class ClassifierFit(Fit):
     """Settings that the trainings of image and text classifiers share."""
 
@@ -178,7 +184,7 @@ class ModelSettings(Strict):
 
     task: str
     input: Strict
-    train: Fit
+    train: Fit | Adopt
     dataset: str
     split: SplitSettings
     expectations: Expectations
@@ -238,8 +244,18 @@ def load(path: Path = PARAMS) -> Settings:
     try:
         return _settings_for(raw).model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()]
+        lines = [f"  {_key(e['loc'])}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()]
         raise LooplineError(f"{path} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from error
+
+
+def _key(place: tuple[int | str, ...]) -> str:
+    """Return the key that an error is about, without the names of the kinds among which pydantic chose."""
+    words = list(place)
+    if words[:1] == ["models"] and words[-1] != "[key]":
+        del words[2:3]
+        if words[2:3] == ["train"] and words[3:4] in (["adopt"], ["fit"]):
+            del words[3]
+    return ".".join(map(str, words))
 
 
 def repository() -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -306,3 +307,101 @@ def test_a_hub_name_without_a_network_is_one_message(monkeypatch, tmp_path):
         encoder_files.find("somebody/encoder")
     with pytest.raises(LooplineError, match=r"no folder 'nowhere'\. Give ngrams, minilm-l6, a folder"):
         encoder_files.find("nowhere")
+
+
+# A fine-tuned classifier, taken as it is
+
+
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory):
+    """model_type -> (transformers' classifier, the folder that it saved)."""
+    import transformers
+
+    made = {}
+
+    def of(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(f"{kind}-classifier")
+            names = {"id2label": {0: "good", 1: "bad"}, "label2id": {"good": 0, "bad": 1}}
+            config = theirs(kind, **names).config
+            torch.manual_seed(1)
+            model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+            for parameter in model.parameters():  # of new ones the head is so small that all answers are alike
+                parameter.data.mul_(4.0) if parameter.ndim > 1 else None
+            model.save_pretrained(folder)
+            roberta = encoder_files.BERT_LIKE.get(kind) == "roberta."
+            saved = (
+                _roberta(("<s>", "<pad>", "<unk>", "</s>"))
+                if roberta
+                else tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]"))
+            )
+            (folder / "tokenizer.json").write_text(saved.to_str())
+            made[kind] = model, folder
+        return made[kind]
+
+    return of
+
+
+def adopted(folder, out, labels=("bad", "good")):
+    model = model_settings(folder)
+    model = model.model_copy(update={"train": settings.Adopt(adopt=str(folder))})
+    splits = [replace(split(count, seed), labels=labels) for count, seed in ((300, 0), (80, 1))]
+    text.train(*splits, model, seed=0, out=out, work=out.parent / "work", log=lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "xlm-roberta"])
+def test_an_adopted_classifier_gives_its_own_answers_in_the_order_of_the_datas_classes(classifiers, tmp_path, kind):
+    model, folder = classifiers(kind)
+    adopted(folder, tmp_path / "train")
+    spec = text.export(
+        tmp_path / "train", split(300, 0), split(80, 1), model_settings(folder), out=tmp_path / "model.onnx"
+    )
+    assert spec.labels == ("bad", "good")
+    ids = task.preprocessor(spec, tmp_path / "train")(split(100, 2).inputs)["ids"]
+    with torch.inference_mode():
+        mask = torch.from_numpy((ids != model.config.pad_token_id).astype(np.int64))
+        logits = model(input_ids=torch.from_numpy(ids), attention_mask=mask).logits
+    expected = torch.softmax(logits / spec.temperature, 1).numpy()[:, ::-1]
+    answers = sessions.run(tmp_path / "model.onnx", {"ids": ids})["probabilities"]
+    assert np.ptp(expected[:, 0]) > 0.01, "the answers differ, so that their order shows"
+    np.testing.assert_allclose(answers, expected, atol=2e-5)
+    assert len((tmp_path / "train/history.csv").read_text().splitlines()) == 2, (
+        "the measure of the validation split alone"
+    )
+
+
+HEADLESS = {
+    "no head": (
+        lambda f: _keep(f, lambda name: "classifier" not in name),
+        r"has no classifier\.weight, so it is no fine-tuned",
+    ),
+    "no pooler": (lambda f: _keep(f, lambda name: "pooler" not in name), r"has no pooler\.dense\.weight"),
+    "no names": (lambda f: _edit(f, id2label=None), "does not name each of the 2 classes in id2label"),
+    "one name": (lambda f: _edit(f, id2label={"0": "good"}), "does not name each of the 2 classes"),
+    "twice": (lambda f: _edit(f, id2label={"0": "good", "1": "good"}), "does not name each of the 2 classes"),
+    "several at once": (lambda f: _edit(f, problem_type="multi_label_classification"), "only one class a text works"),
+}
+
+
+def _keep(folder, wanted):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if wanted(name)}, path)
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+def test_a_folder_without_a_usable_head_is_refused(classifiers, tmp_path, name):
+    folder = Path(shutil.copytree(classifiers("bert")[1], tmp_path / "copy"))
+    spoil, message = HEADLESS[name]
+    spoil(folder)
+    with pytest.raises(LooplineError, match=message):
+        text.adoptable(str(folder))
+
+
+def test_a_head_with_other_classes_than_the_data_is_refused(classifiers, tmp_path):
+    with pytest.raises(
+        LooplineError, match="has the classes good, bad, the data have bad, neutral: give both the same names"
+    ):
+        adopted(classifiers("bert")[1], tmp_path / "train", labels=("bad", "neutral"))

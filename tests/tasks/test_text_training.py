@@ -102,4 +102,7 @@ def test_auto_takes_the_tokens_that_distinguish_the_classes(kind):
         texts = [templates[target].format(word) for target, word in zip(targets, words, strict=True)]
         return replace(split(count, seed), inputs=texts, targets=targets)
 
-    assert ngram_model.begin(words_or_letters(300, 0), words_or_letters(80, 1), model).config["tokens"] == kind
+    assert (
+        ngram_model.begin(words_or_letters(300, 0), words_or_letters(80, 1), model, model.train).config["tokens"]
+        == kind
+    )

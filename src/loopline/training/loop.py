@@ -119,7 +119,7 @@ def fit(
             model, train, settings, loss_of, optimizer, scaler, seed=seed, epoch=state.epoch, shown=shown
         )
         state.epoch += 1
-        row = {"train_loss": train_loss, **_validate(model, val)}
+        row = {"train_loss": train_loss, **validate(model, val)}
         if not math.isfinite(row["train_loss"] + row["val_loss"]):
             raise LooplineError(
                 f"the loss of epoch {state.epoch} is not a number: lower learning_rate ({settings.learning_rate})"
@@ -274,7 +274,8 @@ def _batches(data: Data, size: int, *, seed: int, epoch: int) -> list[torch.Tens
     return [torch.from_numpy(part) for part in parts]
 
 
-def _validate(model: torch.nn.Module, val: Data) -> dict[str, float]:
+def validate(model: torch.nn.Module, val: Data) -> dict[str, float]:
+    """Return val_loss and val_accuracy."""
     import torch
 
     model.eval()

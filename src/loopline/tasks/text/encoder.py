@@ -21,7 +21,8 @@ from loopline.tasks.text.network import TextNetwork
 MASKED = -1e4  # added to the score of a padding token: its softmax is 0
 INITIAL = 0.02  # standard deviation of a new layer's weights
 Activation = Literal["gelu", "gelu_tanh", "relu"]
-Pooling = Literal["mean", "first"]
+# Of a text's states: their mean; the first; the first through a linear map and tanh or ReLU, as heads of BERT and DistilBERT have it
+Pooling = Literal["mean", "first tanh", "first relu"]
 ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -88,7 +89,7 @@ class EncoderNetwork(TextNetwork):
     def __init__(
         self, shape: EncoderShape, *, classes: int, embedding: int, pooling: Pooling = "mean", dropout: float = 0.1
     ) -> None:
-        """embedding: size of the embedding for drift. pooling: a text's features are the mean of its tokens' states, or the first."""
+        """embedding: size of the embedding for drift. pooling: of the tokens' states to a text's features."""
         super().__init__()
         self.shape, self.pooling = shape, pooling
         self.register_buffer("temperature", torch.ones(()))
@@ -96,6 +97,7 @@ class EncoderNetwork(TextNetwork):
         self.places = nn.Embedding(shape.positions, shape.width)
         self.norm = nn.LayerNorm(shape.width, shape.epsilon)
         self.layers = nn.ModuleList(Layer(shape, dropout) for _ in range(shape.layers))
+        self.pooler = None if pooling == "mean" else nn.Linear(shape.width, shape.width)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(shape.width, classes)
         self.projection = nn.Linear(shape.width, embedding).requires_grad_(False)
@@ -119,8 +121,9 @@ class EncoderNetwork(TextNetwork):
         mask = ((1 - real) * MASKED)[:, None, None, :]
         for layer in self.layers:
             x = layer(x, mask)
+        if self.pooler is not None:
+            first = self.pooler(x[:, 0])
+            return torch.tanh(first) if self.pooling == "first tanh" else torch.relu(first)
         weights = real[:, :, None]
-        pooled: torch.Tensor = (
-            x[:, 0] if self.pooling == "first" else (x * weights).sum(1) / weights.sum(1).clamp_min(1)
-        )
-        return pooled
+        mean: torch.Tensor = (x * weights).sum(1) / weights.sum(1).clamp_min(1)
+        return mean

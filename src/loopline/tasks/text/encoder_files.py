@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from loopline.tasks.text.encoder import Activation, EncoderShape
+    from loopline.tasks.text.encoder import Activation, EncoderShape, Pooling
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -93,6 +94,25 @@ class Pretrained:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Head:
+    """A classifier's head. labels: by row of weight (classes, width) and bias (classes,). pooler: the tensors of the pooler."""
+
+    labels: list[str]
+    pooling: Pooling
+    pooler: dict[str, torch.Tensor]
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+# Prefix of the weights' names -> pooling, the pooler's name and the head's
+HEADS: dict[str, tuple[Pooling, str, str]] = {
+    "bert.": ("first tanh", "pooler.dense", "classifier"),
+    "roberta.": ("first tanh", "classifier.dense", "classifier.out_proj"),
+    "distilbert.": ("first relu", "pre_classifier", "classifier"),
+}
+
+
 def find(architecture: str) -> Path:
     """Return the folder that `train.architecture` names. Raises LooplineError."""
     if packaged := PACKAGED.get(architecture):
@@ -158,6 +178,32 @@ def read(folder: Path) -> Pretrained:
     tensors, others = _renamed(raw, config["model_type"], shape)
     _check(tensors, shape, folder)
     return Pretrained(shape, tensors, others, tokenizer, config, _sha256(folder / "model.safetensors"))
+
+
+def head(pretrained: Pretrained, folder: Path) -> Head:
+    """Return the head of a fine-tuned classifier. Raises LooplineError if it has none, or one without names of classes."""
+    pooling, pooler, last = HEADS[BERT_LIKE.get(pretrained.config["model_type"], "distilbert.")]
+    others = pretrained.others
+    needed = [f"{name}.{kind}" for name in (pooler, last) for kind in ("weight", "bias")]
+    if missing := [name for name in needed if name not in others]:
+        raise LooplineError(
+            f"adopt: {folder / 'model.safetensors'} has no {missing[0]}, so it is no fine-tuned classifier. "
+            "To fine-tune the encoder, set train.architecture to this folder"
+        )
+    problem = pretrained.config.get("problem_type")
+    if problem not in (None, "single_label_classification"):
+        raise LooplineError(f"adopt: {folder / 'config.json'} has problem_type {problem}: only one class a text works")
+    names = pretrained.config.get("id2label")
+    classes = len(others[f"{last}.weight"])
+    named = [names.get(str(number)) for number in range(classes)] if isinstance(names, dict) else []
+    labels = [unicodedata.normalize("NFC", label) for label in named if isinstance(label, str)]
+    if classes < 2 or len(set(labels)) < classes:
+        raise LooplineError(
+            f"adopt: {folder / 'config.json'} does not name each of the {classes} classes in id2label, as "
+            '{"0": "negative", "1": "positive"}: write it'
+        )
+    tensors = {f"pooler.{kind}": others[f"{pooler}.{kind}"] for kind in ("weight", "bias")}
+    return Head(labels, pooling, tensors, others[f"{last}.weight"], others[f"{last}.bias"])
 
 
 def _config(folder: Path) -> dict[str, Any]:

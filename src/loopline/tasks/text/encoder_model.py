@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,32 +21,62 @@ if TYPE_CHECKING:
 NAME = "encoder"
 
 
-def begin(train: Split, val: Split, settings: TextSettings) -> Start:
+def begin(train: Split, val: Split, settings: TextSettings, options: TextTrain) -> Start:
     """Return the encoder that `train.architecture` names, with a new head. Raises LooplineError if it cannot be used."""
-    options = settings.train
     source = encoder_files.find(options.architecture)
     pretrained = encoder_files.read(source)
     shape = pretrained.shape
-    if settings.input.max_tokens > shape.max_tokens:
-        raise LooplineError(
-            f"input.max_tokens is {settings.input.max_tokens}, but {source.name} takes {shape.max_tokens} tokens at most: lower it"
-        )
     if options.frozen_layers > shape.layers:
         raise LooplineError(
             f"train.frozen_layers is {options.frozen_layers}, but {source.name} has {shape.layers} layers"
         )
-    config = {
+    config = _config(pretrained, settings, "mean")
+    network = build(config, classes=len(train.labels), options=options)
+    # All but head, projection and temperature: `read` has checked it.
+    network.load_state_dict(pretrained.tensors, strict=False)
+    return _start(pretrained, settings, network, config)
+
+
+def adopt(train: Split, settings: TextSettings, folder: str) -> Start:
+    """Return a fine-tuned classifier as it is, its classes in the order of the data's. Raises LooplineError if the two differ."""
+    source = encoder_files.find(folder)
+    pretrained = encoder_files.read(source)
+    head = encoder_files.head(pretrained, source)
+    if sorted(head.labels) != sorted(train.labels):
+        raise LooplineError(
+            f"adopt: {source.name} has the classes {_listed(head.labels)}, the data have {_listed(train.labels)}: "
+            "give both the same names, in id2label of its config.json or in the labels of the data"
+        )
+    config = _config(pretrained, settings, head.pooling)
+    network = build(config, classes=len(train.labels))
+    order = [head.labels.index(label) for label in train.labels]
+    of_head = {"head.weight": head.weight[order], "head.bias": head.bias[order]}
+    network.load_state_dict(pretrained.tensors | head.pooler | of_head, strict=False)
+    return _start(pretrained, settings, network, config)
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+
+
+def _config(pretrained: encoder_files.Pretrained, settings: TextSettings, pooling: str) -> dict[str, Any]:
+    return {
         "architecture": NAME,
         "embedding": settings.export.embedding,
-        "shape": asdict(shape),
-        "pooling": "mean",
+        "shape": asdict(pretrained.shape),
+        "pooling": pooling,
         "weights_sha256": pretrained.sha256,
     }
-    network = build(config, classes=len(train.labels), options=options)
-    network.load_state_dict(
-        pretrained.tensors, strict=False
-    )  # all but head, projection and temperature: `read` checks it
-    tokenizer = pretrained.tokenizer
+
+
+def _start(
+    pretrained: encoder_files.Pretrained, settings: TextSettings, network: EncoderNetwork, config: dict[str, Any]
+) -> Start:
+    shape, tokenizer = pretrained.shape, pretrained.tokenizer
+    if settings.input.max_tokens > shape.max_tokens:
+        raise LooplineError(
+            f"input.max_tokens is {settings.input.max_tokens}, but the encoder takes {shape.max_tokens} tokens at most: lower it"
+        )
     padding = tokenizer.id_to_token(shape.pad_id)
     tokenizer.enable_truncation(settings.input.max_tokens)
     tokenizer.enable_padding(pad_id=shape.pad_id, pad_token=padding or "[PAD]")

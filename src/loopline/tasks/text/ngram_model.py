@@ -42,7 +42,7 @@ VIEWS: dict[tokenizing.Kind, View] = {
 }
 
 
-def begin(train: Split, val: Split, settings: TextSettings) -> Start:
+def begin(train: Split, val: Split, settings: TextSettings, options: TextTrain) -> Start:
     """Return an untrained model. Its tokenizer and n-grams come from `train`, the choice of the tokenizer from `val`.
 
     `auto` takes words, unless characters are clearly better with naive Bayes on `val`: a network on words takes a ninth of
@@ -50,12 +50,12 @@ def begin(train: Split, val: Split, settings: TextSettings) -> Start:
     """
     from loopline.tasks.text import ngrams
 
-    choice = settings.train.tokenizer
+    choice = options.tokenizer
     kinds: list[tokenizing.Kind] = list(VIEWS) if choice == "auto" else [choice]
     candidates = []
     for kind in kinds:
         tokenizer = tokenizing.learn(
-            texts(train), kind, vocabulary=settings.train.vocabulary, max_tokens=settings.input.max_tokens
+            texts(train), kind, vocabulary=options.vocabulary, max_tokens=settings.input.max_tokens
         )
         longest = VIEWS[kind].longest
         dictionary = ngrams.count(encode(tokenizer, train, tokenizing.PAD).batches(), longest, len(train.labels))
@@ -70,7 +70,7 @@ def begin(train: Split, val: Split, settings: TextSettings) -> Start:
         "tokens": kind,
         "rows": len(dictionary.keys),
     }
-    network = build(config, classes=len(train.labels), options=settings.train)
+    network = build(config, classes=len(train.labels), options=options)
     network.know(dictionary, informed=VIEWS[kind].informed)
     text = TextInput(max_tokens=settings.input.max_tokens, pad_id=tokenizing.PAD, unknown_id=tokenizing.UNKNOWN)
     return Start(tokenizer, network, text, config)

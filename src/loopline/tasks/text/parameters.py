@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from loopline.settings import ClassifierFit, ClassLimits, Fraction, ModelSettings, Strict, TextLimits
+from loopline.settings import Adopt, ClassifierFit, ClassLimits, Fraction, ModelSettings, Strict, TextLimits
 
 
 class TextShape(Strict):
@@ -29,6 +29,10 @@ class TextTrain(ClassifierFit):
     word_dropout: Fraction
 
 
+def _kind(train: Any) -> str:
+    return "adopt" if isinstance(train, Adopt) or (isinstance(train, dict) and "adopt" in train) else "fit"
+
+
 class TextExpectations(ClassLimits, TextLimits):
     """Limits for the data of a text classifier."""
 
@@ -38,7 +42,7 @@ class TextSettings(ModelSettings):
 
     task: Literal["text"]
     input: TextShape
-    train: TextTrain
+    train: Annotated[Annotated[TextTrain, Tag("fit")] | Annotated[Adopt, Tag("adopt")], Discriminator(_kind)]
     expectations: TextExpectations
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from loopline.errors import LooplineError
 from loopline.lib import files
 from loopline.lib.arrays import Arrays
-from loopline.settings import located
+from loopline.settings import Adopt, located
 from loopline.tasks.spec import ModelSpec, TextInput
-from loopline.tasks.text import encoder_model, ngram_model
+from loopline.tasks.text import encoder_files, encoder_model, ngram_model
 from loopline.tasks.text.start import Start
 from loopline.tasks.text.token_ids import encode
 from loopline.training import checkpoint, loop, onnx_export, posthoc
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from loopline.data.manifest import Split
     from loopline.tasks.text.network import TextNetwork
-    from loopline.tasks.text.parameters import TextSettings
+    from loopline.tasks.text.parameters import TextSettings, TextTrain
 
 QUANTIZATION: Literal["static", "dynamic"] = "dynamic"
 EMBEDDING_SAMPLES = 8192  # enough for the principal components of some hundred features
@@ -62,7 +62,11 @@ def train(
     key = checkpoint.fingerprint(options, settings.input, settings.export.embedding, config, *loop.identity(train, val))
     batch = EVALUATION_BATCH[config["architecture"]]
     val_data = val_encoded.data(batch)
-    history = loop.fit(network, encoded.data(batch), val_data, options, seed=seed, work=work, key=key, log=log)
+    if isinstance(options, Adopt):
+        history = [loop.validate(network, val_data)]
+        log(1, history[0])
+    else:
+        history = loop.fit(network, encoded.data(batch), val_data, options, seed=seed, work=work, key=key, log=log)
     network.temperature.fill_(posthoc.temperature(loop.predict(network, val_data), torch.from_numpy(val_data.targets)))
     features = loop.predict(network.features, encoded.first(EMBEDDING_SAMPLES).data(batch))
     network.embed(*posthoc.principal_components(features, settings.export.embedding))
@@ -72,14 +76,17 @@ def train(
 
 
 def _start(train: Split, val: Split, settings: TextSettings) -> Start:
-    if settings.train.pretrained:
-        return start_from(located(settings.train.pretrained), settings, classes=len(train.labels))
-    if settings.train.architecture == ngram_model.NAME:
-        return ngram_model.begin(train, val, settings)
-    return encoder_model.begin(train, val, settings)
+    options = settings.train
+    if isinstance(options, Adopt):
+        return encoder_model.adopt(train, settings, options.adopt)
+    if options.pretrained:
+        return start_from(located(options.pretrained), settings, options, classes=len(train.labels))
+    if options.architecture == ngram_model.NAME:
+        return ngram_model.begin(train, val, settings, options)
+    return encoder_model.begin(train, val, settings, options)
 
 
-def start_from(pretrained: Path, settings: TextSettings, *, classes: int) -> Start:
+def start_from(pretrained: Path, settings: TextSettings, options: TextTrain, *, classes: int) -> Start:
     """Return the model of an earlier run, with a fresh head if the number of classes differs.
 
     pretrained: a model.safetensors, with the tokenizer.json and config.json that were written beside it. Raises
@@ -96,7 +103,7 @@ def start_from(pretrained: Path, settings: TextSettings, *, classes: int) -> Sta
         architecture, text = config["architecture"], TextInput(**config["text"])
         kept = {key: value for key, value in config.items() if key not in ("text", "labels")}
         kept["embedding"] = settings.export.embedding
-        network: TextNetwork = ARCHITECTURES[architecture].build(kept, classes=classes, options=settings.train)
+        network: TextNetwork = ARCHITECTURES[architecture].build(kept, classes=classes, options=options)
         own = network.state_dict()
         fitting = {name: tensor for name, tensor in tensors.items() if own[name].shape == tensor.shape}
         network.load_state_dict(fitting, strict=False)
@@ -109,10 +116,10 @@ def start_from(pretrained: Path, settings: TextSettings, *, classes: int) -> Sta
         raise LooplineError(
             f"pretrained: {pretrained} was not written by the training of a text model ({error})"
         ) from error
-    if (architecture == ngram_model.NAME) != (settings.train.architecture == ngram_model.NAME):
+    if (architecture == ngram_model.NAME) != (options.architecture == ngram_model.NAME):
         raise LooplineError(
             f"pretrained: {pretrained} holds a model of the kind {architecture}, but train.architecture is "
-            f"{settings.train.architecture}: change one of the two"
+            f"{options.architecture}: change one of the two"
         )
     tokenizer.enable_truncation(settings.input.max_tokens)
     text = TextInput(max_tokens=settings.input.max_tokens, pad_id=text.pad_id, unknown_id=text.unknown_id)
@@ -129,6 +136,14 @@ def _load(folder: Path) -> tuple[TextNetwork, ModelSpec]:
     network.eval()
     text = TextInput(**config["text"])
     return network, ModelSpec(task="text", labels=labels, text=text, temperature=float(network.temperature))
+
+
+def adoptable(source: str) -> int:
+    """Return the most tokens that a finished model takes. Raises LooplineError if it cannot be adopted: see `encoder_model.adopt`."""
+    folder = encoder_files.find(source)
+    pretrained = encoder_files.read(folder)
+    encoder_files.head(pretrained, folder)
+    return pretrained.shape.max_tokens
 
 
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
