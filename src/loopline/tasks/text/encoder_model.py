@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopline.errors import LooplineError
 from loopline.tasks.spec import TextInput
-from loopline.tasks.text import encoder_files
+from loopline.tasks.text import encoder_files, encoder_sources
 from loopline.tasks.text.start import Start
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ NAME = "encoder"
 
 def begin(train: Split, val: Split, settings: TextSettings, options: TextTrain) -> Start:
     """Return the encoder that `train.architecture` names, with a new head. Raises LooplineError if it cannot be used."""
-    source = encoder_files.find(options.architecture)
+    source = encoder_sources.find(options.architecture)
     pretrained = encoder_files.read(source)
     shape = pretrained.shape
     if options.frozen_layers > shape.layers:
@@ -39,7 +39,7 @@ def begin(train: Split, val: Split, settings: TextSettings, options: TextTrain) 
 
 def adopt(train: Split, settings: TextSettings, folder: str) -> Start:
     """Return a fine-tuned classifier as it is, its classes in the order of the data's. Raises LooplineError if the two differ."""
-    source = encoder_files.find(folder)
+    source = encoder_sources.find(folder)
     pretrained = encoder_files.read(source)
     head = encoder_files.head(pretrained, source)
     if sorted(head.labels) != sorted(train.labels):

@@ -18,7 +18,7 @@ class TextShape(Strict):
 class TextTrain(ClassifierFit):
     """How a text classifier is trained.
 
-    architecture: `ngrams`, trained from scratch, or the pretrained encoder to fine-tune: see `encoder_files.find`. frozen_layers:
+    architecture: `ngrams`, trained from scratch, or the pretrained encoder to fine-tune: see `encoder_sources.find`. frozen_layers:
     first layers of the encoder that stay as they are. tokenizer, vocabulary, word_dropout: of n-grams; an encoder brings its own.
     """
 

@@ -17,7 +17,7 @@ from loopline.lib import files
 from loopline.lib.arrays import Arrays
 from loopline.settings import Adopt, located
 from loopline.tasks.spec import ModelSpec, TextInput
-from loopline.tasks.text import encoder_files, encoder_model, ngram_model
+from loopline.tasks.text import encoder_files, encoder_model, encoder_sources, ngram_model
 from loopline.tasks.text.start import Start
 from loopline.tasks.text.token_ids import encode
 from loopline.training import checkpoint, loop, onnx_export, posthoc
@@ -140,7 +140,7 @@ def _load(folder: Path) -> tuple[TextNetwork, ModelSpec]:
 
 def adoptable(source: str) -> int:
     """Return the most tokens that a finished model takes. Raises LooplineError if it cannot be adopted: see `encoder_model.adopt`."""
-    folder = encoder_files.find(source)
+    folder = encoder_sources.find(source)
     pretrained = encoder_files.read(folder)
     encoder_files.head(pretrained, folder)
     return pretrained.shape.max_tokens
