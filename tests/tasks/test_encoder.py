@@ -240,6 +240,10 @@ BROKEN = {
     "activation": (lambda f: _edit(f, hidden_act="silu"), "activation 'silu'. These work: gelu"),
     "no width": (lambda f: _edit(f, hidden_size=None), "no hidden_size, a whole number"),
     "odd heads": (lambda f: _edit(f, num_attention_heads=5), "width 32 is no multiple of 5 heads"),
+    "fewer tokens": (
+        lambda f: _edit(f, vocab_size=20),
+        r"has 27 tokens, but config\.json says that the weights have 20",
+    ),
     "fewer words": (
         lambda f: _edit(f, vocab_size=41),
         r"words\.weight should be \(41, 32\), it is \(40, 32\)",

@@ -79,7 +79,7 @@ def _adopt(options: argparse.Namespace) -> int:
     trainer: Any = tasks.find(options.task).trainer()
     longest = trainer.adoptable(options.source)
     source, data = (_path(each) for each in (options.source, options.data))
-    before = {path: path.read_text(encoding="utf-8") for path in (settings.PARAMS, LOCK)}
+    before = {path: path.read_text(encoding="utf-8") for path in (settings.PARAMS, LOCK) if path.exists()}
     added = block(options.name, source, data, min(options.max_tokens, longest), options)
     files.write(settings.PARAMS, with_block(before[settings.PARAMS], added))
     try:
@@ -90,6 +90,7 @@ def _adopt(options: argparse.Namespace) -> int:
             raise LooplineError("\n  ".join([f"{options.data} has too few labelled samples:", *reasons]))
         _repro(f"package@{options.name}")
     except BaseException:
+        LOCK.unlink(missing_ok=True)
         for path, text in before.items():
             files.write(path, text)
         raise

@@ -21,7 +21,7 @@ from loopline.tasks.text.network import TextNetwork
 MASKED = -1e4  # added to the score of a padding token: its softmax is 0
 INITIAL = 0.02  # standard deviation of a new layer's weights
 Activation = Literal["gelu", "gelu_tanh", "relu"]
-# Of a text's states: their mean; the first; the first through a linear map and tanh or ReLU, as heads of BERT and DistilBERT have it
+# Of the tokens' states: their mean; or the first, through a linear map and tanh (BERT's heads) or ReLU (DistilBERT's)
 Pooling = Literal["mean", "first tanh", "first relu"]
 ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,
@@ -112,9 +112,12 @@ class EncoderNetwork(TextNetwork):
 
     def features(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the pooled states (n, width) of token ids (n, l)."""
-        real = (ids != self.shape.pad_id).float()
+        tokens = (
+            ids != self.shape.pad_id
+        ).long()  # of whole numbers, because a GPU's sum of others is not deterministic
+        real = tokens.float()
         if self.shape.counted:
-            places = (real.cumsum(1) * real).long() + self.shape.pad_id
+            places = tokens.cumsum(1) * tokens + self.shape.pad_id
         else:
             places = torch.arange(ids.shape[1], device=ids.device)[None]
         x = self.dropout(self.norm(self.words(ids) + self.places(places)))

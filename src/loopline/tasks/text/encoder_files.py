@@ -102,6 +102,11 @@ def read(folder: Path) -> Pretrained:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises no narrower kind
         raise LooplineError(f"architecture: {folder / 'tokenizer.json'} cannot be read: {error}") from error
+    if tokenizer.get_vocab_size() > shape.vocabulary:
+        raise LooplineError(
+            f"architecture: {folder / 'tokenizer.json'} has {tokenizer.get_vocab_size()} tokens, but config.json says that the "
+            f"weights have {shape.vocabulary}: they do not belong together"
+        )
     raw = _weights(folder)
     tensors, others = _renamed(raw, config["model_type"], shape)
     _check(tensors, shape, folder)
