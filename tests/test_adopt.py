@@ -5,8 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 from reviews import split
+from servers import Process
 
 from loopline.cli import adoption
 from loopline.data import repository
@@ -80,6 +82,7 @@ def test_a_folder_of_transformers_becomes_a_bundle(clone, fine_tuned, tmp_path):
         "--simple-may-win",
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Trained elsewhere" in (clone / "models/reviews/bundle/MODEL_CARD.md").read_text()
     made = bundle.read(clone / "models/reviews/bundle")
     assert made.manifest.spec.labels == ("bad", "good")
     assert made.manifest.metrics["metrics"]["accuracy"]["value"] > 0.95
@@ -98,6 +101,23 @@ def test_too_few_labels_are_a_refusal_that_says_which_gates_cannot_judge(clone, 
     assert "in the test split: evaluate (the floor, the simple model) and a promotion cannot judge" in done.stderr
     assert "in the val split: quantize" in done.stderr
     assert (clone / "params.yaml").read_text() == before
+
+
+def test_unjudged_it_ships_and_its_card_and_a_server_say_so(clone, fine_tuned, tmp_path):
+    done = adopt(clone, fine_tuned, "--name", "few", "--data", data(tmp_path / "data", 140), "--unjudged")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the model ships although no gate judged its quality" in done.stdout
+    made = bundle.read(clone / "models/few/bundle")
+    assert made.manifest.unjudged
+    assert made.manifest.quantization == "fp32"
+    card = (made.folder / "MODEL_CARD.md").read_text()
+    assert "**No gate judged this model**" in card
+    assert "Trained elsewhere, measured on **data**" in card
+    server = Process("--port", 0, made.folder)
+    try:
+        assert requests.get(f"{server.url}/v2/models/few", timeout=20).json()["parameters"]["unjudged"] is True
+    finally:
+        server.stop()
 
 
 def test_what_is_no_model_changes_nothing(clone, tmp_path):

@@ -161,6 +161,8 @@ class Evaluate(Strict):
     floors: dict[str, float]  # metric name -> least value; the stage fails below it
     # true: the measured gain over the simple model must be above 0. "proven": the lower bound of its interval must be, too
     must_beat_simple: bool | Literal["proven"]
+    # The labelled samples are too few to judge by: the model ships, and its card, the registry and servers say that no gate judged it
+    unjudged: bool = False
     resamples: int = Field(default=1000, ge=100)
 
 
