@@ -1,5 +1,6 @@
 """`loopline adopt`: a fine-tuned classifier of transformers becomes a served bundle, with one command in a clone."""
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -87,7 +88,9 @@ def test_a_folder_of_transformers_becomes_a_bundle(clone, fine_tuned, tmp_path):
     assert made.manifest.spec.labels == ("bad", "good")
     assert made.manifest.metrics["metrics"]["accuracy"]["value"] > 0.95
     params = (clone / "params.yaml").read_text()
-    assert yaml.safe_load(params)["models"]["reviews"]["train"] == {"adopt": str(fine_tuned)}
+    digest = hashlib.sha256((fine_tuned / "model.safetensors").read_bytes()).hexdigest()
+    train = yaml.safe_load(params)["models"]["reviews"]["train"]
+    assert train == {"adopt": str(fine_tuned), "weights_sha256": digest}
     assert set((ROOT / "params.yaml").read_text().splitlines()) <= set(params.splitlines()), "comments stay"
     again = adopt(clone, fine_tuned, "--name", "reviews", "--data", tmp_path / "data")
     assert again.returncode == 1

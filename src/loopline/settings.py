@@ -114,9 +114,13 @@ class Fit(Strict):
 
 
 class Adopt(Strict):
-    """In place of a training: the finished model at this path is taken as it is, see `loopline adopt`."""
+    """In place of a training: the finished model at this path is taken as it is, see `loopline adopt`.
+
+    weights_sha256: of its weights, so that others at the same path are noticed.
+    """
 
     adopt: str = Field(min_length=1)
+    weights_sha256: str | None = None
 
 
 class ClassifierFit(Fit):

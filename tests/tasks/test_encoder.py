@@ -270,6 +270,22 @@ def test_what_cannot_be_used_is_refused_with_a_way_out(folders, tmp_path, name):
         encoder_files.read(folder)
 
 
+def test_other_weights_at_the_same_path_are_noticed(folders, classifiers, tmp_path):
+    model = model_settings(folders("bert")[1], weights_sha256="0" * 64)
+    with pytest.raises(
+        LooplineError, match=r"the weights in .* have sha256 .*, but params\.yaml says weights_sha256: 000"
+    ):
+        text.train(
+            split(30, 0), split(8, 1), model, seed=0, out=tmp_path / "o", work=tmp_path / "w", log=lambda *_: None
+        )
+    folder = classifiers("bert")[1]
+    model = model.model_copy(update={"train": settings.Adopt(adopt=str(folder), weights_sha256="0" * 64)})
+    with pytest.raises(LooplineError, match="If you mean the new ones, write their hash there"):
+        text.train(
+            split(30, 0), split(8, 1), model, seed=0, out=tmp_path / "o", work=tmp_path / "w", log=lambda *_: None
+        )
+
+
 def test_a_text_cannot_be_longer_than_the_position_table(folders, tmp_path):
     for kind, most in (("bert", 64), ("roberta", 62)):
         _, folder = folders(kind)

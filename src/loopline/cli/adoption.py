@@ -22,7 +22,7 @@ LEAST_JUDGED = 140
 GATES = {"val": "quantize (whether INT8 ships)", "test": "evaluate (the floor, the simple model) and a promotion"}
 
 
-def block(name: str, source: str, data: str, max_tokens: int, options: argparse.Namespace) -> str:
+def block(train: dict[str, Any], data: str, max_tokens: int, options: argparse.Namespace) -> str:
     """The model's part of params.yaml, as text."""
     settings: dict[str, Any] = {
         "task": options.task,
@@ -35,7 +35,7 @@ def block(name: str, source: str, data: str, max_tokens: int, options: argparse.
             "max_set_aside": 0.1,
         },
         "input": {"max_tokens": max_tokens},
-        "train": {"adopt": source},
+        "train": train,
         "export": {"tolerance": 0.0001, "embedding": 8},
         "quantize": {"precision": "auto", "calibration_samples": 256, "max_loss": 0.01, "tolerance": 0.02},
         "evaluate": {"floors": {"accuracy": options.floor}, "must_beat_simple": not options.simple_may_win},
@@ -45,7 +45,9 @@ def block(name: str, source: str, data: str, max_tokens: int, options: argparse.
         settings["expectations"] |= {"min_samples": 1, "min_per_class": 1}
         settings["quantize"]["precision"] = "fp32"
         settings["evaluate"] = {"floors": {}, "must_beat_simple": False, "unjudged": True}
-    lines = yaml.safe_dump({name: settings}, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    lines = yaml.safe_dump(
+        {options.name: settings}, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
+    )
     return "".join(f"  {line}\n" for line in lines.splitlines())
 
 
@@ -81,10 +83,10 @@ def _adopt(options: argparse.Namespace) -> int:
     if options.name in configured.models:
         raise LooplineError(f"params.yaml has a model {options.name!r}: choose another --name")
     trainer: Any = tasks.find(options.task).trainer()
-    longest = trainer.adoptable(options.source)
+    longest, digest = trainer.adoptable(options.source)
     source, data = (_path(each) for each in (options.source, options.data))
     before = {path: path.read_text(encoding="utf-8") for path in (settings.PARAMS, LOCK) if path.exists()}
-    added = block(options.name, source, data, min(options.max_tokens, longest), options)
+    added = block({"adopt": source, "weights_sha256": digest}, data, min(options.max_tokens, longest), options)
     files.write(settings.PARAMS, with_block(before[settings.PARAMS], added))
     try:
         settings.load()

@@ -87,8 +87,11 @@ HEADS: dict[str, tuple[Pooling, str, str]] = {
 }
 
 
-def read(folder: Path) -> Pretrained:
-    """Read the encoder in `folder`. Raises LooplineError that says what is missing or what cannot be used."""
+def read(folder: Path, expected: str | None = None) -> Pretrained:
+    """Read the encoder in `folder`. Raises LooplineError that says what is missing or what cannot be used.
+
+    expected: sha256 of the weights; None for any.
+    """
     from tokenizers import Tokenizer
 
     config = _config(folder)
@@ -110,7 +113,13 @@ def read(folder: Path) -> Pretrained:
     raw = _weights(folder)
     tensors, others = _renamed(raw, config["model_type"], shape)
     _check(tensors, shape, folder)
-    return Pretrained(shape, tensors, others, tokenizer, config, sha256(folder / "model.safetensors"))
+    digest = sha256(folder / "model.safetensors")
+    if expected and digest != expected:
+        raise LooplineError(
+            f"architecture: the weights in {folder} have sha256 {digest}, but params.yaml says weights_sha256: {expected}. "
+            "If you mean the new ones, write their hash there"
+        )
+    return Pretrained(shape, tensors, others, tokenizer, config, digest)
 
 
 def head(pretrained: Pretrained, folder: Path) -> ClassifierHead:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from loopline.data.manifest import Split
+    from loopline.settings import Adopt
     from loopline.tasks.text.encoder import EncoderNetwork
     from loopline.tasks.text.parameters import TextSettings, TextTrain
 
@@ -24,7 +25,7 @@ NAME = "encoder"
 def begin(train: Split, val: Split, settings: TextSettings, options: TextTrain) -> Start:
     """Return the encoder that `train.architecture` names, with a new head. Raises LooplineError if it cannot be used."""
     source = encoder_sources.find(options.architecture)
-    pretrained = encoder_files.read(source)
+    pretrained = encoder_files.read(source, options.weights_sha256)
     shape = pretrained.shape
     if options.frozen_layers > shape.layers:
         raise LooplineError(
@@ -37,10 +38,10 @@ def begin(train: Split, val: Split, settings: TextSettings, options: TextTrain) 
     return _start(pretrained, settings, network, config)
 
 
-def adopt(train: Split, settings: TextSettings, folder: str) -> Start:
+def adopt(train: Split, settings: TextSettings, options: Adopt) -> Start:
     """Return a fine-tuned classifier as it is, its classes in the order of the data's. Raises LooplineError if the two differ."""
-    source = encoder_sources.find(folder)
-    pretrained = encoder_files.read(source)
+    source = encoder_sources.find(options.adopt)
+    pretrained = encoder_files.read(source, options.weights_sha256)
     head = encoder_files.head(pretrained, source)
     if sorted(head.labels) != sorted(train.labels):
         raise LooplineError(

@@ -18,11 +18,13 @@ class TextShape(Strict):
 class TextTrain(ClassifierFit):
     """How a text classifier is trained.
 
-    architecture: `ngrams`, trained from scratch, or the pretrained encoder to fine-tune: see `encoder_sources.find`. frozen_layers:
-    first layers of the encoder that stay as they are. tokenizer, vocabulary, word_dropout: of n-grams; an encoder brings its own.
+    architecture: `ngrams`, trained from scratch, or the pretrained encoder to fine-tune: see `encoder_sources.find`. weights_sha256:
+    of its weights, or None for any. frozen_layers: first layers of the encoder that stay as they are. tokenizer, vocabulary,
+    word_dropout: of n-grams; an encoder brings its own.
     """
 
     architecture: str = "ngrams"
+    weights_sha256: str | None = None
     frozen_layers: int = Field(default=0, ge=0)
     tokenizer: Literal["auto", "words", "characters"]
     vocabulary: int = Field(ge=100)

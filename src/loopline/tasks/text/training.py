@@ -78,7 +78,7 @@ def train(
 def _start(train: Split, val: Split, settings: TextSettings) -> Start:
     options = settings.train
     if isinstance(options, Adopt):
-        return encoder_model.adopt(train, settings, options.adopt)
+        return encoder_model.adopt(train, settings, options)
     if options.pretrained:
         return start_from(located(options.pretrained), settings, options, classes=len(train.labels))
     if options.architecture == ngram_model.NAME:
@@ -138,12 +138,15 @@ def _load(folder: Path) -> tuple[TextNetwork, ModelSpec]:
     return network, ModelSpec(task="text", labels=labels, text=text, temperature=float(network.temperature))
 
 
-def adoptable(source: str) -> int:
-    """Return the most tokens that a finished model takes. Raises LooplineError if it cannot be adopted: see `encoder_model.adopt`."""
+def adoptable(source: str) -> tuple[int, str]:
+    """Return the most tokens that a finished model takes, and its weights' sha256.
+
+    Raises LooplineError if it cannot be adopted: see `encoder_model.adopt`.
+    """
     folder = encoder_sources.find(source)
     pretrained = encoder_files.read(folder)
     encoder_files.head(pretrained, folder)
-    return pretrained.shape.max_tokens
+    return pretrained.shape.max_tokens, pretrained.sha256
 
 
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
