@@ -34,6 +34,7 @@ LOOPLINE = (
     "server",
     "tasks",
 )
+OF_A_TASK = {"__init__.py", "task.py"}  # what a server imports of a task's folder; the rest is its training
 DEMO = ("server/pages/index.html", "server/pages/assets")
 HEADER = "<IIQQQQQQ"  # of a segment: type, flags, offset, two addresses, size in the file and in memory, alignment
 PT_LOAD = 1
@@ -172,6 +173,9 @@ def main() -> None:
     own.mkdir()
     for name in LOOPLINE:
         copy(given.loopline / name, own / name)
+    for path in (own / "tasks").glob("*/*"):
+        if path.name not in OF_A_TASK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if given.demo == "0":
         remove(own, DEMO)
     bytecode(own, root, keep_source=True)
