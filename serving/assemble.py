@@ -153,6 +153,15 @@ def bytecode(folder: Path, root: Path, *, keep_source: bool) -> None:
         remove(folder, ["**/*.py"])
 
 
+def copy_loopline(source: Path, target: Path) -> None:
+    """What a server needs of src/loopline."""
+    for name in LOOPLINE:
+        copy(source / name, target / name)
+    for path in (target / "tasks").glob("*/*"):
+        if path.name not in OF_A_TASK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def main() -> None:
     """Make the folder ROOT."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,12 +179,7 @@ def main() -> None:
     shutil.copytree(given.packages, packages, ignore=shutil.ignore_patterns("__pycache__"))
     bytecode(stdlib, root, keep_source=False)
     own = packages / "loopline"
-    own.mkdir()
-    for name in LOOPLINE:
-        copy(given.loopline / name, own / name)
-    for path in (own / "tasks").glob("*/*"):
-        if path.name not in OF_A_TASK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    copy_loopline(given.loopline, own)
     if given.demo == "0":
         remove(own, DEMO)
     bytecode(own, root, keep_source=True)
