@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from loopline.cli.verbs import Verbs, verb
 from loopline.errors import LooplineError
@@ -24,6 +21,8 @@ GATES = {"val": "quantize (whether INT8 ships)", "test": "evaluate (the floor, t
 
 def block(train: dict[str, Any], data: str, max_tokens: int, options: argparse.Namespace) -> str:
     """The model's part of params.yaml, as text."""
+    import yaml
+
     settings: dict[str, Any] = {
         "task": options.task,
         "dataset": data,
@@ -117,6 +116,8 @@ def _path(given: str) -> str:
 
 def _repro(target: str) -> None:
     """Run the pipeline up to a stage. Raises LooplineError if it fails: the stage has said why."""
+    import subprocess
+
     if subprocess.run(["dvc", "repro", target], check=False).returncode:  # noqa: S607 - of this environment
         raise LooplineError(f"dvc repro {target} failed, as said above. params.yaml and dvc.lock are as they were")
 
