@@ -15,6 +15,7 @@ from loopline.server.metrics import Metrics
 
 pytestmark = prometheus.needed
 WINDOW = "1h"  # longer than any test, so all counts are in it
+LAST = "loopline:quality_limit"  # the last recording of the drift rules that every bundle has
 
 
 class Replica:
@@ -97,7 +98,8 @@ def test_rules_and_numpy_agree_on_a_window_over_three_replicas_one_of_which_rest
         replica.add({name: values[150:] for name, values in part.items()})
     seen(server, 900)
 
-    counted = prometheus.eventually(lambda: _settled(server, reference))
+    server = server.frozen(LAST)
+    counted = rows(server, reference)
     expected_counts = test_drift.counted(signals, reference)
     for name, counts in counted.items():
         # Prometheus extrapolates each series by up to half a scrape, which matters in a test of seconds.
@@ -114,27 +116,6 @@ def test_rules_and_numpy_agree_on_a_window_over_three_replicas_one_of_which_rest
     assert before["brightness"] == pytest.approx(expected["brightness"].before, abs=1e-6)
 
 
-def _settled(server, reference):
-    """Return the counts if the rules agree with them, which they do if nothing was scraped in between; else None."""
-    counts = rows(server, reference)
-    shifts = {labels["signal"]: value for labels, value in server.query("loopline:signal_shift")}
-    same = all(
-        abs(statistic.shift(counts[name], np.array(signal.counts)) - shifts[name]) < 1e-6
-        for name, signal in reference.signals.items()
-    )
-    return counts if same else None
-
-
-def _agreed(server, reference, version):
-    """Return the harm if the rules and numpy compute the same; else None."""
-    cost = harm.judge(rows(server, reference, version), reference)
-    recorded = [
-        server.query(f'{name}{{version="{version}"}}')[0][1]
-        for name in ("loopline:quality_loss", "loopline:quality_limit")
-    ]
-    return cost if np.allclose(recorded, [cost.loss, cost.limit], atol=0.003) else None
-
-
 def test_the_estimated_quality_is_the_same_and_versions_are_judged_apart(watched, reference):
     old, new = Replica(reference, "v1"), Replica(reference, "v2")
     server = watched(old, new)
@@ -142,12 +123,15 @@ def test_the_estimated_quality_is_the_same_and_versions_are_judged_apart(watched
     new.add(test_drift.population(600, 9, sure=-0.25, brightness=2)[0] | {"predicted_class": np.zeros(600)})
     seen(server, 600, "v1")
     seen(server, 600, "v2")
+    server = server.frozen(LAST)
     by_version = {labels["version"]: value for labels, value in server.query("loopline:drift_score")}
     assert by_version["v1"] < 1 < by_version["v2"]
     losses = {labels["version"]: value for labels, value in server.query("loopline:quality_loss")}
     assert abs(losses["v1"]) < 0.04 < 0.1 < losses["v2"]
     for version in ("v1", "v2"):
-        cost = prometheus.eventually(lambda version=version: _agreed(server, reference, version))
+        cost = harm.judge(rows(server, reference, version), reference)
+        for name, value in (("loopline:quality_loss", cost.loss), ("loopline:quality_limit", cost.limit)):
+            assert server.query(f'{name}{{version="{version}"}}')[0][1] == pytest.approx(value, abs=0.003), name
         assert (cost.classes > 0) == (version == "v2"), (
             "all of v2 is predicted as the first class, and its images look different"
         )

@@ -1,5 +1,6 @@
 """A real Prometheus for tests, and targets for it to scrape."""
 
+import copy
 import http.client
 import json
 import os
@@ -60,9 +61,10 @@ class Hook(Server):
         super().__init__(keep)
 
 
-def query(url, expression):
-    """The result of an instant query: [(labels, value), ...]."""
-    address = f"{url}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+def query(url, expression, moment=None):
+    """The result of an instant query, now or at `moment` (Unix time): [(labels, value), ...]."""
+    arguments = {"query": expression} | ({} if moment is None else {"time": moment})
+    address = f"{url}/api/v1/query?" + urllib.parse.urlencode(arguments)
     with urllib.request.urlopen(address, timeout=10) as answer:
         rows = json.load(answer)["data"]["result"]
     return [(row["metric"], float(row["value"][1])) for row in rows]
@@ -86,6 +88,8 @@ def quick(rules):
 
 class Prometheus:
     """A Prometheus that scrapes `targets` and evaluates `rules` every half second."""
+
+    moment: float | None = None
 
     def __init__(self, folder, targets, rules):
         port = free_port()
@@ -113,7 +117,16 @@ class Prometheus:
             return False
 
     def query(self, expression):
-        return query(self.url, expression)
+        return query(self.url, expression, self.moment)
+
+    def frozen(self, recording):
+        """This server at the next evaluation of `recording`, so that all queries see the samples of one evaluation.
+
+        A rule group writes all its recordings with one time stamp, in order: name the last one that matters.
+        """
+        view, now = copy.copy(self), time.time()
+        [(_, view.moment), *_] = eventually(lambda: self.query(f"max(timestamp({recording})) > {now}"))
+        return view
 
     def close(self):
         self.process.terminate()
