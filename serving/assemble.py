@@ -34,6 +34,7 @@ LOOPLINE = (
     "server",
     "tasks",
 )
+OF_A_TASK = {"__init__.py", "task.py"}  # what a server imports of a task's folder; the rest is its training
 DEMO = ("server/pages/index.html", "server/pages/assets")
 HEADER = "<IIQQQQQQ"  # of a segment: type, flags, offset, two addresses, size in the file and in memory, alignment
 PT_LOAD = 1
@@ -152,6 +153,15 @@ def bytecode(folder: Path, root: Path, *, keep_source: bool) -> None:
         remove(folder, ["**/*.py"])
 
 
+def copy_loopline(source: Path, target: Path) -> None:
+    """What a server needs of src/loopline."""
+    for name in LOOPLINE:
+        copy(source / name, target / name)
+    for path in (target / "tasks").glob("*/*"):
+        if path.name not in OF_A_TASK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def main() -> None:
     """Make the folder ROOT."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,9 +179,7 @@ def main() -> None:
     shutil.copytree(given.packages, packages, ignore=shutil.ignore_patterns("__pycache__"))
     bytecode(stdlib, root, keep_source=False)
     own = packages / "loopline"
-    own.mkdir()
-    for name in LOOPLINE:
-        copy(given.loopline / name, own / name)
+    copy_loopline(given.loopline, own)
     if given.demo == "0":
         remove(own, DEMO)
     bytecode(own, root, keep_source=True)

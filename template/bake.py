@@ -16,7 +16,7 @@ import yaml
 MODELS = {"classification": "classifier", "detection": "detector", "text": "text"}
 # What the `detect` extra alone brings into requirements.lock. tests/test_template.py works it out.
 DETECTION = {
-    *("nvidia-ml-py", "opencv-python-headless", "polars", "polars-runtime-32", "torchvision"),
+    *("nvidia-ml-py", "opencv-python-headless", "polars", "polars-runtime-32"),
     *("ultralytics-opencv-headless", "ultralytics-platform", "ultralytics-thop"),
 }
 

@@ -41,7 +41,7 @@ def test_the_repositorys_own_settings_are_valid_and_frozen():
 
 def test_an_unknown_key_is_refused_by_name(params):
     path = params(lambda content: content["models"]["classifier"]["train"].update(epoch=3))
-    with pytest.raises(LooplineError, match=r"models\.classifier\.classification\.train\.epoch: Extra inputs"):
+    with pytest.raises(LooplineError, match=r"models\.classifier\.train\.epoch: Extra inputs"):
         settings.load(path)
 
 
@@ -50,7 +50,7 @@ def test_an_unknown_key_is_refused_by_name(params):
 )
 def test_an_expectation_that_means_nothing_to_the_task_is_refused_by_name(params, model, limit):
     path = params(lambda content: content["models"][model]["expectations"].update({limit: 8}))
-    with pytest.raises(LooplineError, match=rf"models\.{model}\.\w+\.expectations\.{limit}: Extra inputs"):
+    with pytest.raises(LooplineError, match=rf"models\.{model}\.expectations\.{limit}: Extra inputs"):
         settings.load(path)
 
 

@@ -113,6 +113,16 @@ class Fit(Strict):
     pretrained: str | None = None
 
 
+class Adopt(Strict):
+    """In place of a training: the finished model at this path is taken as it is, see `loopline adopt`.
+
+    weights_sha256: of its weights, so that others at the same path are noticed.
+    """
+
+    adopt: str = Field(min_length=1)
+    weights_sha256: str | None = None
+
+
 class ClassifierFit(Fit):
     """Settings that the trainings of image and text classifiers share."""
 
@@ -155,6 +165,8 @@ class Evaluate(Strict):
     floors: dict[str, float]  # metric name -> least value; the stage fails below it
     # true: the measured gain over the simple model must be above 0. "proven": the lower bound of its interval must be, too
     must_beat_simple: bool | Literal["proven"]
+    # The labelled samples are too few to judge by: the model ships, and its card, the registry and servers say that no gate judged it
+    unjudged: bool = False
     resamples: int = Field(default=1000, ge=100)
 
 
@@ -178,7 +190,7 @@ class ModelSettings(Strict):
 
     task: str
     input: Strict
-    train: Fit
+    train: Fit | Adopt
     dataset: str
     split: SplitSettings
     expectations: Expectations
@@ -238,8 +250,18 @@ def load(path: Path = PARAMS) -> Settings:
     try:
         return _settings_for(raw).model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()]
+        lines = [f"  {_key(e['loc'])}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()]
         raise LooplineError(f"{path} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from error
+
+
+def _key(place: tuple[int | str, ...]) -> str:
+    """Return the key that an error is about, without the names of the kinds among which pydantic chose."""
+    words = list(place)
+    if words[:1] == ["models"] and words[-1] != "[key]":
+        del words[2:3]
+        if words[2:3] == ["train"] and words[3:4] in (["adopt"], ["fit"]):
+            del words[3]
+    return ".".join(map(str, words))
 
 
 def repository() -> Path:

@@ -125,7 +125,7 @@ def test_an_expectation_about_classes_is_refused_where_a_task_has_none(project):
     with_classes = folder.with_name("with_classes")
     with_classes.mkdir()
     (with_classes / "params.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(AssertionError, match=r"models\.counter\.number\.expectations\.min_per_class: Extra inputs"):
+    with pytest.raises(AssertionError, match=r"models\.counter\.expectations\.min_per_class: Extra inputs"):
         loopline(with_classes, "stage", "validate", "counter")
 
 

@@ -7,27 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from reviews import ODD, split
 
 from loopline import settings
-from loopline.data.manifest import Split
 from loopline.lib import sessions
 from loopline.tasks import find
+from loopline.tasks.text import ngram_model
 from loopline.tasks.text import training as text
 from loopline.training import parity, quantization
 
 task = find("text")
-
-WORDS = {"good": ["fine", "great", "lovely", "superb"], "bad": ["poor", "awful", "dull", "weak"]}
-ODD = ["", " ", "a\u0085b", "\U0001f600\U0001f600", "\u4f60\u597d", "\ud800", "word " * 5000, "fine"]
-
-
-def split(count, seed):
-    generator = np.random.default_rng(seed)
-    targets = generator.integers(0, 2, count)
-    inputs = [
-        f"the film {i} was {generator.choice(WORDS[('bad', 'good')[t]])} and {i % 7}" for i, t in enumerate(targets)
-    ]
-    return Split([str(i) for i in range(count)], inputs, targets, np.zeros((count, 2), np.int32), ("bad", "good"))
 
 
 def train(folder, kind):
@@ -91,12 +80,12 @@ def test_words_stay_where_characters_are_not_clearly_better():
     other = same.copy()
     other[:400:4] = True  # 100 more right
     other[1:400:4] = False  # 100 fewer
-    assert not text.clearly_better(other, same)
+    assert not ngram_model.clearly_better(other, same)
     other[1:81:4] = True  # now 20 more than fewer, of 1,200
-    assert not text.clearly_better(other, same)
+    assert not ngram_model.clearly_better(other, same)
     other[81:161:4] = True  # and now 40
-    assert text.clearly_better(other, same)
-    assert not text.clearly_better(same, same)
+    assert ngram_model.clearly_better(other, same)
+    assert not ngram_model.clearly_better(same, same)
 
 
 @pytest.mark.parametrize("kind", ["words", "characters"])
@@ -113,4 +102,7 @@ def test_auto_takes_the_tokens_that_distinguish_the_classes(kind):
         texts = [templates[target].format(word) for target, word in zip(targets, words, strict=True)]
         return replace(split(count, seed), inputs=texts, targets=targets)
 
-    assert text._fresh(words_or_letters(300, 0), words_or_letters(80, 1), model)[0] == kind
+    assert (
+        ngram_model.begin(words_or_letters(300, 0), words_or_letters(80, 1), model, model.train).config["tokens"]
+        == kind
+    )

@@ -161,3 +161,18 @@ def test_only_boxes_with_a_score_count_for_parity():
 def test_missing_outputs_are_named():
     with pytest.raises(LooplineError, match="embedding"):
         parity.largest_difference({"scores": np.zeros(1)}, {"scores": np.zeros(1), "embedding": np.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        (("avx2", "avx512_vnni"), [("int8", False)]),
+        (("avx2",), [("int8", True), ("uint8", False)]),
+        (("asimddp",), [("int8", False)]),
+    ],
+)
+def test_without_vnni_signed_weights_get_seven_bits_and_unsigned_ones_are_tried_too(monkeypatch, features, expected):
+    monkeypatch.setattr(quantization, "cpu_features", lambda: features)
+    candidates = quantization.grid("dynamic", ())
+    assert [(candidate.weights, candidate.reduce_range) for candidate in candidates] == expected
+    assert [candidate.weights for candidate in quantization.grid("static", ("minmax", "entropy"))] == ["int8", "int8"]

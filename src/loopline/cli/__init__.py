@@ -10,6 +10,7 @@ import sys
 
 from loopline import __version__
 from loopline.cli import (
+    adoption,
     deploy,
     drill,
     journal,
@@ -31,7 +32,20 @@ def parser() -> argparse.ArgumentParser:
     top = VerbParser(prog="loopline", description="Train, serve, monitor and retrain models.")
     top.add_argument("--version", action="version", version=f"loopline {__version__}")
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (pipeline, serving, journal, monitoring, retraining, releases, rollout, deploy, whoami, drill, plan):
+    for module in (
+        pipeline,
+        adoption,
+        serving,
+        journal,
+        monitoring,
+        retraining,
+        releases,
+        rollout,
+        deploy,
+        whoami,
+        drill,
+        plan,
+    ):
         module.add(verbs)
     return top
 

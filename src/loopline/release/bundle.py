@@ -58,7 +58,8 @@ class Manifest:
     """The content of `bundle.json`.
 
     spec: task, labels, preprocessing, post-processing thresholds and temperature. quantization: number format of `model.onnx`.
-    metrics: `headline` (name of a metric), `n` (test samples), `metrics` (name -> value and 95 % interval: low, high).
+    metrics: `headline` (name of a metric), `n` (test samples), `metrics` (name -> value and 95 % interval: low, high), and `unjudged`
+    if no gate judged them.
     """
 
     name: str
@@ -68,6 +69,11 @@ class Manifest:
     quantization: Literal["int8", "fp32"]
     metrics: dict[str, Any]
     lineage: Lineage
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether no gate judged the model's quality, because there were too few labelled samples."""
+        return bool(self.metrics.get("unjudged"))
 
     def to_json(self) -> str:
         """Return the text of `bundle.json`, the same bytes for the same content."""

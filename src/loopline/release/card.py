@@ -31,6 +31,7 @@ class DataSource:
     citation: str | None
     counts: Mapping[str, Mapping[str, int]]
     set_aside: Mapping[str, int]
+    adopted: bool = False  # trained elsewhere: see `settings.Adopt`
 
 
 def card(
@@ -46,8 +47,8 @@ def card(
     """
     sections = {
         "Intended use": _use(manifest),
-        "Training data": _data(source),
-        "Quality": _metrics(manifest, report),
+        "Data" if source.adopted else "Training data": _data(source),
+        "Quality": _metrics(manifest, source, report),
         "Classes": _classes(report),
         "Slices": _slices(report),
         "Limits": _limits(manifest, report),
@@ -65,8 +66,15 @@ def _summary(manifest: Manifest, source: DataSource, report: Mapping[str, Any]) 
     headline = report["headline"]
     figure = markdown.figure(report["metrics"][headline])
     size = f"{report['model_bytes'] / 1e6:.2f} MB"
+    origin = "Trained elsewhere, measured on" if source.adopted else "Trained on"
+    unjudged = (
+        "**No gate judged this model**: there were too few labelled samples. The figures below may be far off. "
+        if manifest.unjudged
+        else ""
+    )
     return (
-        f"Trained on **{source.name}**. {markdown.word(headline)} **{figure}** on {report['n']:,} test samples. "
+        f"{unjudged}{origin} **{source.name}**. "
+        f"{markdown.word(headline)} **{figure}** on {report['n']:,} test samples. "
         f"Served as {manifest.quantization.upper()} ONNX, {size}."
     )
 
@@ -107,7 +115,7 @@ def _data(source: DataSource) -> list[str]:
     return blocks
 
 
-def _metrics(manifest: Manifest, report: Mapping[str, Any]) -> list[str]:
+def _metrics(manifest: Manifest, source: DataSource, report: Mapping[str, Any]) -> list[str]:
     header = ["metric", "value", "meaning"]
     rows = [
         [markdown.code(name), markdown.figure(value), markdown.METRICS.get(name, "")]
@@ -115,8 +123,13 @@ def _metrics(manifest: Manifest, report: Mapping[str, Any]) -> list[str]:
     ]
     if not any(meaning for *_, meaning in rows):  # metrics of a task that another package brings
         header, rows = header[:2], [row[:2] for row in rows]
+    unused = (
+        "of which the training elsewhere may have used some."
+        if source.adopted
+        else "which neither training nor tuning used."
+    )
     blocks = [
-        f"Measured on the {report['n']:,} samples of the test split, which neither training nor tuning used. "
+        f"Measured on the {report['n']:,} samples of the test split, {unused} "
         "The brackets hold 95 % bootstrap intervals.",
         markdown.table(header, rows),
     ]

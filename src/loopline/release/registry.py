@@ -286,6 +286,8 @@ def _create(store: MlflowClient, opened: Bundle) -> ModelVersion:
     tags = {HASH: opened.version, "data_sha256": lineage.data, "code_sha256": lineage.code}
     tags |= {"parameters_sha256": lineage.parameters, "git_revision": tracking.revision()}
     tags |= {"quantization": opened.manifest.quantization}
+    if opened.manifest.unjudged:
+        tags["unjudged"] = "true"
     return store.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id)
 
 

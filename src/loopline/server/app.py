@@ -208,6 +208,7 @@ class App:
                 "task": model.spec.task,
                 "labels": model.spec.labels,
                 "precision": model.bundle.manifest.quantization,
+                "unjudged": model.bundle.manifest.unjudged,
             },
         }
         body = orjson.dumps(metadata)

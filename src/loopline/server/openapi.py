@@ -236,6 +236,7 @@ def _metadata(model: Model) -> Json:
             "task": {"const": model.spec.task},
             "labels": {"const": list(model.spec.labels)},
             "precision": {"enum": ["int8", "fp32"]},
+            "unjudged": {"type": "boolean"},
         }
     )
     return record(

@@ -60,7 +60,7 @@ def main(name: str) -> None:
         inputs=inputs,
         outputs=outputs,
         quantization=verdict["chosen"],
-        metrics={key: report[key] for key in ("headline", "n", "metrics")},
+        metrics={key: report[key] for key in ("headline", "n", "metrics", "unjudged") if key in report},
         lineage=bundle.Lineage(
             data=sha256(data.read_bytes()),
             parameters=sha256(canonical({"seed": everything.seed, "model": model.model_dump(mode="json")})),
@@ -75,7 +75,7 @@ def main(name: str) -> None:
         model=stages / "quantize" / "model.onnx",
         drift=stages / "calibrate" / "drift.json",
         golden=stages / "calibrate" / "golden.json",
-        card=card.card(described, source(name, model.dataset), report, verdict, [path.name for path in pictures]),
+        card=card.card(described, source(name, model), report, verdict, [path.name for path in pictures]),
         pictures=pictures,
         tokenizer=tokenizer if tokenizer.exists() else None,
     )
@@ -90,22 +90,23 @@ def main(name: str) -> None:
     )
 
 
-def source(name: str, dataset: str) -> card.DataSource:
+def source(name: str, model: settings.ModelSettings) -> card.DataSource:
     """Return what the card says about the data. Only the last part of a folder's path is shown, for its owner's privacy."""
     columns = manifest.table(stage_files.manifest(name), ["source", "split"]).to_pydict()
     counts: dict[str, dict[str, int]] = {}
     for origin, split in zip(columns["source"], columns["split"], strict=True):
         row = counts.setdefault(Path(origin).name, dict.fromkeys(manifest.SPLITS, 0))
         row[split] += 1
-    entry = catalog.load().get(dataset)
+    entry = catalog.load().get(model.dataset)
     left_out = stage_files.read_json(stage_files.manifest(name).with_name("ingest.json"))["set_aside"]
     return card.DataSource(
-        name=Path(dataset).name,
+        name=Path(model.dataset).name,
         description=entry.description if entry else None,
         licence=entry.licence if entry else None,
         citation=entry.citation if entry else None,
         counts=dict(sorted(counts.items(), key=lambda item: (-sum(item[1].values()), item[0]))),
         set_aside={reason: row["count"] for reason, row in left_out.items()},
+        adopted=isinstance(model.train, settings.Adopt),
     )
 
 

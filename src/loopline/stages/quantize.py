@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def main(name: str) -> None:
     verdict: dict[str, Any] = {
         "chosen": "fp32" if reasons else "int8",
         "reasons": reasons or ["as accurate as FP32 within the allowance, smaller, and not clearly slower"],
-        "candidate": {"method": candidate.method, "reduce_range": candidate.reduce_range},
+        "candidate": asdict(candidate),
         task.headline: {
             "int8_minus_fp32": change.rounded(),
             "allowed_loss": model.quantize.max_loss,
@@ -95,8 +96,8 @@ def best_candidate(
     exclude = trainer.nodes_to_exclude(onnx.load(source))
     full = sessions.run(source, calibration)
     candidates = []
-    for candidate in quantization.grid(trainer.QUANTIZATION, options.methods):
-        path = target.with_name(f"{candidate.method}.onnx")
+    for number, candidate in enumerate(quantization.grid(trainer.QUANTIZATION, options.methods)):
+        path = target.with_name(f"candidate-{number}.onnx")
         quantization.quantize(source, path, candidate, calibration, exclude=exclude)
         candidates.append((quantization.distance(full, sessions.run(path, calibration)), path, candidate))
     _, path, candidate = min(candidates, key=lambda row: row[0])

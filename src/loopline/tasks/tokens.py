@@ -24,12 +24,12 @@ def tokenizer(text: TextInput, folder: Path) -> Callable[[Sequence[str]], Arrays
     loaded.enable_padding(pad_id=text.pad_id)
 
     def ids(texts: Sequence[str]) -> Arrays:
-        encoded = loaded.encode_batch([_valid(each) for each in texts])
+        encoded = loaded.encode_batch([valid(each) for each in texts])
         return {"ids": np.array([encoding.ids for encoding in encoded], np.int64).reshape(len(encoded), -1)}
 
     return ids
 
 
-def _valid(text: str) -> str:
+def valid(text: str) -> str:
     """Replace lone surrogates, which JSON can hold and UTF-8 cannot, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

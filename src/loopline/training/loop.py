@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
 LARGEST_GRADIENT = 1.0  # norm
-EVALUATION_BATCH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +50,14 @@ class Data:
     inputs: from int64 indices (b,) to the batch that the model takes. targets: int64 (n,) class indices.
     augment: changes a batch, on the model's device, with torch's global random numbers; training only.
     lengths: (n,) or None; if set, samples of similar length share a batch, so that little of it is padding.
+    evaluation_batch: samples in a batch without gradients.
     """
 
     inputs: Tensors
     targets: NDArray[np.int64]
     augment: Tensors | None = None
     lengths: NDArray[Any] | None = None
+    evaluation_batch: int = 512
 
 
 def device() -> torch.device:
@@ -118,7 +119,7 @@ def fit(
             model, train, settings, loss_of, optimizer, scaler, seed=seed, epoch=state.epoch, shown=shown
         )
         state.epoch += 1
-        row = {"train_loss": train_loss, **_validate(model, val)}
+        row = {"train_loss": train_loss, **validate(model, val)}
         if not math.isfinite(row["train_loss"] + row["val_loss"]):
             raise LooplineError(
                 f"the loss of epoch {state.epoch} is not a number: lower learning_rate ({settings.learning_rate})"
@@ -146,7 +147,7 @@ def predict(function: Tensors, data: Data) -> torch.Tensor:
     lengths = np.zeros(len(data.targets)) if data.lengths is None else data.lengths
     order = torch.from_numpy(np.argsort(lengths, kind="stable"))
     with torch.inference_mode():
-        chunks = torch.split(order, EVALUATION_BATCH)
+        chunks = torch.split(order, data.evaluation_batch)
         outputs = torch.cat([function(data.inputs(chunk).to(device())).float().cpu() for chunk in chunks])
         return outputs[torch.argsort(order)]
 
@@ -273,7 +274,8 @@ def _batches(data: Data, size: int, *, seed: int, epoch: int) -> list[torch.Tens
     return [torch.from_numpy(part) for part in parts]
 
 
-def _validate(model: torch.nn.Module, val: Data) -> dict[str, float]:
+def validate(model: torch.nn.Module, val: Data) -> dict[str, float]:
+    """Return val_loss and val_accuracy."""
     import torch
 
     model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ def to_onnx(
     """Return the graph of `network`, which takes one tensor. free: names of the input's leading dimensions, which have any size."""
     import torch
 
+    # It says at each start that it cannot export torchvision's operators, which nobody uses.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch deprecates
         program = torch.onnx.export(

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import copy
 import os
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 os.environ["YOLO_VERBOSE"] = "False"  # read at import, like the folder of its settings
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(".loopline").resolve()))
 
 import torch
-from ultralytics.nn.modules.head import Detect, v10Detect
-from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
-from ultralytics.utils.tal import make_anchors
+
+# At import ultralytics asks for the version of torchvision. The lock leaves that package out: nothing here uses it, and one that was
+# built for another torch fails at import.
+with patch("importlib.metadata.version", lambda name: "0.0" if name == "torchvision" else version(name)):
+    from ultralytics.nn.modules.head import Detect, v10Detect
+    from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+    from ultralytics.utils.tal import make_anchors
 
 from loopline.errors import LooplineError
 from loopline.settings import located

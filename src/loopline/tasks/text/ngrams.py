@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from loopline.tasks.text.network import TextNetwork
 from loopline.tasks.text.tokenizing import EDGE, PAD, UNKNOWN
 
 if TYPE_CHECKING:
@@ -101,12 +102,11 @@ def count(batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]], longes
     )
 
 
-class TextNetwork(nn.Module):
+class NgramNetwork(TextNetwork):
     """The network from token ids to logits. Temperature and embedding are fitted after the training."""
 
     slots: torch.Tensor
     keys: torch.Tensor
-    temperature: torch.Tensor
 
     def __init__(
         self, *, rows: int, longest: int, convolve: bool, classes: int, embedding: int, word_dropout: float = 0.0
@@ -145,12 +145,6 @@ class TextNetwork(nn.Module):
             self.table.weight[:, : main.shape[1]] = evidence @ main
             self.head.weight[:, : main.shape[1]] = main
 
-    @torch.no_grad()
-    def embed(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Set the linear map from features to the embedding."""
-        self.projection.weight.copy_(weight)
-        self.projection.bias.copy_(bias)
-
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the rows (n, l, longest) of the table for token ids (n, l); 0 for an unknown n-gram."""
         hashed = hashes(ids, self.longest)
@@ -169,16 +163,6 @@ class TextNetwork(nn.Module):
         if self.context is None:
             return bag
         return torch.cat([bag, self.context(tokens, real, count)], 1)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Map token ids (n, l) to logits (n, classes)."""
-        logits: torch.Tensor = self.head(self.dropout(self.features(ids)))
-        return logits
-
-    def answer(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map token ids (n, l) to probabilities (n, classes) and embedding (n, d)."""
-        features = self.features(ids)
-        return torch.softmax(self.head(features) / self.temperature, 1), self.projection(features)
 
 
 class Context(nn.Module):
@@ -203,15 +187,3 @@ class Context(nn.Module):
 def _triples(x: torch.Tensor) -> torch.Tensor:
     """Map (n, l, d) to (n, l, 3 d): each token's vector between its neighbours'."""
     return windows(x, before=1, after=1).flatten(2)
-
-
-class TextAnswers(nn.Module):
-    """A module whose `forward` is `TextNetwork.answer`, as the exporter needs it."""
-
-    def __init__(self, network: TextNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `TextNetwork.answer`."""
-        return self.network.answer(ids)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from loopline.settings import ClassifierFit, ClassLimits, Fraction, ModelSettings, Strict, TextLimits
+from loopline.settings import Adopt, ClassifierFit, ClassLimits, Fraction, ModelSettings, Strict, TextLimits
 
 
 class TextShape(Strict):
@@ -16,11 +16,23 @@ class TextShape(Strict):
 
 
 class TextTrain(ClassifierFit):
-    """How a text classifier is trained."""
+    """How a text classifier is trained.
 
+    architecture: `ngrams`, trained from scratch, or the pretrained encoder to fine-tune: see `encoder_sources.find`. weights_sha256:
+    of its weights, or None for any. frozen_layers: first layers of the encoder that stay as they are. tokenizer, vocabulary,
+    word_dropout: of n-grams; an encoder brings its own.
+    """
+
+    architecture: str = "ngrams"
+    weights_sha256: str | None = None
+    frozen_layers: int = Field(default=0, ge=0)
     tokenizer: Literal["auto", "words", "characters"]
     vocabulary: int = Field(ge=100)
     word_dropout: Fraction
+
+
+def _kind(train: Any) -> str:
+    return "adopt" if isinstance(train, Adopt) or (isinstance(train, dict) and "adopt" in train) else "fit"
 
 
 class TextExpectations(ClassLimits, TextLimits):
@@ -32,7 +44,7 @@ class TextSettings(ModelSettings):
 
     task: Literal["text"]
     input: TextShape
-    train: TextTrain
+    train: Annotated[Annotated[TextTrain, Tag("fit")] | Annotated[Adopt, Tag("adopt")], Discriminator(_kind)]
     expectations: TextExpectations
 
 
