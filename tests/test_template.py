@@ -109,7 +109,7 @@ def test_every_path_that_may_be_left_out_exists_and_names_a_choice():
         assert question is None or choice in QUESTIONS[question]["default"]
 
 
-LEFT_OUT = {"torchvision"}  # of the lock: see scripts/lock
+NOT_LOCKED = {"torchvision"}  # see scripts/lock
 
 
 def reached(requirements):
@@ -120,7 +120,7 @@ def reached(requirements):
         if requirement.marker and not requirement.marker.evaluate({"extra": wanted}):
             continue
         for extra in ("", *requirement.extras):
-            if (key := (canonicalize_name(requirement.name), extra)) not in seen and key[0] not in LEFT_OUT:
+            if (key := (canonicalize_name(requirement.name), extra)) not in seen and key[0] not in NOT_LOCKED:
                 seen.add(key)
                 todo += [(Requirement(line), extra) for line in importlib.metadata.requires(key[0]) or ()]
     return {name for name, _ in seen}
