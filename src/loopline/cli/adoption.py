@@ -19,10 +19,13 @@ LEAST_JUDGED = 140
 GATES = {"val": "quantize (whether INT8 ships)", "test": "evaluate (the floor, the simple model) and a promotion"}
 
 
-def block(train: dict[str, Any], data: str, max_tokens: int, options: argparse.Namespace) -> str:
+def block(train: dict[str, Any], data: str, takes: dict[str, Any], options: argparse.Namespace) -> str:
     """The model's part of params.yaml, as text."""
     import yaml
 
+    from loopline import tasks
+
+    task = tasks.find(options.task)
     settings: dict[str, Any] = {
         "task": options.task,
         "dataset": data,
@@ -33,11 +36,11 @@ def block(train: dict[str, Any], data: str, max_tokens: int, options: argparse.N
             "max_imbalance": 100,
             "max_set_aside": 0.1,
         },
-        "input": {"max_tokens": max_tokens},
+        "input": takes,
         "train": train,
         "export": {"tolerance": 0.0001, "embedding": 8},
         "quantize": {"precision": "auto", "calibration_samples": 256, "max_loss": 0.01, "tolerance": 0.02},
-        "evaluate": {"floors": {"accuracy": options.floor}, "must_beat_simple": not options.simple_may_win},
+        "evaluate": {"floors": {task.headline: options.floor}, "must_beat_simple": not options.simple_may_win},
         "calibrate": {"bins": 10, "false_alarms": 0.05},
     }
     if options.unjudged:
@@ -82,10 +85,13 @@ def _adopt(options: argparse.Namespace) -> int:
     if options.name in configured.models:
         raise LooplineError(f"params.yaml has a model {options.name!r}: choose another --name")
     trainer: Any = tasks.find(options.task).trainer()
-    longest, digest = trainer.adoptable(options.source)
+    finished = trainer.adoptable(options.source)
+    takes = dict(finished.input)
+    if "max_tokens" in takes:
+        takes["max_tokens"] = min(options.max_tokens, takes["max_tokens"])
     source, data = (_path(each) for each in (options.source, options.data))
     before = {path: path.read_text(encoding="utf-8") for path in (settings.PARAMS, LOCK) if path.exists()}
-    added = block({"adopt": source, "weights_sha256": digest}, data, min(options.max_tokens, longest), options)
+    added = block({"adopt": source, "weights_sha256": finished.weights_sha256}, data, takes, options)
     files.write(settings.PARAMS, with_block(before[settings.PARAMS], added))
     try:
         settings.load()
@@ -126,13 +132,17 @@ def add(verbs: Verbs) -> None:
     """Add this verb to the command line."""
     adopt = verb(verbs, "adopt", _adopt, "make a bundle of a finished model, without training, through every gate")
     adopt.add_argument(
-        "source", help="folder of a fine-tuned text classifier, as save_pretrained of transformers writes it"
+        "source", help="what somebody trained: a folder of transformers, a .pt of ultralytics or an .onnx"
     )
     adopt.add_argument("--name", required=True, help="name of the model in params.yaml")
-    adopt.add_argument("--task", choices=["text"], default="text", help="kind of the model")
+    adopt.add_argument(
+        "--task", choices=["classification", "detection", "text"], default="text", help="kind of the model"
+    )
     adopt.add_argument("--data", required=True, help="labelled data: a folder, or a data set of the catalogue")
     adopt.add_argument("--max-tokens", type=int, default=256, help="number of tokens after which a text is cut")
-    adopt.add_argument("--floor", type=float, default=0.5, help="least accuracy on the test split, 0 to 1")
+    adopt.add_argument(
+        "--floor", type=float, default=0.5, help="least accuracy (detection: mAP50) on the test split, 0 to 1"
+    )
     adopt.add_argument(
         "--simple-may-win",
         action="store_true",

@@ -11,6 +11,7 @@ import json
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -144,6 +145,14 @@ class Task(ABC):
     @abstractmethod
     def output_signals(self, outputs: Arrays, spec: ModelSpec) -> dict[str, NDArray[np.float64]]:
         """Return the drift signals of the answers, each float64 (n,); `confidence` is among them."""
+
+
+@dataclass(frozen=True)
+class Adoptable:
+    """What params.yaml needs of a finished model: `input` of its block, and the sha256 of its weights."""
+
+    input: dict[str, Any]
+    weights_sha256: str
 
 
 class Trainer(Protocol):

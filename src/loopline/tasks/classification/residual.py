@@ -6,14 +6,12 @@ All channels are multiples of `width`, and a width of 16 or 32 suits 8-bit kerne
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from loopline.tasks.classification.image_network import ConvNorm, ImageNetwork
 
 if TYPE_CHECKING:
     from loopline.tasks.spec import ImageInput
@@ -35,19 +33,10 @@ class Pointwise(nn.Conv2d):
         return nn.functional.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
 
 
-class ConvNorm(nn.Module):
-    """A convolution without bias and its batch normalisation."""
-
-    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1) -> None:
-        super().__init__()
-        convolution = Pointwise if kernel == 1 else nn.Conv2d
-        self.conv: nn.Module = convolution(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
-        normalised: torch.Tensor = self.norm(self.conv(x))
-        return normalised
+def convolution(inputs: int, outputs: int, *, kernel: int, stride: int = 1) -> ConvNorm:
+    """Return a normalised convolution from (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
+    kind = Pointwise if kernel == 1 else nn.Conv2d
+    return ConvNorm(kind(inputs, outputs, kernel, stride, kernel // 2, bias=False))
 
 
 class Block(nn.Module):
@@ -55,31 +44,24 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
-        self.first = ConvNorm(inputs, outputs, kernel=3, stride=stride)
-        self.second = ConvNorm(outputs, outputs, kernel=3)
+        self.first = convolution(inputs, outputs, kernel=3, stride=stride)
+        self.second = convolution(outputs, outputs, kernel=3)
         nn.init.zeros_(self.second.norm.weight)  # type: ignore[arg-type]
         same = inputs == outputs and stride == 1
-        self.short: nn.Module = nn.Identity() if same else ConvNorm(inputs, outputs, kernel=1, stride=stride)
+        self.short: nn.Module = nn.Identity() if same else convolution(inputs, outputs, kernel=1, stride=stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
         return torch.relu(self.second(torch.relu(self.first(x))) + self.short(x))
 
 
-class ImageNetwork(nn.Module):
-    """The network from images to logits. Temperature and embedding are fitted after the training."""
-
-    pixel_mean: torch.Tensor
-    pixel_scale: torch.Tensor
-    temperature: torch.Tensor
+class ResidualNetwork(ImageNetwork):
+    """The residual network, sized for its input."""
 
     def __init__(self, shape: ImageInput, *, classes: int, width: int, embedding: int) -> None:
         """width: channels of the first stage; later stages have twice as many. embedding: size of the embedding."""
-        super().__init__()
-        self.register_buffer("pixel_mean", torch.zeros(shape.channels))
-        self.register_buffer("pixel_scale", torch.full((shape.channels,), 1 / 255))
-        self.register_buffer("temperature", torch.ones(()))
-        self.stem = ConvNorm(shape.channels, width, kernel=5, stride=2)
+        super().__init__(shape.channels)
+        self.stem = convolution(shape.channels, width, kernel=5, stride=2)
         blocks = [Block(width, width, stride=1)]
         side = max(shape.height, shape.width) // 2
         while side > SMALLEST or len(blocks) == 1:
@@ -87,60 +69,9 @@ class ImageNetwork(nn.Module):
             blocks += [Block(2 * width, 2 * width, stride=1)]
             side //= 2
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(2 * width, classes)
-        self.projection = nn.Linear(2 * width, embedding).requires_grad_(False)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.finish(2 * width, classes=classes, embedding=embedding)
 
-    @torch.no_grad()
-    def normalise(self, pixels: NDArray[np.uint8]) -> None:
-        """Set mean and deviation of each channel to those of the training images, uint8 (n, h, w, c)."""
-        sums, squares = np.zeros((2, pixels.shape[3]))
-        for start in range(0, min(len(pixels), 4096), 64):  # in parts: all of them would be gigabytes in float64
-            part = pixels[start : start + 64].astype(np.float64)
-            sums, squares = sums + part.sum((0, 1, 2)), squares + np.square(part).sum((0, 1, 2))
-        count = pixels[:4096, ..., 0].size
-        deviation = np.sqrt((squares - sums**2 / count) / (count - 1))
-        self.pixel_mean.copy_(torch.from_numpy(sums / count))
-        self.pixel_scale.copy_(torch.from_numpy(1 / np.maximum(deviation, 1.0)))
-
-    @torch.no_grad()
-    def embed(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Set the linear map from features to the embedding: (d, 2 * width) and (d,)."""
-        self.projection.weight.copy_(weight)
-        self.projection.bias.copy_(bias)
-
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the features (n, 2 * width) of pixels (n, h, w, c), 0 to 255 of any type."""
-        x = (pixels.float() - self.pixel_mean) * self.pixel_scale
-        maps: torch.Tensor = self.blocks(torch.relu(self.stem(x.permute(0, 3, 1, 2))))
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        """Map scaled pixels (n, c, h, w) to features (n, 2 * width)."""
+        maps: torch.Tensor = self.blocks(torch.relu(self.stem(x)))
         return maps.mean((2, 3))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map pixels (n, h, w, c) to logits (n, classes)."""
-        logits: torch.Tensor = self.head(self.features(pixels))
-        return logits
-
-    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map pixels (n, h, w, c) to probabilities (n, classes) and embedding (n, d)."""
-        features = self.features(pixels)
-        return torch.softmax(self.head(features) / self.temperature, 1), self.projection(features)
-
-    def folded(self) -> ImageNetwork:
-        """Return a copy for inference, with each normalisation folded into its convolution."""
-        copied = copy.deepcopy(self).eval()
-        for module in copied.modules():
-            if isinstance(module, ConvNorm):
-                module.conv, module.norm = fuse_conv_bn_eval(module.conv, module.norm), nn.Identity()  # type: ignore[type-var, arg-type]
-        return copied
-
-
-class ImageAnswers(nn.Module):
-    """A module whose `forward` is `ImageNetwork.answer`, as the exporter needs it."""
-
-    def __init__(self, network: ImageNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `ImageNetwork.answer`."""
-        return self.network.answer(image)

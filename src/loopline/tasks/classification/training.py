@@ -1,4 +1,4 @@
-"""The image classifier: a small residual network, from a manifest's splits to `model.onnx`.
+"""The image classifier, from a manifest's splits to `model.onnx`: trained from scratch, fine-tuned, or a probe.
 
 Writes `model.safetensors` (weights, normalisation, temperature and embedding), `config.json` and `history.csv` to the
 train folder, and the ONNX graph to the export folder. Run by the stages `train` and `export`.
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from loopline.errors import LooplineError
 from loopline.lib.arrays import Arrays
-from loopline.settings import located
+from loopline.settings import Adopt
 from loopline.tasks import image
+from loopline.tasks.base import Adoptable
+from loopline.tasks.classification import architectures, onnx_file, onnx_model
+from loopline.tasks.classification.parameters import RESIDUAL
 from loopline.tasks.spec import ImageInput, ModelSpec
 from loopline.training import checkpoint, loop, onnx_export, posthoc
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     import torch
 
     from loopline.data.manifest import Split
+    from loopline.tasks.classification.image_network import ImageNetwork
     from loopline.tasks.classification.parameters import ClassificationSettings
-    from loopline.tasks.classification.residual import ImageNetwork
 
 QUANTIZATION: Literal["static", "dynamic"] = "static"
 EMBEDDING_SAMPLES = 8192  # enough for the principal components of some tens of features
@@ -49,27 +51,30 @@ def train(
     """
     import torch
 
+    from loopline.tasks.classification import probe
     from loopline.tasks.classification.augment import Augment
-    from loopline.tasks.classification.residual import ImageNetwork
 
-    shape = ImageInput(**settings.input.model_dump())
-    pixels, val_pixels = (image.batch(list(_images(split)), shape) for split in (train, val))
     loop.reproducible(seed)
-    network = ImageNetwork(
-        shape, classes=len(train.labels), width=settings.train.width, embedding=settings.export.embedding
-    )
-    network.normalise(pixels)
-    if settings.train.pretrained:
-        start_from(network, settings.train.pretrained)
-    data = _data(pixels, train, Augment(settings.train))
+    options = settings.train
+    if isinstance(options, Adopt):
+        log(1, onnx_model.adopt(train, val, settings, options, out=out, first=EMBEDDING_SAMPLES))
+        return
+    network, config = architectures.begin(settings, options, len(train.labels))
+    shape = ImageInput(**config["image"])
+    pixels, val_pixels = (image.batch(list(_images(split)), shape) for split in (train, val))
+    if options.architecture == RESIDUAL:
+        network.normalise(pixels)
+    data = _data(pixels, train, Augment(options))
     val_data = _data(val_pixels, val)
-    key = checkpoint.fingerprint(settings.train, settings.input, settings.export.embedding, *loop.identity(train, val))
-    history = loop.fit(network, data, val_data, settings.train, seed=seed, work=work, key=key, log=log)
+    if options.probe:
+        history = probe.fit(network, _data(pixels, train), val_data, options, log)
+    else:
+        key = checkpoint.fingerprint(options, config, *loop.identity(train, val))
+        history = loop.fit(network, data, val_data, options, seed=seed, work=work, key=key, log=log)
     network.temperature.fill_(posthoc.temperature(loop.predict(network, val_data), torch.from_numpy(val_data.targets)))
     features = loop.predict(network.features, _data(pixels[:EMBEDDING_SAMPLES], train))
     network.embed(*posthoc.principal_components(features, settings.export.embedding))
-    config = {"image": vars(shape), "labels": list(train.labels), "width": settings.train.width}
-    loop.write(out, network, history, config | {"embedding": settings.export.embedding})
+    loop.write(out, network, history, {"labels": list(train.labels), **config})
     checkpoint.forget(work)
 
 
@@ -88,48 +93,28 @@ def _data(
     )
 
 
-def start_from(network: ImageNetwork, pretrained: str) -> None:
-    """Load those tensors of an earlier run that fit. A head for other classes or another first layer stays as it is.
-
-    Raises LooplineError if the file is missing, is not a safetensors file, or if no block of it fits.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        tensors = load(located(pretrained).read_bytes())
-    except OSError as error:
-        raise LooplineError(
-            f"pretrained: no file {pretrained!r}. Give the path of a model.safetensors that an earlier training wrote "
-            "(models/<name>/train/model.safetensors); there are no published weights of this network"
-        ) from error
-    except SafetensorError as error:
-        raise LooplineError(f"pretrained: {pretrained!r} is not a safetensors file ({error})") from error
-    own = network.state_dict()
-    fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
-    if not any(name.startswith("blocks.") and tensor.ndim == 4 for name, tensor in fitting.items()):
-        raise LooplineError(
-            f"pretrained: no block of {pretrained!r} fits a network of this size: set width to that of the earlier training"
-        )
-    network.load_state_dict(fitting, strict=False)
-
-
 def _load(folder: Path) -> tuple[ImageNetwork, ModelSpec]:
     from safetensors.torch import load
 
-    from loopline.tasks.classification.residual import ImageNetwork
-
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shape, labels = ImageInput(**config["image"]), tuple(config["labels"])
-    network = ImageNetwork(shape, classes=len(labels), width=config["width"], embedding=config["embedding"])
+    network = architectures.build(config, classes=len(labels))
     network.load_state_dict(load((folder / "model.safetensors").read_bytes()))
     network.eval()
     spec = ModelSpec(task="classification", labels=labels, image=shape, temperature=float(network.temperature))
     return network, spec
 
 
+def adoptable(source: str) -> Adoptable:
+    """Return the shape of the images that a finished graph takes, and its file's sha256. Raises LooplineError."""
+    _, _, shape, digest = onnx_file.finished(source)
+    return Adoptable({"height": shape.height, "width": shape.width, "channels": shape.channels}, digest)
+
+
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     """Return the network in torch: from `image` uint8 (n, h, w, c) to `probabilities` (n, classes) and `embedding` (n, d)."""
+    if (folder / onnx_model.ADOPTED).exists():
+        return onnx_model.reference(folder)
     network, _ = _load(folder)
     return onnx_export.reference(network.answer, takes="image")
 
@@ -141,8 +126,10 @@ def export(folder: Path, train: Split, val: Split, settings: ClassificationSetti
     """
     import torch
 
-    from loopline.tasks.classification.residual import ImageAnswers
+    from loopline.tasks.classification.image_network import ImageAnswers
 
+    if (folder / onnx_model.ADOPTED).exists():
+        return onnx_model.export(folder, out=out)
     network, spec = _load(folder)
     assert spec.image is not None
     example = torch.zeros(2, spec.image.height, spec.image.width, spec.image.channels, dtype=torch.uint8)
@@ -156,7 +143,8 @@ def export(folder: Path, train: Split, val: Split, settings: ClassificationSetti
 def nodes_to_exclude(model: onnx.ModelProto) -> list[str]:
     """Return the nodes that stay in FP32: all but the convolutions, what joins them, and the pool.
 
-    Scaling, head, softmax and embedding are a thousandth of the work, and the last two would lose most accuracy.
+    Scaling, head, softmax and embedding are a thousandth of the work, and the last two would lose most accuracy. A Clip (ReLU6)
+    must be among the quantized: else a convolution gets the range of its values before they are clipped, which lost four points.
     """
-    quantized = {"Conv", "Add", "Relu", "GlobalAveragePool", "ReduceMean", "MaxPool"}
+    quantized = {"Conv", "Add", "Relu", "Clip", "GlobalAveragePool", "ReduceMean", "MaxPool"}
     return [node.name for node in model.graph.node if node.op_type not in quantized]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from loopline.settings import ClassLimits, Fit, Fraction, ImageLimits, ImageShape, ModelSettings
+from loopline.settings import Adopt, ClassLimits, Fit, Fraction, ImageLimits, ImageShape, ModelSettings, train_kind
 
 
 class DetectionTrain(Fit):
@@ -38,7 +38,7 @@ class DetectionSettings(ModelSettings):
 
     task: Literal["detection"]
     input: ImageShape
-    train: DetectionTrain
+    train: Annotated[Annotated[DetectionTrain, Tag("fit")] | Annotated[Adopt, Tag("adopt")], Discriminator(train_kind)]
     expectations: DetectionExpectations
 
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from loopline.errors import LooplineError
 from loopline.lib.arrays import Arrays
+from loopline.settings import Adopt
 from loopline.tasks import image
+from loopline.tasks.base import Adoptable
 from loopline.tasks.detection import fit, suppression, task
 from loopline.tasks.spec import ImageInput, ModelSpec
 from loopline.training import checkpoint, loop, onnx_export, posthoc
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from loopline.data.manifest import Split
     from loopline.tasks.detection.mosaic import Scenes
-    from loopline.tasks.detection.parameters import DetectionSettings
+    from loopline.tasks.detection.parameters import DetectionSettings, DetectionTrain
     from loopline.tasks.detection.yolo_network import Detector
 
 QUANTIZATION: Literal["static", "dynamic"] = "static"
@@ -62,18 +64,23 @@ def train(
     loop.reproducible(seed)
     # The loss scatters, which CUDA cannot do deterministically
     torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
-    layers = yolo_network.architecture(recipe.architecture, recipe.activation)
-    network = yolo_network.Detector(yolo_network.build(layers, len(labels), shape), shape, settings.export.embedding)
-    if recipe.pretrained:
-        yolo_network.start_from(network.network, recipe.pretrained)
+    if isinstance(recipe, Adopt):
+        body, layers = yolo_network.adopt(recipe.adopt, labels, shape, recipe.weights_sha256)
+    else:
+        layers = yolo_network.architecture(recipe.architecture, recipe.activation)
+        body = yolo_network.build(layers, len(labels), shape)
+    network = yolo_network.Detector(body, shape, settings.export.embedding)
+    if not isinstance(recipe, Adopt):
+        _begin(network, train, recipe)
     targets = np.concatenate([*train.targets, *val.targets])
-    if recipe.class_weights:
-        weights = loop.class_weights(np.concatenate(list(train.targets))[:, 0].astype(np.int64), len(labels))
-        network.network.class_weights = torch.from_numpy(weights / weights.mean())
     spec = ModelSpec(task="detection", labels=labels, image=shape)
     data, val_data = _scenes(train, shape), _scenes(val, shape)
     key = checkpoint.fingerprint(recipe, settings.input, settings.export.embedding, train.ids, val.ids, targets)
-    history = fit.fit(network, data, val_data, val, spec, recipe, seed=seed, work=work, key=key, log=log)
+    if isinstance(recipe, Adopt):
+        history = [fit.validate(network, val_data, val, spec)]
+        log(1, history[0])
+    else:
+        history = fit.fit(network, data, val_data, val, spec, recipe, seed=seed, work=work, key=key, log=log)
     config = {"image": vars(shape), "labels": list(labels), "layers": layers, "embedding": settings.export.embedding}
     config |= _thresholds(network, val_data, val, spec)
     sample = type(data)(data.pixels[:EMBEDDING_SAMPLES], data.boxes[:EMBEDDING_SAMPLES], data.pad_value)
@@ -84,6 +91,19 @@ def train(
         network.embedding.bias.copy_(bias)
     loop.write(out, network, history, config)
     checkpoint.forget(work)
+
+
+def _begin(network: Detector, train: Split, recipe: DetectionTrain) -> None:
+    """Load the weights that the training starts from, and set the classes' weights in the loss."""
+    import torch
+
+    from loopline.tasks.detection import yolo_network
+
+    if recipe.pretrained:
+        yolo_network.start_from(network.network, recipe.pretrained)
+    if recipe.class_weights:
+        weights = loop.class_weights(np.concatenate(list(train.targets))[:, 0].astype(np.int64), len(train.labels))
+        network.network.class_weights = torch.from_numpy(weights / weights.mean())
 
 
 def _scenes(split: Split, shape: ImageInput) -> Scenes:
@@ -123,6 +143,14 @@ def _load(folder: Path) -> tuple[Detector, ModelSpec]:
         extra={"nms_iou": config["nms_iou"]},
     )
     return network.eval(), spec
+
+
+def adoptable(source: str) -> Adoptable:
+    """Return the side of the images that a finished detector learnt from, and its file's sha256. Raises LooplineError."""
+    from loopline.tasks.detection import yolo_network
+
+    _, side, digest = yolo_network.finished(source)
+    return Adoptable({"height": side, "width": side, "channels": 3}, digest)
 
 
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:

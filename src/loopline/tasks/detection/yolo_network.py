@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 os.environ["YOLO_VERBOSE"] = "False"  # read at import, like the folder of its settings
+os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"  # of a pickle, only classes of ultralytics and torch are made
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(".loopline").resolve()))
 
 import torch
@@ -28,6 +31,7 @@ with patch("importlib.metadata.version", lambda name: "0.0" if name == "torchvis
 
 from loopline.errors import LooplineError
 from loopline.settings import located
+from loopline.tasks import packaged
 
 if TYPE_CHECKING:
     from loopline.tasks.spec import ImageInput
@@ -73,15 +77,14 @@ def build(layers: dict[str, Any], classes: int, shape: ImageInput) -> DetectionM
 def start_from(network: DetectionModel, pretrained: str) -> None:
     """Load those tensors of `pretrained` that fit, a .safetensors of Loopline or a .pt of ultralytics.
 
-    A head for other classes stays as it is. A .pt is unpickled, which can run code: use only files that you trust. Raises
-    LooplineError if fewer than half of the tensors fit.
+    A head for other classes stays as it is. Raises LooplineError if fewer than half of the tensors fit, or if the file cannot be read.
     """
     from safetensors.torch import load
 
     path = located(pretrained)
     if not path.exists():
         raise LooplineError(f"pretrained: there is no file {pretrained!r}. Download the checkpoint and give its path")
-    tensors = load(path.read_bytes()) if path.suffix == ".safetensors" else load_checkpoint(path)[0].state_dict()
+    tensors = load(path.read_bytes()) if path.suffix == ".safetensors" else _unpickled(path)[0].state_dict()
     own = network.state_dict()
     tensors = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
@@ -90,6 +93,61 @@ def start_from(network: DetectionModel, pretrained: str) -> None:
             f"pretrained: only {len(fitting)} of {len(own)} tensors of {pretrained!r} fit this architecture"
         )
     network.load_state_dict(fitting, strict=False)
+
+
+def _unpickled(path: Path) -> tuple[DetectionModel, Raw]:
+    """Return the network in a .pt and the rest of the file. Raises LooplineError if ultralytics did not write it.
+
+    A pickle can run code. ultralytics' list of known classes, which the environment above demands, lets none of it run.
+    """
+    try:
+        network, rest = load_checkpoint(path)
+    except (TypeError, RuntimeError, KeyError, AttributeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise LooplineError(f"{path} cannot be read as a .pt of ultralytics ({reason})") from error
+    if not isinstance(network, DetectionModel):
+        raise LooplineError(
+            f"{path} holds a {type(network).__name__}: only detectors with axis-aligned boxes can be used"
+        )
+    return network, rest
+
+
+def finished(source: str, expected: str | None = None) -> tuple[DetectionModel, int, str]:
+    """Return the detector in a .pt of ultralytics, the side in pixels that it was trained with, and the file's sha256.
+
+    expected: that sha256; None for any. Raises LooplineError if it cannot be used.
+    """
+    path = located(source)
+    if path.suffix != ".pt" or not path.is_file():
+        raise LooplineError(f"adopt: {source!r} is no file that ends in .pt, as ultralytics writes it")
+    digest = packaged.sha256(path)
+    if expected and digest != expected:
+        raise LooplineError(f"adopt: {source!r} has sha256 {digest}, but train.weights_sha256 is {expected}")
+    network, rest = _unpickled(path)
+    side = (rest.get("train_args") or {}).get("imgsz", 640)
+    return network, int(max(side) if isinstance(side, list | tuple) else side), digest
+
+
+def adopt(source: str, labels: Sequence[str], shape: ImageInput, expected: str | None) -> tuple[DetectionModel, Raw]:
+    """Return a finished detector with its classes in the order of `labels`, and its layers. Raises LooplineError if they differ."""
+    theirs, _, _ = finished(source, expected)
+    names = [str(theirs.names[number]) for number in sorted(theirs.names)]
+    if sorted(names) != sorted(labels):
+        raise LooplineError(
+            f"adopt: {source} has the classes {', '.join(names[:10])}, the data have {', '.join(labels[:10])}: "
+            "give both the same names, in the labels of the data or in `names` of the .pt"
+        )
+    layers = {key: value for key, value in theirs.yaml.items() if key not in ("yaml_file", "ch", "channels")}
+    layers.setdefault("activation", ACTIVATIONS["silu"])
+    network = build(layers, len(labels), shape)
+    network.load_state_dict(theirs.state_dict())
+    order = [names.index(label) for label in labels]
+    head = network.model[-1]
+    for branch in (getattr(head, name, None) or () for name in ("cv3", "one2one_cv3")):
+        for layer in branch:
+            layer[-1].weight.data = layer[-1].weight.data[order]
+            layer[-1].bias.data = layer[-1].bias.data[order]
+    return network, layers
 
 
 class Detector(torch.nn.Module):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopline.errors import LooplineError
-from loopline.tasks.text.encoder_sources import sha256
+from loopline.tasks.packaged import sha256
 
 if TYPE_CHECKING:
     import torch

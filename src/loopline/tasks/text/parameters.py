@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from loopline.settings import Adopt, ClassifierFit, ClassLimits, Fraction, ModelSettings, Strict, TextLimits
+from loopline.settings import Adopt, ClassifierFit, ClassLimits, Fraction, ModelSettings, Strict, TextLimits, train_kind
 
 
 class TextShape(Strict):
@@ -31,10 +31,6 @@ class TextTrain(ClassifierFit):
     word_dropout: Fraction
 
 
-def _kind(train: Any) -> str:
-    return "adopt" if isinstance(train, Adopt) or (isinstance(train, dict) and "adopt" in train) else "fit"
-
-
 class TextExpectations(ClassLimits, TextLimits):
     """Limits for the data of a text classifier."""
 
@@ -44,7 +40,7 @@ class TextSettings(ModelSettings):
 
     task: Literal["text"]
     input: TextShape
-    train: Annotated[Annotated[TextTrain, Tag("fit")] | Annotated[Adopt, Tag("adopt")], Discriminator(_kind)]
+    train: Annotated[Annotated[TextTrain, Tag("fit")] | Annotated[Adopt, Tag("adopt")], Discriminator(train_kind)]
     expectations: TextExpectations
 
 

@@ -16,6 +16,7 @@ from loopline.errors import LooplineError
 from loopline.lib import files
 from loopline.lib.arrays import Arrays
 from loopline.settings import Adopt, located
+from loopline.tasks.base import Adoptable
 from loopline.tasks.spec import ModelSpec, TextInput
 from loopline.tasks.text import encoder_files, encoder_model, encoder_sources, ngram_model
 from loopline.tasks.text.start import Start
@@ -138,7 +139,7 @@ def _load(folder: Path) -> tuple[TextNetwork, ModelSpec]:
     return network, ModelSpec(task="text", labels=labels, text=text, temperature=float(network.temperature))
 
 
-def adoptable(source: str) -> tuple[int, str]:
+def adoptable(source: str) -> Adoptable:
     """Return the most tokens that a finished model takes, and its weights' sha256.
 
     Raises LooplineError if it cannot be adopted: see `encoder_model.adopt`.
@@ -146,7 +147,7 @@ def adoptable(source: str) -> tuple[int, str]:
     folder = encoder_sources.find(source)
     pretrained = encoder_files.read(folder)
     encoder_files.head(pretrained, folder)
-    return pretrained.shape.max_tokens, pretrained.sha256
+    return Adoptable({"max_tokens": pretrained.shape.max_tokens}, pretrained.sha256)
 
 
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
