@@ -1,40 +1,27 @@
 """`loopline adopt`: a finished model becomes a served bundle, with one command in a clone."""
 
 import hashlib
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import requests
 import yaml
+from adopting import adopt, cloned
 from reviews import split
 from servers import Process
-from shapes import shapes
-from test_adopted_detector import learnt as learnt_detector
-from test_adopted_detector import saved as saved_detector
 from test_adopted_onnx import learnt as learnt_onnx
 from test_adopted_onnx import saved as saved_onnx
 from test_classification_training import stripes
 
 from loopline.cli import adoption
-from loopline.data import repository
 from loopline.release import bundle
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {
-    f"GIT_{who}_{what}": "t@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A clone with this working tree's files, and no results."""
-    folder = tmp_path_factory.mktemp("adopt") / "loopline"
-    subprocess.run(["git", "clone", "--quiet", "--shared", ROOT, folder], check=True)
-    commit, _ = repository.as_it_stands(ROOT)
-    subprocess.run(["git", "reset", "--quiet", "--hard", commit], cwd=folder, check=True)
-    return folder
+    return cloned(tmp_path_factory.mktemp("adopt"))
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +59,6 @@ def data(folder, count):
     return folder
 
 
-def adopt(clone, *words):
-    return subprocess.run(["loopline", "adopt", *words], cwd=clone, env=ENVIRONMENT, capture_output=True, text=True)
-
-
 def test_a_folder_of_transformers_becomes_a_bundle(clone, fine_tuned, tmp_path):
     done = adopt(
         clone,
@@ -101,29 +84,6 @@ def test_a_folder_of_transformers_becomes_a_bundle(clone, fine_tuned, tmp_path):
     again = adopt(clone, fine_tuned, "--name", "reviews", "--data", tmp_path / "data")
     assert again.returncode == 1
     assert "params.yaml has a model 'reviews': choose another --name" in again.stderr
-
-
-def test_a_checkpoint_of_ultralytics_becomes_a_bundle(clone, tmp_path):
-    path = saved_detector(learnt_detector(tmp_path / "model"))
-    examples, folder = shapes(480, seed=3), tmp_path / "data"
-    for part in ("images", "labels"):
-        (folder / part).mkdir(parents=True)
-    for number, (content, boxes) in enumerate(zip(examples.inputs, examples.targets, strict=True)):
-        (folder / f"images/{number}.png").write_bytes(content)
-        lines = [
-            f"{int(label)} {(x1 + x2) / 128} {(y1 + y2) / 128} {(x2 - x1) / 64} {(y2 - y1) / 64}"
-            for label, x1, y1, x2, y2 in boxes
-        ]
-        (folder / f"labels/{number}.txt").write_text("\n".join(lines))
-    (folder / "data.yaml").write_text(
-        yaml.safe_dump({"train": "images", "val": "images", "names": list(examples.labels)})
-    )
-    words = ("--task", "detection", "--data", folder, "--floor", "0.8", "--simple-may-win")
-    done = adopt(clone, path, "--name", "shapes", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    made = bundle.read(clone / "models/shapes/bundle")
-    assert made.manifest.spec.labels == examples.labels
-    assert made.manifest.metrics["metrics"]["map50"]["value"] > 0.8
 
 
 def test_too_few_labels_are_a_refusal_that_says_which_gates_cannot_judge(clone, fine_tuned, tmp_path):

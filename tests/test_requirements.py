@@ -16,6 +16,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 # Declared as another package that is the same code in another build.
 STAND_INS = {"ultralytics": "ultralytics-opencv-headless"}
 PLATFORMS = {"beam", "modal"}  # serverless platforms' own, for examples that run there
+OPTIONAL = {"timm"}  # installed by those who name one of its networks: see docs/pretrained.md
 # Benchmarks of other servers and of other drift alarms have environments and locks of their own.
 LOCKS = ("benchmarks/serving/requirements.lock", "benchmarks/drift/requirements.lock")
 
@@ -43,7 +44,7 @@ def undeclared(folder, declared, distributions):
     missing = {}
     for path in sorted((ROOT / folder).rglob("*.py")):
         for name in imported(path):
-            if name in sys.stdlib_module_names or name in own | PLATFORMS:
+            if name in sys.stdlib_module_names or name in own | PLATFORMS | OPTIONAL:
                 continue
             if not {normal(one) for one in distributions.get(name, [name])} & declared:
                 missing[name] = path.relative_to(ROOT).as_posix()

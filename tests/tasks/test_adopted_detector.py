@@ -7,16 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from adopting import adopt as adopt_in
+from adopting import cloned
 
 from loopline.errors import LooplineError
 from loopline.lib import sessions
+from loopline.release import bundle
 from loopline.settings import Adopt
 from loopline.tasks.detection import task, yolo_network
 from loopline.tasks.detection import training as detection
 from loopline.training import parity
 
 sys.path.insert(0, str(Path(__file__).parent))
-from shapes import LABELS, SIDE, shapes, small
+from shapes import LABELS, SIDE, SMALL, shapes, small
 
 NAMES = {0: "square", 1: "disc"}  # another order than that of the data
 
@@ -127,6 +131,40 @@ def test_what_is_no_checkpoint_is_one_message(content, tmp_path):
         yolo_network.finished(str(path))
 
 
+def changed(checkpoint: Path, path: Path, **change) -> Path:
+    content = torch.load(checkpoint, weights_only=False)
+    for name, value in change.items():
+        if name == "head":
+            content["model"].model[-1] = value
+        elif name == "names":
+            content["model"].names = value
+        else:
+            content[name] = value
+    torch.save(content, path)
+    return path
+
+
+def test_names_may_be_a_list_and_the_size_may_be_missing(checkpoint, tmp_path):
+    path = changed(checkpoint, tmp_path / "list.pt", names=["square", "disc"], train_args={"imgsz": None})
+    shape = detection.ImageInput(height=SIDE, width=SIDE, channels=3)
+    yolo_network.adopt(str(path), LABELS, shape, None)
+    assert yolo_network.finished(str(path))[1] == 640
+
+
+def test_other_heads_and_quantized_weights_are_refused(checkpoint, tmp_path):
+    head = yolo_network.DetectionModel(str(SMALL), ch=3, verbose=False).model[0]
+    with pytest.raises(LooplineError, match="ends with Conv: only plain detectors can be used"):
+        yolo_network.finished(str(changed(checkpoint, tmp_path / "head.pt", head=head)))
+    with pytest.raises(LooplineError, match=r"holds quantized weights|cannot be read"):
+        yolo_network.finished(str(changed(checkpoint, tmp_path / "quantized.pt", modelopt={"mode": "int8"})))
+
+
+def test_a_version_of_ultralytics_that_would_run_code_is_refused(checkpoint, monkeypatch):
+    monkeypatch.setattr(yolo_network.ultralytics_tasks, "SAFE_LOAD", False)
+    with pytest.raises(LooplineError, match=r"cannot open a \.pt without running code in it"):
+        yolo_network.finished(str(checkpoint))
+
+
 def test_a_network_of_another_kind_is_refused(tmp_path):
     torch.save({"model": torch.nn.Linear(2, 2), "train_args": {}}, tmp_path / "linear.pt")
     with pytest.raises(LooplineError, match=r"linear\.pt (holds a Linear|cannot be read)"):
@@ -141,3 +179,26 @@ def test_a_probability_stays_that_of_its_class(checkpoint, trained):
     adopted = yolo_network.Detector(body, shape, 8).eval()
     with torch.inference_mode():
         np.testing.assert_allclose(adopted(images)[1].numpy(), own(images)[1].numpy(), atol=0.02)
+
+
+def test_it_becomes_a_bundle(checkpoint, tmp_path):
+    clone = cloned(tmp_path)
+    examples, folder = shapes(480, seed=3), tmp_path / "data"
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for number, (content, boxes) in enumerate(zip(examples.inputs, examples.targets, strict=True)):
+        (folder / f"images/{number}.png").write_bytes(content)
+        lines = [
+            f"{int(label)} {(x1 + x2) / 128} {(y1 + y2) / 128} {(x2 - x1) / 64} {(y2 - y1) / 64}"
+            for label, x1, y1, x2, y2 in boxes
+        ]
+        (folder / f"labels/{number}.txt").write_text("\n".join(lines))
+    (folder / "data.yaml").write_text(
+        yaml.safe_dump({"train": "images", "val": "images", "names": list(examples.labels)})
+    )
+    words = ("--task", "detection", "--data", folder, "--floor", "0.8", "--simple-may-win")
+    done = adopt_in(clone, checkpoint, "--name", "shapes", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = bundle.read(clone / "models/shapes/bundle")
+    assert made.manifest.spec.labels == examples.labels
+    assert made.manifest.metrics["metrics"]["map50"]["value"] > 0.8

@@ -158,16 +158,22 @@ def test_what_it_takes_is_read_from_the_graph(trained, tmp_path):
 
 
 def tiny(
-    path: Path, shape: list[Any] | None, *, operator: str = "Flatten", domain: str = "", opset: int = 20, **change: Any
+    path: Path,
+    shape: list[Any] | None,
+    *,
+    operator: str = "Flatten",
+    domain: str = "",
+    kind: int = TensorProto.FLOAT,
+    **change: Any,
 ) -> Path:
     """A graph of one operator with this input shape; None is an unknown rank."""
     node = helper.make_node(operator, ["x"], ["y"], domain=domain)
-    opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
     graph = helper.make_graph(
         [node],
         "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", kind, None)],
     )
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     return described(path, **change)
@@ -181,13 +187,18 @@ def tiny(
             {"operator": "Magic", "domain": "com.example"},
             r"outside of the ONNX standard: com\.example\.Magic",
         ),
-        (None, {}, "with 0 dimensions: one image input with four dimensions is needed"),
-        (["n", 3, SIDE], {}, "the first with 3 dimensions"),
+        (None, {}, "takes 1 inputs, with 0 dimensions: one image input with four dimensions is needed"),
+        (["n", 3, SIDE], {}, "with 3 dimensions"),
         (["n", 3, "h", "w"], {}, "takes images of any size: give height and width"),
         (["n", SIDE, SIDE, 3], {}, "takes 16 channels in the layout NCHW"),
         (["n", 3, SIDE, SIDE], {"labels": None}, r"model\.json: labels: Field required"),
         (["n", 3, SIDE, SIDE], {"labels": ["one"]}, "labels: Tuple should have at least 2 items"),
         (["n", 3, SIDE, SIDE], {"gives": "scores"}, "gives: Input should be 'logits' or 'probabilities'"),
+        (["n", 3, SIDE, SIDE], {"deviation": [0, 0, 0]}, "deviation must be above 0"),
+        (["n", 3, SIDE, SIDE], {"mean": [1, 2]}, "mean needs 1 or 3 finite numbers"),
+        (["n", 3, SIDE, SIDE], {"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]}, "multiply those"),
+        (["n", 3, SIDE, SIDE], {"labels": ["one", "one"]}, "two labels are equal"),
+        (["n", 3, SIDE, SIDE], {"kind": TensorProto.FLOAT16}, "in half precision"),
         (["n", 3, SIDE, SIDE], {"softmax": True}, "softmax: Extra inputs are not permitted"),
     ],
 )
@@ -205,7 +216,7 @@ def test_an_operator_that_no_runtime_has_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"not onnx", "cannot be read as ONNX"), (None, "is no file that ends in .onnx")],
+    [(b"not onnx", "cannot be read as ONNX"), (b"\x08\x08", "holds no graph"), (None, "is no file that ends in .onnx")],
 )
 def test_what_is_no_graph_is_one_message(tmp_path, content, message):
     path = described(tmp_path / "model.onnx")
@@ -298,9 +309,58 @@ def test_a_description_that_does_not_fit_is_refused(trained, tmp_path, change, m
         adopt(path, tmp_path)
 
 
+def test_a_softmax_that_is_described_as_logits_is_refused(trained, tmp_path):
+    path = saved(Around(trained, softmax=True).eval(), tmp_path / "model.onnx")
+    with pytest.raises(LooplineError, match="gives probabilities, they sum to 1: set gives to probabilities"):
+        adopt(path, tmp_path)
+
+
+def test_the_hash_covers_the_weights_file_and_the_description(trained, tmp_path):
+    model = onnx.load(saved(trained, tmp_path / "whole.onnx"))
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    described(tmp_path / "model.onnx")
+    digests = {training.adoptable(str(tmp_path / "model.onnx")).weights_sha256}
+    weights = bytearray((tmp_path / "weights.bin").read_bytes())
+    weights[0] ^= 1
+    (tmp_path / "weights.bin").write_bytes(weights)
+    digests.add(training.adoptable(str(tmp_path / "model.onnx")).weights_sha256)
+    described(tmp_path / "model.onnx", mean=[1.0, 2.0, 3.0])
+    digests.add(training.adoptable(str(tmp_path / "model.onnx")).weights_sha256)
+    assert len(digests) == 3
+
+
+def test_names_of_a_graph_that_clash_with_those_of_loopline_do_not_matter(trained, tmp_path):
+    model = onnx.load(saved(trained, tmp_path / "model.onnx"))
+    renamed = {model.graph.input[0].name: "image", model.graph.output[0].name: "probabilities"}
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    model.graph.input[0].name, model.graph.output[0].name = "image", "probabilities"
+    onnx.save(model, tmp_path / "model.onnx")
+    split = stripes(30, seed=9)
+    path = tmp_path / "model.onnx"
+    spec = training.export(adopt(path, tmp_path), split, split, configured(path), out=tmp_path / "out.onnx")
+    answers = sessions.run(tmp_path / "out.onnx", {"image": image.batch(split.inputs, spec.image)})
+    assert (answers["probabilities"].argmax(1) == split.targets).mean() > 0.9
+
+
+def test_what_lies_behind_the_last_convolution_is_never_quantized(trained, tmp_path):
+    path = saved(trained, tmp_path / "model.onnx")
+    split = stripes(30, seed=9)
+    training.export(adopt(path, tmp_path), split, split, configured(path), out=tmp_path / "out.onnx")
+    model = onnx.load(tmp_path / "out.onnx")
+    excluded = set(training.nodes_to_exclude(model))
+    last = max(
+        number for number, node in enumerate(model.graph.node) if node.op_type in ("GlobalAveragePool", "ReduceMean")
+    )
+    behind = list(model.graph.node[last + 1 :])
+    assert {"Add", "Softmax"} <= {node.op_type for node in behind}
+    assert all(node.name in excluded for node in behind)
+
+
 def test_another_hash_and_another_size_are_refused(trained, tmp_path):
     path = saved(trained, tmp_path / "model.onnx")
-    with pytest.raises(LooplineError, match=r"but train\.weights_sha256 is 00"):
+    with pytest.raises(LooplineError, match=r"its weights or its description changed.*but train\.weights_sha256 is 00"):
         adopt(path, tmp_path, weights_sha256="00")
     model = configured(path)
     other = model.model_copy(update={"input": model.input.model_copy(update={"height": 2 * SIDE})})
@@ -312,10 +372,17 @@ def test_another_hash_and_another_size_are_refused(trained, tmp_path):
 
 
 def test_an_old_opset_is_converted(trained, tmp_path):
-    """The older exporter, which many tools still use, writes opset 11 and lists no weights as inputs."""
+    """The older exporter, which many tools still use, writes opset 11 and may list weights as inputs."""
     path = tmp_path / "model.onnx"
     with pytest.warns(DeprecationWarning):
-        torch.onnx.export(trained, (torch.zeros(1, 3, SIDE, SIDE),), path, dynamo=False, opset_version=11)
+        torch.onnx.export(
+            trained,
+            (torch.zeros(1, 3, SIDE, SIDE),),
+            path,
+            dynamo=False,
+            opset_version=11,
+            keep_initializers_as_inputs=True,
+        )
     folder = adopt(described(path), tmp_path)
     split = stripes(30, seed=9)
     spec = training.export(folder, split, split, configured(path), out=tmp_path / "out.onnx")

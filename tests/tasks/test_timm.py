@@ -63,6 +63,10 @@ def refused(**train):
     raise AssertionError(train)
 unknown = refused(architecture="timm:test_resnett")
 assert "timm has no model 'test_resnett'. Similar names: test_resnet" in unknown, unknown
+tag = refused(architecture="timm:test_resnet.nonsense", pretrained=None, probe=False)
+assert "timm cannot make 'test_resnet.nonsense' for this input" in tag, tag
+size = refused(architecture="timm:test_vit", height=100, pretrained=None, probe=False)
+assert "or set input.height and input.width to auto" in size, size
 missing = refused(architecture="timm:resnet18")
 assert "could not be fetched from timm/resnet18.a1_in1k on the Hugging Face Hub" in missing, missing
 assert "give the path of their safetensors file" in missing, missing

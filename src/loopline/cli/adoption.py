@@ -116,8 +116,9 @@ def _path(given: str) -> str:
     path = Path(given).expanduser()
     if not path.exists():
         return given
-    absolute = path.resolve()
-    return os.path.relpath(absolute) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+    relative = os.path.relpath(path)
+    # A link stays one: what lies beside it belongs to it
+    return str(path.parent.resolve() / path.name) if relative.startswith("..") else relative
 
 
 def _repro(target: str) -> None:
@@ -131,9 +132,7 @@ def _repro(target: str) -> None:
 def add(verbs: Verbs) -> None:
     """Add this verb to the command line."""
     adopt = verb(verbs, "adopt", _adopt, "make a bundle of a finished model, without training, through every gate")
-    adopt.add_argument(
-        "source", help="what somebody trained: a folder of transformers, a .pt of ultralytics or an .onnx"
-    )
+    adopt.add_argument("source", help="finished model: a folder of transformers, a .pt of ultralytics, or an .onnx")
     adopt.add_argument("--name", required=True, help="name of the model in params.yaml")
     adopt.add_argument(
         "--task", choices=["classification", "detection", "text"], default="text", help="kind of the model"

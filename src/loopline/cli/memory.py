@@ -16,6 +16,7 @@ from loopline.stages import stage_files
 PROCESS = 500_000_000  # bytes: Python and its libraries
 COPIES = 5  # a stage holds the encoded samples in several forms
 DECODED = 3  # copies of the images at the model's input size
+AUTO = 224  # pixels a side of most pretrained networks
 DECODING = ("train", "export", "quantize", "evaluate", "calibrate")
 LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
@@ -46,8 +47,10 @@ def need(stage: str, name: str, model: ModelSettings) -> int:
         return 0
     encoded = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     needed = PROCESS + COPIES * int(encoded)
-    if stage in DECODING and isinstance(model.input, settings.ImageShape):
-        needed += DECODED * int(metadata.num_rows) * model.input.height * model.input.width * model.input.channels
+    shape = model.input.model_dump() if stage in DECODING else {}
+    if "height" in shape:
+        height, width = (AUTO if shape[side] == "auto" else shape[side] for side in ("height", "width"))
+        needed += DECODED * int(metadata.num_rows) * height * width * shape["channels"]
     return needed
 
 

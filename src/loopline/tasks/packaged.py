@@ -33,7 +33,7 @@ def find(name: str, packaged: Packaged) -> Path:
     if digest != packaged.sha256:
         raise LooplineError(
             f"{name}: the weights of {packaged.package} have sha256 {digest:.12}…, not {packaged.sha256:.12}…: install the "
-            f"pinned version again, or give the path if you mean these weights: {path}"
+            "pinned version again"
         )
     return path
 

@@ -40,7 +40,7 @@ def begin(
     }
     network = build(config, classes=classes)
     if options.pretrained == IMAGENET:
-        network.load_state_dict(_of_imagenet(options.architecture), strict=False)
+        fill(network, _of_imagenet(options.architecture), IMAGENET)
     elif options.pretrained:
         start_from(network, options.pretrained, options.weights_sha256)
     return network, config
@@ -98,7 +98,7 @@ def start_from(network: ImageNetwork, pretrained: str, expected: str | None = No
     """Load those tensors of a safetensors file that fit. A head for other classes or another first layer stays as it is.
 
     expected: the file's sha256; None for any. Raises LooplineError if the file is missing, is not a safetensors file, has another
-    hash, or if no convolution of it but the first fits.
+    hash, or leaves a layer between the first and the head without its weights.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -115,11 +115,19 @@ def start_from(network: ImageNetwork, pretrained: str, expected: str | None = No
         raise LooplineError(f"pretrained: {pretrained!r} is not a safetensors file ({error})") from error
     if expected and (digest := packaged.sha256(path)) != expected:
         raise LooplineError(f"pretrained: {pretrained!r} has sha256 {digest}, but train.weights_sha256 is {expected}")
+    # timm's files name the body alone
+    fill(network, {f"{network.BODY}{name}": tensor for name, tensor in tensors.items()} | tensors, repr(pretrained))
+
+
+def fill(network: ImageNetwork, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Load those tensors that fit. Raises LooplineError if a part of the body gets none, which would stay random in silence."""
     own = network.state_dict()
-    tensors |= {f"{network.BODY}{name}": tensor for name, tensor in tensors.items()}  # timm's files name the body alone
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
-    if not any(name.startswith(network.BODY) and tensor.ndim == 4 for name, tensor in fitting.items()):
+    first = next((name for name in own if own[name].ndim == 4), "")  # it may have another number of channels
+    missing = [name for name in own if name.startswith(network.BODY) and name not in fitting and name != first]
+    if missing:
         raise LooplineError(
-            f"pretrained: no block of {pretrained!r} fits this network: set architecture and width to those of the earlier training"
+            f"pretrained: {source} has no weights that fit {len(missing)} parts of this network, such as {missing[0]}: set "
+            "architecture and width to those of the earlier training, and input.height and input.width to auto for a transformer"
         )
     network.load_state_dict(fitting, strict=False)

@@ -6,11 +6,13 @@ Beside `name.onnx` stands `name.json`: {"labels": ["cat", "dog"], "layout": "NCH
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from loopline.errors import LooplineError
 from loopline.settings import Strict, located
@@ -39,6 +41,21 @@ class Description(Strict):
     height: int | None = None
     width: int | None = None
 
+    @model_validator(mode="after")
+    def _scales(self) -> Description:
+        for name, values in (("mean", self.mean), ("deviation", self.deviation)):
+            if len(values) not in (1, self.channels) or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} needs 1 or {self.channels} finite numbers")
+        if min(self.deviation) <= 0:
+            raise ValueError("deviation must be above 0")
+        if any(self.mean) and max(self.mean) <= 1 and max(self.deviation) <= 1:
+            raise ValueError(
+                "mean and deviation are of pixels from 0 to 255: multiply those of pixels from 0 to 1 by 255"
+            )
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("two labels are equal")
+        return self
+
     @property
     def channels(self) -> Literal[1, 3]:
         """The number of channels of an image."""
@@ -55,10 +72,13 @@ def finished(source: str, expected: str | None = None) -> tuple[onnx.ModelProto,
     path = located(source)
     if path.suffix != ".onnx" or not path.is_file():
         raise LooplineError(f"adopt: {source!r} is no file that ends in .onnx")
-    digest = packaged.sha256(path)
-    if expected and digest != expected:
-        raise LooplineError(f"adopt: {source!r} has sha256 {digest}, but train.weights_sha256 is {expected}")
     description = _description(path.with_suffix(".json"))
+    digest = _digest(path)
+    if expected and digest != expected:
+        raise LooplineError(
+            f"adopt: {source!r}, its weights or its description changed: together they have sha256 {digest}, but "
+            f"train.weights_sha256 is {expected}"
+        )
     try:
         model = onnx.load(path)
     except FileNotFoundError as error:
@@ -74,7 +94,23 @@ def finished(source: str, expected: str | None = None) -> tuple[onnx.ModelProto,
         raise LooplineError(
             f"adopt: {path.name} has operators outside of the ONNX standard: {', '.join(names[:5])}. Export it without them"
         )
-    return _prepared(model, path.name), description, _shape(model, description, path.name), digest
+    model = _prepared(model, path.name)
+    return model, description, _shape(model, description, path.name), digest
+
+
+def _digest(path: Path) -> str:
+    """The sha256 of the hashes of the graph, the files with its weights, and its description."""
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    try:
+        tensors = onnx.load(path, load_external_data=False).graph.initializer
+        places = {ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}
+    except Exception:  # the caller says what is wrong
+        places = set()
+    beside = [path.with_name(place) for place in sorted(places) if path.with_name(Path(place).name).is_file()]
+    hashes = [packaged.sha256(each) for each in (path, *beside, path.with_suffix(".json"))]
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:
@@ -98,13 +134,13 @@ def _description(path: Path) -> Description:
 
 def _shape(model: onnx.ModelProto, description: Description, name: str) -> ImageInput:
     """The shape of an image: what the graph fixes, and else what the description says."""
-    taken = model.graph.input[0].type.tensor_type
-    dims = [dim.dim_value or None for dim in taken.shape.dim]
-    if len(model.graph.input) != 1 or len(dims) != 4:
+    inputs = [[dim.dim_value or None for dim in value.type.tensor_type.shape.dim] for value in model.graph.input]
+    if len(inputs) != 1 or len(inputs[0]) != 4:
         raise LooplineError(
-            f"adopt: {name} takes {len(model.graph.input)} inputs, the first with {len(dims)} dimensions: one image input with "
-            "four dimensions is needed"
+            f"adopt: {name} takes {len(inputs)} inputs, with {', '.join(str(len(each)) for each in inputs)} dimensions: one image "
+            "input with four dimensions is needed"
         )
+    dims = inputs[0]
     height, width, channels = (*dims[2:], dims[1]) if description.layout == "NCHW" else dims[1:]
     if channels not in (None, description.channels):
         raise LooplineError(
@@ -118,10 +154,12 @@ def _shape(model: onnx.ModelProto, description: Description, name: str) -> Image
 
 
 def _prepared(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The graph with a free batch, an opset that is new enough, and a name for each node, which the quantizer needs."""
-    from onnx import version_converter
+    """The graph with a free batch, an opset that is new enough, names that clash with none of Loopline's, and no listed weights."""
+    from onnx import TensorProto, compose, version_converter
 
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if not opset or not model.graph.node or not model.graph.output:
+        raise LooplineError(f"adopt: {name} holds no graph of the ONNX standard")
     if opset < LEAST_OPSET:
         try:
             model = version_converter.convert_version(model, LEAST_OPSET)
@@ -132,12 +170,17 @@ def _prepared(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
             ) from error
     weights = {initializer.name for initializer in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]  # old exporters list weights, too
+    kinds = {value.type.tensor_type.elem_type for value in inputs} | {
+        each.data_type for each in model.graph.initializer
+    }
+    if kinds & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
+        raise LooplineError(f"adopt: {name} is in half precision, which cannot be quantized: export it in float32")
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     for value in [*model.graph.input, *model.graph.output]:
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = "n"
     for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"adopted_{number}"
+        node.name = node.name or str(number)  # the quantizer needs names
     del model.graph.value_info[:]
-    return model
+    return compose.add_prefix(model, "adopted/")

@@ -32,6 +32,7 @@ LEAST_PROBABILITY = 1e-12
 SAME = 1e-4  # largest difference between the logits of an image alone and in a batch, as a share of the largest
 PASSED = ("Softmax", "LogSoftmax", "Add", "Identity", "Flatten", "Squeeze", "Cast")  # between the head and the output
 BATCH = 32
+SUMS = 0.01  # a sum of probabilities differs from 1 by less
 
 
 def features_of(model: onnx.ModelProto) -> str:
@@ -50,7 +51,7 @@ def prepared_pixels(pixels: NDArray[np.uint8], description: Description, kind: A
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2) if description.layout == "NCHW" else x).astype(kind)
 
 
-class Runner:
+class AdoptedGraph:
     """The graph as it was, in ONNX Runtime: from pixels (n, h, w, c) to logits (n, classes) and features (n, width)."""
 
     def __init__(self, model: onnx.ModelProto, description: Description) -> None:
@@ -153,10 +154,12 @@ def _pixels(split: Split, shape: ImageInput, first: int | None = None) -> NDArra
     return image.batch([item for item in split.inputs[:first] if isinstance(item, bytes)], shape)
 
 
-def _checked(model: onnx.ModelProto, description: Description, shape: ImageInput, val: Split, name: str) -> Runner:
+def _checked(
+    model: onnx.ModelProto, description: Description, shape: ImageInput, val: Split, name: str
+) -> AdoptedGraph:
     """The graph, ready to run. Raises LooplineError if it has another number of classes, or does not take a batch."""
     try:
-        run = Runner(model, description)
+        run = AdoptedGraph(model, description)
     except LooplineError as error:  # it names a temporary file
         raise LooplineError(f"adopt: ONNX Runtime cannot open {name}: {str(error).rpartition('failed:')[2]}") from error
     pixels = _pixels(val, shape, 3)
@@ -172,11 +175,15 @@ def _checked(model: onnx.ModelProto, description: Description, shape: ImageInput
         raise LooplineError(
             f"adopt: {name} gives {together.shape[1]} values for an image, its description has {len(description.labels)} labels"
         )
-    if np.abs(together - alone).max() > SAME * max(1.0, float(np.abs(alone).max())):
+    if not np.abs(together - alone).max() <= SAME * max(1.0, float(np.abs(alone).max())):
         raise LooplineError(
             f"adopt: {name} answers an image in a batch otherwise than alone: export it in evaluation mode"
         )
-    if description.gives == "probabilities" and np.abs(np.exp(together).sum(1) - 1).max() > 0.01:
+    if description.gives == "logits" and together.min() >= 0 and np.abs(together.sum(1) - 1).max() < SUMS:
+        raise LooplineError(
+            f"adopt: {name} gives probabilities, they sum to 1: set gives to probabilities in its description"
+        )
+    if description.gives == "probabilities" and not np.abs(np.exp(together).sum(1) - 1).max() <= SUMS:
         raise LooplineError(
             f"adopt: {name} gives no probabilities, they do not sum to 1: set gives to logits in its description"
         )
@@ -202,7 +209,7 @@ def _load(folder: Path) -> tuple[onnx.ModelProto, Description, Fitted, ModelSpec
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
     """Return the original graph in ONNX Runtime, with everything around it in numpy: see `training.reference`."""
     model, description, fitted, _ = _load(folder)
-    run = Runner(model, description)
+    run = AdoptedGraph(model, description)
 
     def answer(inputs: Arrays) -> Arrays:
         logits, features = run(inputs["image"])

@@ -49,11 +49,21 @@ def _created(name: str, shape: ImageInput | None = None) -> Any:
         raise LooplineError(
             f"architecture: timm has no model {name!r}" + (f". Similar names: {', '.join(near)}" if near else "")
         )
-    try:  # a transformer has its size in its weights; convolutions take any, and refuse the argument
-        sized = {"img_size": (shape.height, shape.width)} if shape else {}
-        return timm.create_model(name, num_classes=0, **sized)
-    except TypeError:
-        return timm.create_model(name, num_classes=0)
+    try:
+        try:  # a transformer has its size in its weights; convolutions take any, and refuse the argument
+            sized = {"img_size": (shape.height, shape.width)} if shape else {}
+            body = timm.create_model(name, num_classes=0, **sized)
+        except TypeError:
+            body = timm.create_model(name, num_classes=0)
+        if shape:
+            body.eval()(torch.zeros(1, shape.channels, shape.height, shape.width))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise LooplineError(
+            f"architecture: timm cannot make {name!r} for this input ({reason}): correct the name, "
+            "or set input.height and input.width to auto"
+        ) from error
+    return body.train()
 
 
 def side(name: str) -> int:

@@ -62,7 +62,7 @@ def train(
     network, config = architectures.begin(settings, options, len(train.labels))
     shape = ImageInput(**config["image"])
     pixels, val_pixels = (image.batch(list(_images(split)), shape) for split in (train, val))
-    if options.architecture == RESIDUAL:
+    if options.architecture == RESIDUAL and not options.probe:
         network.normalise(pixels)
     data = _data(pixels, train, Augment(options))
     val_data = _data(val_pixels, val)
@@ -147,4 +147,10 @@ def nodes_to_exclude(model: onnx.ModelProto) -> list[str]:
     must be among the quantized: else a convolution gets the range of its values before they are clipped, which lost four points.
     """
     quantized = {"Conv", "Add", "Relu", "Clip", "GlobalAveragePool", "ReduceMean", "MaxPool"}
-    return [node.name for node in model.graph.node if node.op_type not in quantized]
+    leading: set[str] = set()  # names of values that lead to a convolution or to the pool
+    inside: set[str] = set()
+    for node in reversed(model.graph.node):
+        if node.op_type in ("Conv", "GlobalAveragePool", "ReduceMean") or leading.intersection(node.output):
+            leading.update(node.input)
+            inside.add(node.name)
+    return [node.name for node in model.graph.node if node.name not in inside or node.op_type not in quantized]

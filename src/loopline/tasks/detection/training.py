@@ -77,7 +77,7 @@ def train(
     data, val_data = _scenes(train, shape), _scenes(val, shape)
     key = checkpoint.fingerprint(recipe, settings.input, settings.export.embedding, train.ids, val.ids, targets)
     if isinstance(recipe, Adopt):
-        history = [fit.validate(network, val_data, val, spec)]
+        history = [fit.validate(network.to(loop.device()), val_data, val, spec)]
         log(1, history[0])
     else:
         history = fit.fit(network, data, val_data, val, spec, recipe, seed=seed, work=work, key=key, log=log)

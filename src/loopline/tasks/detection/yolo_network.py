@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 os.environ["YOLO_VERBOSE"] = "False"  # read at import, like the folder of its settings
 os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"  # of a pickle, only classes of ultralytics and torch are made
+os.environ["YOLO_AUTOINSTALL"] = "false"  # what a checkpoint asks for is not installed
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(".loopline").resolve()))
 
 import torch
@@ -25,6 +26,7 @@ import torch
 # At import ultralytics asks for the version of torchvision. The lock leaves that package out: nothing here uses it, and one that was
 # built for another torch fails at import.
 with patch("importlib.metadata.version", lambda name: "0.0" if name == "torchvision" else version(name)):
+    from ultralytics.nn import tasks as ultralytics_tasks
     from ultralytics.nn.modules.head import Detect, v10Detect
     from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
     from ultralytics.utils.tal import make_anchors
@@ -42,6 +44,14 @@ GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}  # weights of the loss's parts: ult
 BATCH_NORM_MOMENTUM = 0.1
 ACTIVATIONS = {"silu": "torch.nn.SiLU()", "relu": "torch.nn.ReLU()"}
 Raw = dict[str, Any]
+BROKEN = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+)  # raised for files that do not fit
 
 
 def architecture(name: str, activation: str = "silu") -> dict[str, Any]:
@@ -100,15 +110,23 @@ def _unpickled(path: Path) -> tuple[DetectionModel, Raw]:
 
     A pickle can run code. ultralytics' list of known classes, which the environment above demands, lets none of it run.
     """
+    if not (ultralytics_tasks.SAFE_LOAD and ultralytics_tasks._SafeLoad.SUPPORTED):
+        raise LooplineError(
+            f"{path}: this version of ultralytics or torch cannot open a .pt without running code in it"
+        )
     try:
         network, rest = load_checkpoint(path)
-    except (TypeError, RuntimeError, KeyError, AttributeError, OSError, EOFError, pickle.UnpicklingError) as error:
+    except (*BROKEN, ImportError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise LooplineError(f"{path} cannot be read as a .pt of ultralytics ({reason})") from error
     if not isinstance(network, DetectionModel):
         raise LooplineError(
             f"{path} holds a {type(network).__name__}: only detectors with axis-aligned boxes can be used"
         )
+    if type(network.model[-1]) not in (Detect, v10Detect):
+        raise LooplineError(f"{path} ends with {type(network.model[-1]).__name__}: only plain detectors can be used")
+    if rest.get("modelopt"):
+        raise LooplineError(f"{path} holds quantized weights: give the checkpoint from before its quantization")
     return network, rest
 
 
@@ -124,23 +142,35 @@ def finished(source: str, expected: str | None = None) -> tuple[DetectionModel, 
     if expected and digest != expected:
         raise LooplineError(f"adopt: {source!r} has sha256 {digest}, but train.weights_sha256 is {expected}")
     network, rest = _unpickled(path)
-    side = (rest.get("train_args") or {}).get("imgsz", 640)
+    side = (rest.get("train_args") or {}).get("imgsz") or 640
+    channels = next(network.parameters()).shape[1]
+    if channels != 3:
+        raise LooplineError(
+            f"adopt: {source!r} takes images with {channels} channels: only those with 3 can be adopted"
+        )
     return network, int(max(side) if isinstance(side, list | tuple) else side), digest
 
 
 def adopt(source: str, labels: Sequence[str], shape: ImageInput, expected: str | None) -> tuple[DetectionModel, Raw]:
     """Return a finished detector with its classes in the order of `labels`, and its layers. Raises LooplineError if they differ."""
-    theirs, _, _ = finished(source, expected)
-    names = [str(theirs.names[number]) for number in sorted(theirs.names)]
+    source_network, _, _ = finished(source, expected)
+    given = source_network.names
+    names = [
+        str(name) for name in (given if isinstance(given, list | tuple) else (given[key] for key in sorted(given)))
+    ]
     if sorted(names) != sorted(labels):
         raise LooplineError(
             f"adopt: {source} has the classes {', '.join(names[:10])}, the data have {', '.join(labels[:10])}: "
             "give both the same names, in the labels of the data or in `names` of the .pt"
         )
-    layers = {key: value for key, value in theirs.yaml.items() if key not in ("yaml_file", "ch", "channels")}
+    layers = {key: value for key, value in source_network.yaml.items() if key not in ("yaml_file", "ch", "channels")}
     layers.setdefault("activation", ACTIVATIONS["silu"])
-    network = build(layers, len(labels), shape)
-    network.load_state_dict(theirs.state_dict())
+    try:
+        network = build(layers, len(labels), shape)
+        network.load_state_dict(source_network.state_dict())
+    except BROKEN as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise LooplineError(f"adopt: {source!r} does not fit the layers that it describes ({reason})") from error
     order = [names.index(label) for label in labels]
     head = network.model[-1]
     for branch in (getattr(head, name, None) or () for name in ("cv3", "one2one_cv3")):
