@@ -69,6 +69,14 @@ def test_every_stage_ends_with_a_line_of_its_figures(project):
     assert results.line("quantize", "signs") is None  # it prints its own
 
 
+def test_a_probe_and_an_adopted_model_were_not_trained_for_epochs(project):
+    history = project / "models/signs/history.csv"
+    history.write_text("epoch,strength,train_loss,val_loss,val_accuracy\n1,0.001,1,0.5,0.8\n2,0.003,1,0.4,0.9\n")
+    assert results.line("train", "signs").startswith("signs: fitted with 2 penalties, the best is 2: strength 0.003, ")
+    history.write_text("epoch,val_loss,val_accuracy\n1,0.5,0.8\n")
+    assert results.line("train", "signs") == "signs: not trained, only measured: val_loss 0.5, val_accuracy 0.8"
+
+
 def test_the_table_has_a_row_for_each_model_and_the_next_step(project):
     results.keep_seconds("signs", "ingest", 4.0)
     results.keep_seconds("signs", "train", 181.2)

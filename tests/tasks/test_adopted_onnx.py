@@ -315,14 +315,16 @@ def test_a_softmax_that_is_described_as_logits_is_refused(trained, tmp_path):
         adopt(path, tmp_path)
 
 
-def test_the_hash_covers_the_weights_file_and_the_description(trained, tmp_path):
+@pytest.mark.parametrize("place", ["weights.bin", "parts/weights.bin"])
+def test_the_hash_covers_the_weights_file_and_the_description(trained, tmp_path, place):
     model = onnx.load(saved(trained, tmp_path / "whole.onnx"))
-    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "parts").mkdir()
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location=place, size_threshold=0)
     described(tmp_path / "model.onnx")
     digests = {training.adoptable(str(tmp_path / "model.onnx")).weights_sha256}
-    weights = bytearray((tmp_path / "weights.bin").read_bytes())
+    weights = bytearray((tmp_path / place).read_bytes())
     weights[0] ^= 1
-    (tmp_path / "weights.bin").write_bytes(weights)
+    (tmp_path / place).write_bytes(weights)
     digests.add(training.adoptable(str(tmp_path / "model.onnx")).weights_sha256)
     described(tmp_path / "model.onnx", mean=[1.0, 2.0, 3.0])
     digests.add(training.adoptable(str(tmp_path / "model.onnx")).weights_sha256)

@@ -49,7 +49,10 @@ def _train(_: Path, models: Path) -> str:
     # Training keeps the epoch with the highest average precision if that is measured, or else with the lowest loss.
     best = max(rows, key=lambda row: float(row["map50_95"] if "map50_95" in row else f"-{row['val_loss']}"))
     figures = ", ".join(f"{key} {float(value):.4g}" for key, value in best.items() if key != "epoch")
-    return f"trained {len(rows)} epochs, the best is {best['epoch']}: {figures}"
+    if len(rows) == 1 and "train_loss" not in best:
+        return f"not trained, only measured: {figures}"
+    what = "fitted with {} penalties" if "strength" in best else "trained {} epochs"
+    return f"{what.format(len(rows))}, the best is {best['epoch']}: {figures}"
 
 
 def _export(_: Path, models: Path) -> str:

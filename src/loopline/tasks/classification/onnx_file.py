@@ -108,7 +108,7 @@ def _digest(path: Path) -> str:
         places = {ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}
     except Exception:  # the caller says what is wrong
         places = set()
-    beside = [path.with_name(place) for place in sorted(places) if path.with_name(Path(place).name).is_file()]
+    beside = [path.parent / place for place in sorted(places) if (path.parent / place).is_file()]
     hashes = [packaged.sha256(each) for each in (path, *beside, path.with_suffix(".json"))]
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
