@@ -78,7 +78,7 @@ BENCH_rollout = OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.rollout 
 BENCH_capacity = python -m benchmarks.capacity $(wildcard models/*/bundle) --docs docs/capacity.md $(ARGS)
 # 35 min: the drill ten times, with five kills at random moments in each
 BENCH_kills = PYTHONPATH=src:. python -m benchmarks.kills $(ARGS)
-# 20 min, a table for docs/results.md
+# 12 min, a table for docs/results.md
 BENCH_probe = PYTHONPATH=src:. python -m benchmarks.probe $(ARGS)
 ENVIRONMENT_probe := pretrained
 bench: setup $(ENVIRONMENT_$(SUITE)) ## Measure FP32 against INT8 and the cost of drift signals (SUITE=serving|drift|rollout, each also with ARGS=--quick, or pieces|capacity|kills|probe: another suite)

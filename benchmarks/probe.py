@@ -103,7 +103,7 @@ def main() -> None:
     """Print a row of Markdown for each data set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=112, help="side of the pretrained network's images, in pixels")
-    parser.add_argument("--tested", type=int, default=2000, help="test images of a draw")
+    parser.add_argument("--tested", type=int, default=1000, help="test images of a draw")
     parser.add_argument("--datasets", nargs="+", default=["fashion-mnist", "notmnist"])
     options = parser.parse_args()
     print(f"{cpu_name()}: {', '.join(cpu_features())}; {DRAWS} draws, {options.tested} test images each\n")
