@@ -128,24 +128,9 @@ def train_kind(train: Any) -> str:
     return "adopt" if isinstance(train, Adopt) or (isinstance(train, dict) and "adopt" in train) else "fit"
 
 
-class Teacher(Strict):
-    """A model whose answers a training learns from, beside the labels (Hinton et al., "Distilling the knowledge", 2015).
-
-    model: name of a model in params.yaml, whose bundle is the teacher. version: of that bundle, at least its first 12 characters, so
-    that another teacher makes another training. temperature: by which the teacher's logits are divided. weight: of its answers in the
-    loss; the labels have the rest.
-    """
-
-    model: str
-    version: str = Field(min_length=12)
-    temperature: float = Field(default=2.0, gt=0)
-    weight: Fraction = 0.8
-
-
 class ClassifierFit(Fit):
     """Settings that the trainings of image and text classifiers share."""
 
-    teacher: Teacher | None = None
     weight_decay: float = Field(ge=0)
     label_smoothing: Fraction
     class_weights: bool

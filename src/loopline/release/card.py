@@ -139,11 +139,7 @@ def _metrics(manifest: Manifest, source: DataSource, report: Mapping[str, Any]) 
         compared.append([baselines["simple"]["name"], f"{baselines['simple']['value']:.4f}"])
         constant = "most common" if find(manifest.spec.task).has_classes else "same"
         compared.append([f"always the {constant} answer", f"{baselines['majority']:.4f}"])
-        if "untaught" in baselines:
-            compared.append(["the same training without a teacher", f"{baselines['untaught']:.4f}"])
         blocks.append(markdown.table([f"{markdown.code(headline)} of", "value"], compared))
-        if taught := baselines.get("gain_over_untaught"):
-            blocks.append(f"Gain by the teacher, on the same samples: {markdown.figure(taught, signed=True)}.")
         if gain := baselines.get("gain_over_simple"):
             proof = (
                 "" if (gain["low"] or 0) > 0 else " This does not prove a gain, because the interval is not above zero."

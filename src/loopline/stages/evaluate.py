@@ -7,9 +7,7 @@ Fails if a metric is below its floor in params.yaml or the model does not beat t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +36,17 @@ def main(name: str) -> None:
     outputs = sessions.run(path, inputs)
 
     report = quality_report.measure(task, outputs, inputs, test, spec, model.evaluate, everything.seed)
-    report["baselines"] = _baselines(name, task, outputs, inputs, splits, preprocess, spec, model, everything.seed)
+    evaluator = task.evaluator()
+    report["baselines"] = quality_report.compare(
+        task,
+        outputs,
+        evaluator.simple(splits, preprocess, inputs, spec, seed=everything.seed),
+        evaluator.majority(splits["train"], test, spec),
+        test,
+        spec,
+        model.evaluate,
+        everything.seed,
+    )
     if model.evaluate.unjudged:
         report["unjudged"] = True
     report["model_bytes"] = path.stat().st_size
@@ -75,29 +83,6 @@ def main(name: str) -> None:
             f"must_beat_simple: false lets a model ship without a gain over the simple one. "
             f"No bundle was packaged: models/{name}/bundle, if present, is an earlier one"
         )
-
-
-def _baselines(
-    name: str,
-    task: Task,
-    outputs: Arrays,
-    inputs: Arrays,
-    splits: dict[str, manifest.Split],
-    preprocess: Callable[[Sequence[Any]], Arrays],
-    spec: ModelSpec,
-    model: settings.ModelSettings,
-    seed: int,
-) -> dict[str, Any]:
-    """The figures of simpler models, and those of the same training without its teacher if there is one."""
-    evaluator, test, options = task.evaluator(), splits["test"], model.evaluate
-    simple = evaluator.simple(splits, preprocess, inputs, spec, seed=seed)
-    majority = evaluator.majority(splits["train"], test, spec)
-    figures = quality_report.compare(task, outputs, simple, majority, test, spec, options, seed)
-    untaught = stage_files.stage(name, "train") / stage_files.UNTAUGHT / "model.onnx"
-    if untaught.exists():
-        alone = sessions.run(untaught, inputs)
-        figures |= quality_report.teaching(task, outputs, alone, test, spec, options, seed)
-    return figures
 
 
 def _tables(folder: Path, task: Task, outputs: Arrays, test: manifest.Split, spec: ModelSpec) -> None:

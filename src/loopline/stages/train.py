@@ -1,7 +1,5 @@
 """Train a model on `data/<model>/manifest.parquet`. Writes to `models/<model>/train/`, and a run to MLflow.
 
-With a teacher, the same training without it follows, in `train/untaught/`, with its graph: `evaluate` compares the two.
-
 Run by `dvc repro train@<model>`. A killed training resumes after its last finished epoch at the next run.
 """
 
@@ -13,7 +11,7 @@ from pathlib import Path
 from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.release import tracking
-from loopline.stages import stage_files, teaching
+from loopline.stages import stage_files
 
 
 def main(name: str) -> None:
@@ -22,8 +20,6 @@ def main(name: str) -> None:
     path = stage_files.manifest(name)
     trainer = tasks.find(model.task).trainer()
     out = stage_files.stage(name, "train")
-    train, val = (manifest.load_split(path, split) for split in ("train", "val"))
-    taught = teaching.of(name, model, train)
     run = tracking.Training(
         name,
         parameters={"seed": everything.seed, **model.model_dump(exclude={"expectations", "calibrate"})},
@@ -32,20 +28,14 @@ def main(name: str) -> None:
     )
     try:
         trainer.train(
-            train,
-            val,
+            manifest.load_split(path, "train"),
+            manifest.load_split(path, "val"),
             model,
             seed=everything.seed,
             out=out,
             work=stage_files.scratch("work", name),
             log=run.log,
-            **({"taught": taught} if taught else {}),
         )
-        if taught:
-            alone, folder = teaching.without(model), out / stage_files.UNTAUGHT
-            work = stage_files.scratch("work", f"{name}-{stage_files.UNTAUGHT}")
-            trainer.train(train, val, alone, seed=everything.seed, out=folder, work=work, log=lambda *_: None)
-            trainer.export(folder, train, val, alone, out=folder / "model.onnx")
     except BaseException:  # an interrupt too: MLflow would show the run as running for ever
         run.fail()
         raise

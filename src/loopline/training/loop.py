@@ -43,24 +43,6 @@ WARM_UP = 0.15  # share of the steps in which the learning rate rises
 LARGEST_GRADIENT = 1.0  # norm
 
 
-@dataclass(frozen=True)
-class Taught:
-    """What a teacher answers for each sample: probabilities float32 (n, classes). See `settings.Teacher` for the others."""
-
-    probabilities: NDArray[np.float32]
-    temperature: float
-    weight: float
-
-    def loss(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Return T^2 KL(teacher_T || student_T), the mean over the batch; p_T is softmax(log(p) / T) (Hinton et al., 2015)."""
-        import torch
-
-        known = torch.from_numpy(self.probabilities)[rows].to(logits.device).clamp_min(1e-8)
-        target = torch.softmax(known.log() / self.temperature, 1)
-        answer = torch.log_softmax(logits.float() / self.temperature, 1)
-        return self.temperature**2 * torch.nn.functional.kl_div(answer, target, reduction="batchmean")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """One split, as tensors.
@@ -68,7 +50,7 @@ class Data:
     inputs: from int64 indices (b,) to the batch that the model takes. targets: int64 (n,) class indices.
     augment: changes a batch, on the model's device, with torch's global random numbers; training only.
     lengths: (n,) or None; if set, samples of similar length share a batch, so that little of it is padding.
-    evaluation_batch: samples in a batch without gradients. taught: what a teacher answers; training only.
+    evaluation_batch: samples in a batch without gradients.
     """
 
     inputs: Tensors
@@ -76,7 +58,6 @@ class Data:
     augment: Tensors | None = None
     lengths: NDArray[Any] | None = None
     evaluation_batch: int = 512
-    taught: Taught | None = None
 
 
 def device() -> torch.device:
@@ -230,10 +211,7 @@ def _train_epoch(
         inputs, targets = train.inputs(indices).to(device()), torch.from_numpy(train.targets)[indices].to(device())
         inputs = train.augment(inputs) if train.augment else inputs
         with torch.autocast(device().type, _precision(), enabled=_precision() is not torch.float32):
-            logits = model(inputs)
-            loss = loss_of(logits, targets)
-            if train.taught:
-                loss = (1 - train.taught.weight) * loss + train.taught.weight * train.taught.loss(logits, indices)
+            loss = loss_of(model(inputs), targets)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)

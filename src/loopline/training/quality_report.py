@@ -90,17 +90,6 @@ def compare(
     }
 
 
-def teaching(
-    task: Task, outputs: Arrays, untaught: Arrays, test: Split, spec: ModelSpec, options: Evaluate, seed: int
-) -> dict[str, Any]:
-    """Return the headline figure of the same training without its teacher, and the gain over it with its paired interval."""
-    with_teacher, without = task.scorer(outputs, test, spec), task.scorer(untaught, test, spec)
-    gain = bootstrap.paired(
-        with_teacher, without, len(test.ids), metric=task.headline, resamples=options.resamples, seed=seed
-    )
-    return {"untaught": round(without(None)[task.headline], 4), "gain_over_untaught": gain.rounded()}
-
-
 def summary(report: dict[str, Any]) -> dict[str, float]:
     """Return flat figures to compare runs by: each metric, the headline's interval, the simple model's value and the gain over it."""
     headline, gain = report["headline"], report["baselines"]["gain_over_simple"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -45,7 +44,6 @@ def train(
     out: Path,
     work: Path,
     log: Callable[[int, dict[str, float]], None],
-    taught: loop.Taught | None = None,
 ) -> None:
     """Train on `train`, choose the epoch and the temperature on `val`, and write the files named above.
 
@@ -66,7 +64,7 @@ def train(
     pixels, val_pixels = (image.batch(list(_images(split)), shape) for split in (train, val))
     if options.architecture == RESIDUAL and not options.probe:
         network.normalise(pixels)
-    data = replace(_data(pixels, train, Augment(options)), taught=taught)
+    data = _data(pixels, train, Augment(options))
     val_data = _data(val_pixels, val)
     if options.probe:
         history = probe.fit(network, _data(pixels, train), val_data, options, log)

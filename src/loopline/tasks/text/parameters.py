@@ -19,15 +19,13 @@ class TextTrain(ClassifierFit):
     """How a text classifier is trained.
 
     architecture: `ngrams`, trained from scratch, or the pretrained encoder to fine-tune: see `encoder_sources.find`. weights_sha256:
-    of its weights, or None for any. frozen_layers: first layers of the encoder that stay as they are.
-    layers: number of its layers that are kept, evenly spaced, or None for all. tokenizer, vocabulary,
+    of its weights, or None for any. frozen_layers: first layers of the encoder that stay as they are. tokenizer, vocabulary,
     word_dropout: of n-grams; an encoder brings its own.
     """
 
     architecture: str = "ngrams"
     weights_sha256: str | None = None
     frozen_layers: int = Field(default=0, ge=0)
-    layers: int | None = Field(default=None, ge=1)
     tokenizer: Literal["auto", "words", "characters"]
     vocabulary: int = Field(ge=100)
     word_dropout: Fraction

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +47,6 @@ def train(
     out: Path,
     work: Path,
     log: Callable[[int, dict[str, float]], None],
-    taught: loop.Taught | None = None,
 ) -> None:
     """Train on `train`; choose the tokenizer, the epoch and the temperature on `val`; write the files named above.
 
@@ -68,8 +67,7 @@ def train(
         history = [loop.validate(network, val_data)]
         log(1, history[0])
     else:
-        data = replace(encoded.data(batch), taught=taught)
-        history = loop.fit(network, data, val_data, options, seed=seed, work=work, key=key, log=log)
+        history = loop.fit(network, encoded.data(batch), val_data, options, seed=seed, work=work, key=key, log=log)
     network.temperature.fill_(posthoc.temperature(loop.predict(network, val_data), torch.from_numpy(val_data.targets)))
     features = loop.predict(network.features, encoded.first(EMBEDDING_SAMPLES).data(batch))
     network.embed(*posthoc.principal_components(features, settings.export.embedding))
