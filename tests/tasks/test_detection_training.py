@@ -205,6 +205,7 @@ def test_training_starts_from_the_weights_of_an_earlier_training(trained: Path, 
     if suffix == "pt":  # as ultralytics saves it
         network, _ = detection._load(trained)
         weights = tmp_path / "model.pt"
+        network.network.args, network.network.criterion = {}, None  # as its trainer leaves them
         torch.save({"model": network.network}, weights)
     fresh = run(tmp_path / "fresh", small(epochs=1, learning_rate=1e-6))
     warm = run(tmp_path / "warm", small(epochs=1, learning_rate=1e-6, pretrained=str(weights)))

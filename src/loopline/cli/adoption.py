@@ -85,6 +85,8 @@ def _adopt(options: argparse.Namespace) -> int:
     if options.name in configured.models:
         raise LooplineError(f"params.yaml has a model {options.name!r}: choose another --name")
     trainer: Any = tasks.find(options.task).trainer()
+    if not hasattr(trainer, "adoptable"):
+        raise LooplineError(f"--task: finished models for {options.task} cannot be adopted")
     finished = trainer.adoptable(options.source)
     takes = dict(finished.input)
     if "max_tokens" in takes:
@@ -134,9 +136,7 @@ def add(verbs: Verbs) -> None:
     adopt = verb(verbs, "adopt", _adopt, "make a bundle of a finished model, without training, through every gate")
     adopt.add_argument("source", help="finished model: a folder of transformers, a .pt of ultralytics, or an .onnx")
     adopt.add_argument("--name", required=True, help="name of the model in params.yaml")
-    adopt.add_argument(
-        "--task", choices=["classification", "detection", "text"], default="text", help="kind of the model"
-    )
+    adopt.add_argument("--task", default="text", help="kind of the model")
     adopt.add_argument("--data", required=True, help="labelled data: a folder, or a data set of the catalogue")
     adopt.add_argument("--max-tokens", type=int, default=256, help="number of tokens after which a text is cut")
     adopt.add_argument(
