@@ -201,4 +201,9 @@ def test_it_becomes_a_bundle(checkpoint, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     made = bundle.read(clone / "models/shapes/bundle")
     assert made.manifest.spec.labels == examples.labels
+    written = yaml.safe_load((clone / "params.yaml").read_text())["models"]
+    for part in ("export", "quantize", "evaluate"):  # boxes in pixels need the limits that the detector has here
+        limits = {"tolerance", "calibration_samples", "resamples"} & written["detector"][part].keys()
+        assert limits
+        assert all(written["shapes"][part][name] == written["detector"][part][name] for name in limits), part
     assert made.manifest.metrics["metrics"]["map50"]["value"] > 0.8

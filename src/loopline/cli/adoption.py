@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ LEAST_JUDGED = 140
 GATES = {"val": "quantize (whether INT8 ships)", "test": "evaluate (the floor, the simple model) and a promotion"}
 
 
-def block(train: dict[str, Any], data: str, takes: dict[str, Any], options: argparse.Namespace) -> str:
+def block(
+    train: dict[str, Any],
+    data: str,
+    takes: dict[str, Any],
+    limits: Mapping[str, Mapping[str, Any]],
+    options: argparse.Namespace,
+) -> str:
     """The model's part of params.yaml, as text."""
     import yaml
 
@@ -43,6 +50,8 @@ def block(train: dict[str, Any], data: str, takes: dict[str, Any], options: argp
         "evaluate": {"floors": {task.headline: options.floor}, "must_beat_simple": not options.simple_may_win},
         "calibrate": {"bins": 10, "false_alarms": 0.05},
     }
+    for part, values in limits.items():
+        settings[part] |= values
     if options.unjudged:
         settings["expectations"] |= {"min_samples": 1, "min_per_class": 1}
         settings["quantize"]["precision"] = "fp32"
@@ -93,7 +102,7 @@ def _adopt(options: argparse.Namespace) -> int:
         takes["max_tokens"] = min(options.max_tokens, takes["max_tokens"])
     source, data = (_path(each) for each in (options.source, options.data))
     before = {path: path.read_text(encoding="utf-8") for path in (settings.PARAMS, LOCK) if path.exists()}
-    added = block({"adopt": source, "weights_sha256": finished.weights_sha256}, data, takes, options)
+    added = block({"adopt": source, "weights_sha256": finished.weights_sha256}, data, takes, finished.limits, options)
     files.write(settings.PARAMS, with_block(before[settings.PARAMS], added))
     try:
         settings.load()
@@ -104,7 +113,7 @@ def _adopt(options: argparse.Namespace) -> int:
             few = f"{options.data} has too few labelled samples, so nothing would judge the model (or give --unjudged):"
             raise LooplineError("\n  ".join([few, *reasons]))
         _repro(f"package@{options.name}")
-    except BaseException:
+    except BaseException:  # an interrupt too: no half of a model stays in params.yaml
         LOCK.unlink(missing_ok=True)
         for path, text in before.items():
             files.write(path, text)

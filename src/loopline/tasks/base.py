@@ -11,7 +11,7 @@ import json
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -149,10 +149,14 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Adoptable:
-    """What params.yaml needs of a finished model: `input` of its block, and the sha256 of its weights."""
+    """What params.yaml needs of a finished model: `input` of its block, and the sha256 of its weights.
+
+    limits: values that this task has in other parts of the block, by part.
+    """
 
     input: dict[str, Any]
     weights_sha256: str
+    limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Trainer(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 QUANTIZATION: Literal["static", "dynamic"] = "static"
 QUANTIZED = {"Conv", "Relu", "Concat", "Add", "MaxPool", "Resize", "Split"}
 EMBEDDING_SAMPLES = 1024
+# Of boxes in pixels, and as params.yaml has them for the detector
+ADOPTED_LIMITS: dict[str, dict[str, Any]] = {
+    "export": {"tolerance": 0.001},
+    "quantize": {"calibration_samples": 64, "tolerance": 0.05},
+    "evaluate": {"resamples": 200},
+}
 NMS_IOUS = (0.6, 0.55, 0.65, 0.5, 0.7, 0.45, 0.4, 0.35, 0.3)  # the first of equally good ones is taken
 
 
@@ -150,7 +156,7 @@ def adoptable(source: str) -> Adoptable:
     from loopline.tasks.detection import yolo_network
 
     _, side, digest = yolo_network.finished(source)
-    return Adoptable({"height": side, "width": side, "channels": 3}, digest)
+    return Adoptable({"height": side, "width": side, "channels": 3}, digest, ADOPTED_LIMITS)
 
 
 def reference(folder: Path) -> Callable[[Arrays], Arrays]:
