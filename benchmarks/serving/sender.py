@@ -123,7 +123,7 @@ def send(
     end = start + sum(seconds for _, seconds in phases)
     upcoming = next(schedule, None)
     while (now := time.perf_counter()) < end or (
-        (waiting or len(pool.free) < len(pool.clients)) and now < end + LINGER
+        (upcoming is not None or waiting or len(pool.free) < len(pool.clients)) and now < end + LINGER
     ):
         while upcoming is not None and upcoming <= now:
             waiting.append(upcoming)
@@ -133,7 +133,8 @@ def send(
         while waiting and pool.free:
             pool.ask(waiting.popleft(), request)
         pool.collect()
-    answers += [(due, LINGER, UNSENT) for due in waiting]
+    # If the machine stood still until the end, some requests are still to come: they count too.
+    answers += [(due, LINGER, UNSENT) for due in (*waiting, *([] if upcoming is None else [upcoming]), *schedule)]
     answers += [(client.due, LINGER, LOST) for client in pool.clients.values() if client.due]
     bounds = [start + sum(seconds for _, seconds in phases[: place + 1]) for place in range(len(phases))]
     by_phase: list[list[Answer]] = [[] for _ in phases]
