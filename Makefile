@@ -80,10 +80,16 @@ BENCH_capacity = python -m benchmarks.capacity $(wildcard models/*/bundle) --doc
 BENCH_kills = PYTHONPATH=src:. python -m benchmarks.kills $(ARGS)
 # 12 min, a table for docs/results.md
 BENCH_probe = PYTHONPATH=src:. python -m benchmarks.probe $(ARGS)
+# 75 min, a table for docs/results.md; ARGS="--splits 0 1" measures two of five splits
+BENCH_encoders = PYTHONPATH=src:. python -m benchmarks.encoders $(ARGS)
+# 2 min, a table for docs/results.md; ARGS="--bundle models/reviews/bundle"
+BENCH_huggingface = PYTHONPATH=src:. python -m benchmarks.huggingface $(ARGS)
 ENVIRONMENT_probe := pretrained
-bench: setup $(ENVIRONMENT_$(SUITE)) ## Measure FP32 against INT8 and the cost of drift signals (SUITE=serving|drift|rollout, each also with ARGS=--quick, or pieces|capacity|kills|probe: another suite)
+ENVIRONMENT_encoders := pretrained
+ENVIRONMENT_huggingface := pretrained
+bench: setup $(ENVIRONMENT_$(SUITE)) ## Measure FP32 against INT8 and the cost of drift signals (SUITE=serving|drift|rollout, each also with ARGS=--quick, or pieces|capacity|kills|probe|encoders|huggingface: another suite)
 	@test "$(SUITE)" != serving || command -v wrk >/dev/null || { echo "wrk makes the load: apt-get install wrk, or your system's package of it"; exit 1; }
-	$(or $(BENCH_$(or $(SUITE),speed)),@echo "SUITE=$(SUITE) does not exist: use serving|drift|rollout|pieces|capacity|kills|probe"; exit 2)
+	$(or $(BENCH_$(or $(SUITE),speed)),@echo "SUITE=$(SUITE) does not exist: use serving|drift|rollout|pieces|capacity|kills|probe|encoders|huggingface"; exit 2)
 
 .venv-peers/ready: benchmarks/serving/requirements.lock
 .venv-drift/ready: benchmarks/drift/requirements.lock

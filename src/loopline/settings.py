@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from loopline.errors import LooplineError
 from loopline.tasks.plugins import BUILT_IN, part
 from loopline.tasks.spec import model_name
+from loopline.tasks.teacher import ClassifierTeacher
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PARAMS = Path("params.yaml")
@@ -131,6 +132,7 @@ def train_kind(train: Any) -> str:
 class ClassifierFit(Fit):
     """Settings that the trainings of image and text classifiers share."""
 
+    teacher: ClassifierTeacher | None = None
     weight_decay: float = Field(ge=0)
     label_smoothing: Fraction
     class_weights: bool

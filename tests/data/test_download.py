@@ -6,7 +6,6 @@ import hashlib
 import random
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.at_once = 0
         self.most_at_once = 0
         self.lock = threading.Lock()
+        self.three = threading.Barrier(3)  # requests that come together
 
     @property
     def url(self) -> str:
@@ -79,8 +79,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         part = content[start : start + 300_000] if fault == "cut" else content[start:]
-        if fault == "slow":
-            time.sleep(0.3)
+        if fault == "together":
+            self.server.three.wait(60)
         self.wfile.write(part)
         self.server.sent[self.path] += len(part)
         return None
@@ -112,14 +112,14 @@ def dataset(server: Server, **contents: bytes) -> Dataset:
 
 def fetch(entry: Dataset, root: Path) -> bytes:
     """The content of the first file after a fetch."""
-    folder = download.fetch(entry, root=root, backoff=0.01, timeout=5)
+    folder = download.fetch(entry, root=root, backoff=0.01, timeout=60)
     assert not list(folder.rglob("*.partial"))
     return (folder / entry.files[0].path).read_bytes()
 
 
 def test_files_come_in_parallel_and_a_second_fetch_asks_for_nothing(server: Server, tmp_path: Path) -> None:
     entry = dataset(server, a=b"one", b=b"two", c=b"three")
-    server.faults = {f"/{name}": ["slow"] for name in "abc"}
+    server.faults = {f"/{name}": ["together"] for name in "abc"}
     assert fetch(entry, tmp_path) == b"one"
     assert server.most_at_once == 3
     fetch(entry, tmp_path)

@@ -28,9 +28,9 @@ def online(folder, journal):
     )
     try:
         for value in SHOWN:
-            answer = requests.post(server.url + "/predict/classifier", data=journals.png(value), timeout=10).json()
+            answer = requests.post(server.url + "/predict/classifier", data=journals.png(value), timeout=60).json()
             truth = {"id": answer["id"], "label": "bright" if value > 127 else "dark", "source": "anna"}
-            sent = requests.post(server.url + "/v2/models/classifier/feedback", json=truth, timeout=10)
+            sent = requests.post(server.url + "/v2/models/classifier/feedback", json=truth, timeout=60)
             assert sent.status_code == 202
         with closing(Collector(journal)) as collector:
             return prometheus.eventually(lambda: labelled_accuracy(collector))

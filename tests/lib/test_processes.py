@@ -27,7 +27,7 @@ def test_an_answer_that_is_not_http_does_not_count_as_ready(tmp_path):
         process = processes.Process("echo", os.getpid(), psutil.Process().create_time(), address)
         processes.wait(process, f"{address}/-/ready", tmp_path)
         server.shutdown()
-    assert len(requests) == 2
+    assert len(requests) >= 2
 
 
 @pytest.mark.parametrize("content", ["", "null", "7", '[{"name": "a"}]', '[{"of": "tomorrow"}]', "[7]"])

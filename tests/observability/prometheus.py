@@ -87,14 +87,14 @@ def quick(rules):
 
 
 class Prometheus:
-    """A Prometheus that scrapes `targets` and evaluates `rules` every half second."""
+    """A Prometheus that scrapes `targets` and evaluates `rules`. every: of both; without an answer in this time a series is absent."""
 
     moment: float | None = None
 
-    def __init__(self, folder, targets, rules):
+    def __init__(self, folder, targets, rules, every="500ms"):
         port = free_port()
         config = {
-            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+            "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
             "rule_files": ["rules.yml"],
             "scrape_configs": [{"job_name": "loopline", "static_configs": [{"targets": targets}]}],
         }

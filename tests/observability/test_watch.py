@@ -70,7 +70,7 @@ def server(tmp_path_factory, reference):
     folder = tmp_path_factory.mktemp("prometheus")
     target = prometheus.Target()
     target.text = fill(folder, reference)
-    started = prometheus.Prometheus(folder, [target.address], prometheus.quick(rules.text()))
+    started = prometheus.Prometheus(folder, [target.address], prometheus.quick(rules.text()), every="2s")
     try:
         prometheus.eventually(lambda: started.query("ALERTS{alertname='DriftWarning'}"))
         yield started
@@ -362,4 +362,4 @@ def test_an_unexpected_answer_is_an_error_with_a_reason(answering, monkeypatch, 
 def test_a_slow_answer_is_given_up(answering, monkeypatch):
     monkeypatch.setattr(prometheus_api, "TIMEOUT", 0.2)
     with pytest.raises(LooplineError, match=r"did not answer within 0\.2 s"):
-        prometheus_api.instant(answering(200, b"{}", 1.0), "up")
+        prometheus_api.instant(answering(200, b"{}", 60.0), "up")

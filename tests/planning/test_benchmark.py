@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cores are needed")
 def test_a_replica_is_loaded_twice_and_compared_with_the_prediction(tmp_path):
     folder = bundles.classifier(tmp_path / "classifier").folder
-    arguments = [str(folder), "--rounds", "20", "--seconds", "0.5", "--repeats", "1", "--busy"]
+    arguments = [str(folder), "--rounds", "20", "--seconds", "3", "--repeats", "1", "--busy"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.capacity", *arguments], capture_output=True, text=True, cwd=ROOT
     )

@@ -105,9 +105,9 @@ def reference(spec):
     ).to_dict()
 
 
-def png(value):
+def png(value, side=8):
     content = io.BytesIO()
-    Image.new("L", (8, 8), value).save(content, "PNG")
+    Image.new("L", (side, side), value).save(content, "PNG")
     return content.getvalue()
 
 

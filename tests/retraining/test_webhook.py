@@ -24,7 +24,7 @@ RULES = "groups: []\n"
 def world(tmp_path_factory):
     """A Prometheus that scrapes metrics which a test sets."""
     target = prometheus.Target()
-    server = prometheus.Prometheus(tmp_path_factory.mktemp("prometheus"), [target.address], RULES)
+    server = prometheus.Prometheus(tmp_path_factory.mktemp("prometheus"), [target.address], RULES, every="2s")
     yield server, target
     server.close()
     target.close()
@@ -127,7 +127,7 @@ def test_an_alert_waits_while_prometheus_is_away(retrain, world):
 
 
 def test_too_few_labels_lead_to_a_request_and_later_to_a_decline(retrain):
-    retrainer = retrain(policy={"labels": {"total": 5, "per_class": 1}, "patience_hours": 0.0005})
+    retrainer = retrain(policy={"labels": {"total": 5, "per_class": 1}, "patience_hours": 0.003})
     retrainer.send(alert(retrainer.version))
     assert "0 new labels, 5 are needed" in decided(retrainer, "ask-labels")
     assert "the alert has waited for over" in decided(retrainer, "decline")

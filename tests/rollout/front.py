@@ -28,7 +28,8 @@ class Sender:
     """Sends steady requests through the gateway, each with its own id. answers: (status, version, id) of each."""
 
     def __init__(self, port, clients=4, pause=0.005, values=range(256), token=None):
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # A minute for an answer: a pause of the machine is no lost request.
+        self.headers = {"X-Request-Timeout-Ms": "60000"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self.answers, self.stop = [], threading.Event()
         self.images = [brightness.png(value) for value in values]
         self.threads = [threading.Thread(target=self._send, args=(port, n, pause)) for n in range(clients)]
@@ -71,6 +72,15 @@ class Sender:
         mark = len(self.answers)
         prometheus.eventually(lambda: len(self.answers) >= mark + count)
         return mark
+
+    def settled(self):
+        """Wait until each client has an answer to a request that it sends from now on, and return how many answers there are."""
+        before = self._clients()
+        prometheus.eventually(lambda: all((self._clients() - before)[name] > 1 for name in before))
+        return len(self.answers)
+
+    def _clients(self):
+        return Counter(identity.partition("-")[0] for _, _, identity in self.answers[:])
 
 
 @contextmanager

@@ -295,9 +295,9 @@ def test_a_cancelled_or_late_job_is_not_run():
 
     async def play(_, submit):
         first = await occupied(model, submit, 0)
-        cancelled, late, last = (submit(model, n, seconds=0.05 if n == 2 else 5) for n in range(1, 4))
+        cancelled, late, last = (submit(model, n) for n in range(1, 4))
         cancelled.job.cancel()
-        await asyncio.sleep(0.1)
+        late.job.deadline = 0.0
         model.gate.set()
         answers = await asyncio.gather(first, late, last)
         assert not cancelled.done()
@@ -313,8 +313,8 @@ def test_a_late_job_that_is_cancelled_gets_no_callback():
     model = Clock(best_rows=8)
 
     async def play(batcher, submit):
-        first, late = await occupied(model, submit, 0), submit(model, 1, seconds=0.01)
-        await asyncio.sleep(0.05)
+        first, late = await occupied(model, submit, 0), submit(model, 1)
+        late.job.deadline = 0.0
         assert batcher._take(batcher.lines["clock"]) == []
         late.job.cancel()  # between the decision and the callback
         model.gate.set()
@@ -343,16 +343,16 @@ def test_a_job_cancelled_in_a_running_batch_does_not_affect_the_others():
 
 
 def test_a_job_that_cannot_be_done_in_time_is_refused_at_once():
-    model = Clock(best_rows=1, row_seconds=0.5)
+    model = Clock(best_rows=1, row_seconds=50.0)
 
     async def play(batcher, submit):
         model.gate.clear()
-        accepted = [submit(model, n, seconds=2.2) for n in range(4)]
+        accepted = [submit(model, n, seconds=220) for n in range(4)]
         with pytest.raises(Refusal, match="is busy") as refused:
-            submit(model, "too much", seconds=2.2)
+            submit(model, "too much", seconds=220)
         assert refused.value.status == 503
-        assert int(refused.value.headers[b"retry-after"]) == 2
-        submit(model, "patient", seconds=60)
+        assert int(refused.value.headers[b"retry-after"]) == 250
+        submit(model, "patient", seconds=6000)
         model.gate.set()
         return await asyncio.gather(*accepted)
 
@@ -375,16 +375,21 @@ def test_jobs_that_would_fill_the_memory_are_refused():
     assert scenario(play, model)[0] == 0
 
 
-def test_a_busy_model_does_not_starve_another():
-    busy, rare = Clock("busy", best_rows=1, sleep=0.01), Clock("rare", best_rows=1, sleep=0.01)
-    order = []
+def test_a_busy_model_does_not_starve_another(monkeypatch):
+    busy, rare, now, order = Clock("busy", best_rows=1), Clock("rare", best_rows=1), [0.0], []
+    for module in ("batcher", "jobs"):
+        monkeypatch.setattr(f"loopline.server.{module}.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def run(payloads):
+        now[0] += 0.01
+        return list(payloads)
+
+    busy.run = rare.run = run
 
     async def play(_, submit):
-        busy.gate.clear()
         futures = [submit(busy, n) for n in range(20)] + [submit(rare, n) for n in range(5)]
         for number, future in enumerate(futures):
             future.add_done_callback(lambda _, number=number: order.append("rare" if number >= 20 else "busy"))
-        busy.gate.set()
         await asyncio.gather(*futures)
 
     scenario(play, busy, rare)

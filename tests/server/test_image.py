@@ -19,6 +19,7 @@ from pathlib import Path
 import assemble
 import bundles
 import image as builder
+import prometheus
 import pytest
 import requests
 from PIL import Image
@@ -80,8 +81,8 @@ class Container:
 
     def ready(self):
         try:
-            return requests.get(self.url + "/v2/health/ready", timeout=1).status_code == 200
-        except requests.ConnectionError:
+            return requests.get(self.url + "/v2/health/ready", timeout=10).status_code == 200
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def run(self, *words):
@@ -145,11 +146,10 @@ def test_three_models_fit_into_140_megabytes(run, image, mounted):
 
 
 def test_sigterm_ends_it_with_0_and_its_health_check_says_not_ready_before(run, image, mounted):
-    container = run(image, "/bundles", "--grace=3", options=[f"--volume={mounted}:/bundles:ro"])
+    container = run(image, "/bundles", "--grace=15", options=[f"--volume={mounted}:/bundles:ro"])
     assert container.health() == 0
     container.output("kill", "--signal=TERM", container.name)
-    time.sleep(0.3)
-    assert container.health() == 1
+    prometheus.eventually(lambda: container.health() == 1, 14)
     assert container.output("wait", container.name) == "0"
     assert '"stopped"' in container.logs()
 

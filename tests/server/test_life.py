@@ -159,9 +159,14 @@ def test_an_idle_server_sleeps(serve, folders):
     server = serve(*folders.values())
     requests.get(server.url + "/v2", timeout=60)
     process = psutil.Process(server.process.pid)
-    before = sum(process.cpu_times()[:2])
-    time.sleep(3)
-    assert sum(process.cpu_times()[:2]) - before <= 0.03  # 1 % of a core
+
+    def used():
+        before = sum(process.cpu_times()[:2])
+        time.sleep(3)
+        return sum(process.cpu_times()[:2]) - before
+
+    # 1 % of a core. A pause of the machine may be charged to a process, so there are three tries: one that polls fails all.
+    assert any(used() <= 0.03 for _ in range(3))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def test_two_bundles_of_one_name_are_refused(folders, tmp_path):
 def test_a_token_is_required_if_one_is_set(serve, folders):
     server = serve(folders["classifier"], env={"LOOPLINE_TOKEN": "secret"})
     url = server.url + "/predict/classifier"
-    ask = {"data": brightness.png(200), "timeout": 5}
+    ask = {"data": brightness.png(200), "timeout": 60}
     assert requests.post(url, **ask).status_code == 401
     assert requests.post(url, headers={"Authorization": "Bearer wrong"}, **ask).status_code == 401
     assert requests.post(url, headers={"Authorization": "Bearer secret"}, **ask).status_code == 200

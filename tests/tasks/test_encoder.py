@@ -16,10 +16,11 @@ from loopline import settings
 from loopline.errors import LooplineError
 from loopline.lib import sessions
 from loopline.tasks import find
-from loopline.tasks.text import encoder_files, encoder_sources
+from loopline.tasks.text import encoder_files, encoder_model, encoder_sources
 from loopline.tasks.text import training as text
 from loopline.tasks.text.encoder import EncoderNetwork
 from loopline.training import parity, quantization
+from loopline.training.distillation import Taught
 
 task = find("text")
 VOCABULARY = ["the", "film", "was", "and", "fine", "great", "lovely", "superb", "poor", "awful", "dull", "weak", "word"]
@@ -425,3 +426,51 @@ def test_a_head_with_other_classes_than_the_data_is_refused(classifiers, tmp_pat
         LooplineError, match="has the classes good, bad, the data have bad, neutral: give both the same names"
     ):
         adopted(classifiers("bert")[1], tmp_path / "train", labels=("bad", "neutral"))
+
+
+def test_a_student_begins_with_some_layers_of_its_encoder_in_order(tmp_path):
+    import transformers
+
+    torch.manual_seed(1)
+    sizes = SIZES | {"num_hidden_layers": 6}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=40, max_position_embeddings=64, **sizes))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(tokenizer(("[PAD]", "[UNK]", "[CLS]", "[SEP]")).to_str())
+    pretrained = encoder_files.read(tmp_path)
+    for count, kept in ((6, range(6)), (3, (1, 3, 5)), (2, (2, 5)), (1, (5,))):
+        student = encoder_model.fewer_layers(pretrained, count)
+        assert student.shape.layers == count
+        for number, source in enumerate(kept):
+            for name in ("query.weight", "last_norm.bias"):
+                assert torch.equal(
+                    student.tensors[f"layers.{number}.{name}"], pretrained.tensors[f"layers.{source}.{name}"]
+                )
+        assert sum(name.startswith("layers.") for name in student.tensors) == count * sum(
+            name.startswith("layers.0.") for name in pretrained.tensors
+        )
+    with pytest.raises(LooplineError, match=r"train\.layers is 7, but the encoder has 6 layers"):
+        encoder_model.fewer_layers(pretrained, 7)
+    model = train(tmp_path, tmp_path / "student", layers=2, epochs=1)
+    assert json.loads((tmp_path / "student/config.json").read_text())["shape"]["layers"] == 2
+    spec = text.export(tmp_path / "student", split(30, 0), split(8, 1), model, out=tmp_path / "student.onnx")
+    assert spec.labels == ("bad", "good")
+
+
+def test_a_teacher_s_answers_lead_where_labels_mislead(folders, tmp_path):
+    """All labels are of one class, and the teacher knows better."""
+    examples, val = split(300, 0), split(80, 1)
+    right = np.asarray(examples.targets)
+    wrong = replace(examples, targets=np.zeros_like(right))
+    known = np.full((len(right), 2), 0.02, np.float32)
+    known[np.arange(len(right)), right] = 0.98
+    accuracy = {}
+    for name, taught in (("alone", None), ("taught", Taught(known, 2.0, 1.0))):
+        out = tmp_path / name
+        settings_ = model_settings(folders("bert")[1], class_weights=False)
+        text.train(
+            wrong, val, settings_, seed=0, out=out, work=tmp_path / f"{name}-work", log=lambda *_: None, taught=taught
+        )
+        last = (out / "history.csv").read_text().splitlines()[-1]
+        accuracy[name] = float(last.split(",")[-1])
+    assert accuracy["taught"] > 0.8
+    assert accuracy["alone"] < 0.7

@@ -273,6 +273,6 @@ def test_the_graph_takes_any_batch(package, tmp_path):
 
 
 def training_answers(model: Any) -> torch.nn.Module:
-    from loopline.tasks.classification.image_network import ImageAnswers
+    from loopline.training.classifier_network import Answers
 
-    return ImageAnswers(model.folded())
+    return Answers(model.folded())

@@ -63,6 +63,13 @@ def _data_add(options: argparse.Namespace) -> int:
     return 0
 
 
+def _data_unlabelled(options: argparse.Namespace) -> int:
+    from loopline.data import unlabelled
+
+    print(unlabelled.collect(options.model, options.folder))
+    return 0
+
+
 def _data_prepare(options: argparse.Namespace) -> int:
     from loopline import settings
     from loopline.data import sources
@@ -90,7 +97,7 @@ def add(verbs: Verbs) -> None:
     results = verb(verbs, "results", _results, "print a table of all trained models, as at the end of `make repro`")
     results.add_argument("model", nargs="*", help="names under models: in params.yaml (default: all)")
 
-    data = room(verbs, "data", "list the catalogue, fetch data sets, add a labelled batch")
+    data = room(verbs, "data", "list the catalogue, fetch data sets, add samples")
     prepare = verb(data, "prepare", _data_prepare, "make the folder of a model's batches, as dvc.yaml does")
     prepare.add_argument("model", help="name under models: in params.yaml")
     verb(data, "list", _data_list, "list the catalogue, and show which data sets are on this machine")
@@ -100,6 +107,9 @@ def add(verbs: Verbs) -> None:
     add.add_argument("model", help="name under models: in params.yaml")
     add.add_argument("folder", help="folder with the labelled batch")
     add.add_argument("--remote", help="DVC remote that stores this batch (default: the repository's)")
+    unlabelled = verb(data, "unlabelled", _data_unlabelled, "collect samples without labels, which a teacher answers")
+    unlabelled.add_argument("model", help="name of the model to teach")
+    unlabelled.add_argument("folder", help="folder of images, or of tables of texts, or one table")
 
     track = room(verbs, "track", "send runs to the experiment tracking server")
     verb(track, "sync", _track_sync, "send the runs that were kept while the tracking server was unreachable")

@@ -22,7 +22,7 @@ from loopline.data.manifest import SPLITS, Box, Sample
 from loopline.data.raw import RawBox, RawSample
 from loopline.settings import SplitSettings
 from loopline.tables import encoding
-from loopline.tasks.base import Task
+from loopline.tasks.base import Content, Task
 from loopline.tasks.image import UnreadableImage, decode
 
 EXAMPLES = 5
@@ -195,36 +195,38 @@ def _grouped(kept: list[Sample], contents: dict[str, _Copies]) -> Grouped:
 
 def _check(raw: RawSample, source: str, task: Task, boxes: _Boxes) -> Sample:
     """The clean sample, with an empty split. Raises SetAside."""
-    if raw.problem:
-        raise SetAside(raw.problem, raw.detail)
-    label, path = _name(raw.label or ""), _encodable(raw.path)
-    if task.truth == "label" and not label:
-        raise SetAside("no label")
-    if task.truth == "label" and (problem := task.label_problem(label)):
-        raise SetAside(problem, label)
-    if task.content == "text":
-        text, digest = _text(raw.text or "")
-        return Sample(id=digest, source=source, path=path, split="", label=label, text=text)
-    width, height = _size(raw.image or b"")
-    image = Sample(
-        id=hashlib.sha256(raw.image or b"").hexdigest(),
-        source=source,
-        path=path,
-        split="",
-        image=raw.image,
-        width=width,
-        height=height,
-    )
+    label = _name(raw.label or "")
+    if task.truth == "label" and not raw.problem:
+        if not label:
+            raise SetAside("no label")
+        if problem := task.label_problem(label):
+            raise SetAside(problem, label)
+    sample = without_truth(raw, source, task.content)
     if task.truth == "label":
-        return replace(image, label=label)
+        return replace(sample, label=label)
     if raw.boxes is None:
         raise SetAside("image without annotation")
-    if raw.size not in (None, (width, height)):
-        raise SetAside("boxes drawn for another size", f"for {raw.size}, the upright image has {(width, height)}")
-    usable = boxes.clean(raw.boxes, width, height, path)
+    size = sample.width or 0, sample.height or 0
+    if raw.size not in (None, size):
+        raise SetAside("boxes drawn for another size", f"for {raw.size}, the upright image has {size}")
+    usable = boxes.clean(raw.boxes, *size, sample.path)
     if raw.boxes and not usable:
         raise SetAside("no usable box left", boxes.last_reason)
-    return replace(image, boxes=usable)
+    return replace(sample, boxes=usable)
+
+
+def without_truth(raw: RawSample, source: str, content: Content) -> Sample:
+    """The clean sample without label, boxes and split. Raises SetAside if its image or text cannot be used."""
+    if raw.problem:
+        raise SetAside(raw.problem, raw.detail)
+    path = _encodable(raw.path)
+    if content == "text":
+        text, digest = _text(raw.text or "")
+        return Sample(id=digest, source=source, path=path, split="", text=text)
+    data = raw.image or b""
+    width, height = _size(data)
+    digest = hashlib.sha256(data).hexdigest()
+    return Sample(id=digest, source=source, path=path, split="", image=data, width=width, height=height)
 
 
 def _encodable(name: str) -> str:

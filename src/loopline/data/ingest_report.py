@@ -83,11 +83,13 @@ def obstacles(cleaned: Cleaned, task: Task) -> list[str]:
 
 def reasons(cleaned: Cleaned) -> list[str]:
     """A line per reason for samples and boxes set aside and files left out, most frequent first, with an example."""
-    return [
-        f"{count:,} x {kind}{reason}, e.g. {aside.examples[reason][0]}"
-        for kind, aside in (("", cleaned.aside), ("box: ", cleaned.boxes_aside), ("file left out: ", cleaned.left_out))
-        for reason, count in _ordered(aside)
-    ]
+    parts = (("", cleaned.aside), ("box: ", cleaned.boxes_aside), ("file left out: ", cleaned.left_out))
+    return [line for kind, aside in parts for line in counted(aside, kind)]
+
+
+def counted(aside: Aside, kind: str = "") -> list[str]:
+    """A line for each reason, most frequent first, with an example. kind: before the reason."""
+    return [f"{count:,} x {kind}{reason}, e.g. {aside.examples[reason][0]}" for reason, count in _ordered(aside)]
 
 
 def _reasons(aside: Aside) -> dict[str, Any]:

@@ -42,6 +42,7 @@ global
 defaults
   mode http
   timeout connect 1s
+  timeout check 2s   # a process may stand still for a second on a busy machine; one that has ended refuses at once
   timeout client 75s
   timeout server 75s
   timeout http-request 75s

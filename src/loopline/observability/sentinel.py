@@ -58,6 +58,7 @@ def check(url: str, watched: Watched, sample: golden.GoldenSample, token: str | 
     is_text = isinstance(sample.given, str)
     body = json.dumps({"text": sample.given}).encode() if isinstance(sample.given, str) else sample.given
     headers = {"Content-Type": "application/json" if is_text else "application/octet-stream", "X-Loopline-Probe": "1"}
+    headers["X-Request-Timeout-Ms"] = f"{TIMEOUT * 1000:.0f}"
     headers |= credentials.authorization(token)
     try:
         answer = json.loads(fetch(f"{url}/predict/{watched.name}", body, headers, timeout=TIMEOUT))

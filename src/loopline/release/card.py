@@ -139,7 +139,18 @@ def _metrics(manifest: Manifest, source: DataSource, report: Mapping[str, Any]) 
         compared.append([baselines["simple"]["name"], f"{baselines['simple']['value']:.4f}"])
         constant = "most common" if find(manifest.spec.task).has_classes else "same"
         compared.append([f"always the {constant} answer", f"{baselines['majority']:.4f}"])
+        if "untaught" in baselines:
+            compared.append(["the same training without a teacher", f"{baselines['untaught']:.4f}"])
         blocks.append(markdown.table([f"{markdown.code(headline)} of", "value"], compared))
+        if taught := baselines.get("gain_over_untaught"):
+            teacher = baselines["teacher"]
+            more = (
+                f", which also answered {teacher['unlabelled']:,} unlabelled samples" if "unlabelled" in teacher else ""
+            )
+            blocks.append(
+                f"Gain by the teacher {markdown.code(teacher['model'])} (version {teacher['version'][:12]}){more}, on the same "
+                f"samples of the test split: {markdown.figure(taught, signed=True)}."
+            )
         if gain := baselines.get("gain_over_simple"):
             proof = (
                 "" if (gain["low"] or 0) > 0 else " This does not prove a gain, because the interval is not above zero."

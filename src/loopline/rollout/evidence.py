@@ -211,7 +211,7 @@ def _ask(address: str, model: str, content: ModelInput, token: str | None) -> tu
         body, kind = json.dumps({"text": content}).encode(), "application/json"
     else:
         body, kind = content, "application/octet-stream"
-    headers = {"Content-Type": kind, "X-Loopline-Probe": "1"}
+    headers = {"Content-Type": kind, "X-Loopline-Probe": "1", "X-Request-Timeout-Ms": f"{TIMEOUT * 1000:.0f}"}
     headers |= credentials.authorization(token)
     start = time.perf_counter()
     try:

@@ -35,48 +35,35 @@ def main(name: str) -> None:
     path = stage_files.stage(name, "quantize") / "model.onnx"
     outputs = sessions.run(path, inputs)
 
-    report = quality_report.measure(task, outputs, inputs, test, spec, model.evaluate, everything.seed)
-    evaluator = task.evaluator()
-    report["baselines"] = quality_report.compare(
-        task,
-        outputs,
-        evaluator.simple(splits, preprocess, inputs, spec, seed=everything.seed),
-        evaluator.majority(splits["train"], test, spec),
-        test,
-        spec,
-        model.evaluate,
-        everything.seed,
-    )
-    if model.evaluate.unjudged:
+    options, seed, evaluator = model.evaluate, everything.seed, task.evaluator()
+    report = quality_report.measure(task, outputs, inputs, test, spec, options, seed)
+    simple = evaluator.simple(splits, preprocess, inputs, spec, seed=seed)
+    majority = evaluator.majority(splits["train"], test, spec)
+    report["baselines"] = quality_report.compare(task, outputs, simple, majority, test, spec, options, seed)
+    if (untaught := stage_files.stage(name, "train") / stage_files.UNTAUGHT).exists():
+        report["baselines"] |= quality_report.teaching(task, outputs, inputs, untaught, test, spec, options, seed)
+    if options.unjudged:
         report["unjudged"] = True
     report["model_bytes"] = path.stat().st_size
     # Without the processor's name: machines of one kind have different processors and must write the same file.
     report["machine"] = machine.kind()
-    stage_files.write_json(Path("models") / name / "report.json", report)
-    stage_files.write_json(Path("models") / name / "metrics.json", quality_report.summary(report))
-    _tables(Path("models") / name / "plots", task, outputs, test, spec)
-    pictures.draw(
-        stage_files.stage(name, "pictures"),
-        task,
-        outputs,
-        test,
-        spec,
-        history=Path("models") / name / "history.csv",
-        classes=stage_files.manifest(name).with_name("classes.csv"),
-    )
+    folder, classes = Path("models") / name, stage_files.manifest(name).with_name("classes.csv")
+    stage_files.write_json(folder / "report.json", report)
+    stage_files.write_json(folder / "metrics.json", quality_report.summary(report))
+    _tables(folder / "plots", task, outputs, test, spec)
+    history, drawn = folder / "history.csv", stage_files.stage(name, "pictures")
+    pictures.draw(drawn, task, outputs, test, spec, history=history, classes=classes)
     single = {key: value[:1] for key, value in inputs.items()}
-    seconds = sessions.side_by_side(path, path, single)
-    stage_files.write_json(
-        stage_files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": min(seconds.values()) * 1e3}
-    )
+    milliseconds = min(sessions.side_by_side(path, path, single).values()) * 1e3
+    stage_files.write_json(stage_files.scratch("timings", name) / "evaluate.json", {"batch_1_ms": milliseconds})
     headline = report["metrics"][task.headline]
     print(
         f"{name}: {task.headline} {headline['value']} [{headline['low']}, {headline['high']}] on {report['n']:,} test samples; "
         f"{quality_report.versus_simple(report)}"
     )
-    if model.evaluate.unjudged:
+    if options.unjudged:
         print(f"{name}: evaluate.unjudged is set, so the model ships although no gate judged its quality")
-    elif reasons := quality_report.objections(report, model.evaluate):
+    elif reasons := quality_report.objections(report, options):
         raise LooplineError(
             f"{name} must not ship:\n  " + "\n  ".join(reasons) + f"\nSee models/{name}/report.json. "
             f"Floors belong to a data set: models.{name}.evaluate.floors in params.yaml should fit {model.dataset!r}, and "

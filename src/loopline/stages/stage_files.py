@@ -11,6 +11,7 @@ from loopline.errors import LooplineError
 from loopline.lib.files import write
 
 SCRATCH = Path(".loopline")  # ignored by git: checkpoints, timings, downloads
+UNTAUGHT = "untaught"  # in the folder of a training with a teacher: the same training without it
 
 
 def manifest(name: str) -> Path:

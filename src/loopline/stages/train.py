@@ -11,7 +11,7 @@ from pathlib import Path
 from loopline import settings, tasks
 from loopline.data import manifest
 from loopline.release import tracking
-from loopline.stages import stage_files
+from loopline.stages import stage_files, teaching
 
 
 def main(name: str) -> None:
@@ -20,6 +20,8 @@ def main(name: str) -> None:
     path = stage_files.manifest(name)
     trainer = tasks.find(model.task).trainer()
     out = stage_files.stage(name, "train")
+    train, val = (manifest.load_split(path, split) for split in ("train", "val"))
+    lesson = teaching.of(name, model, train)
     run = tracking.Training(
         name,
         parameters={"seed": everything.seed, **model.model_dump(exclude={"expectations", "calibrate"})},
@@ -28,14 +30,16 @@ def main(name: str) -> None:
     )
     try:
         trainer.train(
-            manifest.load_split(path, "train"),
-            manifest.load_split(path, "val"),
+            lesson.train,
+            val,
             model,
             seed=everything.seed,
             out=out,
             work=stage_files.scratch("work", name),
             log=run.log,
+            **lesson.more,
         )
+        teaching.train_without(name, trainer, train, val, model, lesson, seed=everything.seed)
     except BaseException:  # an interrupt too: MLflow would show the run as running for ever
         run.fail()
         raise

@@ -178,6 +178,8 @@ class Trainer(Protocol):
         """Train; write `model.safetensors`, `config.json` and `history.csv` (epoch, train_loss, val_loss, ...) to `out`.
 
         For texts also the `tokenizer.json` of the library tokenizers. work: folder of checkpoints. log: takes epoch and figures.
+        If the settings have `train.teacher`, it also takes `taught`: a `distillation.Taught`, or the train folder of a teacher without
+        probabilities.
         """
 
     def reference(self, folder: Path) -> Callable[[Arrays], Arrays]:

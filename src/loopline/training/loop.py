@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from loopline.errors import LooplineError
 from loopline.lib import files
 from loopline.training import checkpoint
+from loopline.training.distillation import UNLABELLED, Taught
 from loopline.training.progress_bar import Progress
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ LARGEST_GRADIENT = 1.0  # norm
 class Data:
     """One split, as tensors.
 
-    inputs: from int64 indices (b,) to the batch that the model takes. targets: int64 (n,) class indices.
+    inputs: from int64 indices (b,) to the batch that the model takes. targets: int64 (n,) class indices, or UNLABELLED.
     augment: changes a batch, on the model's device, with torch's global random numbers; training only.
     lengths: (n,) or None; if set, samples of similar length share a batch, so that little of it is padding.
-    evaluation_batch: samples in a batch without gradients.
+    evaluation_batch: samples in a batch without gradients. taught: what a teacher answers; training only.
     """
 
     inputs: Tensors
@@ -58,6 +59,7 @@ class Data:
     augment: Tensors | None = None
     lengths: NDArray[Any] | None = None
     evaluation_batch: int = 512
+    taught: Taught | None = None
 
 
 def device() -> torch.device:
@@ -211,7 +213,8 @@ def _train_epoch(
         inputs, targets = train.inputs(indices).to(device()), torch.from_numpy(train.targets)[indices].to(device())
         inputs = train.augment(inputs) if train.augment else inputs
         with torch.autocast(device().type, _precision(), enabled=_precision() is not torch.float32):
-            loss = loss_of(model(inputs), targets)
+            logits, taught = model(inputs), train.taught
+            loss = taught.mixed(logits, indices, targets, loss_of) if taught else loss_of(logits, targets)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -236,7 +239,7 @@ def _loss(model: torch.nn.Module, train: Data, settings: ClassifierFit) -> torch
         model.eval()
         with torch.inference_mode():
             classes = model(train.inputs(torch.zeros(1, dtype=torch.int64)).to(device())).shape[1]
-        weight = torch.from_numpy(class_weights(train.targets, classes))
+        weight = torch.from_numpy(class_weights(train.targets[train.targets != UNLABELLED], classes))
     return torch.nn.CrossEntropyLoss(weight, label_smoothing=settings.label_smoothing).to(device())
 
 

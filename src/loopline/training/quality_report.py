@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loopline.data.manifest import Split
+from loopline.lib import sessions
 from loopline.lib.arrays import Arrays
 from loopline.settings import Evaluate
 from loopline.tasks import bootstrap, curves, slices
@@ -88,6 +91,30 @@ def compare(
         "simple": {"name": simple[0], "value": round(simple_scorer(None)[task.headline], 4)},
         "gain_over_simple": gain.rounded(),
     }
+
+
+def teaching(
+    task: Task,
+    outputs: Arrays,
+    inputs: Arrays,
+    untaught: Path,
+    test: Split,
+    spec: ModelSpec,
+    options: Evaluate,
+    seed: int,
+) -> dict[str, Any]:
+    """Return who taught, the headline figure of the same training without a teacher, and the gain with its paired interval.
+
+    untaught: the folder of that training.
+    """
+    alone = sessions.run(untaught / "model.onnx", inputs)
+    with_teacher, without = task.scorer(outputs, test, spec), task.scorer(alone, test, spec)
+    gain = bootstrap.paired(
+        with_teacher, without, len(test.ids), metric=task.headline, resamples=options.resamples, seed=seed
+    )
+    teacher = json.loads((untaught / "teacher.json").read_text(encoding="utf-8"))
+    figures = {"untaught": round(without(None)[task.headline], 4), "gain_over_untaught": gain.rounded()}
+    return {"teacher": teacher, **figures}
 
 
 def summary(report: dict[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What all image classifiers share: scaling of the pixels, temperature, embedding, and the answer of the graph."""
+"""What all image networks share: the scaling of the pixels, and convolutions that can be folded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from loopline.training.classifier_network import ClassifierNetwork
 
 
 class ConvNorm(nn.Module):
@@ -25,8 +27,8 @@ class ConvNorm(nn.Module):
         return normalised
 
 
-class ImageNetwork(nn.Module):
-    """A network from images to logits. Temperature and embedding are fitted after the training.
+class ImageNetwork(ClassifierNetwork):
+    """A network from images.
 
     A subclass makes its layers, then calls `finish`, so that the random numbers of a seed come in that order.
     """
@@ -34,9 +36,6 @@ class ImageNetwork(nn.Module):
     BODY = "blocks."  # what the names of its layers begin with, but for the first and the last ones
     pixel_mean: torch.Tensor
     pixel_scale: torch.Tensor
-    temperature: torch.Tensor
-    head: nn.Linear
-    projection: nn.Linear
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -62,30 +61,14 @@ class ImageNetwork(nn.Module):
         self.pixel_mean.copy_(torch.from_numpy(sums / count))
         self.pixel_scale.copy_(torch.from_numpy(1 / np.maximum(deviation, 1.0)))
 
-    @torch.no_grad()
-    def embed(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Set the linear map from features to the embedding: (d, features) and (d,)."""
-        self.projection.weight.copy_(weight)
-        self.projection.bias.copy_(bias)
-
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+    def features(self, batch: torch.Tensor) -> torch.Tensor:
         """Return the features (n, features) of pixels (n, h, w, c), 0 to 255 of any type."""
-        x = (pixels.float() - self.pixel_mean) * self.pixel_scale
+        x = (batch.float() - self.pixel_mean) * self.pixel_scale
         return self.pooled(x.permute(0, 3, 1, 2))
 
     def pooled(self, x: torch.Tensor) -> torch.Tensor:
         """Map scaled pixels (n, c, h, w) to features (n, features)."""
         raise NotImplementedError
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map pixels (n, h, w, c) to logits (n, classes)."""
-        logits: torch.Tensor = self.head(self.features(pixels))
-        return logits
-
-    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map pixels (n, h, w, c) to probabilities (n, classes) and embedding (n, d)."""
-        features = self.features(pixels)
-        return torch.softmax(self.head(features) / self.temperature, 1), self.projection(features)
 
     def folded(self) -> ImageNetwork:
         """Return a copy for inference, with each normalisation folded into its convolution."""
@@ -94,15 +77,3 @@ class ImageNetwork(nn.Module):
             if isinstance(module, ConvNorm):
                 module.conv, module.norm = fuse_conv_bn_eval(module.conv, module.norm), nn.Identity()  # type: ignore[type-var, arg-type]
         return copied
-
-
-class ImageAnswers(nn.Module):
-    """A module whose `forward` is `ImageNetwork.answer`, as the exporter needs it."""
-
-    def __init__(self, network: ImageNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `ImageNetwork.answer`."""
-        return self.network.answer(image)

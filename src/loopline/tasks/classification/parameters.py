@@ -87,6 +87,8 @@ class ClassificationSettings(ModelSettings):
             )
         if self.train.probe and not self.train.pretrained:
             raise ValueError("train.probe needs train.pretrained: the features of an untrained network say little")
+        if self.train.probe and self.train.teacher:
+            raise ValueError("train.teacher: a probe learns from labels only: set train.probe to false")
         return self
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +23,7 @@ from loopline.tasks.classification import architectures, onnx_file, onnx_model
 from loopline.tasks.classification.parameters import RESIDUAL
 from loopline.tasks.spec import ImageInput, ModelSpec
 from loopline.training import checkpoint, loop, onnx_export, posthoc
+from loopline.training.distillation import Taught
 
 if TYPE_CHECKING:
     import onnx
@@ -44,6 +46,7 @@ def train(
     out: Path,
     work: Path,
     log: Callable[[int, dict[str, float]], None],
+    taught: Taught | None = None,
 ) -> None:
     """Train on `train`, choose the epoch and the temperature on `val`, and write the files named above.
 
@@ -64,7 +67,7 @@ def train(
     pixels, val_pixels = (image.batch(list(_images(split)), shape) for split in (train, val))
     if options.architecture == RESIDUAL and not options.probe:
         network.normalise(pixels)
-    data = _data(pixels, train, Augment(options))
+    data = replace(_data(pixels, train, Augment(options)), taught=taught)
     val_data = _data(val_pixels, val)
     if options.probe:
         history = probe.fit(network, _data(pixels, train), val_data, options, log)
@@ -126,16 +129,14 @@ def export(folder: Path, train: Split, val: Split, settings: ClassificationSetti
     """
     import torch
 
-    from loopline.tasks.classification.image_network import ImageAnswers
+    from loopline.training.classifier_network import Answers
 
     if (folder / onnx_model.ADOPTED).exists():
         return onnx_model.export(folder, out=out)
     network, spec = _load(folder)
     assert spec.image is not None
     example = torch.zeros(2, spec.image.height, spec.image.width, spec.image.channels, dtype=torch.uint8)
-    graph = onnx_export.to_onnx(
-        ImageAnswers(network.folded()), example, takes="image", gives=("probabilities", "embedding")
-    )
+    graph = onnx_export.to_onnx(Answers(network.folded()), example, takes="image", gives=("probabilities", "embedding"))
     onnx_export.save(graph, out)
     return spec
 

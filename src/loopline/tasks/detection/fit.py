@@ -77,27 +77,33 @@ def fit(
     work: Path,
     key: str,
     log: Callable[[int, dict[str, float]], None],
+    teacher: Detector | None = None,
 ) -> list[dict[str, float]]:
     """Train `network` in place and leave the averaged weights of the epoch with the best validation map50_95 in it.
 
     truth: the validation split that `val` was made from. work: the checkpoint's folder, named after the model; a checkpoint with
     the same `key` and seed is resumed. log: called with each epoch and its metrics, first for the epochs that an earlier, killed
-    process finished. Returns a row for each epoch: train_loss, val_loss, map50, map50_95. Raises LooplineError if the loss is
-    not a number.
+    process finished. teacher: its feature maps are learnt too, and it stays as it is. Returns a row for each epoch: train_loss,
+    val_loss, map50, map50_95. Raises LooplineError if the loss is not a number.
     """
     import torch
 
     network.to(device=loop.device(), memory_format=torch.channels_last)  # type: ignore[call-overload] # a third faster
     average = Average(network)
-    optimizer = _optimizer(network, recipe)
-    state = checkpoint.load(
-        work, checkpoint.fingerprint(key, seed), model=network, optimizer=optimizer, average=average
-    )
+    trained: torch.nn.Module = network.network
+    parts: dict[str, Any] = {"model": network, "average": average}
+    if recipe.teacher and teacher:
+        trained = network.distillation(teacher, recipe.teacher.gain)
+        parts["projector"] = trained.projector
+    parts["optimizer"] = optimizer = _optimizer(trained, recipe)
+    state = checkpoint.load(work, checkpoint.fingerprint(key, seed), **parts)
     for epoch, row in enumerate(state.history, 1):
         log(epoch, row)
     shown = Progress(work.name, epochs=recipe.epochs, steps=_steps(train, recipe), done=state.epoch)
     while state.epoch < recipe.epochs and state.epoch - state.best_epoch < recipe.patience:
-        train_loss = _train_epoch(network, train, recipe, optimizer, average, seed=seed, epoch=state.epoch, shown=shown)
+        train_loss = _train_epoch(
+            network, trained, train, recipe, optimizer, average, seed=seed, epoch=state.epoch, shown=shown
+        )
         state.epoch += 1
         row = {"train_loss": train_loss, **validate(average.network, val, truth, spec)}
         if not math.isfinite(row["train_loss"]):
@@ -108,9 +114,7 @@ def fit(
         if not state.best or -row["map50_95"] < state.best_loss:
             state.best_loss, state.best_epoch = -row["map50_95"], state.epoch
             state.best = {name: tensor.cpu().clone() for name, tensor in average.network.state_dict().items()}
-        checkpoint.save(
-            work, checkpoint.fingerprint(key, seed), state, model=network, optimizer=optimizer, average=average
-        )
+        checkpoint.save(work, checkpoint.fingerprint(key, seed), state, **parts)
         shown.epoch(state.epoch, row)
         log(state.epoch, row)
     shown.close()
@@ -154,6 +158,7 @@ def validate(network: Detector, val: Scenes, truth: Split, spec: ModelSpec) -> d
 
 def _train_epoch(
     network: Detector,
+    trained: torch.nn.Module,
     train: Scenes,
     recipe: DetectionTrain,
     optimizer: torch.optim.Optimizer,
@@ -163,18 +168,21 @@ def _train_epoch(
     epoch: int,
     shown: Progress,
 ) -> float:
-    """Train for one epoch and return the mean loss of its images. epoch: number of the epochs before it."""
+    """Train for one epoch and return the mean loss of its images. epoch: number of the epochs before it.
+
+    trained: `network.network`, or its distillation.
+    """
     import torch
 
-    network.train()
+    trained.train()
     total, steps = 0.0, _steps(train, recipe)
     for number, (pixels, boxes) in enumerate(_ahead(_batches(train, recipe, seed=seed, epoch=epoch))):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(epoch + number / steps, recipe)
-        loss = _loss(network, pixels, boxes)
+        loss = _loss(network, trained, pixels, boxes)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), LARGEST_GRADIENT)
         optimizer.step()
         average.update()
         total += loss.item()
@@ -191,14 +199,16 @@ def _size(pixels: Any) -> tuple[int, int]:
     return pixels.shape[2], pixels.shape[1]
 
 
-def _loss(network: Detector, pixels: Any, boxes: list[Any]) -> torch.Tensor:
+def _loss(network: Detector, trained: torch.nn.Module, pixels: Any, boxes: list[Any]) -> torch.Tensor:
     import torch
 
-    images = torch.from_numpy(pixels).to(loop.device())
+    images, targets = torch.from_numpy(pixels).to(loop.device()), [torch.from_numpy(b) for b in boxes]
     mixed = images.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
+        if trained is not network.network:
+            return network.taught_loss(trained, images, targets)
         raw = network.raw(images)
-    return network.loss(raw, [torch.from_numpy(b) for b in boxes], _size(pixels))
+    return network.loss(raw, targets, _size(pixels))
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -220,11 +230,11 @@ def _batches(train: Scenes, recipe: DetectionTrain, *, seed: int, epoch: int) ->
         yield np.stack([pixels for pixels, _ in augmented]), [boxes for _, boxes in augmented]
 
 
-def _optimizer(network: Detector, recipe: DetectionTrain) -> torch.optim.Optimizer:
+def _optimizer(trained: torch.nn.Module, recipe: DetectionTrain) -> torch.optim.Optimizer:
     """Return AdamW with one fused step, without weight decay for biases and normalisation."""
     import torch
 
-    matrices = [p for p in network.network.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in network.network.parameters() if p.requires_grad and p.ndim <= 1]
+    matrices = [p for p in trained.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in trained.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)

@@ -6,12 +6,29 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from loopline.settings import Adopt, ClassLimits, Fit, Fraction, ImageLimits, ImageShape, ModelSettings, train_kind
+from loopline.settings import (
+    Adopt,
+    ClassLimits,
+    Fit,
+    Fraction,
+    ImageLimits,
+    ImageShape,
+    ModelSettings,
+    train_kind,
+)
+from loopline.tasks.teacher import Teacher
+
+
+class DetectorTeacher(Teacher):
+    """A teacher whose feature maps are learnt, by ultralytics' distillation. gain: weight in the loss; its default is ultralytics'."""
+
+    gain: float = Field(default=6.0, gt=0)
 
 
 class DetectionTrain(Fit):
     """How a detector is trained."""
 
+    teacher: DetectorTeacher | None = None
     architecture: str
     activation: Literal["silu", "relu"]
     final_learning_rate: float = Field(gt=0, le=1)  # as a share of learning_rate

@@ -51,11 +51,12 @@ def train(
     out: Path,
     work: Path,
     log: Callable[[int, dict[str, float]], None],
+    taught: Path | None = None,
 ) -> None:
     """Train on `train`; choose the epoch, the overlap for suppression and the score threshold on `val`; write the files above.
 
-    Resumes from a checkpoint in `work` of the same settings, data and seed. Raises LooplineError on an architecture that is
-    unknown or does not fit the image's size, and on a bad `pretrained`.
+    taught: train folder of the teacher. Resumes from a checkpoint in `work` of the same settings, data and seed. Raises LooplineError
+    on an architecture that is unknown or does not fit the image's size, on a bad `pretrained`, and on a teacher that does not fit.
     """
     import torch
 
@@ -86,7 +87,10 @@ def train(
         history = [fit.validate(network.to(loop.device()), val_data, val, spec)]
         log(1, history[0])
     else:
-        history = fit.fit(network, data, val_data, val, spec, recipe, seed=seed, work=work, key=key, log=log)
+        teacher = _teacher(taught, shape) if taught else None
+        history = fit.fit(
+            network, data, val_data, val, spec, recipe, seed=seed, work=work, key=key, log=log, teacher=teacher
+        )
     config = {"image": vars(shape), "labels": list(labels), "layers": layers, "embedding": settings.export.embedding}
     config |= _thresholds(network, val_data, val, spec)
     sample = type(data)(data.pixels[:EMBEDDING_SAMPLES], data.boxes[:EMBEDDING_SAMPLES], data.pad_value)
@@ -110,6 +114,17 @@ def _begin(network: Detector, train: Split, recipe: DetectionTrain) -> None:
     if recipe.class_weights:
         weights = loop.class_weights(np.concatenate(list(train.targets))[:, 0].astype(np.int64), len(train.labels))
         network.network.class_weights = torch.from_numpy(weights / weights.mean())
+
+
+def _teacher(folder: Path, shape: ImageInput) -> Detector:
+    """Return the trained network in `folder`. Raises LooplineError if it takes other images than the student."""
+    network, spec = _load(folder)
+    if spec.image != shape:
+        raise LooplineError(
+            f"train.teacher: {folder} takes images of another shape ({spec.image}), but the student takes {shape}: give both the "
+            "same input in params.yaml"
+        )
+    return network
 
 
 def _scenes(split: Split, shape: ImageInput) -> Scenes:

@@ -27,6 +27,7 @@ import torch
 # built for another torch fails at import.
 with patch("importlib.metadata.version", lambda name: "0.0" if name == "torchvision" else version(name)):
     from ultralytics.nn import tasks as ultralytics_tasks
+    from ultralytics.nn.distill_model import DistillationModel
     from ultralytics.nn.modules.head import Detect, v10Detect
     from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
     from ultralytics.utils.tal import make_anchors
@@ -180,6 +181,10 @@ def adopt(source: str, labels: Sequence[str], shape: ImageInput, expected: str |
     return network, layers
 
 
+def _scaled(image: torch.Tensor) -> torch.Tensor:
+    return image.permute(0, 3, 1, 2).float() / 255
+
+
 class Detector(torch.nn.Module):
     """The network from uint8 images (n, h, w, c) to boxes (n, a, 4) in pixels, scores (n, classes, a) and embedding (n, d).
 
@@ -207,7 +212,7 @@ class Detector(torch.nn.Module):
     def raw(self, image: torch.Tensor) -> Raw:
         """Return what the loss takes: `boxes` and `scores` before decoding, and the feature maps `feats`."""
         self.network.model[-1].training = True  # so that the head does not decode; its layers do not change
-        outputs: Raw = self.network(image.permute(0, 3, 1, 2).float() / 255)
+        outputs: Raw = self.network(_scaled(image))
         return outputs
 
     def decode(self, raw: Raw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -222,6 +227,33 @@ class Detector(torch.nn.Module):
 
     def loss(self, raw: Raw, targets: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         """Return the sum over the batch. targets: for each image (k, 5), class and corners in input pixels; size: width, height."""
+        loss: torch.Tensor = self.network.loss(self._batch(targets, size), raw)[0].sum()
+        return loss
+
+    def distillation(self, teacher: Detector, gain: float) -> DistillationModel:
+        """Return this network with a teacher for its training. gain: weight of the distance between the feature maps in the loss.
+
+        Raises LooplineError if the two heads take another number of feature maps.
+        """
+        # It asks for the number of channels of each map by an image of this size.
+        self.network.args = SimpleNamespace(**GAINS, dis=gain, imgsz=int(self.network.stride.max()))
+        try:
+            return DistillationModel(teacher.network.to(self.anchors.device), self.network)
+        except ValueError as error:
+            raise LooplineError(f"train.teacher: {error}") from error
+
+    def taught_loss(
+        self, distillation: DistillationModel, image: torch.Tensor, targets: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the loss of a batch of uint8 images (n, h, w, c) and the distance to the teacher's feature maps, summed."""
+        self.network.model[-1].training = True
+        _, height, width, _ = image.shape
+        batch = self._batch(targets, (width, height)) | {"img": _scaled(image)}
+        loss: torch.Tensor = distillation.loss(batch)[0].sum()
+        return loss
+
+    def _batch(self, targets: list[torch.Tensor], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Return the targets as ultralytics' loss takes them."""
         count = torch.tensor([len(target) for target in targets])
         joined = torch.cat(targets)
         corners = joined[:, 1:] / torch.tensor([*size, *size])
@@ -231,9 +263,7 @@ class Detector(torch.nn.Module):
             "cls": joined[:, :1],
             "bboxes": torch.cat([middle, extent], 1),
         }
-        device = self.anchors.device
-        loss: torch.Tensor = self.network.loss({key: value.to(device) for key, value in batch.items()}, raw)[0].sum()
-        return loss
+        return {key: value.to(self.anchors.device) for key, value in batch.items()}
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return boxes, scores and embedding."""

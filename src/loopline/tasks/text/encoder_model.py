@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from loopline.errors import LooplineError
@@ -26,6 +27,8 @@ def begin(train: Split, val: Split, settings: TextSettings, options: TextTrain) 
     """Return the encoder that `train.architecture` names, with a new head. Raises LooplineError if it cannot be used."""
     source = encoder_sources.find(options.architecture)
     pretrained = encoder_files.read(source, options.weights_sha256)
+    if options.layers:
+        pretrained = fewer_layers(pretrained, options.layers)
     shape = pretrained.shape
     if options.frozen_layers > shape.layers:
         raise LooplineError(
@@ -36,6 +39,24 @@ def begin(train: Split, val: Split, settings: TextSettings, options: TextTrain) 
     # All but head, projection and temperature: `read` has checked it.
     network.load_state_dict(pretrained.tensors, strict=False)
     return _start(pretrained, settings, network, config)
+
+
+def fewer_layers(pretrained: encoder_files.Pretrained, count: int) -> encoder_files.Pretrained:
+    """Return the encoder with `count` of its layers, evenly spaced, the last one among them. Raises LooplineError if it has fewer.
+
+    Sanh et al., "DistilBERT", 2019, begin their student likewise.
+    """
+    if count > pretrained.shape.layers:
+        raise LooplineError(f"train.layers is {count}, but the encoder has {pretrained.shape.layers} layers")
+    kept = [(number + 1) * pretrained.shape.layers // count - 1 for number in range(count)]
+    tensors = {}
+    for name, tensor in pretrained.tensors.items():
+        if match := re.fullmatch(r"layers\.(\d+)\.(.+)", name):
+            if int(match[1]) in kept:
+                tensors[f"layers.{kept.index(int(match[1]))}.{match[2]}"] = tensor
+        else:
+            tensors[name] = tensor
+    return replace(pretrained, tensors=tensors, shape=replace(pretrained.shape, layers=count))
 
 
 def adopt(train: Split, settings: TextSettings, options: Adopt) -> Start:

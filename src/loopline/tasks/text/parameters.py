@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from loopline.settings import Adopt, ClassifierFit, ClassLimits, Fraction, ModelSettings, Strict, TextLimits, train_kind
 
@@ -19,16 +19,25 @@ class TextTrain(ClassifierFit):
     """How a text classifier is trained.
 
     architecture: `ngrams`, trained from scratch, or the pretrained encoder to fine-tune: see `encoder_sources.find`. weights_sha256:
-    of its weights, or None for any. frozen_layers: first layers of the encoder that stay as they are. tokenizer, vocabulary,
-    word_dropout: of n-grams; an encoder brings its own.
+    of its weights, or None for any. frozen_layers: first layers of the encoder that stay as they are. layers: number of its layers
+    that are kept, evenly spaced, or None for all. tokenizer, vocabulary, word_dropout: of n-grams; an encoder brings its own.
     """
 
     architecture: str = "ngrams"
     weights_sha256: str | None = None
     frozen_layers: int = Field(default=0, ge=0)
+    layers: int | None = Field(default=None, ge=1)
     tokenizer: Literal["auto", "words", "characters"]
     vocabulary: int = Field(ge=100)
     word_dropout: Fraction
+
+    @model_validator(mode="after")
+    def _teachable(self) -> TextTrain:
+        if self.teacher and self.architecture == "ngrams":
+            raise ValueError(
+                "teacher: in trials n-grams gained nothing from a teacher: choose another train.architecture"
+            )
+        return self
 
 
 class TextExpectations(ClassLimits, TextLimits):

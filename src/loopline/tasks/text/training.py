@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from loopline.tasks.text import encoder_files, encoder_model, encoder_sources, n
 from loopline.tasks.text.start import Start
 from loopline.tasks.text.token_ids import encode
 from loopline.training import checkpoint, loop, onnx_export, posthoc
+from loopline.training.distillation import Taught
 
 if TYPE_CHECKING:
     import onnx
@@ -47,6 +48,7 @@ def train(
     out: Path,
     work: Path,
     log: Callable[[int, dict[str, float]], None],
+    taught: Taught | None = None,
 ) -> None:
     """Train on `train`; choose the tokenizer, the epoch and the temperature on `val`; write the files named above.
 
@@ -67,7 +69,8 @@ def train(
         history = [loop.validate(network, val_data)]
         log(1, history[0])
     else:
-        history = loop.fit(network, encoded.data(batch), val_data, options, seed=seed, work=work, key=key, log=log)
+        data = replace(encoded.data(batch), taught=taught)
+        history = loop.fit(network, data, val_data, options, seed=seed, work=work, key=key, log=log)
     network.temperature.fill_(posthoc.temperature(loop.predict(network, val_data), torch.from_numpy(val_data.targets)))
     features = loop.predict(network.features, encoded.first(EMBEDDING_SAMPLES).data(batch))
     network.embed(*posthoc.principal_components(features, settings.export.embedding))
@@ -160,12 +163,12 @@ def export(folder: Path, train: Split, val: Split, settings: TextSettings, *, ou
     """Write the ONNX graph of the network in `folder` to `out`, with dynamic batch and length; return its specification."""
     import torch
 
-    from loopline.tasks.text.network import TextAnswers
+    from loopline.training.classifier_network import Answers
 
     network, spec = _load(folder)
     example = torch.full((2, 7), EXAMPLE_ID)
     graph = onnx_export.to_onnx(
-        TextAnswers(network), example, takes="ids", gives=("probabilities", "embedding"), free=("n", "l")
+        Answers(network), example, takes="ids", gives=("probabilities", "embedding"), free=("n", "l")
     )
     onnx_export.save(graph, out)
     return spec

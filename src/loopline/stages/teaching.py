@@ -1,0 +1,134 @@
+"""The teacher of a training: `train.teacher` in params.yaml, the bundle of another model there."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loopline import settings, tasks
+from loopline.data import manifest
+from loopline.data.manifest import Split
+from loopline.errors import LooplineError
+from loopline.lib import sessions
+from loopline.release import bundle
+from loopline.settings import Adopt
+from loopline.stages import stage_files
+from loopline.tasks.teacher import ClassifierTeacher, Teacher
+from loopline.training.distillation import UNLABELLED, Taught
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a training learns from.
+
+    train: training split, with the unlabelled samples. more: further arguments of the task's trainer; empty without a teacher.
+    teacher: for the report.
+    """
+
+    train: Split
+    more: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)
+
+
+def of(name: str, model: settings.ModelSettings, train: Split) -> Lesson:
+    """Return the lesson of model `name`. Raises LooplineError if its teacher or the unlabelled samples cannot be used."""
+    teacher: Teacher | None = getattr(model.train, "teacher", None)
+    if not teacher:
+        return Lesson(train)
+    read = _bundle(teacher)
+    spec = read.manifest.spec
+    if spec.task != model.task or sorted(spec.labels) != sorted(train.labels):
+        raise LooplineError(
+            f"{name}: the teacher {teacher.model} is for {spec.task} with the classes {', '.join(spec.labels[:10])}, the data are for "
+            f"{model.task} with {', '.join(train.labels[:10])}"
+        )
+    _not_seen(name, teacher, read)
+    record: dict[str, Any] = {"model": teacher.model, "version": read.version}
+    if not isinstance(teacher, ClassifierTeacher):
+        return Lesson(train, {"taught": stage_files.stage(teacher.model, "train")}, record)
+    if teacher.unlabelled:
+        train, record["unlabelled"] = _extended(name, model, train, teacher.unlabelled)
+    inputs = tasks.find(model.task).preprocessor(spec, read.folder)(train.inputs)
+    order = [spec.labels.index(label) for label in train.labels]
+    probabilities = np.ascontiguousarray(sessions.run(read.model, inputs)["probabilities"][:, order], np.float32)
+    return Lesson(train, {"taught": Taught(probabilities, teacher.temperature, teacher.weight)}, record)
+
+
+def train_without(
+    name: str, trainer: Any, train: Split, val: Split, model: settings.ModelSettings, lesson: Lesson, *, seed: int
+) -> None:
+    """Train and export the same model without its teacher, to `train/untaught/`: `evaluate` compares the two. Else do nothing."""
+    if not lesson.teacher:
+        return
+    alone = model.model_copy(update={"train": model.train.model_copy(update={"teacher": None})})
+    folder = stage_files.stage(name, "train") / stage_files.UNTAUGHT
+    work = stage_files.scratch("work", f"{name}-{stage_files.UNTAUGHT}")
+    trainer.train(train, val, alone, seed=seed, out=folder, work=work, log=lambda *_: None)
+    trainer.export(folder, train, val, alone, out=folder / "model.onnx")
+    stage_files.write_json(folder / "teacher.json", lesson.teacher)
+
+
+def _bundle(teacher: Teacher) -> bundle.Bundle:
+    folder = Path("models") / teacher.model / "bundle"
+    if not folder.exists():
+        raise LooplineError(f"train.teacher: there is no {folder}: run dvc repro package@{teacher.model} first")
+    read = bundle.read(folder)
+    if not read.version.startswith(teacher.version):
+        raise LooplineError(
+            f"train.teacher: {folder} has the version {read.version[:12]}, but params.yaml says {teacher.version}. If you mean "
+            "the new one, write its version there"
+        )
+    return read
+
+
+def _not_seen(name: str, teacher: Teacher, read: bundle.Bundle) -> None:
+    """Raise LooplineError if the teacher learnt from samples of the test split of `name`, or if nobody knows from what it learnt."""
+    _, model = settings.model(teacher.model)
+    path = stage_files.manifest(teacher.model)
+    known = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == read.manifest.lineage.data
+    if isinstance(model.train, Adopt) or not known:
+        raise LooplineError(
+            f"{name}: nobody knows from what the teacher {teacher.model} learnt, so it may have seen the test split: train it here, "
+            f"and keep {path} as it was"
+        )
+    test = set(manifest.load_split(stage_files.manifest(name), "test").ids)
+    seen = [each for split in ("train", "val") for each in manifest.load_split(path, split).ids if each in test]
+    if seen:
+        raise LooplineError(
+            f"{name}: the teacher {teacher.model} learnt from {len(seen)} of the {len(test)} samples of the test split: give both "
+            "models the same dataset and split"
+        )
+
+
+def _extended(name: str, model: settings.ModelSettings, train: Split, place: str) -> tuple[Split, int]:
+    """Return `train` and after it the samples of `place` with the class UNLABELLED, and their number.
+
+    The data may have grown since the samples were collected, so what is now in a split is left out.
+    """
+    path = settings.located(place)
+    if not path.exists():
+        raise LooplineError(
+            f"{name}: train.teacher.unlabelled: there is no {path}: make it with loopline data unlabelled {name} FOLDER"
+        )
+    own = stage_files.manifest(name)
+    known = {identity for split in manifest.SPLITS for identity in manifest.load_split(own, split).ids}
+    content = tasks.find(model.task).content
+    if tasks.find(made_for := manifest.task(path)).content != content:
+        raise LooplineError(
+            f"{path} was made for a model of the task {made_for}: {model.task} needs samples of {content}s"
+        )
+    table = manifest.table(path, ["id", content]).to_pydict()
+    rows = [row for row in zip(table["id"], table[content], strict=True) if row[0] not in known]
+    inputs: list[Any] = [*train.inputs, *(content for _, content in rows)]
+    extended = replace(
+        train,
+        ids=[*train.ids, *(identity for identity, _ in rows)],
+        inputs=inputs,
+        targets=np.concatenate([train.targets, np.full(len(rows), UNLABELLED, np.int64)]),
+        sizes=np.concatenate([train.sizes, np.zeros((len(rows), 2), np.int32)]),
+    )
+    return extended, len(rows)
