@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,8 @@ def of(name: str, model: settings.ModelSettings, train: Split) -> Lesson:
     _not_seen(name, teacher, read)
     record: dict[str, Any] = {"model": teacher.model, "version": read.version}
     if not isinstance(teacher, ClassifierTeacher):
-        return Lesson(train, {"taught": stage_files.stage(teacher.model, "train")}, record)
+        folder = settings.located(str(stage_files.stage(teacher.model, "train")))
+        return Lesson(train, {"taught": folder}, record)
     if teacher.unlabelled:
         train, record["unlabelled"] = _extended(name, model, train, teacher.unlabelled)
     inputs = tasks.find(model.task).preprocessor(spec, read.folder)(train.inputs)
@@ -73,7 +73,7 @@ def train_without(
 
 
 def _bundle(teacher: Teacher) -> bundle.Bundle:
-    folder = Path("models") / teacher.model / "bundle"
+    folder = settings.located(f"models/{teacher.model}/bundle")  # a working copy of a retraining may lack it
     if not folder.exists():
         raise LooplineError(f"train.teacher: there is no {folder}: run dvc repro package@{teacher.model} first")
     read = bundle.read(folder)
@@ -88,7 +88,7 @@ def _bundle(teacher: Teacher) -> bundle.Bundle:
 def _not_seen(name: str, teacher: Teacher, read: bundle.Bundle) -> None:
     """Raise LooplineError if the teacher learnt from samples of the test split of `name`, or if nobody knows from what it learnt."""
     _, model = settings.model(teacher.model)
-    path = stage_files.manifest(teacher.model)
+    path = settings.located(str(stage_files.manifest(teacher.model)))
     known = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == read.manifest.lineage.data
     if isinstance(model.train, Adopt) or not known:
         raise LooplineError(
@@ -117,11 +117,11 @@ def _extended(name: str, model: settings.ModelSettings, train: Split, place: str
     own = stage_files.manifest(name)
     known = {identity for split in manifest.SPLITS for identity in manifest.load_split(own, split).ids}
     content = tasks.find(model.task).content
+    table = manifest.table(path, ["id", content]).to_pydict()
     if tasks.find(made_for := manifest.task(path)).content != content:
         raise LooplineError(
             f"{path} was made for a model of the task {made_for}: {model.task} needs samples of {content}s"
         )
-    table = manifest.table(path, ["id", content]).to_pydict()
     rows = [row for row in zip(table["id"], table[content], strict=True) if row[0] not in known]
     inputs: list[Any] = [*train.inputs, *(content for _, content in rows)]
     extended = replace(
