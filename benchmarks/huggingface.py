@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,23 +54,26 @@ print(json.dumps(row))
 """
 
 
-def ask(sample: Sample) -> Ask:
-    """A text in JSON, as people send it."""
+def ask(sample: Sample, labels: tuple[str, ...]) -> Ask:
+    """A text in JSON, as people send it. labels: in the order of the model's output."""
 
     def read(_: Any, body: bytes) -> Outputs:
         (prediction,) = json.loads(body)["predictions"]
-        return {"probabilities": np.array([list(prediction["probabilities"].values())])}
+        values = prediction["probabilities"]  # the likeliest first
+        return {"probabilities": np.array([[values[label] for label in labels]])}
 
     return Ask(f"/predict/{sample.model}", JSON, json.dumps({"text": WORDS}).encode(), read)
 
 
-def served(folder: Path, sample: Sample, scratch: Path) -> dict[str, float]:
+def served(folder: Path, sample: Sample, labels: tuple[str, ...], scratch: Path) -> dict[str, float]:
     """One round of the server: seconds to the first right answer, MB, answers a second by connections."""
-    kind = replace(servers.KINDS[0], ask=ask)
+    kind = replace(servers.KINDS[0], ask=partial(ask, labels=labels))
     with servers.running(kind, [folder], [sample], scratch) as server:
         row = {"start": server.start_seconds}
         for connections in CONNECTIONS:
-            figures = load.closed(server.port, ask(sample), connections=connections, seconds=SECONDS, scratch=scratch)
+            figures = load.closed(
+                server.port, kind.ask(sample), connections=connections, seconds=SECONDS, scratch=scratch
+            )
             if figures["failed"]:
                 sys.exit(f"{figures['failed']} answers failed")
             row[f"rate {connections}"] = figures["rate"]
@@ -89,12 +93,14 @@ def pipeline(folder: Path) -> dict[str, float]:
 def main() -> None:
     """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=Path("models/text/bundle"), help="bundle of the encoder")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle of the encoder")
     options = parser.parse_args()
     if missing := load.missing_wrk():
         sys.exit(missing)
     opened = bundle.read(options.bundle)
     spec = opened.manifest.spec
+    if spec.text is None or opened.model.stat().st_size < 15e6:
+        sys.exit(f"{options.bundle} is no bundle of MiniLM-L6: train one as docs/pretrained.md says")
     ids = tasks.find(spec.task).preprocessor(spec, opened.folder)([WORDS])
     expected = {"probabilities": sessions.run(opened.model, ids)["probabilities"]}
     sample = Sample(opened.manifest.name, spec.task, "ids", "INT64", ids["ids"], b"", expected)
@@ -102,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(ROUNDS):
             print(f"round {number + 1} of {ROUNDS}", file=sys.stderr, flush=True)
-            ours.append(served(options.bundle, sample, Path(scratch)))
+            ours.append(served(options.bundle, sample, spec.labels, Path(scratch)))
             peer.append(pipeline(encoder_sources.find("minilm-l6")))
     setting = f"{opened.manifest.quantization}; {len(WORDS.split())} words, {ids['ids'].size} tokens"
     print(f"{cpu_name()}: {', '.join(cpu_features())}; {setting}\n")

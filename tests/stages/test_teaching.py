@@ -15,7 +15,7 @@ from loopline.data import manifest
 from loopline.errors import LooplineError
 from loopline.lib import sessions
 from loopline.release import bundle
-from loopline.stages import stage_files, teaching
+from loopline.stages import calibrate, evaluate, export, package, quantize, stage_files, teaching
 from loopline.stages import train as train_stage
 from loopline.tasks.spec import ModelSpec
 from loopline.training import quality_report
@@ -60,15 +60,24 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     data = write_data("teacher")
     write_data("student", wrong=0.35)
-    described = brightness.described(name="teacher", data=hashlib.sha256(data.read_bytes()).hexdigest())
-    (tmp_path / "drift.json").write_text(json.dumps(brightness.reference(described.spec)))
-    graph = brightness.onnx_model(tmp_path / "model.onnx", 127.5)
+    params(tmp_path, {"model": "teacher", "version": "0" * 12})
     (tmp_path / "models/teacher").mkdir(parents=True)
-    written = bundle.write(
-        tmp_path / "models/teacher/bundle", described, model=graph, drift=tmp_path / "drift.json", card="# teacher\n"
-    )
-    params(tmp_path, {"model": "teacher", "version": written.version[:12], "weight": 1.0})
+    params(tmp_path, {"model": "teacher", "version": write_bundle(tmp_path, data).version[:12], "weight": 1.0})
     return tmp_path
+
+
+def write_bundle(folder, data):
+    """Write the teacher's bundle as made from this manifest and the settings of today."""
+    everything, model = settings.model("teacher")
+    described = brightness.described(
+        name="teacher",
+        data=hashlib.sha256(data.read_bytes()).hexdigest(),
+        parameters=stage_files.parameters(everything.seed, model),
+    )
+    (folder / "drift.json").write_text(json.dumps(brightness.reference(described.spec)))
+    graph = brightness.onnx_model(folder / "model.onnx", 127.5)
+    target = folder / "models/teacher/bundle"
+    return bundle.write(target, described, model=graph, drift=folder / "drift.json", card="# teacher\n")
 
 
 def params(folder, teacher):
@@ -128,12 +137,7 @@ def test_the_loss_is_that_of_hinton_and_zero_for_equal_answers():
 
 
 def test_a_teacher_that_saw_the_test_split_is_refused(project):
-    data = write_data("teacher", splits=("test", "val", "train", "test"))
-    read = bundle.read(project / "models/teacher/bundle")
-    described = brightness.described(name="teacher", data=hashlib.sha256(data.read_bytes()).hexdigest())
-    again = bundle.write(
-        project / "models/teacher/bundle", described, model=read.model, drift=project / "drift.json", card="# teacher\n"
-    )
+    again = write_bundle(project, write_data("teacher", splits=("test", "val", "train", "test")))
     params(project, {"model": "teacher", "version": again.version[:12]})
     with pytest.raises(LooplineError, match="teacher learnt from 64 of the 128 samples of the test split"):
         lesson()
@@ -143,12 +147,128 @@ def test_a_teacher_of_unknown_data_is_refused(project):
     write_data("teacher", wrong=0.1)  # its data are newer than its bundle
     with pytest.raises(LooplineError, match="nobody knows from what the teacher teacher learnt"):
         lesson()
-    write_data("teacher")
-    content = yaml.safe_load((project / "params.yaml").read_text())
-    content["models"]["teacher"]["train"] = {"adopt": "somewhere.onnx"}
-    (project / "params.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_an_adopted_teacher_is_refused(project):
+    def train(value):
+        content = yaml.safe_load((project / "params.yaml").read_text())
+        content["models"]["teacher"]["train"] = {"adopt": "somewhere.onnx"}
+        content["models"]["student"]["train"]["teacher"]["version"] = value
+        (project / "params.yaml").write_text(yaml.safe_dump(content))
+
+    train("0" * 12)
+    train(write_bundle(project, stage_files.manifest("teacher")).version[:12])
     with pytest.raises(LooplineError, match="nobody knows from what the teacher teacher learnt"):
         lesson()
+
+
+def test_a_teacher_with_other_settings_than_its_bundle_is_refused(project):
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["models"]["teacher"]["train"]["epochs"] = 99
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(LooplineError, match="made with other settings than those of teacher"):
+        lesson()
+
+
+def test_a_model_cannot_teach_itself_and_an_unknown_one_is_named(project):
+    for name, words in (("student", "names the model itself"), ("somebody", "somebody")):
+        params(project, {"model": name, "version": "0" * 12})
+        with pytest.raises(LooplineError, match=words):
+            lesson()
+
+
+def test_what_a_teacher_s_own_teacher_answered_counts_too(project, capsys):
+    """The student's test split has a sample that a teacher of its teacher answered without its label."""
+    _, file = collected(project, capsys)
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    first = content["models"]["teacher"]
+    oldest = bundle.read(project / "models/teacher/bundle").version[:12]
+    content["models"]["oldest"] = first
+    content["models"]["teacher"] = first | {
+        "train": first["train"] | {"teacher": {"model": "oldest", "version": oldest, "unlabelled": file}}
+    }
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    write_data("oldest")
+    (project / "models/teacher/bundle").rename(project / "models/oldest")
+    (project / "models/oldest").rename(project / "moved")
+    (project / "models/oldest").mkdir()
+    (project / "moved").rename(project / "models/oldest/bundle")
+    version = write_bundle(project, stage_files.manifest("teacher")).version[:12]
+    content["models"]["student"]["train"]["teacher"]["version"] = version
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    assert lesson().teacher["version"].startswith(version)
+    new = brightness.png(4, side=9)
+    write_with(new, "test")
+    with pytest.raises(LooplineError, match="teacher learnt from 1 of the 129 samples of the test split"):
+        lesson()
+
+
+def write_with(image, split):
+    """Write the student's manifest with one more sample."""
+    sample = manifest.Sample(
+        id=hashlib.sha256(image).hexdigest(),
+        source="v2",
+        path="new.png",
+        split=split,
+        label="dark",
+        image=image,
+        width=9,
+        height=9,
+    )
+    manifest.write(
+        stage_files.manifest("student"), [*samples(0), sample], task="classification", labels=brightness.LABELS
+    )
+    return sample
+
+
+def test_a_working_copy_of_a_retraining_uses_the_teacher_of_its_repository(project, monkeypatch):
+    copy = project / ".loopline/retrainer/worktrees/r1"
+    (copy / "data").mkdir(parents=True)
+    (copy / "models/teacher").mkdir(parents=True)  # git's files of the teacher are there, DVC's are not
+    (copy / "params.yaml").write_bytes((project / "params.yaml").read_bytes())
+    (project / "data/student").rename(copy / "data/student")
+    monkeypatch.chdir(copy)
+    given = lesson()
+    assert len(given.more["taught"].probabilities) == len(given.train.ids)
+    teacher = settings.model("student")[1].train.teacher
+    read = teaching._bundle(teacher)
+    for stage, name in (("train", "model.safetensors"), ("quantize", "model.onnx")):
+        (project / "models/teacher" / stage).mkdir()
+        (project / "models/teacher" / stage / name).write_bytes(read.model.read_bytes())
+    assert teaching._network(teacher, read).resolve() == project / "models/teacher/train"
+    (project / "models/teacher/quantize/model.onnx").write_bytes(b"of another training")
+    with pytest.raises(LooplineError, match=r"is not what .* was made of"):
+        teaching._network(teacher, read)
+
+
+def test_a_training_from_the_champion_s_weights_has_nothing_to_compare_with(project):
+    _, model = settings.model("student")
+    start = model.model_copy(
+        update={"train": model.train.model_copy(update={"pretrained": f"{stage_files.START}/a/b"})}
+    )
+    teaching.train_without("student", None, None, None, start, lesson(), seed=0)
+    assert not (stage_files.stage("student", "train") / stage_files.UNTAUGHT).exists()
+
+
+def test_the_report_and_the_card_say_who_taught_and_what_it_gained(project):
+    for stage in (train_stage, export, quantize):
+        stage.main("student")
+    stage_files.write_csv(project / "data/student/classes.csv", ["class", "split", "count"], [["dark", "train", 1]])
+    evaluate.main("student")
+    baselines = json.loads((project / "models/student/report.json").read_text())["baselines"]
+    version = bundle.read(project / "models/teacher/bundle").version
+    assert baselines["teacher"] == {"model": "teacher", "version": version}
+    assert baselines["gain_over_untaught"]["low"] > 0
+    stage_files.write_json(project / "data/student/ingest.json", {"set_aside": {}})
+    (project / "data/catalog.yaml").write_text("{}")
+    calibrate.main("student")
+    package.main("student")
+    card = (project / "models/student/bundle/MODEL_CARD.md").read_text()
+    assert f"Gain by the teacher `teacher` (version {version[:12]})" in card
+    assert "the same training without a teacher" in card
+    teaching.train_without("student", None, None, None, settings.model("teacher")[1], teaching.Lesson(None), seed=0)
+    evaluate.main("student")
+    assert "teacher" not in json.loads((project / "models/student/report.json").read_text())["baselines"]
 
 
 def test_another_version_and_a_missing_bundle_are_refused(project):
@@ -228,20 +348,7 @@ def test_a_sample_that_has_since_come_into_the_test_split_is_left_out(project, c
     version = bundle.read(project / "models/teacher/bundle").version[:12]
     _, file = collected(project, capsys)
     params(project, {"model": "teacher", "version": version, "unlabelled": file})
-    new = brightness.png(4, side=9)
-    sample = manifest.Sample(
-        id=hashlib.sha256(new).hexdigest(),
-        source="v2",
-        path="4.png",
-        split="test",
-        label="dark",
-        image=new,
-        width=9,
-        height=9,
-    )
-    manifest.write(
-        stage_files.manifest("student"), [*samples(0), sample], task="classification", labels=brightness.LABELS
-    )
+    sample = write_with(brightness.png(4, side=9), "test")
     given = lesson()
     assert given.teacher["unlabelled"] == 63
     assert sample.id not in given.train.ids
@@ -250,14 +357,17 @@ def test_a_sample_that_has_since_come_into_the_test_split_is_left_out(project, c
 def test_missing_and_foreign_files_of_unlabelled_samples_are_named(project):
     version = bundle.read(project / "models/teacher/bundle").version[:12]
     params(project, {"model": "teacher", "version": version, "unlabelled": "nowhere"})
-    with pytest.raises(LooplineError, match=r"student: train\.teacher\.unlabelled: there is no nowhere"):
+    with pytest.raises(LooplineError, match=r"student: train\.teacher\.unlabelled: there is no file nowhere"):
         lesson()
+    for place, content in (("folder", None), ("foreign.parquet", b"PAR1"), ("table.csv", b"text\na")):
+        (project / place).write_bytes(content) if content else (project / place).mkdir()
+        params(project, {"model": "teacher", "version": version, "unlabelled": place})
+        with pytest.raises(LooplineError, match="make it with loopline data unlabelled student FOLDER"):
+            lesson()
     text = manifest.Sample(id="a", source="s", path="t.csv:2", split="", text="a film")
     manifest.write(project / "texts.parquet", [text], task="text", labels=())
     params(project, {"model": "teacher", "version": version, "unlabelled": "texts.parquet"})
-    with pytest.raises(
-        LooplineError, match="made for a model of the task text: classification needs samples of images"
-    ):
+    with pytest.raises(LooplineError, match="made for the task text: classification needs images"):
         lesson()
 
 

@@ -43,11 +43,10 @@ def _whoami(options: argparse.Namespace) -> int:
 def _made_from(model: str, tree: Path) -> tuple[str, str]:
     """The sha256 of the parameters and that of the code of a revision that is unpacked at `tree`."""
     from loopline import settings
-    from loopline.stages import package
+    from loopline.stages import package, stage_files
 
     everything, chosen = settings.model(model, tree / "params.yaml")
-    parameters = package.canonical({"seed": everything.seed, "model": chosen.model_dump(mode="json")})
-    return package.sha256(parameters), package.code_of(chosen.task, tree / "src/loopline")
+    return stage_files.parameters(everything.seed, chosen), package.code_of(chosen.task, tree / "src/loopline")
 
 
 def _sign(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """Samples without labels, which only a teacher answers: the images of a folder, or the texts of the tables in it.
 
-The folder that `loopline journal export` writes is such a folder: its requests are what the model is asked in practice. They are kept
+The folder that `loopline label export` writes is such a folder: its requests are what the model is asked in practice. They are kept
 in the manifest's columns, in a file that is named after its content: another set of samples has another name in params.yaml.
 """
 
@@ -29,11 +29,13 @@ TEXT = (*columns.TEXT, "sample")  # the last is the journal's
 def collect(name: str, source: str) -> str:
     """Write the samples under `source` for the model `name`, and return what was kept and what was left out, in lines.
 
-    Raises LooplineError if the model has no manifest yet, or `source` no usable sample.
+    Raises LooplineError if the model has no manifest yet or cannot have a teacher, or `source` has no usable sample.
     """
     _, model = settings.model(name)
-    path = Path("data") / name / "manifest.parquet"
-    known = {identity: split for split in manifest.SPLITS for identity in manifest.load_split(path, split).ids}
+    if not isinstance(model.train, settings.ClassifierFit):
+        raise LooplineError(f"{name} cannot learn from unlabelled samples: only a classifier that is trained here can")
+    splits = manifest.table(Path("data") / name / "manifest.parquet", ["id", "split"]).to_pydict()
+    known = dict(zip(splits["id"], splits["split"], strict=True))
     samples, left_out = read(settings.located(source), tasks.find(model.task).content, known)
     names = "".join(sorted(sample.id for sample in samples))
     target = FOLDER / f"{name}-{hashlib.sha256(names.encode()).hexdigest()[:12]}.parquet"

@@ -16,8 +16,7 @@ import yaml
 
 from loopline.data import repository
 from loopline.errors import LooplineError
-
-START = ".loopline/start"  # in the worktree; git and DVC ignore it
+from loopline.stages.stage_files import START
 
 
 def folder_of(root: Path, run: str) -> Path:

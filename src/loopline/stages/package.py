@@ -6,7 +6,6 @@ Reads what earlier stages wrote to `data/<model>/` and `models/<model>/`. Run by
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def main(name: str) -> None:
         metrics={key: report[key] for key in ("headline", "n", "metrics", "unjudged") if key in report},
         lineage=bundle.Lineage(
             data=sha256(data.read_bytes()),
-            parameters=sha256(canonical({"seed": everything.seed, "model": model.model_dump(mode="json")})),
+            parameters=stage_files.parameters(everything.seed, model),
             code=code_of(model.task, Path(loopline.__file__).parent),
         ),
     )
@@ -139,11 +138,6 @@ def code_hash(package: Path, rooms: Iterable[str]) -> str:
     paths = sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*.py")))
     lines = [f"{sha256(path.read_bytes())}  {path.relative_to(package).as_posix()}\n" for path in paths]
     return sha256("".join(lines).encode())
-
-
-def canonical(content: Any) -> bytes:
-    """Return JSON with sorted keys and no spaces: the same bytes for the same content."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def sha256(content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -9,9 +10,18 @@ from typing import Any
 
 from loopline.errors import LooplineError
 from loopline.lib.files import write
+from loopline.settings import ModelSettings
 
 SCRATCH = Path(".loopline")  # ignored by git: checkpoints, timings, downloads
+START = ".loopline/start"  # in the working copy of a retraining: the weights of the champion; git and DVC ignore it
 UNTAUGHT = "untaught"  # in the folder of a training with a teacher: the same training without it
+
+
+def parameters(seed: int, model: ModelSettings) -> str:
+    """Return the sha256 of a model's settings, as JSON with sorted keys and no spaces: a bundle's lineage names it."""
+    content = {"seed": seed, "model": model.model_dump(mode="json")}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def manifest(name: str) -> Path:

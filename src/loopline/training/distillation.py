@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+    from loopline.data.manifest import Split
+
 UNLABELLED = -100  # class of a sample that only a teacher answers; torch's cross entropy leaves it out
 
 
@@ -36,7 +38,11 @@ class Taught:
     ) -> torch.Tensor:
         """Return the weighted sum of this loss and that of the labels, in which an unlabelled sample counts as 0."""
         share = (targets != UNLABELLED).float().mean()
-        labels = (
-            share * loss_of(logits, targets) if share > 0 else 0.0
-        )  # without a label, cross entropy is not a number
+        # Without any label, cross entropy is not a number.
+        labels = share * loss_of(logits, targets) if share > 0 else 0.0
         return (1 - self.weight) * labels + self.weight * self.loss(logits, rows)
+
+
+def labelled(train: Split) -> int:
+    """Return the number of samples with a label. They come first."""
+    return int((np.asarray(train.targets) != UNLABELLED).sum())

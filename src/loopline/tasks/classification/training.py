@@ -23,7 +23,7 @@ from loopline.tasks.classification import architectures, onnx_file, onnx_model
 from loopline.tasks.classification.parameters import RESIDUAL
 from loopline.tasks.spec import ImageInput, ModelSpec
 from loopline.training import checkpoint, loop, onnx_export, posthoc
-from loopline.training.distillation import Taught
+from loopline.training.distillation import Taught, labelled
 
 if TYPE_CHECKING:
     import onnx
@@ -66,7 +66,7 @@ def train(
     shape = ImageInput(**config["image"])
     pixels, val_pixels = (image.batch(list(_images(split)), shape) for split in (train, val))
     if options.architecture == RESIDUAL and not options.probe:
-        network.normalise(pixels)
+        network.normalise(pixels[: labelled(train)])
     data = replace(_data(pixels, train, Augment(options)), taught=taught)
     val_data = _data(val_pixels, val)
     if options.probe:
@@ -75,7 +75,7 @@ def train(
         key = checkpoint.fingerprint(options, config, *loop.identity(train, val))
         history = loop.fit(network, data, val_data, options, seed=seed, work=work, key=key, log=log)
     network.temperature.fill_(posthoc.temperature(loop.predict(network, val_data), torch.from_numpy(val_data.targets)))
-    features = loop.predict(network.features, _data(pixels[:EMBEDDING_SAMPLES], train))
+    features = loop.predict(network.features, _data(pixels[: min(labelled(train), EMBEDDING_SAMPLES)], train))
     network.embed(*posthoc.principal_components(features, settings.export.embedding))
     loop.write(out, network, history, {"labels": list(train.labels), **config})
     checkpoint.forget(work)

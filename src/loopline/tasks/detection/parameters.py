@@ -6,16 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from loopline.settings import (
-    Adopt,
-    ClassLimits,
-    Fit,
-    Fraction,
-    ImageLimits,
-    ImageShape,
-    ModelSettings,
-    train_kind,
-)
+from loopline.settings import Adopt, ClassLimits, Fit, Fraction, ImageLimits, ImageShape, ModelSettings, train_kind
 from loopline.tasks.teacher import Teacher
 
 

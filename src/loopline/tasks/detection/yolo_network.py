@@ -233,14 +233,17 @@ class Detector(torch.nn.Module):
     def distillation(self, teacher: Detector, gain: float) -> DistillationModel:
         """Return this network with a teacher for its training. gain: weight of the distance between the feature maps in the loss.
 
-        Raises LooplineError if the two heads take another number of feature maps.
+        Raises LooplineError if the teacher's feature maps have other strides.
         """
+        strides = [[int(stride) for stride in network.stride] for network in (self.network, teacher.network)]
+        if strides[0] != strides[1]:
+            raise LooplineError(
+                f"train.teacher: its feature maps have the strides {strides[1]}, those of this model have {strides[0]}: choose "
+                "architectures of one family, such as yolo11n.yaml and yolo11s.yaml"
+            )
         # It asks for the number of channels of each map by an image of this size.
         self.network.args = SimpleNamespace(**GAINS, dis=gain, imgsz=int(self.network.stride.max()))
-        try:
-            return DistillationModel(teacher.network.to(self.anchors.device), self.network)
-        except ValueError as error:
-            raise LooplineError(f"train.teacher: {error}") from error
+        return DistillationModel(teacher.network.to(self.anchors.device), self.network)
 
     def taught_loss(
         self, distillation: DistillationModel, image: torch.Tensor, targets: list[torch.Tensor]

@@ -32,7 +32,9 @@ class TextTrain(ClassifierFit):
     word_dropout: Fraction
 
     @model_validator(mode="after")
-    def _teachable(self) -> TextTrain:
+    def _for_encoders(self) -> TextTrain:
+        if self.layers and self.architecture == "ngrams":
+            raise ValueError("layers: n-grams have none: choose another train.architecture")
         if self.teacher and self.architecture == "ngrams":
             raise ValueError(
                 "teacher: in trials n-grams gained nothing from a teacher: choose another train.architecture"

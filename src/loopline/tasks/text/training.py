@@ -22,7 +22,7 @@ from loopline.tasks.text import encoder_files, encoder_model, encoder_sources, n
 from loopline.tasks.text.start import Start
 from loopline.tasks.text.token_ids import encode
 from loopline.training import checkpoint, loop, onnx_export, posthoc
-from loopline.training.distillation import Taught
+from loopline.training.distillation import Taught, labelled
 
 if TYPE_CHECKING:
     import onnx
@@ -72,7 +72,7 @@ def train(
         data = replace(encoded.data(batch), taught=taught)
         history = loop.fit(network, data, val_data, options, seed=seed, work=work, key=key, log=log)
     network.temperature.fill_(posthoc.temperature(loop.predict(network, val_data), torch.from_numpy(val_data.targets)))
-    features = loop.predict(network.features, encoded.first(EMBEDDING_SAMPLES).data(batch))
+    features = loop.predict(network.features, encoded.first(min(labelled(train), EMBEDDING_SAMPLES)).data(batch))
     network.embed(*posthoc.principal_components(features, settings.export.embedding))
     files.write(out / "tokenizer.json", start.tokenizer.to_str())
     loop.write(out, network, history, {"text": asdict(start.text), "labels": list(train.labels), **config})
@@ -124,6 +124,11 @@ def start_from(pretrained: Path, settings: TextSettings, options: TextTrain, *, 
         raise LooplineError(
             f"pretrained: {pretrained} holds a model of the kind {architecture}, but train.architecture is "
             f"{options.architecture}: change one of the two"
+        )
+    if options.layers and options.layers != kept["shape"]["layers"]:
+        raise LooplineError(
+            f"pretrained: {pretrained} has {kept['shape']['layers']} layers, but train.layers is {options.layers}: change one of "
+            "the two"
         )
     tokenizer.enable_truncation(settings.input.max_tokens)
     text = TextInput(max_tokens=settings.input.max_tokens, pad_id=text.pad_id, unknown_id=text.unknown_id)
