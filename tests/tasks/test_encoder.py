@@ -19,6 +19,7 @@ from loopline.tasks import find
 from loopline.tasks.text import encoder_files, encoder_model, encoder_sources
 from loopline.tasks.text import training as text
 from loopline.tasks.text.encoder import EncoderNetwork
+from loopline.tasks.text.parameters import TextSettings
 from loopline.training import parity, quantization
 from loopline.training.distillation import Taught
 
@@ -454,6 +455,23 @@ def test_a_student_begins_with_some_layers_of_its_encoder_in_order(tmp_path):
     assert json.loads((tmp_path / "student/config.json").read_text())["shape"]["layers"] == 2
     spec = text.export(tmp_path / "student", split(30, 0), split(8, 1), model, out=tmp_path / "student.onnx")
     assert spec.labels == ("bad", "good")
+    weights = str(tmp_path / "student/model.safetensors")
+    with pytest.raises(LooplineError, match=r"model\.safetensors has 2 layers, but train\.layers is 3"):
+        train(tmp_path, tmp_path / "again", layers=3, epochs=1, pretrained=weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layers": 2}, "n-grams have none"),
+        ({"teacher": {"model": "reviews", "version": "0" * 12}}, "n-grams gained nothing from a teacher"),
+    ],
+)
+def test_layers_and_teachers_are_for_encoders(change, words):
+    _, model = settings.model("text", Path(__file__).parents[1] / "params.yaml")
+    given = model.model_dump()
+    with pytest.raises(ValueError, match=words):
+        TextSettings.model_validate(given | {"train": given["train"] | change})
 
 
 def test_a_teacher_s_answers_lead_where_labels_mislead(folders, tmp_path):
