@@ -250,7 +250,7 @@ def test_consecutive_ports_are_free():
 
 
 def test_a_record_prints_and_stores_events(capsys):
-    record = DrillRecord()
+    record = DrillRecord(began=time.monotonic() + 0.9)  # a pause of a second is still 00:00
     record.say("act", "One")
     record.say("decision", "retrain: because\nof two reasons", "retrain")
     output = capsys.readouterr().out
