@@ -32,7 +32,7 @@ class RolloutPolicy:
     variation between the lanes' predicted classes, allowed beyond the shadow's and beyond chance. labels: least number of the
     challenger's labelled answers; 0: labels count if there are any. broken: share of errors that stops a rollout without a test.
     broken_from: least number of errors for that stop. shadow_inputs: least number of inputs of a shadow. shadow_slower: largest
-    allowed ratio of latencies in a shadow.
+    allowed ratio of latencies in a shadow, unless `slower` allows more.
     """
 
     requests: int = option(2000, "number of requests in each lane that each step needs")
@@ -126,8 +126,9 @@ def shadow(evidence: Shadow, policy: RolloutPolicy) -> Verdict:
         stops.append(f"{evidence.failed} of {evidence.inputs} inputs that the champion answered were not answered")
     if not all(map(isfinite, (ratio, evidence.expected))):
         stops.append("a figure of the evidence is not a number")
-    if ratio > policy.shadow_slower:
-        stops.append(f"{ratio:.2f} times the champion's latency, {policy.shadow_slower} is allowed")
+    allowed = max(policy.shadow_slower, 1 + policy.slower)
+    if ratio > allowed:
+        stops.append(f"{ratio:.2f} times the champion's latency, {allowed:g} is allowed")
     if stops:
         return Verdict("roll back", tuple(stops))
     summary = f"{evidence.inputs} inputs, {evidence.agreed} answered alike, {ratio:.2f} times the champion's latency"
