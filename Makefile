@@ -80,7 +80,7 @@ BENCH_capacity = python -m benchmarks.capacity $(wildcard models/*/bundle) --doc
 BENCH_kills = PYTHONPATH=src:. python -m benchmarks.kills $(ARGS)
 # 12 min, a table for docs/results.md
 BENCH_probe = PYTHONPATH=src:. python -m benchmarks.probe $(ARGS)
-# 75 min, a table for docs/results.md; ARGS="--splits 0 1" measures two of five splits
+# Half an hour a split beside other work, a table for docs/results.md; ARGS="--splits 0 1" measures two of five splits
 BENCH_encoders = PYTHONPATH=src:. python -m benchmarks.encoders $(ARGS)
 # 2 min, a table for docs/results.md; ARGS="--bundle models/reviews/bundle"
 BENCH_huggingface = PYTHONPATH=src:. python -m benchmarks.huggingface $(ARGS)

@@ -1,7 +1,8 @@
 """What does a fine-tuned encoder gain over n-grams, what does INT8 cost it, and what does it teach a smaller encoder?
 
 On each split of rt-polarity: n-grams; MiniLM-L6, fine-tuned, in FP32 and INT8; and a student with some of its layers, trained with the
-fine-tuned one as its teacher and without. All answer the same test texts. Needs `make pretrained`; an hour and more for five splits.
+fine-tuned one as its teacher and without. All answer the same test texts. Needs `make pretrained`. A split took half an hour beside
+other work.
 """
 
 from __future__ import annotations

@@ -33,8 +33,7 @@ def test_a_measured_profile_is_plausible(profile):
     measured = plan_files.profile(profile)
     assert (measured.model, len(measured.starts)) == ("classifier", 1)
     assert measured.starts[0] > measured.batches[1]
-    sizes = sorted(measured.batches)  # sizes that take long are left out, as all do on a machine that stands still
-    assert sizes == [1, 2, 4, 8, 16, 32][: len(sizes)]
+    assert sorted(measured.batches) == [1, 2, 4, 8, 16, 32]
     assert measured.memory.resident > measured.memory.private > measured.memory.growth
     assert measured.spread[-1][1] >= measured.spread[0][1]
 
