@@ -11,9 +11,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from loopline.errors import LooplineError
 from loopline.tasks.plugins import BUILT_IN, part
+from loopline.tasks.search_space import Tune
 from loopline.tasks.spec import model_name
 from loopline.tasks.teacher import ClassifierTeacher
 
+LEAST_OF_A_SHARD = 2  # samples, for the statistics of batch normalisation
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PARAMS = Path("params.yaml")
 # Folders of a repository in which retrainings, drills and DVC's experiments keep their working copies
@@ -105,13 +107,32 @@ class ImageShape(Strict):
 
 
 class Fit(Strict):
-    """Settings that every training loop shares."""
+    """Settings that every training loop shares.
+
+    shards: parts of a batch, which change the result; 1 is the loop without parts. workers: processes that share the shards, which
+    change no result.
+    """
 
     epochs: int = Field(ge=1)
     patience: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     pretrained: str | None = None
+    shards: int = Field(default=1, ge=1, le=64)
+    workers: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _workers_share_shards(self) -> Fit:
+        for name, count in (("shards", self.shards), ("workers", self.workers)):
+            if count & (count - 1):
+                raise ValueError(f"{name} must be 1, 2, 4, 8, ...: sums are made by a binary tree")
+        if self.workers > self.shards:
+            raise ValueError(f"workers: {self.workers} processes cannot share {self.shards} shards: raise shards")
+        if self.batch_size < LEAST_OF_A_SHARD * self.shards and self.shards > 1:
+            raise ValueError(
+                f"shards: a batch of {self.batch_size} is too small: each of {self.shards} needs {LEAST_OF_A_SHARD} samples"
+            )
+        return self
 
 
 class Adopt(Strict):
@@ -205,6 +226,7 @@ class ModelSettings(Strict):
     quantize: Quantize
     evaluate: Evaluate
     calibrate: Calibrate
+    tune: Tune | None = None  # changes no output of the pipeline
 
 
 class Promotion(Strict):

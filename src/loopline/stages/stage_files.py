@@ -19,7 +19,7 @@ UNTAUGHT = "untaught"  # in the folder of a training with a teacher: the same tr
 
 def parameters(seed: int, model: ModelSettings) -> str:
     """Return the sha256 of a model's settings, as JSON with sorted keys and no spaces: a bundle's lineage names it."""
-    content = {"seed": seed, "model": model.model_dump(mode="json")}
+    content = {"seed": seed, "model": model.model_dump(mode="json", exclude={"tune": True, "train": {"workers"}})}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -24,7 +24,7 @@ def main(name: str) -> None:
     lesson = teaching.of(name, model, train)
     run = tracking.Training(
         name,
-        parameters={"seed": everything.seed, **model.model_dump(exclude={"expectations", "calibrate"})},
+        parameters={"seed": everything.seed, **model.model_dump(exclude={"expectations", "calibrate", "tune"})},
         dataset=model.dataset,
         data_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )

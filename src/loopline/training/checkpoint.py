@@ -34,7 +34,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return value.model_dump() if hasattr(value, "model_dump") else value.tolist()
+    return value.model_dump(exclude={"workers"}) if hasattr(value, "model_dump") else value.tolist()
 
 
 def save(work: Path, key: str, state: TrainingState, **parts: Any) -> None:

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 
 from loopline.errors import LooplineError
 from loopline.lib import files
-from loopline.training import checkpoint
+from loopline.training import checkpoint, parallel
 from loopline.training.distillation import UNLABELLED, Taught
+from loopline.training.parallel import Team
 from loopline.training.progress_bar import Progress
 
 if TYPE_CHECKING:
@@ -101,10 +102,30 @@ def fit(
     """Train `model` in place and leave the weights of the epoch with the least validation loss in it.
 
     work: the checkpoint's folder, named after the model. A checkpoint with the same `key`, seed and tensor shapes is
-    resumed; any other is replaced.
+    resumed; any other is replaced. With `train.shards`, `train.workers` processes share each batch, see `parallel`.
     log: called with each epoch and its metrics, first for the epochs that an earlier, killed process finished.
     Returns a row for each epoch: train_loss, val_loss, val_accuracy. Raises LooplineError if the loss is not a number.
     """
+
+    def body(team: Team, log: parallel.Log) -> list[dict[str, float]]:
+        return _fit(model, train, val, settings, team, seed=seed, work=work, key=key, log=log)
+
+    return parallel.fit(body, log, workers=settings.workers, shards=settings.shards)
+
+
+def _fit(
+    model: torch.nn.Module,
+    train: Data,
+    val: Data,
+    settings: ClassifierFit,
+    team: Team,
+    *,
+    seed: int,
+    work: Path,
+    key: str,
+    log: Callable[[int, dict[str, float]], None],
+) -> list[dict[str, float]]:
+    """Do what `fit` says, in one process of the team."""
     import torch
 
     model.to(device())
@@ -112,13 +133,19 @@ def fit(
     optimizer = _optimizer(model, settings)
     scaler = torch.amp.GradScaler(device().type, enabled=_precision() is torch.float16)
     state = checkpoint.load(work, key, model=model, optimizer=optimizer, scaler=scaler)
-    for epoch, row in enumerate(state.history, 1):
+    if team.size > 1 and team.leads and not state.epoch:  # all begin here again if another process is killed
+        checkpoint.save(work, key, state, model=model, optimizer=optimizer, scaler=scaler)
+    for epoch, row in enumerate(state.history if team.leads else [], 1):
         log(epoch, row)
     loss_of = _loss(model, train, settings)
-    shown = Progress(work.name, epochs=settings.epochs, steps=_steps(train, settings), done=state.epoch)
+    steps = _steps(train, settings)
+    parallel.check(len(train.targets) // steps, team)
+    if team.shards > 1 and scaler.is_enabled():
+        raise LooplineError("train.shards: this GPU has no bfloat16, whose gradients need no scale: set shards to 1")
+    shown = Progress(work.name, epochs=settings.epochs, steps=steps, done=state.epoch, silent=not team.leads)
     while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
         train_loss = _train_epoch(
-            model, train, settings, loss_of, optimizer, scaler, seed=seed, epoch=state.epoch, shown=shown
+            model, train, settings, loss_of, optimizer, scaler, team, seed=seed, epoch=state.epoch, shown=shown
         )
         state.epoch += 1
         row = {"train_loss": train_loss, **validate(model, val)}
@@ -130,9 +157,10 @@ def fit(
         if row["val_loss"] < state.best_loss:
             state.best_loss, state.best_epoch = row["val_loss"], state.epoch
             state.best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        checkpoint.save(work, key, state, model=model, optimizer=optimizer, scaler=scaler)
-        shown.epoch(state.epoch, row)
-        log(state.epoch, row)
+        if team.leads:
+            checkpoint.save(work, key, state, model=model, optimizer=optimizer, scaler=scaler)
+            shown.epoch(state.epoch, row)
+            log(state.epoch, row)
     shown.close()
     model.load_state_dict(state.best)
     model.eval()
@@ -195,6 +223,7 @@ def _train_epoch(
     loss_of: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    team: Team,
     *,
     seed: int,
     epoch: int,
@@ -204,20 +233,34 @@ def _train_epoch(
     import torch
 
     batches, steps = _batches(train, settings.batch_size, seed=seed, epoch=epoch), _steps(train, settings)
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+    taught, targets_of = train.taught, torch.from_numpy(train.targets)
+    parallel.seed(seed, epoch)
     model.train()
+
+    def loss_at(rows: torch.Tensor) -> torch.Tensor:
+        inputs, targets = train.inputs(rows).to(device()), targets_of[rows].to(device())
+        inputs = train.augment(inputs) if train.augment else inputs
+        with torch.autocast(device().type, _precision(), enabled=_precision() is not torch.float32):
+            logits = model(inputs)
+            return taught.mixed(logits, rows, targets, loss_of) if taught else loss_of(logits, targets)
+
+    def weight(rows: torch.Tensor) -> float:
+        """What the mean loss of these samples counts in that of their batch."""
+        weights: Any = loss_of.weight
+        return float(len(rows) if weights is None or taught else weights.cpu()[targets_of[rows]].sum())
+
+    sharded = parallel.ShardedStep(model, team)
     total = torch.zeros((), device=device())
     for number, indices in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = one_cycle(epoch * steps + number, settings.epochs * steps, settings.learning_rate)
-        inputs, targets = train.inputs(indices).to(device()), torch.from_numpy(train.targets)[indices].to(device())
-        inputs = train.augment(inputs) if train.augment else inputs
-        with torch.autocast(device().type, _precision(), enabled=_precision() is not torch.float32):
-            logits, taught = model(inputs), train.taught
-            loss = taught.mixed(logits, indices, targets, loss_of) if taught else loss_of(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
+        if team.shards > 1:
+            loss = sharded.batch(indices, loss_at, weight, seeds=(seed, epoch, number))
+        else:
+            loss = loss_at(indices)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
         scaler.step(optimizer)
         scaler.update()

@@ -18,15 +18,18 @@ FOLDER = Path(".loopline/progress")
 class Progress:
     """Progress of one training, from epoch `done` to at most `epochs`, in `steps` steps each."""
 
-    def __init__(self, name: str, *, epochs: int, steps: int, done: int) -> None:
-        """Start the bar or the clock. name: the model's."""
+    def __init__(self, name: str, *, epochs: int, steps: int, done: int, silent: bool = False) -> None:
+        """Start the bar or the clock. name: the model's. silent: another process shows it."""
         from tqdm import tqdm
 
         self._name, self._epochs, self._done = name, epochs, done
         self._start = time.monotonic()
+        self._silent = silent
         self._note("")  # a killed training may have left its epoch
         total, initial = epochs * steps, done * steps
-        self._bar = tqdm(total=total, initial=initial, desc=f"train {name}", unit="step", disable=not _terminal())
+        self._bar = tqdm(
+            total=total, initial=initial, desc=f"train {name}", unit="step", disable=silent or not _terminal()
+        )
 
     def step(self) -> None:
         """Count one step."""
@@ -48,6 +51,8 @@ class Progress:
         self._note("")
 
     def _note(self, text: str) -> None:
+        if self._silent:
+            return
         with suppress(OSError):  # a full disk must not end a training here
             files.write(FOLDER / self._name, text)
 

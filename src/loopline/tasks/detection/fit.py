@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ import numpy as np
 from loopline.errors import LooplineError
 from loopline.tasks.detection import suppression, task
 from loopline.tasks.spec import ModelSpec
-from loopline.training import checkpoint, loop
+from loopline.training import checkpoint, loop, parallel
+from loopline.training.parallel import Team
 from loopline.training.progress_bar import Progress
 
 if TYPE_CHECKING:
@@ -86,6 +88,31 @@ def fit(
     process finished. teacher: its feature maps are learnt too, and it stays as it is. Returns a row for each epoch: train_loss,
     val_loss, map50, map50_95. Raises LooplineError if the loss is not a number.
     """
+
+    def body(team: Team, log: parallel.Log) -> list[dict[str, float]]:
+        return _fit(
+            network, train, val, truth, spec, recipe, team, seed=seed, work=work, key=key, log=log, teacher=teacher
+        )
+
+    return parallel.fit(body, log, workers=recipe.workers, shards=recipe.shards)
+
+
+def _fit(
+    network: Detector,
+    train: Scenes,
+    val: Scenes,
+    truth: Split,
+    spec: ModelSpec,
+    recipe: DetectionTrain,
+    team: Team,
+    *,
+    seed: int,
+    work: Path,
+    key: str,
+    log: Callable[[int, dict[str, float]], None],
+    teacher: Detector | None = None,
+) -> list[dict[str, float]]:
+    """Do what `fit` says, in one process of the team."""
     import torch
 
     network.to(device=loop.device(), memory_format=torch.channels_last)  # type: ignore[call-overload] # a third faster
@@ -97,11 +124,16 @@ def fit(
         parts["projector"] = trained.projector
     parts["optimizer"] = optimizer = _optimizer(trained, recipe)
     state = checkpoint.load(work, checkpoint.fingerprint(key, seed), **parts)
-    for epoch, row in enumerate(state.history, 1):
+    if team.size > 1 and team.leads and not state.epoch:  # all begin here again if another process is killed
+        checkpoint.save(work, checkpoint.fingerprint(key, seed), state, **parts)
+    for epoch, row in enumerate(state.history if team.leads else [], 1):
         log(epoch, row)
-    shown = Progress(work.name, epochs=recipe.epochs, steps=_steps(train, recipe), done=state.epoch)
+    steps = _steps(train, recipe)
+    parallel.check(len(train.boxes) // steps, team)
+    shown = Progress(work.name, epochs=recipe.epochs, steps=steps, done=state.epoch, silent=not team.leads)
+    train_epoch = partial(_sharded_epoch, team=team) if team.shards > 1 else _train_epoch
     while state.epoch < recipe.epochs and state.epoch - state.best_epoch < recipe.patience:
-        train_loss = _train_epoch(
+        train_loss = train_epoch(
             network, trained, train, recipe, optimizer, average, seed=seed, epoch=state.epoch, shown=shown
         )
         state.epoch += 1
@@ -114,9 +146,10 @@ def fit(
         if not state.best or -row["map50_95"] < state.best_loss:
             state.best_loss, state.best_epoch = -row["map50_95"], state.epoch
             state.best = {name: tensor.cpu().clone() for name, tensor in average.network.state_dict().items()}
-        checkpoint.save(work, checkpoint.fingerprint(key, seed), state, **parts)
-        shown.epoch(state.epoch, row)
-        log(state.epoch, row)
+        if team.leads:
+            checkpoint.save(work, checkpoint.fingerprint(key, seed), state, **parts)
+            shown.epoch(state.epoch, row)
+            log(state.epoch, row)
     shown.close()
     network.load_state_dict(state.best)
     network.eval()
@@ -186,6 +219,49 @@ def _train_epoch(
         optimizer.step()
         average.update()
         total += loss.item()
+        shown.step()
+    return total / len(train.boxes)
+
+
+def _sharded_epoch(
+    network: Detector,
+    trained: torch.nn.Module,
+    train: Scenes,
+    recipe: DetectionTrain,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+    *,
+    team: Team,
+    seed: int,
+    epoch: int,
+    shown: Progress,
+) -> float:
+    """Do what `_train_epoch` does in shards: order and augmentation are functions of seed, epoch, step and shard.
+
+    The loss of a shard is divided by the sum of its own targets' scores, as that of a batch is.
+    """
+    import torch
+
+    trained.train()
+    step, total, steps = parallel.ShardedStep(trained, team), 0.0, _steps(train, recipe)
+    order = np.random.default_rng([seed, epoch]).permutation(len(train.boxes))
+    mosaic = epoch < recipe.epochs - recipe.close_mosaic
+    for number, batch in enumerate(np.array_split(order, steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(epoch + number / steps, recipe)
+        shards = np.array_split(batch, team.shards)
+
+        def shard_loss(shard: int, number: int = number, shards: Any = shards) -> torch.Tensor:
+            random = np.random.default_rng([seed, epoch, number, shard])
+            augmented = [train.augmented(int(row), recipe, random, mosaic=mosaic) for row in shards[shard]]
+            return _loss(
+                network, trained, np.stack([pixels for pixels, _ in augmented]), [boxes for _, boxes in augmented]
+            )
+
+        total += step(shard_loss).item()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), LARGEST_GRADIENT)
+        optimizer.step()
+        average.update()
         shown.step()
     return total / len(train.boxes)
 
