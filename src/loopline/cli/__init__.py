@@ -21,6 +21,7 @@ from loopline.cli import (
     retraining,
     rollout,
     serving,
+    tuning,
     whoami,
 )
 from loopline.cli.verbs import VerbParser
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     for module in (
         pipeline,
         adoption,
+        tuning,
         serving,
         journal,
         monitoring,
