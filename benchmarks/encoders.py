@@ -117,7 +117,7 @@ def paired(better: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[flo
 
 
 def rows(seed: int, student: dict[str, Any], teacher: dict[str, float]) -> Iterator[tuple[str, float, str]]:
-    """Measure one split: yield what, the figure, and how it reads."""
+    """Measure one split: yield what, the figure, and how it reads. student: its training; empty: none."""
     parts = splits(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -133,6 +133,8 @@ def rows(seed: int, student: dict[str, Any], teacher: dict[str, float]) -> Itera
         yield "INT8 − FP32", *paired(int8_hits, encoder.hits)
         yield "INT8, MB", int8.stat().st_size / 1e6, f"{int8.stat().st_size / 1e6:.1f}"
         yield "INT8, times FP32's speed", np.nan, faster(encoder.graph, int8, encoder.inputs["test"])
+        if not student:
+            return
         answers = sessions.run(encoder.graph, encoder.inputs["train"])["probabilities"].astype(np.float32)
         taught = one(parts, model(student), folder / "taught", seed, Taught(answers, **teacher))
         alone = one(parts, model(student), folder / "alone", seed)
@@ -155,12 +157,12 @@ def main() -> None:
     """Print a table in Markdown with a column for each split, and the mean."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds of the splits")
-    parser.add_argument("--layers", type=int, default=3, help="layers of the student")
+    parser.add_argument("--layers", type=int, default=3, help="layers of the student; 0: no student")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of the student")
     parser.add_argument("--temperature", type=float, default=2.0, help="by which the teacher's logits are divided")
     parser.add_argument("--weight", type=float, default=0.8, help="of the teacher's answers in the loss")
     options = parser.parse_args()
-    student = TEACHER | {"layers": options.layers, "epochs": options.epochs}
+    student = TEACHER | {"layers": options.layers, "epochs": options.epochs} if options.layers else {}
     teacher = {"temperature": options.temperature, "weight": options.weight}
     measured = []
     for seed in options.splits:

@@ -20,13 +20,14 @@ MOST_REASON = 300  # characters of a library's error message
 
 
 class Item(NamedTuple):
-    """An input. id: the row's number from 0, or the image's path. content: the text, or the image's full path or URL.
+    """An input. id: the row's number from 0, or the image's path. content: the text, or the image's full path, URL or
+    encoded bytes.
 
     state: facts of the listing that show whether the file was changed. error: the reason why the item cannot be predicted.
     """
 
     id: int | str
-    content: str = ""
+    content: str | bytes = ""
     state: str = ""
     error: str | None = None
 

@@ -1,39 +1,34 @@
 """`loopline predict BUNDLE INPUT OUTPUT`: predict each row of a table of texts, or each image of a folder or list.
 
-Items are predicted in parts. While one part is predicted, the part before it is written, so at most two are in memory. After a
-kill, a new run continues after the last complete part: a part's metadata has its bundle, batch size and items, and a part with
-other metadata is predicted again. Models run as in the server (`server.model`).
+Items are predicted in parts, by an engine: threads of this process, or actors of Ray (`engines`). After a kill, a new run continues
+after the last complete part: a part's metadata has its bundle, batch size and items, and a part with other metadata is predicted
+again. Models run as in the server (`server.model`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
-from loopline.batch import inputs, texts
+from loopline.batch import engines, inputs, texts
+from loopline.batch.engines import Answer
 from loopline.batch.inputs import Item
 from loopline.batch.output import Output, schema
 from loopline.errors import LooplineError
 from loopline.lib.options import option
-from loopline.server.messages import Refusal
-from loopline.server.model import Encoded, Model, Tensors, cpu_limit
+from loopline.server.model import Model, cpu_limit
 
 PART_ROWS = {"text": 8192, "image": 1024}  # take a small model a second or less
 EXAMPLES = 3  # errors that the summary shows
 T = TypeVar("T")
-Answer = dict[str, Any]  # the columns of one row without its id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +36,13 @@ class BatchOptions:
     """How a batch is predicted."""
 
     column: str | None = option(None, "column of the texts (default: text, else the first that ingest would take)")
+    engine: Literal["process", "ray"] = option(
+        "process",
+        "place where the model runs: this process, or Ray (the cluster of RAY_ADDRESS, else one on this machine)",
+    )
     slots: int | None = option(
-        None, "number of batches that run at once (default: number of cores that this process may use)"
+        None,
+        "number of batches that run at once, or of Ray's actors (default: number of cores that this process may use)",
     )
     batch_rows: int | None = option(
         None, "number of samples that the model gets at once (default: the fastest number here)"
@@ -83,7 +83,6 @@ class Summary:
 
 def predict(folder: Path, source: str, output: str, options: BatchOptions) -> Summary:
     """Predict all of `source` with the bundle at `folder` into `output`. Raises LooplineError."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a slot is one core
     model = Model(folder)
     image = model.spec.image is not None
     (fs, path), (to_fs, to_path) = inputs.locate(source), inputs.locate(output)
@@ -96,10 +95,41 @@ def predict(folder: Path, source: str, output: str, options: BatchOptions) -> Su
     facts = _facts(out, model, options, rows)
     summary = Summary()
     start = time.monotonic()
-    count = _parts(model, batch_input, out, facts, options.slots or cpu_limit(), summary)
+    with engines.engine(options.engine, model, options.slots or cpu_limit()) as run:
+        count = _parts(model, batch_input, out, facts, run, summary)
     out.join(count, {"model": model.name, "bundle": model.bundle.version}, summary.look)
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def answers(
+    bundle: str | Path,
+    samples: Iterable[str | bytes],
+    *,
+    engine: Literal["process", "ray"] = "process",
+    slots: int | None = None,
+    batch_rows: int | None = None,
+) -> Iterator[Answer]:
+    """Yield the answer to each sample in order: the columns of `loopline predict`, or `error` if there is none.
+
+    samples: texts; for a model of images their encoded bytes, paths or URLs. engine, slots, batch_rows: as in BatchOptions. Raises
+    LooplineError if the bundle cannot be opened.
+    """
+    model = Model(Path(bundle))
+    model.warm_up()
+    text = model.spec.image is None
+    facts = {"batch_rows": batch_rows or model.best_rows}
+    rows = max(facts["batch_rows"], PART_ROWS["text" if text else "image"] // 8)
+    items = (Item(number, sample) for number, sample in enumerate(samples))
+    parts = (_PartWork(chunk, facts, number, None, text=text) for number, chunk in enumerate(_chunks(items, rows)))
+    early: dict[int, list[Answer]] = {}
+    following = 0
+    with engines.engine(engine, model, slots or cpu_limit()) as run:
+        for part, predicted in run(parts):
+            early[part.number] = part.rows(predicted)
+            while following in early:
+                yield from early.pop(following)
+                following += 1
 
 
 def _facts(out: Output, model: Model, options: BatchOptions, rows: int) -> dict[str, Any]:
@@ -118,97 +148,55 @@ def _facts(out: Output, model: Model, options: BatchOptions, rows: int) -> dict[
 
 
 def _parts(
-    model: Model, source: inputs.BatchInput, out: Output, facts: dict[str, Any], slots: int, summary: Summary
+    model: Model, source: inputs.BatchInput, out: Output, facts: dict[str, Any], run: engines.Engine, summary: Summary
 ) -> int:
     """Predict every part that an earlier run has not written. Returns the number of all parts."""
     from tqdm import tqdm
 
-    count, waiting = 0, deque[_Work]()
-    pool = ThreadPoolExecutor(slots, "slot")
+    count = 0
     with tqdm(total=source.total, unit=" rows", disable=None) as bar:
-        try:
+
+        def parts() -> Iterator[_PartWork]:
+            nonlocal count
             for count, items in enumerate(_chunks(source.items, facts["part_rows"]), start=1):
-                work = _Work(model, items, facts | {"items": _fingerprint(items)}, count - 1)
-                earlier = out.facts(work.number)
-                if earlier == work.facts:
+                part = _PartWork(
+                    items, facts | {"items": _fingerprint(items)}, count - 1, source.fs, text=bool(model.spec.text)
+                )
+                earlier = out.facts(part.number)
+                if earlier == part.facts:
                     summary.kept += len(items)
                     bar.update(len(items))
                     continue
                 if earlier is not None:
-                    _say(f"part {work.number} was made from other items than the input now has: predicting it again")
-                work.start(pool, source.fs)
-                waiting.append(work)
-                if len(waiting) > 1:
-                    bar.update(waiting.popleft().finish(out))
-            while waiting:
-                bar.update(waiting.popleft().finish(out))
-        finally:
-            pool.shutdown(cancel_futures=True)
+                    _say(f"part {part.number} was made from other items than the input now has: predicting it again")
+                yield part
+
+        for part, answers in run(parts()):
+            out.write_part(part.number, part.rows(answers), part.facts)
+            bar.update(len(part.items))
     if summary.kept:
         _say(f"{summary.kept} rows are kept from an earlier run")
     return count
 
 
-class _Work:
-    """A part that is being predicted."""
+class _PartWork:
+    """A part that is being predicted, as `engines.Work`."""
 
-    def __init__(self, model: Model, items: list[Item], facts: dict[str, Any], number: int) -> None:
-        self.model, self.items, self.facts, self.number = model, items, facts, number
+    def __init__(self, items: list[Item], facts: dict[str, Any], number: int, fs: Any, *, text: bool) -> None:
+        self.items, self.facts, self.number, self.fs = items, facts, number, fs
         self.order = [place for place, item in enumerate(items) if item.error is None]
-        if model.spec.text:
+        if text:
             self.order.sort(key=lambda place: len(items[place].content))  # similar lengths together need less padding
-        self.futures: list[Future[list[Answer]]] = []
+        self.batches: list[engines.Contents] = [
+            [items[place].content for place in batch] for batch in _chunks(iter(self.order), facts["batch_rows"])
+        ]
 
-    def start(self, pool: ThreadPoolExecutor, fs: Any) -> None:
-        for batch in _chunks(iter(self.order), self.facts["batch_rows"]):
-            contents = [self.items[place].content for place in batch]
-            self.futures.append(pool.submit(_answers, self.model, contents, fs))
-
-    def finish(self, out: Output) -> int:
+    def rows(self, predicted: list[Answer]) -> list[Answer]:
+        """The rows in the order of the items. predicted: what the engine gave."""
         answers: list[Answer] = [{"error": item.error} for item in self.items]
-        predicted = itertools.chain.from_iterable(future.result() for future in self.futures)
         for place, answer in zip(self.order, predicted, strict=True):
             answers[place] = answer
-        rows = ({"id": item.id, **answer} for item, answer in zip(self.items, answers, strict=True))
-        out.write_part(self.number, rows, self.facts)
-        return len(self.items)
-
-
-def _answers(model: Model, contents: list[str], fs: Any) -> list[Answer]:
-    """An answer or an error for each text, or for the image at each path. If a batch fails, its items are run one by one."""
-    try:
-        return _batch(model, contents, fs)
-    except Exception as error:  # onnxruntime's errors have no common base
-        if len(contents) == 1:
-            return [{"error": f"the model failed on it: {inputs.reason(error)}"}]
-        return [answer for content in contents for answer in _answers(model, [content], fs)]
-
-
-def _batch(model: Model, contents: list[str], fs: Any) -> list[Answer]:
-    if model.spec.text:
-        prepared: list[Any] = [model.prepare(Encoded(contents))]
-    else:
-        prepared = [
-            data if isinstance(data, Exception) else _decoded(model, data) for data in inputs.contents(contents, fs)
-        ]
-    ready = [item for item in prepared if not isinstance(item, Exception)]
-    answers = iter(_run(model, ready) if ready else [])
-    if model.spec.text:
-        return list(answers)
-    return [{"error": inputs.reason(item)} if isinstance(item, Exception) else next(answers) for item in prepared]
-
-
-def _decoded(model: Model, data: bytes) -> Any:
-    try:
-        return model.prepare(Encoded([data]))
-    except Refusal as refusal:
-        return refusal
-
-
-def _run(model: Model, prepared: list[Any]) -> list[Answer]:
-    results = model.run([Tensors(item.arrays) for item in prepared])
-    outputs = {name: np.concatenate([result[name] for result in results]) for name in model.output_names}
-    return model.task.batch_answers(outputs, model.spec, np.concatenate([item.sizes for item in prepared]))
+        return [{"id": item.id, **answer} for item, answer in zip(self.items, answers, strict=True)]
 
 
 def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
