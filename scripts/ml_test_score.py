@@ -21,7 +21,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "docs/ml-test-score.md"
-GOAL = 5.0
+GOAL = 5.5
 Cases = dict[str, list[bool]]
 
 
