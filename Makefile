@@ -91,12 +91,14 @@ BENCH_probe = PYTHONPATH=src:. python -m benchmarks.probe $(ARGS)
 BENCH_encoders = PYTHONPATH=src:. python -m benchmarks.encoders $(ARGS)
 # 2 min, a table for docs/results.md; ARGS="--bundle models/reviews/bundle"
 BENCH_huggingface = PYTHONPATH=src:. python -m benchmarks.huggingface $(ARGS)
+# 8 min on two idle cores, a table for docs/scale.md
+BENCH_shards = PYTHONPATH=src:. python -m benchmarks.shards
 ENVIRONMENT_probe := pretrained
 ENVIRONMENT_encoders := pretrained
 ENVIRONMENT_huggingface := pretrained
-bench: setup $(ENVIRONMENT_$(SUITE)) ## Measure FP32 against INT8 and the cost of drift signals (SUITE=serving|drift|rollout, each also with ARGS=--quick, or pieces|capacity|kills|probe|encoders|huggingface: another suite)
+bench: setup $(ENVIRONMENT_$(SUITE)) ## Measure FP32 against INT8 and the cost of drift signals (SUITE=serving|drift|rollout, each also with ARGS=--quick, or pieces|capacity|kills|probe|encoders|huggingface|shards: another suite)
 	@test "$(SUITE)" != serving || command -v wrk >/dev/null || { echo "wrk makes the load: apt-get install wrk, or your system's package of it"; exit 1; }
-	$(or $(BENCH_$(or $(SUITE),speed)),@echo "SUITE=$(SUITE) does not exist: use serving|drift|rollout|pieces|capacity|kills|probe|encoders|huggingface"; exit 2)
+	$(or $(BENCH_$(or $(SUITE),speed)),@echo "SUITE=$(SUITE) does not exist: use serving|drift|rollout|pieces|capacity|kills|probe|encoders|huggingface|shards"; exit 2)
 
 .venv-peers/ready: benchmarks/serving/requirements.lock
 .venv-drift/ready: benchmarks/drift/requirements.lock

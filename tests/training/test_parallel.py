@@ -41,7 +41,8 @@ def test_weights_have_the_same_bits_for_any_number_of_processes_and_after_kills(
 
 def test_a_training_that_stopped_goes_on_with_another_number_of_processes(tmp_path):
     train(f"text,{tmp_path / 'moved'},2,stop,2", code=9)
-    assert list((tmp_path / "moved").rglob("checkpoint.pt"))
+    (path,) = (tmp_path / "moved").rglob("checkpoint.pt")
+    assert torch.load(path, weights_only=True)["state"]["epoch"] == 2
     train(f"text,{tmp_path / 'moved'},4", f"text,{tmp_path / 'whole'},1")
     assert bits(tmp_path / "moved") == bits(tmp_path / "whole")
 
@@ -82,6 +83,19 @@ def test_running_statistics_follow_the_mean_of_the_shards_once_a_step(memory):
     assert int(norm.num_batches_tracked) == 1
     assert norm.momentum == 0.1
     assert model[0].weight.grad.is_contiguous(memory_format=memory)
+
+
+def test_a_frozen_normalisation_keeps_its_statistics():
+    model = network().train()
+    frozen = nn.BatchNorm2d(3).eval()
+    frozen.running_mean.fill_(0.5)
+    inputs = torch.randn(16, 3, 6, 6)
+    rows = torch.tensor_split(torch.arange(16), 4)
+    seen = []
+    ShardedStep(nn.Sequential(frozen, model), Team(shards=4))(
+        lambda shard: (seen.append(frozen.running_mean.clone()), model(frozen(inputs[rows[shard]])).sum())[1]
+    )
+    assert all(torch.equal(each, torch.full((3,), 0.5)) for each in [*seen, frozen.running_mean])
 
 
 def test_the_sum_is_a_fixed_tree():

@@ -183,7 +183,7 @@ def test_a_search_that_is_interrupted_anywhere_ends_with_the_same_table(project)
 
     def killed(work):
         for number, each in enumerate(pure(work)):
-            if number == 2:
+            if number == 1:
                 raise KeyboardInterrupt
             yield each
 
@@ -313,7 +313,7 @@ def test_kills_of_trials_and_of_the_search_do_not_change_the_table(searched, pro
         while not (children := children_of(process.pid)):
             assert process.poll() is None
             time.sleep(0.05)
-        time.sleep(float(random.uniform(0, 3.0)))
+        time.sleep(float(random.uniform(0, 1.0)))  # an epoch is later: importing torch takes longer
         if kill in (1, 3):
             process.kill()
             process.wait()
@@ -348,7 +348,7 @@ def test_a_trial_that_kills_its_process_each_time_is_a_failed_trial(project, mon
     killer = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     real = subprocess.Popen
     monkeypatch.setattr(workers.subprocess, "Popen", lambda _, **more: real(killer, **more))
-    with pytest.raises(LooplineError, match="its process was killed 3 times within one epoch"):
+    with pytest.raises(LooplineError, match="its process was killed 3 times"):
         found.go(2)
 
 

@@ -72,6 +72,11 @@ class Output:
             return None
         return facts if stored.remove_metadata().equals(self.schema) else None
 
+    def any_facts(self) -> dict[str, Any] | None:
+        """The facts of the first valid part; None if there is none. Parts may be written in any order."""
+        numbers = sorted(int(PurePosixPath(name).stem[5:]) for name in self.fs.glob(f"{self.folder}/part-*.parquet"))
+        return next(filter(None, map(self.facts, numbers)), None)
+
     def write_part(self, number: int, rows: Iterable[dict[str, Any]], facts: dict[str, Any]) -> None:
         """Write a part of at least one row, completely or not at all. A missing value is null. facts: see `facts`."""
         table = _table(rows, self.schema).replace_schema_metadata({KEY: json.dumps(facts)})

@@ -115,12 +115,14 @@ def answers(
     samples: texts; for a model of images their encoded bytes, paths or URLs. engine, slots, batch_rows: as in BatchOptions. Raises
     LooplineError if the bundle cannot be opened.
     """
+    if engine not in ("process", "ray"):
+        raise LooplineError(f"engine: {engine!r} is not known: give process or ray")
     model = Model(Path(bundle))
     model.warm_up()
     text = model.spec.image is None
     facts = {"batch_rows": batch_rows or model.best_rows}
     rows = max(facts["batch_rows"], PART_ROWS["text" if text else "image"] // 8)
-    items = (Item(number, sample) for number, sample in enumerate(samples))
+    items = (Item(number, _checked(sample, number, text=text)) for number, sample in enumerate(samples))
     parts = (_PartWork(chunk, facts, number, None, text=text) for number, chunk in enumerate(_chunks(items, rows)))
     early: dict[int, list[Answer]] = {}
     following = 0
@@ -132,11 +134,19 @@ def answers(
                 following += 1
 
 
+def _checked(sample: Any, number: int, *, text: bool) -> str | bytes:
+    """Return the sample. Raises LooplineError if it cannot be one."""
+    if isinstance(sample, str) or (isinstance(sample, bytes) and not text):
+        return sample
+    needed = "a text" if text else "an encoded image, a path or a URL"
+    raise LooplineError(f"sample {number} is of the type {type(sample).__name__}: this model needs {needed}")
+
+
 def _facts(out: Output, model: Model, options: BatchOptions, rows: int) -> dict[str, Any]:
     """The facts of each part without its items. An earlier run's batch size is kept, because an INT8 answer may depend on it."""
     facts = {"bundle": model.bundle.version, "column": options.column, "part_rows": rows}
     batch = options.batch_rows or model.best_rows
-    earlier = out.facts(0)
+    earlier = out.any_facts()
     if earlier is None:
         return facts | {"batch_rows": batch}
     for name, value in (facts | ({"batch_rows": batch} if options.batch_rows else {})).items():

@@ -28,7 +28,7 @@ class Clock:
         from loopline.training.progress_bar import duration
 
         self.done += 1
-        left = self.trials - len(search.rows) - 1
+        left = self.trials - job.number - 1
         each = (time.monotonic() - self.start) / self.done
         shown = outcome.reason.splitlines()[0][:120] if outcome.reason else f"{search.headline} {outcome.value:.4f}"
         if outcome.state == "complete":

@@ -29,6 +29,7 @@ def joined(cpus: int) -> Iterator[Any]:
     Raises LooplineError if Ray is not installed, does not start, or the cluster cannot be used.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_task_oom_retries", "2")  # else a task that is too large is repeated for ever
     if not os.environ.get(ADDRESS):
         os.environ.setdefault(MODE, "token")
         if os.environ[MODE] == "token":
@@ -37,6 +38,9 @@ def joined(cpus: int) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise LooplineError("--engine ray needs Ray: make ray, or pip install 'loopline[ray]'") from error
+    if ray.is_initialized():  # by the program that calls this
+        yield ray
+        return
     _connect(ray, cpus)
     try:
         yield ray

@@ -19,6 +19,7 @@ import multiprocessing.connection
 import os
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from loopline.errors import LooplineError
+from loopline.settings import LEAST_OF_A_SHARD
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +97,9 @@ class ShardedStep:
         self.team = team
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.norms: list[Any] = [
-            each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats
+            each
+            for each in model.modules()
+            if isinstance(each, _BatchNorm) and each.training and each.track_running_stats
         ]
 
     def batch(
@@ -189,8 +193,8 @@ def _shaped(flat: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def check(samples: int, team: Team) -> None:
-    """Raise LooplineError if a batch has fewer samples than shards. samples: of the smallest batch."""
-    if samples < team.shards:
+    """Raise LooplineError if a batch has too few samples for its shards. samples: of the smallest batch."""
+    if team.shards > 1 and samples < LEAST_OF_A_SHARD * team.shards:
         raise LooplineError(
             f"train.shards: a batch of {samples} samples cannot have {team.shards} shards: give fewer shards"
         )
@@ -210,6 +214,12 @@ def run(body: Callable[[Team, Log], object], log: Log, *, workers: int, shards: 
     If one is killed, all begin again: `body` must continue from its checkpoint, and leave its result there. Raises LooplineError if
     the processes die again and again, or with the message of a LooplineError in `body`.
     """
+    import torch
+
+    if torch.cuda.is_available() or torch.get_num_threads() > 1:
+        raise LooplineError(
+            "train.workers: several processes train on the CPU only, with OMP_NUM_THREADS=1: set workers to 1"
+        )
     logged = 0
     for _ in range(TRIES):
         with _processes(body, workers, shards) as (processes, messages):
@@ -271,19 +281,28 @@ def _next(processes: list[Any], messages: Any) -> tuple[str, Any] | None:
     return message
 
 
+def _follow() -> None:
+    """End this process when its parent has ended, by whatever."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
+
+
 def _process(body: Callable[[Team, Log], object], team: Team, meeting: str, messages: Any) -> None:
     """The whole life of a process. It ends without what its parent does at its exit."""
     import torch
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if Path("/sys/class/net/lo").exists() else "lo0")
     send = messages.send if team.leads else lambda _: None
+    threading.Thread(target=_follow, daemon=True).start()
     try:
         torch.distributed.init_process_group(
             "gloo", init_method=meeting, rank=team.rank, world_size=team.size, timeout=PATIENCE
         )
         body(team, lambda epoch, row: send(("row", (epoch, row))))
         send(("done", None))
-    except LooplineError as error:
+    except (LooplineError, OSError) as error:  # such as a full disk
         send(("failed", str(error)))
     except KeyboardInterrupt:  # its parent was interrupted, too
         os._exit(130)

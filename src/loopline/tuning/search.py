@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 LEAST_AT_A_RUNG = 4  # figures whose median stops a trial
 LEAST_FOR_IMPORTANCE = 10  # complete trials
+ONE_PROCESS = {"train.workers": 1}  # a trial has one core
 RANDOM_TRIALS = 8  # before the estimator takes over
 
 
@@ -73,8 +74,10 @@ class Search:
 
     @property
     def key(self) -> str:
-        """A sha256 of all that decides the table: the settings with the space, the seed, the data, the code and the machine."""
-        return _sha256([self.model.model_dump(mode="json"), self.seed, self.data, self.code, machine.kind()])
+        """A sha256 of all that decides the table: settings and space, number of trials, seed, data, code, machine."""
+        return _sha256(
+            [self.model.model_dump(mode="json"), len(self.rows), self.seed, self.data, self.code, machine.kind()]
+        )
 
     @property
     def headline(self) -> str:
@@ -137,7 +140,7 @@ class Search:
                 return None, values
             self.study.enqueue_trial(values)
         proposed = self.study.ask(self.distributions)
-        return proposed, dict(proposed.params)
+        return proposed, {key: _short(value) for key, value in proposed.params.items()}
 
     def _tell(self, proposed: Trial | None, outcome: Outcome) -> None:
         from optuna.trial import TrialState
@@ -154,7 +157,8 @@ class Search:
     def _job(self, number: int, values: Values, cutoffs: dict[str, float]) -> TrialJob | Outcome:
         """Return the job, or the outcome of values that are invalid together."""
         try:
-            settings = space.with_values(self.model, values).model_dump(mode="json", exclude={"tune"})
+            changed = space.with_values(self.model, values | ONE_PROCESS)
+            settings = changed.model_dump(mode="json", exclude={"tune"})
         except LooplineError as error:
             return Outcome(state="failed", reason=str(error))
         return TrialJob(
@@ -216,15 +220,16 @@ def table(rows: list[Row]) -> str:
     writer.writerow(["trial", "state", "value", "epoch", "epochs", *keys, "reason"])
     for row in rows:
         outcome = row.outcome
-        values = [_plain(row.values[key]) for key in keys]
+        values = [row.values[key] for key in keys]
         writer.writerow(
             [row.number, outcome.state, outcome.value, outcome.epoch, len(outcome.curve), *values, outcome.reason]
         )
     return text.getvalue()
 
 
-def _plain(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
+def _short(value: Any) -> Any:
+    """A value as people copy it: trained again with it, the model is the same."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _sha256(content: Any) -> str:

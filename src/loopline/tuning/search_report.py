@@ -67,7 +67,7 @@ def _page(name: str, rows: list[Row], best: Row, verdict: Comparison | None, hea
     lines = [
         f"# Search for better settings of {name}",
         "",
-        f"{len(rows)} trials: {counts}. Trial 0 has the values of params.yaml. {headline} is that of the validation split.",
+        f"{len(rows)} trials: {counts}. Trial 0 has the values of params.yaml. The figure is the {headline} on the validation split.",
         "",
         f"| trial | {headline} | epoch | {' | '.join(keys)} |",
         f"|{'---|' * (len(keys) + 3)}",

@@ -51,12 +51,16 @@ def distributions(name: str, model: ModelSettings) -> dict[str, BaseDistribution
         )
     if isinstance(model.train, Adopt):
         raise LooplineError(f"{where}: an adopted model is not trained, so there is nothing to tune")
+    if getattr(model.train, "teacher", None):
+        raise LooplineError(f"{where}: trials have no teacher: tune the model without train.teacher, then add it")
     content = model.model_dump()
     kinds: dict[str, BaseDistribution] = {}
     for key, values in model.tune.space.items():
         part, _, setting = key.partition(".")
         if part not in PARTS:
             raise LooplineError(f"{where}.space: {key} cannot be tuned: keys begin with {' or '.join(PARTS)}")
+        if key == "train.workers":
+            raise LooplineError(f"{where}.space: train.workers changes no result, so there is nothing to search")
         if setting not in content[part]:
             known = ", ".join(sorted(content[part]))
             raise LooplineError(f"{where}.space: there is no setting {key}: {part} has {known}")
@@ -72,9 +76,10 @@ def _distribution(where: str, values: Range | Choices, now: Any) -> tuple[tuple[
 
     if isinstance(values, Choices):
         return values.choices, optuna.CategoricalDistribution(values.choices)
-    if isinstance(now, bool) or not isinstance(now, int):
+    ends_whole = values.low.is_integer() and values.high.is_integer()
+    if isinstance(now, bool | float) or (now is None and not ends_whole):
         return (values.low, values.high), optuna.FloatDistribution(values.low, values.high, log=values.log)
-    if not (values.low.is_integer() and values.high.is_integer()):
+    if not ends_whole:
         raise LooplineError(f"{where} is a whole number, so low and high must be, too")
     low, high = int(values.low), int(values.high)
     return (low, high), optuna.IntDistribution(low, high, log=values.log)

@@ -1,6 +1,6 @@
 """One trial: a training with its own settings, in a process of its own.
 
-    python -m loopline.tuning.trial FOLDER        # reads FOLDER/job.json, writes FOLDER/outcome.json
+    python -m loopline.tuning.trial FOLDER PID    # PID: of the search; reads FOLDER/job.json, writes FOLDER/outcome.json
 
 A trial depends on its job alone. If its process is killed, the next one continues from the checkpoint and ends with the same outcome.
 """
@@ -23,6 +23,7 @@ from loopline.lib import files
 
 JOB, OUTCOME, CHECKPOINTS, TRAINED, LOG = "job.json", "outcome.json", "work", "train", "log"
 CODE = ("tasks", "training", "data")  # rooms
+DIGITS = 6  # of a figure
 ORPHAN = 75  # exit code: the search that started the process has ended
 
 
@@ -97,11 +98,11 @@ def run(job: TrialJob, folder: Path, *, alive: Callable[[], bool] = lambda: True
         if not alive():
             sys.exit(ORPHAN)
         rows[epoch - 1 :] = [row]
-        if figure(rows, task.headline) < job.cutoffs.get(str(epoch), float("-inf")):
+        if round(figure(rows, task.headline), DIGITS) < job.cutoffs.get(str(epoch), float("-inf")):
             raise Stopped
 
     def outcome(state: Literal["complete", "stopped"]) -> Outcome:
-        curve = tuple(round(figure(rows[: count + 1], task.headline), 6) for count in range(len(rows)))
+        curve = tuple(round(figure(rows[: count + 1], task.headline), DIGITS) for count in range(len(rows)))
         if not curve or not isfinite(curve[-1]):
             return Outcome(state="failed", reason=f"the training gave no {task.headline}")
         return Outcome(state=state, value=curve[-1], epoch=kept(rows) + 1, curve=curve)
@@ -113,6 +114,8 @@ def run(job: TrialJob, folder: Path, *, alive: Callable[[], bool] = lambda: True
         return outcome("stopped")
     except LooplineError as error:
         return Outcome(state="failed", reason=str(error))
+    except (MemoryError, torch.OutOfMemoryError):
+        return Outcome(state="failed", reason="it needs more memory than there is")
     return outcome("complete")
 
 
@@ -130,11 +133,11 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def main(name: str) -> None:
-    """Run the job in this folder."""
-    folder, parent = Path(name), os.getppid()
+def main(name: str, search: str) -> None:
+    """Run the job in this folder. search: process id of the search."""
+    folder = Path(name)
     job = TrialJob(**json.loads((folder / JOB).read_text(encoding="utf-8")))
-    outcome = run(job, folder, alive=lambda: os.getppid() == parent)
+    outcome = run(job, folder, alive=lambda: os.getppid() == int(search))
     write(folder, outcome)
 
 
@@ -153,4 +156,4 @@ def read(folder: Path) -> Outcome | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,9 +23,7 @@ from loopline.tuning.trial import Outcome, TrialJob
 
 LOOK_SECONDS = 0.2
 MOST_DEATHS = 3  # of one trial's process without a finished epoch between them
-DIED = Outcome(
-    state="failed", reason=f"its process was killed {MOST_DEATHS} times within one epoch, perhaps for its memory"
-)
+DIED = Outcome(state="failed", reason=f"its process was killed {MOST_DEATHS} times, perhaps for its memory")
 TAIL = 2000  # characters of a log that an error shows
 Work = Sequence[tuple[TrialJob, Path]]  # jobs that have no outcome yet, each with its folder
 Finished = Iterator[tuple[TrialJob, Outcome]]
@@ -44,7 +43,7 @@ class Running:
         """Start the process, which continues from the last checkpoint."""
         with (self.folder / trial.LOG).open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "loopline.tuning.trial", str(self.folder)],
+                [sys.executable, "-m", "loopline.tuning.trial", str(self.folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -90,7 +89,6 @@ def processes(work: Work, most: int) -> Finished:
             for each in list(running):
                 if outcome := each.outcome():
                     running.remove(each)
-                    trial.write(each.folder, outcome)
                     yield each.job, outcome
             time.sleep(LOOK_SECONDS)
     finally:  # an error or an interrupt too
@@ -117,8 +115,11 @@ def _tasks(ray: Any, work: Work) -> Finished:
             outcome, files_of = ray.get(done)
         except ray.exceptions.RayTaskError as error:
             raise LooplineError(f"trial {job.number} failed: {error.cause}") from error
-        except ray.exceptions.RayError:  # the worker or the node, each time
-            outcome, files_of = DIED, {}
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError):
+            yield job, DIED  # and is not kept: with fewer workers it may have enough memory
+            continue
+        except ray.exceptions.RayError as error:
+            raise LooplineError(f"Ray lost trial {job.number}, so start the search again: {error}") from error
         for name, content in files_of.items():
             files.write(trial.made(folder / trial.TRAINED) / name, content)
         files.write(folder / trial.JOB, json.dumps(asdict(job)))
