@@ -142,7 +142,10 @@ def test_without_detection_the_lock_has_what_the_rest_needs_and_no_agpl(baked):
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert project["name"] == folder.name
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(one for name in extras.keys() - {"gpu", "predict"} for one in extras[name])]
+    wanted = [
+        *project["dependencies"],
+        *(one for name in extras.keys() - {"gpu", "predict", "ray"} for one in extras[name]),
+    ]
     assert locked(folder) == reached(map(Requirement, wanted))
     assert locked(folder) <= locked(ROOT)
     agpl = {name for name in locked(folder) if re.search(r"AGPL|Affero", licence(name))}

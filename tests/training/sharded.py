@@ -12,7 +12,6 @@ import psutil
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / "tasks")]
 import reviews  # noqa: E402
-import shapes  # noqa: E402
 import test_classification_training as images  # noqa: E402
 
 from loopline import settings  # noqa: E402
@@ -26,6 +25,8 @@ def settings_and_data(name):
     if name == "classification":
         return images.tiny(epochs=3), images.stripes(120, seed=0), images.stripes(45, seed=1)
     if name == "detection":
+        import shapes  # a project without detection does not have it
+
         return shapes.small(epochs=3, batch_size=16), shapes.shapes(48, seed=0), shapes.shapes(16, seed=1)
     _, model = settings.model("text", TESTS / "params.yaml")
     small = {"epochs": 3, "batch_size": 32, "tokenizer": "words"}

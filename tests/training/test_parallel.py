@@ -16,7 +16,8 @@ from loopline.training import parallel
 from loopline.training.parallel import ShardedStep, Team, tree_sum
 
 SCRIPT = Path(__file__).with_name("sharded.py")
-TASKS = ("classification", "text", "detection")
+SHAPES = SCRIPT.parents[1] / "tasks/shapes.py"  # a project without detection does not have it
+TASKS = ("classification", "text", *(["detection"] if SHAPES.exists() else []))
 
 
 def train(*lines, code=0):
