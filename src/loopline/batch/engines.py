@@ -169,7 +169,7 @@ class Pool:
     busy: dict[Any, tuple[Any, Unit | None]] = field(default_factory=dict)  # by what Ray will give; no unit: it starts
     free: list[Any] = field(default_factory=list)
     again: deque[Unit] = field(default_factory=deque)
-    partial: dict[int, list[Any]] = field(
+    answered: dict[int, list[Any]] = field(
         default_factory=dict
     )  # of each piece of work that is not done; None: no answer yet
     failures: int = 0  # actors in a row that did not start
@@ -182,14 +182,14 @@ class Pool:
             while self.free and (unit := self._next(works)):
                 actor = self.free.pop()
                 self.busy[actor.answers.remote(unit.batches, unit.work.fs)] = (actor, unit)
-            if self.free and not self.partial:
+            if self.free and not self.answered:
                 return  # actors that still start are of no use
             if finished := self._wait():
                 unit, got = finished
-                row = self.partial[id(unit.work)]
+                row = self.answered[id(unit.work)]
                 row[unit.start : unit.start + len(got)] = got
                 if None not in row:
-                    yield unit.work, self.partial.pop(id(unit.work))
+                    yield unit.work, self.answered.pop(id(unit.work))
 
     def _start(self) -> None:
         actor = self.make()
@@ -201,7 +201,7 @@ class Pool:
         work = next(works, None)
         if work is None:
             return None
-        self.partial[id(work)] = [None] * sum(map(len, work.batches))
+        self.answered[id(work)] = [None] * sum(map(len, work.batches))
         return Unit(work, 0, work.batches)
 
     def _wait(self) -> tuple[Unit, list[Answer]] | None:
