@@ -91,7 +91,7 @@ BENCH_probe = PYTHONPATH=src:. python -m benchmarks.probe $(ARGS)
 BENCH_encoders = PYTHONPATH=src:. python -m benchmarks.encoders $(ARGS)
 # 2 min, a table for docs/results.md; ARGS="--bundle models/reviews/bundle"
 BENCH_huggingface = PYTHONPATH=src:. python -m benchmarks.huggingface $(ARGS)
-# 8 min on two idle cores, a table for docs/scale.md
+# A table for docs/scale.md; needs two idle cores
 BENCH_shards = PYTHONPATH=src:. python -m benchmarks.shards
 ENVIRONMENT_probe := pretrained
 ENVIRONMENT_encoders := pretrained
